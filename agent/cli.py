@@ -1,0 +1,140 @@
+"""The command `tradecopier`. Sub-commands are imported when they are used, so that each starts fast."""
+
+import importlib
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, NoReturn
+
+import click
+
+from agent.failure import Failure
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Where a sub-command lives (`module:attribute`) and its line in `--help`."""
+
+    target: str
+    help: str
+
+
+COMMANDS: Final[Mapping[str, Entry]] = {
+    "up": Entry("agent.local.command:up", "Run the embedded Supabase stack until Ctrl-C."),
+    "demo": Entry("agent.demo.command:demo", "Run stack, agents and accounts, and copy trades."),
+    "scenario": Entry("agent.scenario.command:scenario", "Run scripted scenarios on the embedded stack."),
+    "bench": Entry("agent.bench.command:bench", "Run a benchmark."),
+    "paper": Entry("agent.paper.command:paper", "Run the paper broker."),
+    "agent": Entry("agent.agent_command:agent", "Life on a VPS: enroll, run, doctor, install."),
+    "operator": Entry("agent.operator:operator", "Operators of the farm."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group that knows its commands by name and imports one only when it is called."""
+
+    def __init__(self, *args: object, entries: Mapping[str, Entry], **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
+        self._entries = entries
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self._entries)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        entry = self._entries.get(cmd_name)
+        return None if entry is None else _load(cmd_name, entry)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, entry.help) for name, entry in self._entries.items()])
+
+
+def _load(name: str, entry: Entry) -> click.Command:
+    module_name, _, attribute = entry.target.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        # Only the command's own module (or a package above it) missing means "not built"; anything else is a broken set-up.
+        if error.name is not None and (module_name == error.name or module_name.startswith(error.name + ".")):
+            raise Failure(
+                f"`tradecopier {name}` is not part of this version",
+                "run `tradecopier --help` for the commands that are",
+                code="TC601",
+            ) from error
+        raise Failure(
+            f"`tradecopier {name}` needs the Python package {error.name}, which is not installed",
+            "run `make setup`, or `pip install tradecopier` again",
+            code="TC602",
+        ) from error
+    command = getattr(module, attribute)
+    if not isinstance(command, click.Command):
+        raise TypeError(f"{entry.target} is not a click command")
+    return command
+
+
+@click.group(cls=LazyGroup, entries=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--debug", is_flag=True, envvar="TRADECOPIER_DEBUG", help="Show the traceback of an error.")
+@click.version_option(package_name="tradecopier")
+@click.pass_context
+def group(ctx: click.Context, debug: bool) -> None:
+    """A fully managed trade copier on Supabase."""
+    ctx.ensure_object(dict)["debug"] = debug
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status. Errors become one line on stderr; `--debug` lets them through."""
+    argv = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in argv
+    try:
+        with group.make_context("tradecopier", argv) as ctx:
+            debug = bool(ctx.obj["debug"]) if ctx.obj else debug
+            group.invoke(ctx)
+    except click.exceptions.Exit as leave:
+        return leave.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        _say("interrupted")
+        return 130
+    except Exception as error:
+        if debug:
+            raise
+        return _explain(error)
+    return 0
+
+
+def _explain(error: BaseException) -> int:
+    match error:
+        case BaseExceptionGroup() if error.exceptions:
+            return _explain(_most_telling(error))
+        case Failure():
+            _say(str(error))
+            return error.exit_status
+        case click.exceptions.NoArgsIsHelpError():
+            click.echo(error.format_message(), err=True)
+            return error.exit_code
+        case click.UsageError():
+            hint = f" → see `{error.ctx.command_path} --help`" if error.ctx else ""
+            _say(error.format_message() + hint)
+            return error.exit_code
+        case click.ClickException():
+            _say(error.format_message())
+            return error.exit_code
+        case _:
+            first = (str(error).splitlines() or [""])[0]
+            _say(f"{type(error).__name__}: {first} → run it again with `tradecopier --debug …` and report what it prints")
+            return 1
+
+
+def _most_telling(group_of_errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error of a task group that a person can act on: a Failure if there is one, else the first."""
+    failures = group_of_errors.subgroup((Failure, click.ClickException))
+    chosen = failures if failures is not None else group_of_errors
+    return chosen.exceptions[0]
+
+
+def _say(line: str) -> None:
+    click.echo(f"tradecopier: {line}", err=True)
+
+
+def main() -> NoReturn:
+    """Entry point of the console script."""
+    sys.exit(run())
