@@ -1,0 +1,171 @@
+"""What the paper broker is asked, what it answers, and what it keeps on record.
+
+Positions and orders are the product's own `Position`; everything here is immutable and travels as JSON.
+Money is in the account's currency, volumes are lots, times are on the broker's clock (UTC).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from decimal import Decimal
+from typing import Literal
+
+from agent.model import AccountState, CloseReason, Evidence, Mode, OrderType, Position, Side, SymbolSpec
+
+RequestKind = Literal["market", "close", "close_by", "modify", "pending", "amend", "cancel"]
+#: who asked: the account's human, a connected program, or the broker itself
+Origin = Literal["client", "expert"]
+DealEntry = Literal["balance", "in", "out", "out_by"]
+DealReason = Literal["balance", "client", "expert", "sl", "tp", "stop_out"]
+OrderFault = Literal[
+    "reject", "requote", "timeout_executed", "timeout_lost", "partial", "no_money", "market_closed", "hang"
+]
+SnapshotFault = Literal["none", "empty", "error", "stale"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One order request. `lots` None on a close means all of it; `tag` is the sender's own number for it.
+
+    `price_given`, `sl_given` … do not exist: modify and amend carry the whole state wanted (None removes).
+    """
+
+    kind: RequestKind
+    origin: Origin = "client"
+    symbol: str = ""
+    side: Side = "buy"
+    lots: Decimal | None = None
+    order_type: OrderType = "market"
+    ticket: str | None = None
+    #: close_by: the opposite position
+    other_ticket: str | None = None
+    price: Decimal | None = None
+    sl: Decimal | None = None
+    tp: Decimal | None = None
+    expires_at: datetime | None = None
+    max_slippage_points: int | None = None
+    reference_price: Decimal | None = None
+    magic: int = 0
+    tag: int | None = None
+    comment: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What came of a request. `timeout`: the broker cannot say (it may have been executed)."""
+
+    status: Literal["done", "refused", "timeout"]
+    reason: str | None = None
+    message: str = ""
+    lots: Decimal = Decimal(0)
+    price: Decimal | None = None
+    positions: tuple[Position, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deal:
+    """One booking. `lots` is signed by nothing: `side` and `entry` say the direction. Balance = Σ (profit + commission)."""
+
+    number: int
+    at: datetime
+    entry: DealEntry
+    reason: DealReason
+    #: the position concerned; None for a deposit or withdrawal
+    ticket: str | None = None
+    order: str | None = None
+    symbol: str = ""
+    side: Side = "buy"
+    lots: Decimal = Decimal(0)
+    price: Decimal = Decimal(0)
+    profit: Decimal = Decimal(0)
+    commission: Decimal = Decimal(0)
+    tag: int | None = None
+    magic: int = 0
+    comment: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OrderRecord:
+    """One order in the history of a book: requests that the broker carried out, wholly or in part."""
+
+    number: int
+    at: datetime
+    kind: RequestKind
+    symbol: str
+    side: Side
+    #: asked for; what was filled is `filled`
+    lots: Decimal
+    filled: Decimal
+    price: Decimal | None
+    tag: int | None
+    #: every position and order that it touched
+    tickets: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestRecord:
+    """One order request as it arrived, executed or not: the broker's proof of what it was sent."""
+
+    number: int
+    at: datetime
+    kind: RequestKind
+    origin: Origin
+    symbol: str
+    side: Side
+    lots: Decimal | None
+    tag: int | None
+    #: executed: the book changed (also when the answer was lost); refused: it did not; lost: it never got through; open: not decided yet
+    outcome: Literal["open", "executed", "refused", "lost"]
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JournalEntry:
+    """One line of a book's append-only journal; numbers count from 1 without a gap."""
+
+    number: int
+    at: datetime
+    event: str
+    fields: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BookChange:
+    """Pushed to every session of the book: a position or order is now as `position` says (lots 0: gone).
+
+    A filled pending order and an MT4-like partial close push only the new ticket, whose `replaces` names the old one.
+    """
+
+    position: Position
+    evidence: Evidence | None = None
+    close_reason: CloseReason | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traces:
+    """Everything a book knows about one tag. `in_flight`: such a request is being worked on right now."""
+
+    records: tuple[OrderRecord, ...]
+    #: present (or last) state of every ticket in `records`, gone ones with lots 0
+    positions: tuple[Position, ...]
+    in_flight: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BookView:
+    """A whole book at one moment."""
+
+    login: str
+    state: AccountState
+    positions: tuple[Position, ...]
+    orders: tuple[Position, ...]
+    deals: tuple[Deal, ...]
+    symbols: tuple[SymbolSpec, ...]
+
+    @property
+    def balance(self) -> Decimal:
+        return self.state.balance
+
+    @property
+    def equity(self) -> Decimal:
+        return self.state.equity

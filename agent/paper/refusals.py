@@ -1,0 +1,46 @@
+"""The reasons for which the paper broker refuses an order, and which of them a moment can mend.
+
+The codes are those of docs/errors.md, "Refused by the broker"; a real platform's adapter maps its own texts to them.
+"""
+
+from agent.model import Rejected
+
+#: code → what the broker says
+MESSAGES = {
+    "requote": "Requote",
+    "price_changed": "The price moved further than the slippage allowed",
+    "no_quotes": "There is no quote for this symbol",
+    "no_money": "Not enough free margin",
+    "market_closed": "The market is closed",
+    "invalid_volume": "The volume is outside the limits or not a multiple of the step",
+    "invalid_stops": "Stop loss or take profit is on the wrong side or too close",
+    "invalid_price": "The price is missing, on the wrong side or too close",
+    "invalid_expiration": "The expiry is not in the future",
+    "invalid_request": "The request makes no sense",
+    "trade_disabled": "Trading in this symbol is disabled",
+    "close_only": "Only closing is allowed in this symbol",
+    "long_only": "Only buying is allowed in this symbol",
+    "short_only": "Only selling is allowed in this symbol",
+    "no_hedging": "Opposite positions cannot be held on this account",
+    "unknown_symbol": "The account has no such symbol",
+    "position_not_found": "There is no such position (any more)",
+    "order_not_found": "There is no such pending order (any more)",
+    "too_many_requests": "Too many requests",
+    "rejected": "The broker rejected the order without saying why",
+    "not_connected": "The account was not connected, nothing was sent",
+}
+RETRYABLE = frozenset({"requote", "price_changed", "no_quotes", "market_closed", "too_many_requests", "not_connected"})
+
+
+class Refusal(Exception):
+    """Raised inside the matching engine before anything of the book was changed; ends as a refused answer."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        self.reason = reason
+        super().__init__(f"{MESSAGES[reason]}{': ' if detail else ''}{detail}")
+
+
+def rejected(reason: str, message: str = "") -> Rejected:
+    """The order result for a refusal; a code nobody knows counts as `rejected`."""
+    code = reason if reason in MESSAGES else "rejected"
+    return Rejected(reason=code, retryable=code in RETRYABLE, message=message or MESSAGES[code])

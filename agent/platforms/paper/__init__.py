@@ -1,0 +1,1 @@
+"""The `paper` platform: accounts at the built-in broker."""
