@@ -1,0 +1,38 @@
+# Every target may be run again at any time. `make` alone lists them.
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check bench types migration parity lock
+PYTHON ?= python3
+BIN := .venv/bin
+# more arguments for the command that a target runs, as in: make demo ARGS="--seconds 20"
+ARGS ?=
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+
+setup: ## install everything that is needed, inside this checkout
+	@command -v "$(PYTHON)" >/dev/null 2>&1 || { echo "Set-up stopped: Python was not found. To mend it: sudo apt-get install -y python3 python3-venv && make setup"; exit 1; }
+	@"$(PYTHON)" scripts/setup.py
+
+demo: setup ## the whole product on this machine: stack, agents, a trading master, the page
+	@$(BIN)/tradecopier demo $(ARGS)
+
+test: setup ## every test
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: setup ## style, types, import rules, schema drift, advisors
+	@$(BIN)/python scripts/check.py $(ARGS)
+
+bench: setup ## every benchmark, one after the other
+	@for name in copy fanout; do $(BIN)/tradecopier bench $$name $(ARGS) || exit 1; done
+
+types: setup ## supabase/database.types.ts from the schema
+	@$(BIN)/python scripts/database_types.py
+
+migration: setup ## supabase/migrations from supabase/schemas
+	@$(BIN)/python -m agent.local.schema
+
+parity: setup ## what a client sees of Realtime, fact by fact
+	@$(BIN)/python -m agent.local.realtime.parity
+
+lock: setup ## every lock file again, with the newest versions that fit
+	@$(BIN)/python scripts/lock.py

