@@ -1,0 +1,1 @@
+"""The embedded Supabase: Postgres, Auth, REST, Functions, Realtime and the web on one loopback origin."""

@@ -1,0 +1,1 @@
+-- supabase_vault: see agent/local/platform.sql

@@ -1,0 +1,87 @@
+"""Hosted's quotas, and the meter that counts against them."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Quotas of one project. The default is hosted's Pro plan with the spend cap off.
+
+    Rates are averages over `window_s` in `window_buckets` steps, as hosted counts them: a short burst may go far above.
+    The two `*_backoff_ms` are hosted's deliberate delays before it refuses (2,000 and 5,000 there). They are 0 here:
+    they only make tests and start-ups slow, and teach a client nothing.
+    """
+
+    connections: int = 10_000
+    messages_per_second: float = 2_500
+    joins_per_second: float = 2_500
+    channels_per_connection: int = 100
+    payload_kb: int = 3_000
+    presence_per_second: float = 1_000
+    presence_calls: int = 5
+    presence_calls_window_s: float = 30
+    window_s: float = 60
+    window_buckets: int = 12
+    private_only: bool = False
+    replay_messages: int = 25
+    retention_hours: int = 72
+    token_check_s: float = 300
+    idle_timeout_s: float = 60
+    no_channel_timeout_s: float = 600
+    connect_backoff_ms: float = 0
+    channel_backoff_ms: float = 0
+    send_buffer_bytes: int = 16_000_000
+
+    @classmethod
+    def free(cls) -> "Limits":
+        """Hosted's Free plan."""
+        return cls(
+            connections=200, messages_per_second=100, joins_per_second=100, payload_kb=256, presence_per_second=20
+        )
+
+    @classmethod
+    def pro(cls) -> "Limits":
+        """Hosted's Pro plan with the spend cap on."""
+        return cls(connections=500, messages_per_second=500, joins_per_second=500, presence_per_second=50)
+
+    @property
+    def payload_bytes(self) -> int:
+        """The largest broadcast payload; hosted allows 500 bytes on top of the round figure."""
+        return self.payload_kb * 1000 + 500
+
+
+class RateMeter:
+    """A moving average over a window of buckets: `over` once more than `per_second × window` things were counted."""
+
+    def __init__(
+        self, per_second: float, window_s: float, buckets: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._allowed = per_second * window_s
+        self._width = window_s / buckets
+        self._counts = [0] * buckets
+        self._clock = clock
+        self._slot = int(clock() / self._width)
+        self._total = 0
+
+    def _turn(self) -> None:
+        slot = int(self._clock() / self._width)
+        passed = min(slot - self._slot, len(self._counts))
+        for step in range(passed):
+            index = (self._slot + 1 + step) % len(self._counts)
+            self._total -= self._counts[index]
+            self._counts[index] = 0
+        if passed:
+            # After a long silence every bucket was emptied; the position follows the clock either way.
+            self._slot = slot
+
+    def count(self, things: int = 1) -> None:
+        self._turn()
+        self._counts[self._slot % len(self._counts)] += things
+        self._total += things
+
+    @property
+    def over(self) -> bool:
+        self._turn()
+        return self._total >= self._allowed

@@ -1,0 +1,132 @@
+"""Logical decoding of `realtime.messages` in a thread: commit order, restarts survived, rows handed to the loop."""
+
+import contextlib
+import logging
+import os
+import secrets
+import select
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import psycopg2
+from psycopg2.extras import LogicalReplicationConnection, ReplicationCursor
+
+from agent.local.realtime.pgoutput import Decoder, MessageRow
+from agent.local.realtime.storage import PREPARE_SQL, PUBLICATION
+
+log = logging.getLogger(__name__)
+# The name hosted uses; slots are cluster-wide, so a random tail lets several servers share a cluster.
+_SLOT = "supabase_realtime_messages_replication_slot_"
+_FEEDBACK_S = 5.0
+_BATCH = 256
+_BACKOFF_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
+
+Rows = Callable[[Sequence[MessageRow]], None]
+
+
+@dataclass(slots=True)
+class _Wake:
+    """A pipe that ends the thread's `select` at once."""
+
+    read: int = -1
+    write: int = -1
+
+    def open(self) -> None:
+        self.read, self.write = os.pipe()
+
+    def ring(self) -> None:
+        with contextlib.suppress(OSError):
+            os.write(self.write, b"x")
+
+    def close(self) -> None:
+        for end in (self.read, self.write):
+            with contextlib.suppress(OSError):
+                os.close(end)
+
+
+@dataclass(slots=True)
+class MessageStream:
+    """Streams committed rows until `stop`.
+
+    `on_rows` is called *in the thread*, once per transaction (in parts of 256 rows if it is larger), `on_state(True)`
+    when streaming begins and `on_state(False)` when it breaks. A lost connection is retried for ever, after 50 ms at
+    first and every 2 s at last; what was committed meanwhile is lost, as on hosted (the slot is temporary).
+    """
+
+    dsn: str
+    on_rows: Rows
+    on_state: Callable[[bool], None]
+    _wake: _Wake = field(default_factory=_Wake)
+    _stopping: threading.Event = field(default_factory=threading.Event)
+    _thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        self._wake.open()
+        self._thread = threading.Thread(target=self._run, name="realtime-stream", daemon=True)
+        self._thread.start()
+
+    def stop(self, timeout_s: float = 10) -> None:
+        """End the thread; blocks until it has closed its connection, which also drops the slot."""
+        self._stopping.set()
+        self._wake.ring()
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+        self._wake.close()
+
+    def _run(self) -> None:
+        failures = 0
+        while not self._stopping.is_set():
+            began = time.monotonic()
+            try:
+                self._session()
+            except (psycopg2.Error, OSError) as error:
+                if self._stopping.is_set():
+                    return
+                failures = 0 if time.monotonic() - began > 5 else failures + 1
+                log.warning("realtime_stream_lost", extra={"reason": str(error).strip(), "failures": failures})
+            self.on_state(False)
+            self._stopping.wait(_BACKOFF_S[min(failures, len(_BACKOFF_S) - 1)])
+
+    def _session(self) -> None:
+        connection = psycopg2.connect(
+            self.dsn,
+            connection_factory=LogicalReplicationConnection,
+            application_name="realtime_replication_connection",
+            connect_timeout=5,
+        )
+        try:
+            with connection.cursor() as cursor:
+                slot = _SLOT + secrets.token_hex(4)
+                cursor.execute(PREPARE_SQL)
+                cursor.execute(f'CREATE_REPLICATION_SLOT "{slot}" TEMPORARY LOGICAL pgoutput NOEXPORT_SNAPSHOT')
+                cursor.start_replication(
+                    slot_name=slot, options={"proto_version": "1", "publication_names": PUBLICATION}, decode=False
+                )
+                self.on_state(True)
+                self._stream(cursor)
+        finally:
+            connection.close()
+
+    def _stream(self, cursor: ReplicationCursor) -> None:
+        decoder = Decoder()
+        rows: list[MessageRow] = []
+        acknowledged = time.monotonic()
+        while not self._stopping.is_set():
+            message = cursor.read_message()
+            if message is None:
+                select.select([cursor, self._wake.read], [], [], _FEEDBACK_S)
+            else:
+                data: bytes = message.payload
+                row = decoder.feed(data)
+                if row is not None:
+                    rows.append(row)
+                if rows and (data[:1] == b"C" or len(rows) >= _BATCH):
+                    self.on_rows(rows)
+                    rows = []
+            now = time.monotonic()
+            if now - acknowledged >= _FEEDBACK_S:
+                # Also keeps the server from holding WAL for us: nothing is ever read twice.
+                cursor.send_feedback(flush_lsn=cursor.wal_end, reply=False)
+                acknowledged = now
