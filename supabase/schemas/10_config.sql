@@ -1,0 +1,83 @@
+-- system_config: every number that an operator may want to turn, with what it does.
+
+create table public.system_config (
+  key text primary key,
+  value jsonb not null,
+  description text not null,
+  updated_at timestamptz not null default now(),
+  constraint key_is_snake_case check (key ~ '^[a-z][a-z0-9_.]{1,62}$'),
+  constraint description_says_something check (length(description) >= 10)
+);
+comment on table public.system_config is 'Settings of the whole installation. Operators read it and change it with set_setting().';
+comment on column public.system_config.key is 'Name of the setting; units stand in the name (_s, _ms, _days).';
+comment on column public.system_config.value is 'The value; its JSON type never changes.';
+comment on column public.system_config.description is 'What it does, for the operator who is about to change it.';
+comment on column public.system_config.updated_at is 'When it was last changed.';
+
+alter table public.system_config enable row level security;
+
+create trigger touch before update on public.system_config for each row execute function private.touch();
+
+
+create function private.setting(p_key text) returns jsonb
+language plpgsql stable
+set search_path = ''
+as $$
+declare
+  v_value jsonb;
+begin
+  select c.value into v_value from public.system_config c where c.key = p_key;
+  if not found then
+    raise exception using errcode = 'TC200', message = format('there is no setting %s', p_key),
+      hint = 'Rows of system_config come with the migrations: run them.';
+  end if;
+  return v_value;
+end
+$$;
+comment on function private.setting(text) is 'The value of a setting; raises TC200 when there is none of that name.';
+
+
+create function private.setting_s(p_key text) returns interval
+language sql stable
+set search_path = ''
+as $$ select make_interval(secs => (private.setting(p_key) #>> '{}')::double precision) $$;
+comment on function private.setting_s(text) is 'A setting whose unit is seconds, as an interval.';
+
+
+create function private.setting_days(p_key text) returns interval
+language sql stable
+set search_path = ''
+as $$ select make_interval(days => (private.setting(p_key) #>> '{}')::integer) $$;
+comment on function private.setting_days(text) is 'A setting whose unit is days, as an interval.';
+
+
+insert into public.system_config (key, value, description) values
+  ('lease_s', '15', 'How long a VPS may trade after its last heartbeat. Shorter fails over sooner and forgives less.'),
+  ('heartbeat_s', '5', 'How often an idle agent sends a heartbeat.'),
+  ('maintain_s', '4', 'A heartbeat runs maintain() itself when the last run is older than this (the scheduler may be dead).'),
+  ('doorbells_s', '2', 'A heartbeat rings the doorbells itself when the last ring is older than this.'),
+  ('doorbells_max', '100', 'Topics of dashboards rung per second; the rest waits a second. Keeps dashboards from eating the quota of trading.'),
+  ('tick_s', '30', 'A tick goes to a VPS topic this often, so that an agent can tell a quiet socket from a dead one.'),
+  ('send_within_ms', '5000', 'An execution that its agent has not sent within this time is no longer sent.'),
+  ('retry_window_s', '60', 'How long a refused open may be tried again (a closed market, a requote).'),
+  ('retry_backoff_ms', '500', 'First pause before a retry; it doubles, with jitter.'),
+  ('retry_backoff_max_ms', '30000', 'Longest pause before a retry.'),
+  ('broadcast_executions_max', '100', 'Executions in one broadcast.'),
+  ('broadcast_bytes_max', '200000', 'Size of one broadcast in bytes; hosted Realtime refuses 256 KB on its smallest plan.'),
+  ('symbol_quote_max_age_s', '60', 'A quote older than this is not used to convert currencies.'),
+  ('funds_max_age_s', '60', 'Funds older than this are not used for sizing.'),
+  ('snapshot_every_s', '60', 'How often the equity of an account is written down in account_snapshots.'),
+  ('accounts_per_user_max', '200', 'How many trading accounts one user may connect.'),
+  ('enrollment_token_s', '3600', 'How long an enrolment token is good for.'),
+  ('platforms', '{"paper": {"password": false}, "mt5": {"password": true}, "mt4": {"password": true}, "ctrader": {"password": true}}',
+   'Platforms that accounts may be on, and whether a password must be given.'),
+  ('retention_batch', '1000', 'Rows that one run of maintain() deletes per table at most.'),
+  ('retention_days.event_keys', '7', 'How long the keys that make events idempotent are kept; journals replay nothing older.'),
+  ('retention_days.trade_events', '90', 'How long trade events are kept (whole partitions are dropped).'),
+  ('retention_days.trade_execution_queue', '90', 'How long final executions are kept.'),
+  ('retention_days.copy_outcomes', '90', 'How long reasons of trades that were not copied are kept.'),
+  ('retention_days.positions', '30', 'How long tombstones of closed positions and ended links are kept.'),
+  ('retention_days.connection_health_logs', '14', 'How long health rows of VPSes and accounts are kept.'),
+  ('retention_days.account_snapshots', '365', 'How long the equity curve of an account is kept.'),
+  ('retention_days.audit_log', '730', 'How long the audit log is kept; nothing younger can be deleted at all.'),
+  ('retention_days.enrollment_tokens', '30', 'How long used or expired enrolment tokens are kept.');

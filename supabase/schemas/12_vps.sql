@@ -1,0 +1,235 @@
+-- vps_instances: the machines of the farm, one agent on each; their enrolment, secrets and health.
+
+create table public.vps_instances (
+  id uuid primary key default gen_random_uuid(),
+  name text not null unique,
+  user_id uuid unique references auth.users (id) on delete set null,
+  region text not null default '',
+  platforms text[] not null,
+  capacity integer not null default 50,
+  status text not null default 'enrolled',
+  -- written by every heartbeat: none of these columns is indexed, so the update stays on its page (HOT)
+  lease_expires_at timestamptz not null default '-infinity',
+  last_heartbeat_at timestamptz,
+  last_tick_at timestamptz,
+  clock_offset_ms numeric,
+  rtt_ms numeric,
+  agent_version text,
+  cpu_percent numeric,
+  memory_percent numeric,
+  disk_percent numeric,
+  rss_mb numeric,
+  retired_at timestamptz,
+  created_at timestamptz not null default now(),
+  constraint name_is_short check (name ~ '^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$'),
+  constraint platforms_are_named check (cardinality(platforms) > 0),
+  constraint capacity_is_positive check (capacity between 1 and 10000),
+  constraint status_is_known check (status in ('enrolled', 'online', 'offline', 'draining', 'retired')),
+  constraint retired_means_retired_at check ((status = 'retired') = (retired_at is not null))
+) with (fillfactor = 60);
+comment on table public.vps_instances is 'One row per VPS of the farm. The agent on it renews lease_expires_at with its heartbeat.';
+comment on column public.vps_instances.id is 'Number of the VPS; its broadcasts go to the topic vps:<id>.';
+comment on column public.vps_instances.name is 'What operators call it.';
+comment on column public.vps_instances.user_id is 'The auth user that its agent signs in as.';
+comment on column public.vps_instances.region is 'Where it stands; for operators.';
+comment on column public.vps_instances.platforms is 'Platforms that its agent can connect.';
+comment on column public.vps_instances.capacity is 'How many accounts it takes.';
+comment on column public.vps_instances.status is 'enrolled (no heartbeat yet) -> online <-> offline (lease lost); draining (gives its accounts away); retired (for good).';
+comment on column public.vps_instances.lease_expires_at is 'Until then its agent may trade; afterwards its accounts move.';
+comment on column public.vps_instances.last_heartbeat_at is 'When its agent was last heard of.';
+comment on column public.vps_instances.last_tick_at is 'When the last tick was sent to its topic; an agent that did not get it rebuilds its socket.';
+comment on column public.vps_instances.clock_offset_ms is 'Database clock minus agent clock, as the agent measured it.';
+comment on column public.vps_instances.rtt_ms is 'Round trip of a heartbeat as the agent measured it.';
+comment on column public.vps_instances.agent_version is 'Version of its agent.';
+comment on column public.vps_instances.cpu_percent is 'Load of the machine.';
+comment on column public.vps_instances.memory_percent is 'Memory in use on the machine.';
+comment on column public.vps_instances.disk_percent is 'Disk in use on the machine.';
+comment on column public.vps_instances.rss_mb is 'Memory of the agent itself.';
+comment on column public.vps_instances.retired_at is 'When it was retired; its agent is refused from then on.';
+comment on column public.vps_instances.created_at is 'When it was enrolled.';
+
+alter table public.vps_instances enable row level security;
+create policy "operators see the farm" on public.vps_instances for select to authenticated
+  using ((select private.is_operator()));
+
+
+-- Apart from vps_instances, so that "select *" by an operator can never show one.
+create table private.vps_secrets (
+  vps_id uuid primary key references public.vps_instances (id) on delete cascade,
+  secret_hash text not null,
+  constraint secret_is_a_sha256 check (secret_hash ~ '^[0-9a-f]{64}$')
+);
+comment on table private.vps_secrets is 'What an agent proves itself with when it must sign in again.';
+comment on column private.vps_secrets.vps_id is 'The VPS.';
+comment on column private.vps_secrets.secret_hash is 'SHA-256 (hex) of the agent''s secret. The secret has 256 random bits, so it needs no slow hash.';
+alter table private.vps_secrets enable row level security;
+
+
+create table public.enrollment_tokens (
+  id uuid primary key default gen_random_uuid(),
+  token_hash text not null unique,
+  name text,
+  created_by uuid references auth.users (id) on delete set null,
+  created_at timestamptz not null default now(),
+  expires_at timestamptz not null,
+  used_at timestamptz,
+  vps_id uuid references public.vps_instances (id) on delete set null,
+  constraint token_is_a_sha256 check (token_hash ~ '^[0-9a-f]{64}$'),
+  constraint expires_later check (expires_at > created_at)
+);
+comment on table public.enrollment_tokens is 'One-time tokens with which a new VPS joins the farm.';
+comment on column public.enrollment_tokens.id is 'Number of the token.';
+comment on column public.enrollment_tokens.token_hash is 'SHA-256 (hex) of the token; the token itself is shown once and stored nowhere.';
+comment on column public.enrollment_tokens.name is 'Name that the VPS must take; null: it chooses.';
+comment on column public.enrollment_tokens.created_by is 'The operator who made it; null: the service key.';
+comment on column public.enrollment_tokens.created_at is 'When it was made.';
+comment on column public.enrollment_tokens.expires_at is 'Until when it can be used.';
+comment on column public.enrollment_tokens.used_at is 'When it was used; once.';
+comment on column public.enrollment_tokens.vps_id is 'The VPS that joined with it.';
+
+alter table public.enrollment_tokens enable row level security;
+create policy "operators see tokens" on public.enrollment_tokens for select to authenticated
+  using ((select private.is_operator()));
+
+
+create table public.connection_health_logs (
+  id bigint generated always as identity primary key,
+  at timestamptz not null default now(),
+  kind text not null,
+  vps_id uuid references public.vps_instances (id) on delete cascade,
+  account_id uuid,
+  status text not null,
+  previous_status text,
+  reason text,
+  accounts integer,
+  heartbeat_age_ms numeric,
+  rtt_ms numeric,
+  clock_offset_ms numeric,
+  cpu_percent numeric,
+  memory_percent numeric,
+  disk_percent numeric,
+  rss_mb numeric,
+  constraint kind_is_known check (kind in ('minute', 'state')),
+  constraint somebody_is_meant check (vps_id is not null or account_id is not null)
+);
+comment on table public.connection_health_logs is 'Health over time: one row per VPS and minute, and one per change of state of a VPS or an account.';
+comment on column public.connection_health_logs.id is 'Number of the row.';
+comment on column public.connection_health_logs.at is 'When; for kind minute the beginning of the minute.';
+comment on column public.connection_health_logs.kind is 'minute (sample) or state (something changed).';
+comment on column public.connection_health_logs.vps_id is 'The VPS; for an account the VPS that works it.';
+comment on column public.connection_health_logs.account_id is 'The account whose connection changed; null: the row is about the VPS.';
+comment on column public.connection_health_logs.status is 'Status then (of the VPS or the account).';
+comment on column public.connection_health_logs.previous_status is 'Status before; kind state only.';
+comment on column public.connection_health_logs.reason is 'What the agent said about it.';
+comment on column public.connection_health_logs.accounts is 'How many accounts the VPS had.';
+comment on column public.connection_health_logs.heartbeat_age_ms is 'Age of its last heartbeat.';
+comment on column public.connection_health_logs.rtt_ms is 'Round trip to the database.';
+comment on column public.connection_health_logs.clock_offset_ms is 'Database clock minus agent clock.';
+comment on column public.connection_health_logs.cpu_percent is 'Load of the machine.';
+comment on column public.connection_health_logs.memory_percent is 'Memory in use on the machine.';
+comment on column public.connection_health_logs.disk_percent is 'Disk in use on the machine.';
+comment on column public.connection_health_logs.rss_mb is 'Memory of the agent.';
+
+-- one sample per VPS and minute, whoever runs maintain(); also: the health of one VPS over time
+create unique index one_sample_per_vps_and_minute on public.connection_health_logs (vps_id, at) where kind = 'minute';
+-- what happened to one account
+create index health_of_account on public.connection_health_logs (account_id, at) where account_id is not null;
+-- retention; what changed since the last doorbell
+create index health_by_time on public.connection_health_logs (at);
+
+alter table public.connection_health_logs enable row level security;
+
+
+-- What runs by the clock, and when it last did. Only the holder of the advisory lock of that name writes its row.
+create table private.clockwork (
+  name text primary key,
+  last_run_at timestamptz not null default '-infinity',
+  last_xmin bigint not null default 0,
+  last_error text
+);
+comment on table private.clockwork is 'When maintain() and its parts last ran.';
+comment on column private.clockwork.name is 'What runs.';
+comment on column private.clockwork.last_run_at is 'When it last ran.';
+comment on column private.clockwork.last_xmin is 'doorbells: every transaction below this number was over at the last ring.';
+comment on column private.clockwork.last_error is 'What went wrong in the last run; null: nothing.';
+alter table private.clockwork enable row level security;
+insert into private.clockwork (name) values ('maintain'), ('doorbells'), ('partitions'), ('retention');
+
+
+create table private.doorbells (
+  topic text primary key,
+  changed_at timestamptz not null,
+  due boolean not null,
+  rung_at timestamptz
+);
+comment on table private.doorbells is 'Dashboards'' topics: which are to be rung. Written only by ring_doorbells().';
+comment on column private.doorbells.topic is 'user:<id> or operators.';
+comment on column private.doorbells.changed_at is 'Since when a ring is due.';
+comment on column private.doorbells.due is 'Whether something changed after the last ring.';
+comment on column private.doorbells.rung_at is 'When it was last rung.';
+alter table private.doorbells enable row level security;
+
+
+-- The caller's VPS. Called at the head of every function for agents: one lookup in a unique index.
+create function private.agent_vps() returns uuid
+language plpgsql stable
+set search_path = ''
+as $$
+declare
+  v_vps uuid;
+  v_retired_at timestamptz;
+begin
+  select v.id, v.retired_at into v_vps, v_retired_at from public.vps_instances v where v.user_id = auth.uid();
+  if not found then
+    raise exception using errcode = 'TC101', message = 'the caller is not an agent',
+      hint = 'Sign in as the agent''s own user: tradecopier agent enroll makes it.';
+  end if;
+  if v_retired_at is not null then
+    raise exception using errcode = 'TC102', message = 'this VPS is retired', detail = v_vps::text,
+      hint = 'Enrol the VPS again with a new token, or stop its agent.';
+  end if;
+  return v_vps;
+end
+$$;
+comment on function private.agent_vps() is 'The VPS whose agent is calling; TC101 if the caller is not an agent, TC102 if its VPS is retired.';
+
+
+create function private.require_user() returns uuid
+language plpgsql stable
+set search_path = ''
+as $$
+declare
+  v_user uuid := auth.uid();
+begin
+  if v_user is null then
+    raise exception using errcode = 'TC108', message = 'nobody is signed in', hint = 'Sign in and try again.';
+  end if;
+  if exists (select from public.vps_instances v where v.user_id = v_user) then
+    raise exception using errcode = 'TC105', message = 'agents may not call this function',
+      hint = 'Sign in as a user.';
+  end if;
+  return v_user;
+end
+$$;
+comment on function private.require_user() is 'The signed-in user who is calling; TC108 if nobody is, TC105 if it is an agent.';
+
+
+-- Every change of a VPS's status leaves a row, whoever made it.
+create function private.log_vps_state() returns trigger
+language plpgsql
+set search_path = ''
+as $$
+begin
+  insert into public.connection_health_logs (kind, vps_id, status, previous_status, heartbeat_age_ms, rtt_ms)
+  values ('state', new.id, new.status, old.status,
+          round(extract(epoch from now() - new.last_heartbeat_at) * 1000, 1), new.rtt_ms);
+  return null;
+end
+$$;
+comment on function private.log_vps_state() is 'Trigger: writes a change of a VPS''s status into connection_health_logs.';
+
+create trigger log_state after update of status on public.vps_instances for each row
+  when (old.status is distinct from new.status) execute function private.log_vps_state();
+
+
+grant select on public.vps_instances, public.enrollment_tokens, public.connection_health_logs to authenticated, service_role;
