@@ -1,0 +1,461 @@
+"""The agent's memory on disk: what was begun, what came of it, and what the database does not know yet.
+
+SQLite in WAL mode, owned by one process and worked by one thread: the event loop hands over operations and, where an order
+depends on it, waits for the commit. Operations that wait together share one commit. A row of an execution is on the disk
+(`synchronous=FULL`) before its order is sent; everything else may be lost with the power and is then found again.
+
+A missing journal is a fresh one with a new identity: then nothing is known, and what was queued before is looked for at
+the broker. A damaged one is set aside beside it, loudly, and counts as missing.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import queue
+import sqlite3
+import threading
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import cache
+from pathlib import Path
+from typing import Literal, TypeVar, cast
+
+from pydantic import TypeAdapter
+
+from agent.model import AccountId, Event, Execution, ExecutionId, Report, Ticket
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+State = Literal["begun", "sent", "answered", "reported"]
+EventKey = tuple[AccountId, int, int]
+
+LAYOUT = 1
+KEEP = timedelta(days=7)
+COMMIT_BATCH = 500
+SCHEMA = """
+create table meta (name text primary key, value text not null) without rowid;
+create table sessions (
+  account_id text not null, session integer not null, opened_at text not null,
+  primary key (account_id, session)) without rowid;
+create table accounts (account_id text primary key, seen_at text not null, tickets text not null) without rowid;
+create table executions (
+  execution_id integer not null, attempt integer not null, account_id text not null, step_id text not null,
+  body text not null, report text, begun_at text not null,
+  state text not null check (state in ('begun', 'sent', 'answered', 'reported')),
+  primary key (execution_id, attempt)) without rowid;
+create index executions_by_step on executions (account_id, step_id);
+create index executions_unfinished on executions (state) where state <> 'reported';
+create table events (
+  account_id text not null, session integer not null, seq integer not null, body text not null, at text not null,
+  primary key (account_id, session, seq)) without rowid;
+"""
+
+
+class JournalError(Exception):
+    """The journal could not be written. Nothing that depends on the row may be sent."""
+
+
+class JournalBusy(JournalError):
+    """Another process owns this journal: a second agent must not run beside it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """What the journal knows of one attempt. `report` is there once the state is `answered` or `reported`."""
+
+    execution: Execution
+    state: State
+    report: Report | None
+
+
+@dataclass(frozen=True, slots=True)
+class LastSeen:
+    """When an account was last seen, and which tickets (positions and orders) it held then."""
+
+    at: datetime
+    tickets: frozenset[Ticket]
+
+
+@cache
+def _codec(kind: type[T]) -> TypeAdapter[T]:
+    return TypeAdapter(kind)
+
+
+def _write(value: object) -> str:
+    return _codec(type(value)).dump_json(value).decode()
+
+
+def _read(kind: type[T], body: str) -> T:
+    return _codec(kind).validate_json(body)
+
+
+@dataclass(frozen=True, slots=True)
+class _Operation:
+    work: Callable[[sqlite3.Connection], object]
+    durable: bool
+    done: "asyncio.Future[object] | None"
+
+
+class Journal:
+    """Open it inside a running event loop with `await Journal.open(path)`; close it with `await close()`."""
+
+    def __init__(self, connection: sqlite3.Connection, path: Path, loop: asyncio.AbstractEventLoop) -> None:
+        self.path = path
+        self._connection = connection
+        self._loop = loop
+        self._queue: queue.SimpleQueue[_Operation | None] = queue.SimpleQueue()
+        self._failed = False
+        self._closed = False
+        self.identity: str = connection.execute("select value from meta where name = 'identity'").fetchone()[0]
+        self._sessions: set[tuple[AccountId, int]] = set(connection.execute("select account_id, session from sessions"))
+        self._seen = {
+            AccountId(account): LastSeen(datetime.fromisoformat(at), frozenset(Ticket(t) for t in tickets.split("\n") if t))
+            for account, at, tickets in connection.execute("select account_id, seen_at, tickets from accounts")
+        }
+        self._thread = threading.Thread(target=self._work, name="journal", daemon=True)
+        self._thread.start()
+
+    @classmethod
+    async def open(cls, path: Path) -> "Journal":
+        """Open or create. Raises `JournalBusy` when another agent has it open, `JournalError` when the folder cannot be written."""
+        loop = asyncio.get_running_loop()
+        connection = await asyncio.to_thread(_open_file, path)
+        return cls(connection, path, loop)
+
+    @property
+    def healthy(self) -> bool:
+        """False once a write has failed; an agent in this state does not trade."""
+        return not self._failed
+
+    # -- executions -----------------------------------------------------------------------------------------
+
+    async def begin(self, execution: Execution) -> Entry | None:
+        """Put an attempt on the disk before its order is sent. None: it is new, send it. Else: what is known of it already."""
+        body = _write(execution)
+
+        def work(connection: sqlite3.Connection) -> Entry | None:
+            added = connection.execute(
+                "insert into executions values (?, ?, ?, ?, ?, null, ?, 'begun') on conflict do nothing",
+                (execution.id, execution.attempt, execution.account_id, execution.step_id, body, _now()),
+            )
+            return None if added.rowcount == 1 else _find(connection, execution.id, execution.attempt)
+
+        return await self._ask(work, durable=True)
+
+    async def entry(self, execution_id: ExecutionId, attempt: int) -> Entry | None:
+        return await self._ask(lambda connection: _find(connection, execution_id, attempt))
+
+    def sent(self, execution: Execution) -> None:
+        """The order was handed to the adapter."""
+        self._tell(
+            lambda connection: connection.execute(
+                "update executions set state = 'sent' where execution_id = ? and attempt = ? and state = 'begun'",
+                (execution.id, execution.attempt),
+            )
+        )
+
+    def answered(self, execution: Execution, report: Report) -> None:
+        """The outcome is known (not `unknown`); kept until the database has accepted it."""
+        body, told = _write(execution), _write(report)
+        self._tell(
+            lambda connection: connection.execute(
+                "insert into executions values (?, ?, ?, ?, ?, ?, ?, 'answered') on conflict (execution_id, attempt) "
+                "do update set state = 'answered', report = excluded.report",
+                (execution.id, execution.attempt, execution.account_id, execution.step_id, body, told, _now()),
+            )
+        )
+
+    def reported(self, reports: Iterable[Report]) -> None:
+        """The database accepted these (or refused them for good)."""
+        rows = [(report.execution_id, report.attempt) for report in reports if report.outcome != "unknown"]
+        self._tell(
+            lambda connection: connection.executemany(
+                "update executions set state = 'reported' where execution_id = ? and attempt = ? and state = 'answered'", rows
+            )
+        )
+
+    async def unresolved(self, account_id: AccountId) -> list[Execution]:
+        """Attempts that may have been sent and have no outcome, oldest first."""
+        rows = await self._rows(
+            "select body from executions where state in ('begun', 'sent') and account_id = ? order by execution_id", account_id
+        )
+        return [_read(Execution, body) for (body,) in rows]
+
+    async def undelivered_reports(self) -> list[Report]:
+        rows = await self._rows("select report from executions where state = 'answered' order by execution_id, attempt")
+        return [_read(Report, body) for (body,) in rows]
+
+    async def step(self, account_id: AccountId, step_id: str) -> list[Entry]:
+        """Every attempt of a step."""
+        sql = "select body, state, report from executions where account_id = ? and step_id = ? order by execution_id, attempt"
+        return [_entry(row) for row in await self._rows(sql, account_id, step_id)]
+
+    # -- events ---------------------------------------------------------------------------------------------
+
+    def put_events(self, events: Iterable[Event]) -> None:
+        rows = [(event.account_id, event.session, event.seq, _write(event), _now()) for event in events]
+        self._tell(
+            lambda connection: connection.executemany("insert into events values (?, ?, ?, ?, ?) on conflict do nothing", rows)
+        )
+
+    def drop_events(self, keys: Iterable[EventKey]) -> None:
+        """Delivered, refused for good, or overtaken by a later one."""
+        rows = list(keys)
+        self._tell(
+            lambda connection: connection.executemany(
+                "delete from events where account_id = ? and session = ? and seq = ?", rows
+            )
+        )
+
+    async def undelivered_events(self, account_id: AccountId, before_session: int) -> list[Event]:
+        """Events of older sessions that were never accepted; nothing older than what the database can recognise."""
+        rows = await self._rows(
+            "select body from events where account_id = ? and session < ? and at > ? order by session, seq",
+            account_id,
+            before_session,
+            _stamp(datetime.now(UTC) - KEEP),
+        )
+        return [_read(Event, body) for (body,) in rows]
+
+    # -- sessions and accounts ------------------------------------------------------------------------------
+
+    def knows_session(self, account_id: AccountId, session: int) -> bool:
+        return (account_id, session) in self._sessions
+
+    async def remember_session(self, account_id: AccountId, session: int) -> None:
+        """On the disk before the session trades: only then does a later session continue it."""
+        await self._ask(
+            lambda connection: connection.execute(
+                "insert into sessions values (?, ?, ?) on conflict do nothing", (account_id, session, _now())
+            ).rowcount,
+            durable=True,
+        )
+        self._sessions.add((account_id, session))
+
+    def last_seen(self, account_id: AccountId) -> LastSeen | None:
+        return self._seen.get(account_id)
+
+    def saw(self, account_id: AccountId, at: datetime, tickets: Iterable[Ticket]) -> None:
+        """The account was seen, and what it held (a good read, or the changes since)."""
+        seen = LastSeen(at, frozenset(tickets))
+        self._seen[account_id] = seen
+        row = (account_id, _stamp(at), "\n".join(sorted(seen.tickets)))
+        self._tell(
+            lambda connection: connection.execute(
+                "insert into accounts values (?, ?, ?) on conflict (account_id) "
+                "do update set seen_at = excluded.seen_at, tickets = excluded.tickets",
+                row,
+            )
+        )
+
+    # -- upkeep ---------------------------------------------------------------------------------------------
+
+    async def prune(self) -> None:
+        """Forget what is over 7 days old and finished; the newest session of each account stays. Call it now and then."""
+        edge = _stamp(datetime.now(UTC) - KEEP)
+
+        def work(connection: sqlite3.Connection) -> list[tuple[AccountId, int]]:
+            connection.execute("delete from executions where state = 'reported' and begun_at < ?", (edge,))
+            connection.execute("delete from events where at < ?", (edge,))
+            connection.execute(
+                "delete from sessions where opened_at < ? and exists (select from_later.session from sessions from_later "
+                "where from_later.account_id = sessions.account_id and from_later.session > sessions.session)",
+                (edge,),
+            )
+            return connection.execute("select account_id, session from sessions").fetchall()
+
+        self._sessions = set(await self._ask(work))
+
+    async def flush(self) -> None:
+        """Wait until everything handed over so far is written."""
+        await self._ask(lambda _: None)
+
+    async def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._queue.put(None)
+            await asyncio.to_thread(self._thread.join, 10)
+
+    # -- the thread -----------------------------------------------------------------------------------------
+
+    async def _ask(self, work: Callable[[sqlite3.Connection], T], *, durable: bool = False) -> T:
+        if self._closed:
+            raise JournalError("the journal is closed")
+        done: asyncio.Future[object] = self._loop.create_future()
+        self._queue.put(_Operation(work, durable, done))
+        return cast(T, await done)
+
+    async def _rows(self, sql: str, *values: object) -> list[tuple[str, ...]]:
+        return await self._ask(lambda connection: connection.execute(sql, values).fetchall())
+
+    def _tell(self, work: Callable[[sqlite3.Connection], object]) -> None:
+        if self._closed:
+            log.warning("journal_write_after_close")
+            return
+        self._queue.put(_Operation(work, durable=False, done=None))
+
+    def _work(self) -> None:
+        while True:
+            batch: list[_Operation] = []
+            ending = False
+            operation = self._queue.get()
+            while True:
+                if operation is None:
+                    ending = True
+                    break
+                batch.append(operation)
+                if len(batch) >= COMMIT_BATCH:
+                    break
+                try:
+                    operation = self._queue.get_nowait()
+                except queue.Empty:
+                    break
+            self._settle(batch, self._commit(batch))
+            if ending:
+                self._connection.close()
+                return
+
+    def _commit(self, batch: Sequence[_Operation]) -> list[object]:
+        """Do the batch in one transaction; if that fails, one by one, so that a failure stays with its cause."""
+        try:
+            return self._transact(batch)
+        except Exception as error:  # noqa: BLE001 - whatever an operation raises belongs to whoever asked for it
+            if len(batch) != 1:
+                return [self._commit([operation])[0] for operation in batch]
+            if isinstance(error, sqlite3.Error):
+                self._failed = True
+            log.error("journal_write_failed", extra={"error": str(error), "path": str(self.path)})  # noqa: TRY400
+            return [error]
+
+    def _transact(self, batch: Sequence[_Operation]) -> list[object]:
+        if not batch:
+            return []
+        durable = any(operation.durable for operation in batch)
+        self._connection.execute(f"pragma synchronous = {'full' if durable else 'normal'}")
+        self._connection.execute("begin immediate")
+        try:
+            results: list[object] = [operation.work(self._connection) for operation in batch]
+            self._connection.execute("commit")
+        except BaseException:
+            with contextlib.suppress(sqlite3.Error):
+                self._connection.execute("rollback")
+            raise
+        self._failed = False
+        return results
+
+    def _settle(self, batch: Sequence[_Operation], results: Sequence[object]) -> None:
+        waiting = [(o.done, result) for o, result in zip(batch, results, strict=True) if o.done is not None]
+        if waiting:
+            with contextlib.suppress(RuntimeError):  # the loop is gone: nobody waits any more
+                self._loop.call_soon_threadsafe(_resolve, waiting)
+
+
+def _resolve(waiting: Sequence[tuple["asyncio.Future[object]", object]]) -> None:
+    for done, result in waiting:
+        if done.done():
+            continue
+        if isinstance(result, Exception):
+            error = JournalError(f"the journal could not be written: {result}")
+            error.__cause__ = result
+            done.set_exception(error)
+        else:
+            done.set_result(result)
+
+
+def _now() -> str:
+    return _stamp(datetime.now(UTC))
+
+
+def _stamp(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat(timespec="microseconds")
+
+
+def _entry(row: Sequence[str | None]) -> Entry:
+    body, state, report = row
+    return Entry(
+        execution=_read(Execution, body or ""),
+        state=cast(State, state),
+        report=None if report is None else _read(Report, report),
+    )
+
+
+def _find(connection: sqlite3.Connection, execution_id: ExecutionId, attempt: int) -> Entry | None:
+    sql = "select body, state, report from executions where execution_id = ? and attempt = ?"
+    row = connection.execute(sql, (execution_id, attempt)).fetchone()
+    return None if row is None else _entry(row)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The file
+
+
+def _open_file(path: Path) -> sqlite3.Connection:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            return _connect(path)
+        except JournalBusy:
+            raise
+        except (sqlite3.DatabaseError, _Damaged) as error:
+            _set_aside(path, error)
+            return _connect(path)
+    except (OSError, sqlite3.Error) as error:
+        raise JournalError(f"the journal {path} cannot be opened: {error}; check the folder's owner and free space") from error
+
+
+class _Damaged(Exception):
+    """The file is readable, but it is not a journal of this layout."""
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=0.5)
+    try:
+        # Exclusive: one agent per journal, and no shared-memory file that could outlive a kill.
+        connection.execute("pragma locking_mode = exclusive")
+        connection.execute("pragma journal_mode = wal")
+        connection.execute("begin immediate")
+        connection.execute("commit")
+        verdict = connection.execute("pragma quick_check(1)").fetchone()[0]
+        if verdict != "ok":
+            raise _Damaged(verdict)
+        _lay_out(connection)
+    except sqlite3.OperationalError as error:
+        connection.close()
+        if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            raise JournalBusy(f"the journal {path} is in use: another agent runs with it; stop that one first") from error
+        raise
+    except BaseException:
+        connection.close()
+        raise
+    os.chmod(path, 0o600)
+    return connection
+
+
+def _lay_out(connection: sqlite3.Connection) -> None:
+    layout = connection.execute("pragma user_version").fetchone()[0]
+    tables = connection.execute("select count(*) from sqlite_master").fetchone()[0]
+    if tables == 0:
+        connection.executescript(
+            f"begin immediate; {SCHEMA} insert into meta values ('identity', '{uuid.uuid4()}'); "
+            f"pragma user_version = {LAYOUT}; commit;"
+        )
+    elif layout != LAYOUT:
+        raise _Damaged(f"its layout is {layout}, this agent writes {LAYOUT}")
+    elif connection.execute("select value from meta where name = 'identity'").fetchone() is None:
+        raise _Damaged("it has no identity")
+
+
+def _set_aside(path: Path, error: Exception) -> None:
+    aside = path.with_name(f"{path.name}.damaged-{datetime.now(UTC):%Y%m%dT%H%M%S%f}")
+    log.critical(
+        "journal_damaged",
+        extra={"path": str(path), "set_aside": str(aside), "error": str(error), "effect": "what was queued before is looked for"},
+    )
+    for suffix in ("", "-wal", "-shm"):
+        part = path.with_name(path.name + suffix)
+        if part.exists():
+            part.replace(aside.with_name(aside.name + suffix))

@@ -1,0 +1,151 @@
+"""One login of one account, and what the acting half needs of the control plane.
+
+A session is made by the connection manager: connect the adapter with a fresh `SeqCounter`, verify the login, call
+`open_session`, then build the `AccountSession` with the same counter. It ends with the connection; the next login is a
+new session with a new number. `Backbone` is implemented by the control plane and, in tests, by a fake server object.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Literal, Protocol
+
+from agent.book import Book, Flight
+from agent.model import AccountId, Event, Execution, ExecutionId, Position, Report
+from agent.platforms.protocol import Adapter
+
+#: refusals that concern the whole account: this agent must stop working it (docs/protocol.md)
+ACCOUNT_REFUSALS = frozenset({"TC103", "TC104"})
+
+
+class BackboneRefused(Exception):
+    """The database refused a whole call for good; sending it again unchanged is useless.
+
+    `code` is a code of docs/errors.md. Lost connections and busy databases never show as this: they are retried inside.
+    """
+
+    def __init__(self, code: str, message: str = "") -> None:
+        super().__init__(f"{code}: {message}" if message else code)
+        self.code = code
+        self.message = message
+
+    @property
+    def concerns_account(self) -> bool:
+        """True when the account is no longer ours, or the lease is over: stop the session."""
+        return self.code in ACCOUNT_REFUSALS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventResult:
+    """What became of one event. `refused` carries a code; `history` means stored, not applied."""
+
+    event_key: str
+    status: Literal["accepted", "duplicate", "history", "refused"]
+    code: str | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportResult:
+    """What became of one report."""
+
+    execution_id: ExecutionId
+    status: Literal["accepted", "duplicate", "refused"]
+    code: str | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueAnswer:
+    """Answer of `queue_trade_copy`: one result per event, in order; executions of this VPS."""
+
+    results: tuple[EventResult, ...]
+    executions: tuple[Execution, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportAnswer:
+    """Answer of `report_executions`: one result per report, in order; executions of this VPS."""
+
+    results: tuple[ReportResult, ...]
+    executions: tuple[Execution, ...] = ()
+
+
+class Backbone(Protocol):
+    """The two calls that carry trades. Both retry until delivered, or raise `BackboneRefused`; cancellation passes through."""
+
+    async def queue_trade_copy(self, account_id: AccountId, epoch: int, events: Sequence[Event]) -> QueueAnswer: ...
+
+    async def report_executions(self, reports: Sequence[Report]) -> ReportAnswer: ...
+
+
+#: hands executions to the engine; never blocks, duplicates are harmless
+Submit = Callable[[Iterable[Execution]], None]
+#: told once that the database refused the account, with the code: stop the session
+OnRefused = Callable[[AccountId, str], None]
+
+
+class SeqCounter:
+    """Counts from 1. Give it to `Adapter.connect` and to the `AccountSession` of that connection."""
+
+    __slots__ = ("_last",)
+
+    def __init__(self) -> None:
+        self._last = 0
+
+    def __call__(self) -> int:
+        self._last += 1
+        return self._last
+
+    def reserve(self, count: int) -> range:
+        """Take `count` consecutive numbers at once (a read that may turn out to say several things)."""
+        first = self._last + 1
+        self._last += count
+        return range(first, first + count)
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class AccountSession:
+    """One login of an account: its number, its fencing token, its connection, and what is known of its book.
+
+    `continues`: this agent's journal knows the account's previous session
+    (`answer.continues is not None and journal.knows_session(account_id, answer.continues)`), so what the journal does not
+    contain was never sent. `opened_at` and `begins_at` are on the database's clock.
+    """
+
+    account_id: AccountId
+    epoch: int
+    session: int
+    continues: bool
+    adapter: Adapter
+    begins_at: datetime
+    opened_at: datetime
+    seq: SeqCounter = field(default_factory=SeqCounter)
+    #: what the account is known to hold; the watcher and the engine both write it, in one event loop
+    book: Book = field(default_factory=Book)
+    #: orders of ours whose outcome is not reported yet
+    flights: dict[ExecutionId, Flight] = field(default_factory=dict)
+    #: set whenever a flight lands or a report is noted: the watcher then looks at the changes that it held
+    landed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def take_seq(self) -> int:
+        return self.seq()
+
+    def note(self, positions: Iterable[Position], seq: int) -> None:
+        """Take over what a report says about positions, so that the push of our own order is not news."""
+        for position in positions:
+            self.book.put(position, seq)
+        self.landed.set()
+
+    def take_off(self, flight: Flight) -> None:
+        """An order of ours is about to be sent: changes that it may cause are held until `land`."""
+        self.flights[flight.tag] = flight
+
+    def land(self, tag: ExecutionId) -> None:
+        self.flights.pop(tag, None)
+        self.landed.set()
+
+    def in_flight(self, position: Position) -> bool:
+        """Could an order of ours that is under way have caused this state?"""
+        return any(flight.touches(position) for flight in self.flights.values())
