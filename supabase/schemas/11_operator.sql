@@ -39,6 +39,20 @@ $$;
 comment on function private.require_operator() is 'Raises TC107 unless the caller is an operator or holds the service key.';
 
 
+create function private.require_service() returns void
+language plpgsql stable
+set search_path = ''
+as $$
+begin
+  if coalesce(auth.role(), '') <> 'service_role' then
+    raise exception using errcode = 'TC109', message = 'only the service key may do this',
+      hint = 'Edge functions and the command line call it with the project''s secret key.';
+  end if;
+end
+$$;
+comment on function private.require_service() is 'Raises TC109 unless the caller holds the service key.';
+
+
 -- Security definer: reads auth.users and writes operators, which no API role may.
 create function private.grant_operator(p_email text) returns jsonb
 language plpgsql security definer
@@ -47,9 +61,7 @@ as $$
 declare
   v_user uuid;
 begin
-  if coalesce(auth.role(), '') <> 'service_role' then
-    raise exception using errcode = 'TC107', message = 'only the service key may make operators';
-  end if;
+  perform private.require_service();
   select u.id into v_user from auth.users u where lower(u.email) = lower(trim(p_email));
   if not found then
     raise exception using errcode = 'TC201', message = format('there is no user with the e-mail address %s', p_email),

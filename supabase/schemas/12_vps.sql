@@ -2,7 +2,7 @@
 
 create table public.vps_instances (
   id uuid primary key default gen_random_uuid(),
-  name text not null unique,
+  name text not null,
   user_id uuid unique references auth.users (id) on delete set null,
   region text not null default '',
   platforms text[] not null,
@@ -47,6 +47,9 @@ comment on column public.vps_instances.disk_percent is 'Disk in use on the machi
 comment on column public.vps_instances.rss_mb is 'Memory of the agent itself.';
 comment on column public.vps_instances.retired_at is 'When it was retired; its agent is refused from then on.';
 comment on column public.vps_instances.created_at is 'When it was enrolled.';
+
+-- a name is free again once its VPS is retired
+create unique index name_is_taken_once on public.vps_instances (name) where retired_at is null;
 
 alter table public.vps_instances enable row level security;
 create policy "operators see the farm" on public.vps_instances for select to authenticated
