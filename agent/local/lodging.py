@@ -1,0 +1,105 @@
+"""Where Postgres lives when it may not run as the caller: root must drop to a user that can enter every folder it needs."""
+
+import contextlib
+import hashlib
+import os
+import pwd
+import shutil
+import stat
+from pathlib import Path
+from typing import Final
+
+from agent.failure import Failure
+
+ROOTS_LODGINGS: Final = Path("/var/lib/tradecopier")
+CANDIDATES: Final = ("postgres", "nobody")
+
+
+def server_user() -> str | None:
+    """The user Postgres runs as: None = the caller. As root (which Postgres refuses) an unprivileged user that exists."""
+    if not hasattr(os, "geteuid") or os.geteuid() != 0:
+        return None
+    for name in CANDIDATES:
+        with contextlib.suppress(KeyError):
+            if pwd.getpwnam(name).pw_uid != 0:
+                return name
+    raise Failure(
+        "Postgres refuses to run as root and neither the user postgres nor nobody exists",
+        "run the command as an ordinary user, or create one: useradd --system postgres",
+        code="TC622",
+    )
+
+
+def can_enter(path: Path, user: str) -> bool:
+    """Whether `user` may pass through every folder above `path` (and `path` itself, if it is a folder)."""
+    entry = pwd.getpwnam(user)
+    for folder in [path, *path.parents]:
+        with contextlib.suppress(FileNotFoundError):
+            status = folder.stat()
+            if not stat.S_ISDIR(status.st_mode):
+                continue
+            if status.st_uid == entry.pw_uid:
+                needed = stat.S_IXUSR
+            elif status.st_gid == entry.pw_gid:
+                needed = stat.S_IXGRP
+            else:
+                needed = stat.S_IXOTH
+            if not status.st_mode & needed:
+                return False
+    return True
+
+
+def own_folder(path: Path, user: str | None) -> Path:
+    """Make `path` a private folder of `user` and return where it really is.
+
+    When the user cannot reach it (a checkout in root's home), `path` becomes a link into /var/lib/tradecopier.
+    """
+    if user is None:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return path.resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    place = path.resolve()
+    if not path.is_symlink() and not path.exists() and not can_enter(path.parent.resolve(), user):
+        place = lodging(f"data-{_digest(path.absolute())}")
+        path.symlink_to(place)
+    place.mkdir(parents=True, exist_ok=True, mode=0o700)
+    entry = pwd.getpwnam(user)
+    if place.stat().st_uid != entry.pw_uid:
+        os.chown(place, entry.pw_uid, entry.pw_gid)
+    return place
+
+
+def lodging(name: str) -> Path:
+    """A folder under /var/lib/tradecopier, which only root writes and everybody may enter."""
+    ROOTS_LODGINGS.mkdir(parents=True, exist_ok=True)
+    ROOTS_LODGINGS.chmod(0o711)
+    return ROOTS_LODGINGS / name
+
+
+def readable_copy(source: Path, user: str, name: str) -> Path:
+    """`source` itself if `user` can reach it, else a copy that it can (made once per name)."""
+    if can_enter(source, user):
+        return source
+    copy = lodging(name)
+    if not copy.exists():
+        partial = copy.with_name(f"{copy.name}.{os.getpid()}")
+        shutil.copytree(source, partial, symlinks=True)
+        partial.chmod(0o755)
+        try:
+            partial.rename(copy)
+        except OSError:  # another start was faster
+            shutil.rmtree(partial)
+    return copy
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder made by `own_folder`, and what its link points to."""
+    if path.is_symlink():
+        shutil.rmtree(path.resolve(), ignore_errors=True)
+        path.unlink()
+    elif path.exists():
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(str(path).encode()).hexdigest()[:16]

@@ -1,0 +1,58 @@
+"""Fixtures for every test: one embedded Postgres per run, a fresh database per test, a running stack on demand."""
+
+import itertools
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from agent.local.database import Database
+from agent.local.lodging import remove_folder
+from agent.local.postgres import PostgresServer
+
+if TYPE_CHECKING:
+    from agent.local.stack import Stack
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """The one server of this test run, in a folder of its own; nothing of it is left afterwards."""
+    folder = Path(tempfile.mkdtemp(prefix="tradecopier-test-"))
+    folder.chmod(0o711)  # the server may run as another user
+    server = PostgresServer(folder, durable=False)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+        remove_folder(folder / "postgres")
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def template_database(postgres_server: PostgresServer) -> Database:
+    """Platform, migrations and seed, applied once; nobody connects to it."""
+    return Database.prepared(postgres_server, "template_tradecopier")
+
+
+@pytest.fixture
+def database(postgres_server: PostgresServer, template_database: Database) -> Iterator[Database]:
+    """A fresh database with the project's schema: `.dsn` (superuser), `.connect()`, `.connect_async()`, `.dsn_of(role)`."""
+    copy = Database.create(postgres_server, f"test_{os.getpid()}_{next(_numbers)}", template_database)
+    yield copy
+    copy.drop()
+
+
+@pytest.fixture
+async def stack(database: Database, tmp_path: Path) -> AsyncIterator["Stack"]:
+    """A running embedded stack on a free port, with a database of its own."""
+    from agent.local.stack import Stack
+
+    async with Stack(tmp_path / "stack", database=database) as running:
+        yield running
