@@ -116,9 +116,7 @@ def websocket_frame(opcode: int, data: bytes) -> bytes:
     return struct.pack("!BBQ", 0x80 | opcode, 127, size) + data
 
 
-def message(
-    vsn: Vsn, topic: str, event: str, payload: object, *, ref: str | None = None, join_ref: str | None = None
-) -> bytes:
+def message(vsn: Vsn, topic: str, event: str, payload: object, *, ref: str | None = None, join_ref: str | None = None) -> bytes:
     """Any message but a broadcast. In 1.0.0 exactly four keys leave the server; `join_ref` exists only in 2.0.0."""
     if vsn == "2.0.0":
         return websocket_frame(TEXT, orjson.dumps([join_ref, ref, topic, event, payload]))
@@ -142,9 +140,7 @@ def broadcast(vsn: Vsn, item: Broadcast) -> bytes | None:
     body += b',"meta":' + meta + b"}" if meta else b"}"
     if vsn == "2.0.0":
         return websocket_frame(TEXT, b"[null,null," + orjson.dumps(topic) + b',"broadcast",' + body + b"]")
-    return websocket_frame(
-        TEXT, b'{"topic":' + orjson.dumps(topic) + b',"event":"broadcast","payload":' + body + b',"ref":null}'
-    )
+    return websocket_frame(TEXT, b'{"topic":' + orjson.dumps(topic) + b',"event":"broadcast","payload":' + body + b',"ref":null}')
 
 
 def _binary_broadcast(topic: bytes, event: bytes, meta: bytes, item: Broadcast) -> bytes | None:

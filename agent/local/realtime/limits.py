@@ -26,7 +26,6 @@ class Limits:
     window_buckets: int = 12
     private_only: bool = False
     replay_messages: int = 25
-    retention_hours: int = 72
     token_check_s: float = 300
     idle_timeout_s: float = 60
     no_channel_timeout_s: float = 600
@@ -37,9 +36,7 @@ class Limits:
     @classmethod
     def free(cls) -> "Limits":
         """Hosted's Free plan."""
-        return cls(
-            connections=200, messages_per_second=100, joins_per_second=100, payload_kb=256, presence_per_second=20
-        )
+        return cls(connections=200, messages_per_second=100, joins_per_second=100, payload_kb=256, presence_per_second=20)
 
     @classmethod
     def pro(cls) -> "Limits":
@@ -55,9 +52,7 @@ class Limits:
 class RateMeter:
     """A moving average over a window of buckets: `over` once more than `per_second × window` things were counted."""
 
-    def __init__(
-        self, per_second: float, window_s: float, buckets: int, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, per_second: float, window_s: float, buckets: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._allowed = per_second * window_s
         self._width = window_s / buckets
         self._counts = [0] * buckets

@@ -105,18 +105,18 @@ class MessageStream:
                     slot_name=slot, options={"proto_version": "1", "publication_names": PUBLICATION}, decode=False
                 )
                 self.on_state(True)
-                self._stream(cursor)
+                self._stream(connection, cursor)
         finally:
             connection.close()
 
-    def _stream(self, cursor: ReplicationCursor) -> None:
+    def _stream(self, connection: LogicalReplicationConnection, cursor: ReplicationCursor) -> None:
         decoder = Decoder()
         rows: list[MessageRow] = []
         acknowledged = time.monotonic()
         while not self._stopping.is_set():
             message = cursor.read_message()
             if message is None:
-                select.select([cursor, self._wake.read], [], [], _FEEDBACK_S)
+                select.select([connection.fileno(), self._wake.read], [], [], _FEEDBACK_S)
             else:
                 data: bytes = message.payload
                 row = decoder.feed(data)
@@ -128,5 +128,5 @@ class MessageStream:
             now = time.monotonic()
             if now - acknowledged >= _FEEDBACK_S:
                 # Also keeps the server from holding WAL for us: nothing is ever read twice.
-                cursor.send_feedback(flush_lsn=cursor.wal_end, reply=False)
+                cursor.send_feedback(flush_lsn=cursor.wal_end, reply=False)  # type: ignore[no-untyped-call]
                 acknowledged = now

@@ -1,0 +1,205 @@
+"""The embedded Realtime server: an aiohttp sub-application fed by logical decoding."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Coroutine, Sequence
+
+from aiohttp import web
+from psycopg import Error
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+
+from agent.local.realtime.connection import Connection
+from agent.local.realtime.faults import Faults
+from agent.local.realtime.frames import VERSIONS, Broadcast
+from agent.local.realtime.hooks import TestHooks
+from agent.local.realtime.hub import Hub
+from agent.local.realtime.limits import Limits, RateMeter
+from agent.local.realtime.pgoutput import MessageRow
+from agent.local.realtime.policies import Policies
+from agent.local.realtime.rest import BroadcastApi
+from agent.local.realtime.storage import MessageStore
+from agent.local.realtime.stream import MessageStream
+from agent.local.realtime.tokens import Identity, Refused, Verify, identify
+
+log = logging.getLogger(__name__)
+_MAX_FRAME_BYTES = 5_000_000
+_JANITOR_S = 3600
+_SWEEP_S = 5
+
+
+class RealtimeServer:
+    """Hosted Realtime as its official clients see it, on one database.
+
+    `dsn` must name a role that may replicate and bypasses RLS (`supabase_admin`). `verify` turns a JWT or an `sb_…` key
+    into claims and raises TokenInvalid or TokenExpired. Life: `attach` to an application, `start` before it serves,
+    `close` after. `test_hooks` also mounts `faults` under `/realtime/v1/test/…`, for the service role only.
+
+    Deliberately different from hosted: no artificial delays before refusals (see Limits), streaming is alive before
+    a join is answered (hosted starts it on the first join), and it comes back within two seconds of the database.
+    """
+
+    def __init__(self, dsn: str, verify: Verify, limits: Limits | None = None, *, test_hooks: bool = False) -> None:
+        self.verify = verify
+        self.limits = limits or Limits()
+        self.faults = Faults()
+        self.hub = Hub(self.limits)
+        self.joins = RateMeter(self.limits.joins_per_second, self.limits.window_s, self.limits.window_buckets)
+        self._pool = AsyncConnectionPool(
+            dsn, min_size=1, max_size=4, open=False, timeout=5, check=AsyncConnectionPool.check_connection,
+            kwargs={"autocommit": True, "application_name": "realtime"}, name="realtime",
+        )  # fmt: skip
+        self.policies = Policies(self._pool)
+        self.store = MessageStore(self._pool)
+        self._stream = MessageStream(dsn, self._rows_from_thread, self._state_from_thread)
+        self._hooks = TestHooks(self.faults, verify) if test_hooks else None
+        self._api = BroadcastApi(self.hub, self.policies, self.limits, verify)
+        self._connections: set[Connection] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._live = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._dropped_said_at = 0.0
+
+    def attach(self, app: web.Application) -> None:
+        """Mount the routes under `/realtime/v1`."""
+        app.router.add_get("/realtime/v1/websocket", self._websocket)
+        self._api.attach(app)
+        if self._hooks is not None:
+            self._hooks.attach(app)
+
+    async def start(self, timeout_s: float = 60) -> None:
+        """Open the pool and begin streaming; returns when it flows. Raises TimeoutError if the database never answers."""
+        self._loop = asyncio.get_running_loop()
+        await self._pool.open()
+        self._stream.start()
+        try:
+            await asyncio.wait_for(self._live.wait(), timeout_s)
+        except TimeoutError:
+            await self.close()
+            raise TimeoutError(f"Realtime could not stream from the database within {timeout_s:g} s") from None
+        self.spawn(self._janitor())
+        self.spawn(self._sweeper())
+
+    async def close(self) -> None:
+        """Close every socket with 1012 (restart), end the stream (and its slot) and the pool. May be repeated."""
+        for connection in list(self._connections):
+            connection.close(1012)
+        if self._connections:
+            await asyncio.wait({asyncio.create_task(self._drained())}, timeout=3)
+        for task in list(self._tasks):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(set(self._tasks), timeout=3)
+        self._loop = None
+        await asyncio.to_thread(self._stream.stop)
+        await self._pool.close()
+
+    async def _drained(self) -> None:
+        while self._connections:
+            await asyncio.wait(set(self._tasks), timeout=0.05) if self._tasks else await asyncio.sleep(0.02)
+
+    def spawn(self, work: Coroutine[object, object, None]) -> None:
+        """Run a task that ends with the server."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def streaming(self, timeout_s: float = 5) -> bool:
+        """Wait for the stream; False if it does not come (the database is down)."""
+        if self._live.is_set():
+            return True
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._live.wait(), timeout_s)
+        return self._live.is_set()
+
+    # Called in the stream's thread
+
+    def _rows_from_thread(self, rows: Sequence[MessageRow]) -> None:
+        loop = self._loop
+        if loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop was closed in between
+                loop.call_soon_threadsafe(self._rows, rows)
+
+    def _state_from_thread(self, live: bool) -> None:
+        loop = self._loop
+        if loop is not None:
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(self._live.set if live else self._live.clear)
+
+    def _rows(self, rows: Sequence[MessageRow]) -> None:
+        hub, limit = self.hub, self.limits.payload_bytes
+        for row in rows:
+            if hub.messages.over:
+                self._say_dropped("over_quota", row)
+                continue
+            if len(row.payload) > limit:
+                self._say_dropped("oversize", row)
+                continue
+            hub.messages.count()
+            hub.broadcast(row.private, Broadcast(row.topic, row.event, row.payload, row.id, binary=row.binary))
+
+    def _say_dropped(self, reason: str, row: MessageRow) -> None:
+        now = time.monotonic()
+        if now - self._dropped_said_at > 1:
+            self._dropped_said_at = now
+            log.warning("realtime_row_dropped", extra={"reason": reason, "topic": row.topic})
+
+    # Upkeep
+
+    async def _janitor(self) -> None:
+        while True:
+            await asyncio.sleep(_JANITOR_S)
+            try:
+                await self.store.prepare()
+            except (Error, PoolTimeout) as error:
+                log.warning("realtime_janitor_failed", extra={"reason": str(error)})
+
+    async def _sweeper(self) -> None:
+        while True:
+            await asyncio.sleep(min(_SWEEP_S, self.limits.idle_timeout_s / 2))
+            now = time.monotonic()
+            for connection in list(self._connections):
+                if connection.overdue(now):
+                    connection.close(1000)
+
+    # Handshake
+
+    async def _websocket(self, request: web.Request) -> web.StreamResponse:
+        if self.faults.refuse_with is not None:
+            return web.json_response({"error": "refused by a test"}, status=self.faults.refuse_with)
+        try:
+            identity = self._handshake(request)
+        except Refused as error:
+            if self.limits.connect_backoff_ms:
+                await asyncio.sleep(self.limits.connect_backoff_ms / 1000)
+            status = 429 if error.code == "ConnectionRateLimitReached" else 401
+            return web.json_response({"error": str(error)}, status=status)
+        vsn = VERSIONS.get(request.query.get("vsn", "1.0.0"))
+        if vsn is None:
+            return web.json_response({"error": "The requested vsn is not supported"}, status=403)
+        ws = web.WebSocketResponse(compress=False, max_msg_size=_MAX_FRAME_BYTES, timeout=1.0)
+        await ws.prepare(request)
+        connection = Connection(self, ws, request, identity, vsn)
+        self._connections.add(connection)
+        self.faults.opened(connection)
+        try:
+            await connection.run()
+        finally:
+            self._connections.discard(connection)
+            self.faults.closed(connection)
+        return ws
+
+    def _handshake(self, request: web.Request) -> Identity:
+        token = request.headers.get("x-api-key") or request.query.get("apikey")
+        if not token:
+            raise Refused("Unauthorized", "API key is missing")
+        try:
+            identity = identify(self.verify, token)
+        except Refused as error:
+            if str(error).startswith("Token has expired"):
+                raise Refused("Unauthorized", "Token has expired") from error
+            raise
+        if len(self._connections) >= self.limits.connections:
+            raise Refused("ConnectionRateLimitReached", "Too many connected users")
+        return identity
