@@ -120,7 +120,7 @@ def load_settings() -> Settings:
     problems: list[str] = []
     settings: Settings | None = None
     try:
-        settings = Settings()  # type: ignore[call-arg]
+        settings = Settings()
     except ValidationError as error:
         problems = [_describe(str(item["loc"][0]), str(item["type"]), str(item["msg"])) for item in error.errors(include_input=False)]
     except (OSError, ValueError) as error:

@@ -36,6 +36,7 @@ from agent.model import (
     SymbolSpec,
     Ticket,
 )
+from agent.session import EventResult, ReportResult
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +52,8 @@ EVENT_TYPES = frozenset(get_args(EventType))
 EVIDENCE = frozenset(get_args(Evidence))
 CLOSE_REASONS = frozenset(get_args(CloseReason))
 OUTCOMES = frozenset(get_args(Outcome))
-RESULT_STATUSES = frozenset({"accepted", "duplicate", "history", "refused"})
+EVENT_STATUSES = frozenset({"accepted", "duplicate", "history", "refused"})
+REPORT_STATUSES = frozenset({"accepted", "duplicate", "refused"})
 
 
 class WireError(ValueError):
@@ -411,24 +413,30 @@ def _tolerant(value: object, name: str, decode: Callable[[object], T]) -> tuple[
     return tuple(decoded)
 
 
-@dataclass(frozen=True, slots=True)
-class ItemResult:
-    """The database's answer to one event or report; `key` is the event key or the execution's number."""
-
-    key: str
-    status: Literal["accepted", "duplicate", "history", "refused"]
-    code: str | None = None
-    error: str | None = None
+def event_results(value: object) -> tuple[EventResult, ...]:
+    return tuple(_event_result(as_object(item, "result")) for item in as_list(value, "results"))
 
 
-def item_results(value: object, key: str) -> tuple[ItemResult, ...]:
-    out = []
-    for item in as_list(value, "results"):
-        raw = as_object(item, "result")
-        status = cast(Literal["accepted", "duplicate", "history", "refused"], one_of(raw, "status", RESULT_STATUSES))
-        name = raw.get(key)
-        out.append(ItemResult("" if name is None else str(name), status, optional_text(raw, "code"), optional_text(raw, "error")))
-    return tuple(out)
+def _event_result(raw: Json) -> EventResult:
+    return EventResult(
+        event_key=optional_text(raw, "event_key") or "",
+        status=cast(Literal["accepted", "duplicate", "history", "refused"], one_of(raw, "status", EVENT_STATUSES)),
+        code=optional_text(raw, "code"),
+        error=optional_text(raw, "error"),
+    )
+
+
+def report_results(value: object) -> tuple[ReportResult, ...]:
+    return tuple(_report_result(as_object(item, "result")) for item in as_list(value, "results"))
+
+
+def _report_result(raw: Json) -> ReportResult:
+    return ReportResult(
+        execution_id=ExecutionId(integer(raw, "execution_id", 0)),
+        status=cast(Literal["accepted", "duplicate", "refused"], one_of(raw, "status", REPORT_STATUSES)),
+        code=optional_text(raw, "code"),
+        error=optional_text(raw, "error"),
+    )
 
 
 @dataclass(frozen=True, slots=True)

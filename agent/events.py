@@ -1,0 +1,307 @@
+"""`RealTimeTradeEventSystem`: what the database broadcasts to this agent, for several handlers, through any trouble of the socket.
+
+Broadcasts are doorbells: they may be lost, so every (re)subscription asks for a catch-up (a heartbeat), and while the socket is
+`in_doubt` the agent asks every second. The socket is judged end to end: a tick that the database sent and that was not heard
+means a new socket, whatever the old one says of itself.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final, Literal, NoReturn, Protocol
+
+from agent.clock import DatabaseClock
+from agent.retry import CallFailed, backoff
+from agent.subscription import OnBroadcast, Subscription
+
+log = logging.getLogger(__name__)
+
+EVENTS: Final = ("executions", "cancel", "tick", "assignments")
+#: seconds that a clean stop gives the sockets to say goodbye
+CLOSE_TIMEOUT: Final = 2
+State = Literal["joining", "joined", "down"]
+
+
+@dataclass(frozen=True, slots=True)
+class Broadcast:
+    """One message on the agent's own topic; `received_at` on the database's clock."""
+
+    event: str
+    payload: Mapping[str, object]
+    received_at: datetime
+
+
+Handler = Callable[[Broadcast], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventSettings:
+    #: messages that a handler may be behind before its oldest are dropped (and caught up with)
+    backlog: int = 1_000
+    #: longest time for one message in one handler
+    handler_timeout: timedelta = timedelta(seconds=10)
+    #: waits between two sockets: the first, and the longest (the server limits joins per second)
+    first_wait: float = 0.1
+    longest_wait: float = 20
+    #: heartbeats in a row that speak of an unheard tick before the socket is doubted, and before it is replaced
+    doubt_after: int = 2
+    replace_after: int = 3
+    #: the database ticks a topic that was silent for 30 s; three of these without any means that it does not tick at all
+    tick_silence: timedelta = timedelta(seconds=90)
+    #: differences of clocks and deliveries under way
+    slack: timedelta = timedelta(seconds=2)
+
+
+class TokenSource(Protocol):
+    async def access(self) -> str: ...
+
+    async def renew(self, rejected: str | None) -> str: ...
+
+    def on_change(self, handler: Callable[[str], None]) -> None: ...
+
+
+Connect = Callable[[str, OnBroadcast], Subscription]
+
+
+class RealTimeTradeEventSystem:
+    """Register handlers, then `run(topic)` in a task. `catch_up` is called at every (re)subscription and after a loss; it must not block."""
+
+    def __init__(
+        self,
+        connect: Connect,
+        tokens: TokenSource,
+        clock: DatabaseClock,
+        *,
+        catch_up: Callable[[], None],
+        settings: EventSettings | None = None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._connect = connect
+        self._tokens = tokens
+        self._clock = clock
+        self._catch_up = catch_up
+        self._settings = settings or EventSettings()
+        self._sleep = sleep
+        self._inboxes: list[_Inbox] = []
+        self._closing: set[asyncio.Task[None]] = set()
+        self._current: Subscription | None = None
+        self._new_token: asyncio.Event = asyncio.Event()
+        self._watchdog = _Watchdog(self._settings)
+        self._state: State = "down"
+        #: how many sockets were joined so far
+        self.subscriptions = 0
+        self.joined = asyncio.Event()
+        tokens.on_change(lambda _token: self._new_token.set())
+
+    @classmethod
+    def to(
+        cls, url: str, key: str, tokens: TokenSource, clock: DatabaseClock, *, catch_up: Callable[[], None]
+    ) -> "RealTimeTradeEventSystem":
+        """For a Supabase project: `url` is `…/realtime/v1`, `key` the publishable key."""
+        return cls(lambda topic, receive: Subscription(url, key, topic, EVENTS, receive), tokens, clock, catch_up=catch_up)
+
+    def add_handler(self, name: str, handler: Handler) -> None:
+        """Every handler sees every message, in order, from a queue of its own: one that raises or hangs delays no other."""
+        self._inboxes.append(_Inbox(name, handler, self._settings, self._catch_up))
+
+    @property
+    def state(self) -> State:
+        return self._state
+
+    @property
+    def in_doubt(self) -> bool:
+        """True while a broadcast might not arrive: ask for what is outstanding every second."""
+        return self._state != "joined" or self._watchdog.in_doubt
+
+    def heartbeat_said(self, last_tick_at: datetime | None, server_time: datetime) -> None:
+        """Judge the socket by what the database says it sent to it."""
+        if self._state != "joined" or self._current is None:
+            return
+        verdict = self._watchdog.judge(last_tick_at, server_time)
+        if verdict is not None:
+            self._current.end(verdict)
+
+    async def run(self, topic: str) -> NoReturn:
+        """Keep one live subscription to `topic` for ever."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                for inbox in self._inboxes:
+                    group.create_task(inbox.work(), name=f"handler:{inbox.name}")
+                await self._keep_subscribed(topic)
+        finally:
+            await self._close_sockets()
+        raise AssertionError("_keep_subscribed never returns")
+
+    async def _close_sockets(self) -> None:
+        if self._closing:
+            await asyncio.wait(self._closing, timeout=CLOSE_TIMEOUT)
+        for task in self._closing:
+            task.cancel()
+
+    # -- the socket ------------------------------------------------------------------------------------------
+
+    async def _keep_subscribed(self, topic: str) -> NoReturn:
+        waits = self._waits()
+        while True:
+            before = self.subscriptions
+            why = await self._live(topic)
+            if self.subscriptions > before:
+                waits = self._waits()
+            wait = next(waits)
+            log.warning("socket_replaced", extra={"reason": why, "wait_ms": round(wait * 1000), "subscriptions": self.subscriptions})
+            await self._sleep(wait)
+
+    def _waits(self) -> Iterator[float]:
+        return backoff(self._settings.first_wait, self._settings.longest_wait)
+
+    async def _live(self, topic: str) -> str:
+        """One subscription from join to end; returns why it ended."""
+        self._state = "joining"
+        token: str | None = None
+        subscription = self._connect(topic, self._receive)
+        self._current = subscription
+        try:
+            self._new_token.clear()
+            token = await self._tokens.access()
+            if await subscription.join(token):
+                self._on_joined(topic)
+                await self._serve(subscription)
+            why = subscription.ended.result() if subscription.ended.done() else "the join was not answered"
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            # The client raises what its socket raises (websockets, OSError, TimeoutError …): each means a new socket.
+            why = f"{type(error).__name__}: {error}"
+        finally:
+            self._state = "down"
+            self._current = None
+            self.joined.clear()
+            self._discard(subscription)
+        if token is not None and _blames_token(why):
+            await self._renew(token)
+        return why
+
+    def _on_joined(self, topic: str) -> None:
+        self._watchdog.subscribed(self._clock.now())
+        self.subscriptions += 1
+        self._state = "joined"
+        self.joined.set()
+        log.info("subscribed", extra={"topic": topic, "subscriptions": self.subscriptions})
+        self._catch_up()
+
+    async def _serve(self, subscription: Subscription) -> None:
+        """Until the subscription ends, hand it every new token."""
+        while not subscription.ended.done():
+            renewed = asyncio.ensure_future(self._token_renewed())
+            try:
+                await asyncio.wait({renewed, subscription.ended}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                renewed.cancel()
+            if self._new_token.is_set() and not subscription.ended.done():
+                self._new_token.clear()
+                await subscription.renew(await self._tokens.access())
+
+    async def _token_renewed(self) -> str:
+        await self._new_token.wait()
+        return "renewed"
+
+    async def _renew(self, rejected: str) -> None:
+        try:
+            await self._tokens.renew(rejected=rejected)
+        except CallFailed as error:
+            log.warning("token_renewal_failed", extra={"error": str(error)})
+
+    def _discard(self, subscription: Subscription) -> None:
+        """Close the old socket beside the new one: a dead connection takes ten seconds to close."""
+        task = asyncio.get_running_loop().create_task(subscription.discard(), name="discard-socket")
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    def _receive(self, event: str, payload: Mapping[str, object]) -> None:
+        now = self._clock.now()
+        self._watchdog.heard(now)
+        if event == "tick":
+            return
+        message = Broadcast(event, payload, now)
+        for inbox in self._inboxes:
+            inbox.put(message)
+
+
+def _blames_token(why: str) -> bool:
+    return any(sign in why for sign in ("JWT", "Jwt", "Token ", "access_token", "HTTP 401"))
+
+
+class _Watchdog:
+    """Compares the ticks that the database says it sent with what was heard."""
+
+    def __init__(self, settings: EventSettings) -> None:
+        self._settings = settings
+        self._heard_at: datetime | None = None
+        self._missed = 0
+        self._silent = False
+
+    @property
+    def in_doubt(self) -> bool:
+        return self._silent or self._missed >= self._settings.doubt_after
+
+    def subscribed(self, now: datetime) -> None:
+        """A join counts as hearing: ticks sent before it were for the socket before."""
+        self.heard(now)
+
+    def heard(self, now: datetime) -> None:
+        self._heard_at = now
+        self._missed = 0
+        self._silent = False
+
+    def judge(self, last_tick_at: datetime | None, server_time: datetime) -> str | None:
+        """Why the socket must be replaced, or None."""
+        heard_at = self._heard_at
+        if heard_at is None:
+            return None
+        if last_tick_at is None or last_tick_at <= heard_at + self._settings.slack:
+            self._missed = 0
+            self._silent = server_time - heard_at > self._settings.tick_silence
+            return None
+        self._missed += 1
+        if self._missed < self._settings.replace_after:
+            return None
+        self._missed = 0
+        return f"the tick of {last_tick_at.isoformat()} was not heard"
+
+
+class _Inbox:
+    """One handler with a bounded queue of its own."""
+
+    def __init__(self, name: str, handler: Handler, settings: EventSettings, catch_up: Callable[[], None]) -> None:
+        self.name = name
+        self._handler = handler
+        self._timeout = settings.handler_timeout.total_seconds()
+        self._queue: asyncio.Queue[Broadcast] = asyncio.Queue(settings.backlog)
+        self._catch_up = catch_up
+        self._overflowed = False
+
+    def put(self, message: Broadcast) -> None:
+        if self._queue.full():
+            self._queue.get_nowait()
+            if not self._overflowed:
+                log.error("handler_behind", extra={"handler": self.name, "backlog": self._queue.maxsize})
+            self._overflowed = True
+        self._queue.put_nowait(message)
+
+    async def work(self) -> NoReturn:
+        while True:
+            message = await self._queue.get()
+            try:
+                async with asyncio.timeout(self._timeout):
+                    await self._handler(message)
+            except TimeoutError:
+                log.error("handler_hangs", extra={"handler": self.name, "event": message.event, "seconds": self._timeout})
+                self._catch_up()
+            except Exception:
+                log.exception("handler_failed", extra={"handler": self.name, "event": message.event})
+                self._catch_up()
+            if self._overflowed and self._queue.empty():
+                self._overflowed = False
+                self._catch_up()
