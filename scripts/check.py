@@ -1,0 +1,162 @@
+"""Everything that can be said about the project without running its tests: `make check`.
+
+Runs every check even when an earlier one fails, prints what failed in full, and ends with a list of what was left out because
+it does not exist yet. Exit status 1 if a check failed.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from database_types import TYPES, address, generate, scratch_database, supabase
+
+ROOT = Path(__file__).resolve().parent.parent
+BIN = Path(sys.executable).parent
+#: the CLI and Deno would otherwise look for news and count their users
+QUIET = {"DO_NOT_TRACK": "1", "SUPABASE_TELEMETRY_DISABLED": "1", "DENO_NO_UPDATE_CHECK": "1", "NO_COLOR": "1"}
+TIMEOUT = 600
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """`said` is printed when the check failed; `left_out` says why a check had nothing to look at."""
+
+    ok: bool
+    said: str = ""
+    left_out: str | None = None
+
+
+def run(*command: str | Path, cwd: Path = ROOT) -> Verdict:
+    try:
+        done = subprocess.run(
+            [str(part) for part in command],
+            cwd=cwd,
+            env={**os.environ, **QUIET},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            timeout=TIMEOUT,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return Verdict(False, f"{Path(command[0]).name} did not end within {TIMEOUT} s")
+    except FileNotFoundError:
+        return Verdict(False, f"{command[0]} is missing: run `make setup`")
+    return Verdict(done.returncode == 0, done.stdout.strip())
+
+
+def tool(name: str) -> Path:
+    """A command of the virtual environment."""
+    return Path(shutil.which(name, path=str(BIN)) or BIN / name)
+
+
+def node_tool(name: str, folder: Path = ROOT) -> Path:
+    """A command of an npm package."""
+    binaries = folder / "node_modules" / ".bin"
+    return Path(shutil.which(name, path=str(binaries)) or binaries / name)
+
+
+def ruff() -> Verdict:
+    lint, layout = run(tool("ruff"), "check", "--quiet", "."), run(tool("ruff"), "format", "--check", ".")
+    return Verdict(lint.ok and layout.ok, "\n".join(one.said for one in (lint, layout) if not one.ok))
+
+
+def mypy() -> Verdict:
+    return run(tool("mypy"))
+
+
+def imports() -> Verdict:
+    return run(tool("lint-imports"))
+
+
+def biome() -> Verdict:
+    return run(node_tool("biome"), "check", "--error-on-warnings", ".")
+
+
+def deno() -> Verdict:
+    entries = sorted(ROOT.glob("functions/*/index.ts"))
+    if not entries:
+        return Verdict(True, left_out="deno check: there are no Edge Functions yet")
+    return run(tool("deno"), "check", "--node-modules-dir=manual", "--cached-only", *entries)
+
+
+def tsc() -> Verdict:
+    web = ROOT / "web"
+    if not (web / "tsconfig.json").exists():
+        return Verdict(True, left_out="tsc: the Next.js dashboard does not exist yet")
+    return run(node_tool("tsc", web), "--noEmit", cwd=web)
+
+
+def migration() -> Verdict:
+    """One migration until the first release: it must be the concatenation of the schema files."""
+    return run(sys.executable, "-m", "agent.local.schema", "check")
+
+
+def database() -> Verdict:
+    """The advisors and the generated types, on a database that was made from the schema just now."""
+    with scratch_database() as scratch:
+        levels = ("--level", "warn", "--fail-on", "warn")
+        advisors = run(*supabase("db", "advisors", f"--remote={address(scratch)}", *levels))
+        types = generate(scratch)
+    failed = [] if advisors.ok else [advisors.said]
+    if not TYPES.exists() or TYPES.read_text() != types:
+        failed.append(f"{TYPES.name} differs from the schema: run `make types`")
+    return Verdict(not failed, "\n".join(failed))
+
+
+CHECKS: dict[str, Callable[[], Verdict]] = {
+    "ruff (rules and layout)": ruff,
+    "mypy --strict": mypy,
+    "import rules": imports,
+    "Biome": biome,
+    "deno check": deno,
+    "tsc": tsc,
+    "migration = schemas": migration,
+    "database advisors and types": database,
+}
+
+
+def guarded(check: Callable[[], Verdict]) -> Verdict:
+    """A check that breaks has failed; the others still run."""
+    try:
+        return check()
+    except (Exception, SystemExit) as error:
+        return Verdict(False, f"{type(error).__name__}: {error}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("words", nargs="*", help="only checks whose name holds one of these words")
+    words = parser.parse_args().words
+    chosen = {name: check for name, check in CHECKS.items() if not words or any(word in name for word in words)}
+    failed, left_out = [], []
+    for number, (name, check) in enumerate(chosen.items(), 1):
+        print(f"[{number}/{len(chosen)}] {name} … ", end="", flush=True)
+        began = time.monotonic()
+        verdict = guarded(check)
+        print(
+            "left out" if verdict.left_out else f"{'ok' if verdict.ok else 'FAILED'} ({time.monotonic() - began:.1f} s)",
+            flush=True,
+        )
+        if verdict.left_out:
+            left_out.append(verdict.left_out)
+        if not verdict.ok:
+            failed.append(name)
+            print(verdict.said, flush=True)
+    for line in left_out:
+        print(f"left out: {line}")
+    done = len(chosen) - len(failed) - len(left_out)
+    print(f"{done} checks passed, {len(failed)} failed, {len(left_out)} left out" + (f": {', '.join(failed)}" if failed else ""))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
