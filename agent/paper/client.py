@@ -87,14 +87,17 @@ class PaperClient:
             symbols=None if symbols is None else tuple(symbols),
             profile=profile,
         )
-        return decode(AccountState, reply)
+        found: AccountState = decode(AccountState, reply)
+        return found
 
     async def books(self) -> tuple[str, ...]:
         """Logins of all books."""
-        return decode(tuple[str, ...], await self._connection.call("books"))
+        found: tuple[str, ...] = decode(tuple[str, ...], await self._connection.call("books"))
+        return found
 
     async def book(self, login: str) -> BookView:
-        return decode(BookView, await self._connection.call("book", login=login))
+        found: BookView = decode(BookView, await self._connection.call("book", login=login))
+        return found
 
     async def put_symbols(self, login: str, symbols: Iterable[SymbolSpec]) -> None:
         """Add instruments to a book, or change theirs (say, `trade_mode`)."""
@@ -112,7 +115,8 @@ class PaperClient:
         await self._connection.call("set_prices", login=login, prices={name: [str(b), str(a)] for name, (b, a) in prices.items()})
 
     async def quote(self, login: str, symbol: str) -> Quote | None:
-        return decode(Quote | None, await self._connection.call("quote", login=login, symbol=symbol))
+        found: Quote | None = decode(Quote | None, await self._connection.call("quote", login=login, symbol=symbol))
+        return found
 
     async def start_feed(
         self, *, symbols: Iterable[str] | None = None, seed: int = 1, interval: timedelta = timedelta(milliseconds=250)
@@ -125,17 +129,19 @@ class PaperClient:
         await self._connection.call("stop_feed")
 
     async def now(self) -> datetime:
-        return decode(datetime, await self._connection.call("now"))
+        found: datetime = decode(datetime, await self._connection.call("now"))
+        return found
 
     async def advance(self, by: timedelta) -> datetime:
         """Move a virtual clock on (latencies end, orders expire); refused when the broker runs on the real clock."""
-        return decode(datetime, await self._connection.call("advance", seconds=by.total_seconds()))
+        found: datetime = decode(datetime, await self._connection.call("advance", seconds=by.total_seconds()))
+        return found
 
     # --- trading as the account's human --------------------------------------------------------------
 
     async def submit(self, login: str, request: Request) -> Placed | Rejected:
         """Any request as it is; the methods below are its short forms."""
-        answer = decode(Answer, await self._connection.call("order", login=login, request=request))
+        answer: Answer = decode(Answer, await self._connection.call("order", login=login, request=request))
         if answer.status == "done":
             return Placed(lots=answer.lots, price=answer.price, positions=answer.positions)
         return rejected(answer.reason or "rejected", answer.message)
@@ -212,9 +218,7 @@ class PaperClient:
         """Close two opposite positions of one symbol against each other; what one is larger by stays open."""
         return await self.submit(login, Request(kind="close_by", ticket=ticket, other_ticket=other_ticket))
 
-    async def modify(
-        self, login: str, ticket: str, *, sl: Decimal | None, tp: Decimal | None
-    ) -> Placed | Rejected:
+    async def modify(self, login: str, ticket: str, *, sl: Decimal | None, tp: Decimal | None) -> Placed | Rejected:
         """Set both levels of a position; None removes."""
         return await self.submit(login, Request(kind="modify", ticket=ticket, sl=sl, tp=tp))
 
@@ -239,11 +243,15 @@ class PaperClient:
 
     async def journal(self, login: str, *, after: int = 0) -> tuple[JournalEntry, ...]:
         """Everything that happened to a book, in order; only entries with a number above `after`."""
-        return decode(tuple[JournalEntry, ...], await self._connection.call("journal", login=login, after=after))
+        found: tuple[JournalEntry, ...] = decode(
+            tuple[JournalEntry, ...], await self._connection.call("journal", login=login, after=after)
+        )
+        return found
 
     async def requests(self, login: str) -> tuple[RequestRecord, ...]:
         """Every order request that arrived for a book, humans' included, in order."""
-        return decode(tuple[RequestRecord, ...], await self._connection.call("requests", login=login))
+        found: tuple[RequestRecord, ...] = decode(tuple[RequestRecord, ...], await self._connection.call("requests", login=login))
+        return found
 
     async def requests_by_tag(self, login: str) -> dict[int, tuple[RequestRecord, ...]]:
         """Requests of connected programs by execution number: none may have been *executed* twice."""
@@ -253,9 +261,7 @@ class PaperClient:
                 by_tag[record.tag] = (*by_tag.get(record.tag, ()), record)
         return by_tag
 
-    async def fault(
-        self, login: str, kind: OrderFault, *, next_orders: int = 1, only: Iterable[RequestKind] = ()
-    ) -> None:
+    async def fault(self, login: str, kind: OrderFault, *, next_orders: int = 1, only: Iterable[RequestKind] = ()) -> None:
         """Let the next order requests of connected programs (only of these kinds, when named) go wrong.
 
         timeout_executed: carried out, but no answer · timeout_lost: neither · hang: the session answers nothing any more ·
@@ -273,17 +279,20 @@ class PaperClient:
 
     async def disconnect(self, login: str) -> int:
         """Cut every connected program off a book; returns how many."""
-        return decode(int, await self._connection.call("disconnect", login=login))
+        found: int = decode(int, await self._connection.call("disconnect", login=login))
+        return found
 
     async def sessions(self, login: str) -> int:
         """How many programs are connected to a book now."""
-        return decode(int, await self._connection.call("sessions", login=login))
+        found: int = decode(int, await self._connection.call("sessions", login=login))
+        return found
 
     async def wait_for(self, login: str, *, positions: int | None = None, timeout: float = 5.0) -> BookView:  # noqa: ASYNC109
         """Wait until a book holds so many positions; TimeoutError otherwise. Woken by changes, it never polls."""
         call = self._connection.call("wait_for", login=login, positions=positions)
         reply = await asyncio.wait_for(call, timeout)
-        return decode(BookView, reply)
+        found: BookView = decode(BookView, reply)
+        return found
 
 
 def ticket_of(result: Placed | Rejected) -> str:

@@ -27,6 +27,8 @@ class Profile:
     stop_out_percent: Decimal = Decimal(50)
     #: a partial close gives the rest a new ticket (as MetaTrader 4 does)
     retickets: bool = False
+    #: a hedging account that may not hold opposite positions of one symbol (as in the USA)
+    no_hedging: bool = False
     #: orders per second of one book; 0 = unlimited
     orders_per_second_max: int = 0
 

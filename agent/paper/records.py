@@ -10,16 +10,14 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Literal
 
-from agent.model import AccountState, CloseReason, Evidence, Mode, OrderType, Position, Side, SymbolSpec
+from agent.model import AccountState, CloseReason, Evidence, OrderType, Position, Side, SymbolSpec
 
 RequestKind = Literal["market", "close", "close_by", "modify", "pending", "amend", "cancel"]
 #: who asked: the account's human, a connected program, or the broker itself
 Origin = Literal["client", "expert"]
 DealEntry = Literal["balance", "in", "out", "out_by"]
 DealReason = Literal["balance", "client", "expert", "sl", "tp", "stop_out"]
-OrderFault = Literal[
-    "reject", "requote", "timeout_executed", "timeout_lost", "partial", "no_money", "market_closed", "hang"
-]
+OrderFault = Literal["reject", "requote", "timeout_executed", "timeout_lost", "partial", "no_money", "market_closed", "hang"]
 SnapshotFault = Literal["none", "empty", "error", "stale"]
 
 

@@ -8,7 +8,6 @@ from typing import Protocol
 from agent.model import (
     AccountState,
     Change,
-    ExecutionId,
     Found,
     Login,
     NotFound,
@@ -42,6 +41,8 @@ class Capabilities:
     protected_market_orders: bool
     #: how long after an order an absence from history still proves nothing
     settle: timedelta
+    #: how many orders may be under way at a time
+    orders_at_once: int = 8
 
 
 class Adapter(Protocol):

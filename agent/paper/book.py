@@ -1,0 +1,170 @@
+"""One account at the paper broker: what it holds, what was booked, and everything that ever happened to it."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+
+from agent.model import CloseReason, Evidence, Mode, Position, Side, SymbolSpec
+from agent.paper.profile import Moods, Profile
+from agent.paper.records import (
+    BookChange,
+    Deal,
+    DealEntry,
+    DealReason,
+    JournalEntry,
+    OrderRecord,
+    RequestRecord,
+)
+
+ZERO = Decimal(0)
+#: told of every change as (kind of record, key, record or None when it is gone), for keeping
+Keep = Callable[[str, str, object | None], None]
+
+
+def opposite(side: Side) -> Side:
+    return "sell" if side == "buy" else "buy"
+
+
+class Book:
+    """Plain state with bookkeeping; the rules of trading are `agent.paper.matching`'s affair."""
+
+    def __init__(
+        self,
+        login: str,
+        *,
+        currency: str,
+        leverage: int,
+        mode: Mode,
+        symbols: Mapping[str, SymbolSpec],
+        profile: Profile,
+        drawn: int = 0,
+    ) -> None:
+        self.login = login
+        self.currency = currency
+        self.leverage = leverage
+        self.mode = mode
+        self.symbols = dict(symbols)
+        self.profile = profile
+        self.moods = Moods(profile, drawn)
+        self.balance = ZERO
+        self.positions: dict[str, Position] = {}
+        self.orders: dict[str, Position] = {}
+        #: last known state of what is gone, lots 0
+        self.gone: dict[str, Position] = {}
+        self.deals: list[Deal] = []
+        self.history: list[OrderRecord] = []
+        self.history_by_tag: dict[int, list[OrderRecord]] = {}
+        self.requests: list[RequestRecord] = []
+        #: tags being worked on → how many requests
+        self.open_tags: Counter[int] = Counter()
+        self.journal: list[JournalEntry] = []
+        #: changes of the operation that is going on, in order; taken by `take_changes`
+        self._changes: list[BookChange] = []
+        self.keep: Keep = lambda _kind, _key, _record: None
+
+    @property
+    def cents(self) -> Decimal:
+        """The smallest unit of the account's currency."""
+        return Decimal(1) if self.currency in ("JPY", "KRW", "HUF") else Decimal("0.01")
+
+    def held(self, ticket: str) -> Position | None:
+        """The present or last state of a ticket."""
+        return self.positions.get(ticket) or self.orders.get(ticket) or self.gone.get(ticket)
+
+    def net(self, symbol: str) -> Position | None:
+        """The one position in `symbol` of a netting account."""
+        return next((position for position in self.positions.values() if position.symbol == symbol), None)
+
+    def put(self, position: Position) -> Position:
+        """Hold this state of a position or order from now on, and tell everybody."""
+        shelf = self.positions if position.kind == "position" else self.orders
+        shelf[position.ticket] = position
+        self.keep("held", position.ticket, position)
+        self._changes.append(BookChange(position=position))
+        return position
+
+    def drop(
+        self,
+        position: Position,
+        reason: CloseReason | None = None,
+        evidence: Evidence | None = "deal",
+        *,
+        continued: bool = False,
+    ) -> Position:
+        """Let go of a position or order. `continued`: another ticket replaces it, whose own change says so."""
+        shelf = self.positions if position.kind == "position" else self.orders
+        shelf.pop(position.ticket, None)
+        self.gone[position.ticket] = position
+        self.keep("held", position.ticket, position)
+        if not continued:
+            self._changes.append(BookChange(position=position, evidence=evidence, close_reason=reason))
+        return position
+
+    def take_changes(self) -> tuple[BookChange, ...]:
+        changes, self._changes = tuple(self._changes), []
+        return changes
+
+    def book_deal(
+        self,
+        at: datetime,
+        entry: DealEntry,
+        reason: DealReason,
+        *,
+        position: Position | None = None,
+        lots: Decimal = ZERO,
+        price: Decimal = ZERO,
+        profit: Decimal = ZERO,
+        commission: Decimal = ZERO,
+        order: str | None = None,
+        tag: int | None = None,
+        magic: int = 0,
+        comment: str = "",
+    ) -> Deal:
+        deal = Deal(
+            number=len(self.deals) + 1, at=at, entry=entry, reason=reason, order=order, lots=lots, price=price,
+            profit=profit, commission=commission, tag=tag, magic=magic, comment=comment,
+            ticket=None if position is None else position.ticket,
+            symbol="" if position is None else position.symbol,
+            side="buy" if position is None else position.side,
+        )  # fmt: skip
+        self.deals.append(deal)
+        self.balance += profit + commission
+        self.keep("deal", str(deal.number), deal)
+        self.note(at, "deal", deal=deal, balance=self.balance)
+        return deal
+
+    def note(self, at: datetime, event: str, **fields: Any) -> None:
+        entry = JournalEntry(number=len(self.journal) + 1, at=at, event=event, fields=fields)
+        self.journal.append(entry)
+        self.keep("journal", str(entry.number), entry)
+
+    def record(self, record: OrderRecord) -> None:
+        self.history.append(record)
+        if record.tag is not None:
+            self.history_by_tag.setdefault(record.tag, []).append(record)
+        self.keep("history", str(record.number), record)
+
+    def request(self, record: RequestRecord) -> None:
+        """Add a request record, or replace the one with its number."""
+        if record.number > len(self.requests):
+            self.requests.append(record)
+        else:
+            self.requests[record.number - 1] = record
+        if record.tag is not None:
+            self.open_tags[record.tag] += 1 if record.outcome == "open" else -1
+        self.keep("request", str(record.number), record)
+
+    def restore_request(self, record: RequestRecord) -> None:
+        """Take a kept request back; it is decided, whatever it was."""
+        self.requests.append(record)
+
+    def restore_held(self, position: Position) -> None:
+        """Take a kept position or order back, without telling anybody."""
+        if not position.lots:
+            self.gone[position.ticket] = position
+        elif position.kind == "position":
+            self.positions[position.ticket] = position
+        else:
+            self.orders[position.ticket] = position

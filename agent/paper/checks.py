@@ -1,0 +1,85 @@
+"""What a broker checks before it deals. Each check raises `Refusal` and changes nothing."""
+
+from datetime import datetime
+from decimal import Decimal
+
+from agent.model import OrderType, Quote, Side, SymbolSpec
+from agent.paper.book import Book
+from agent.paper.market import Market
+from agent.paper.refusals import Refusal
+
+
+def symbol_of(book: Book, name: str) -> SymbolSpec:
+    spec = book.symbols.get(name)
+    if spec is None:
+        raise Refusal("unknown_symbol", name)
+    return spec
+
+
+def quote_of(book: Book, market: Market, name: str) -> Quote:
+    quote = market.quote(book.login, name)
+    if quote is None:
+        raise Refusal("no_quotes", name)
+    return quote
+
+
+def check_volume(spec: SymbolSpec, lots: Decimal | None) -> Decimal:
+    """The volume of an opening order."""
+    if lots is None or not lots.is_finite() or not spec.lots_min <= lots <= spec.lots_max or lots % spec.lots_step:
+        raise Refusal("invalid_volume", f"{lots} lots; {spec.lots_min} to {spec.lots_max} in steps of {spec.lots_step}")
+    return lots
+
+
+def check_closing_volume(spec: SymbolSpec, lots: Decimal | None, held: Decimal) -> Decimal:
+    """The volume of a close: None or all of it is always right, a part must fit the step."""
+    if lots is None or lots == held:
+        return held
+    if not lots.is_finite() or not spec.lots_min <= lots < held or lots % spec.lots_step:
+        raise Refusal("invalid_volume", f"{lots} of {held} lots")
+    return lots
+
+
+def check_opening_allowed(spec: SymbolSpec, side: Side) -> None:
+    check_trading_allowed(spec)
+    if spec.trade_mode == "close_only":
+        raise Refusal("close_only", spec.name)
+    if spec.trade_mode == "long_only" and side == "sell":
+        raise Refusal("long_only", spec.name)
+    if spec.trade_mode == "short_only" and side == "buy":
+        raise Refusal("short_only", spec.name)
+
+
+def check_trading_allowed(spec: SymbolSpec) -> None:
+    if spec.trade_mode == "disabled":
+        raise Refusal("trade_disabled", spec.name)
+
+
+def check_levels(spec: SymbolSpec, side: Side, price: Decimal, sl: Decimal | None, tp: Decimal | None) -> None:
+    """Levels must lie on the tick grid, on their side of `price`, and at least the stops level away."""
+    distance = spec.stops_level_points * _point(spec)
+    for level, below in ((sl, side == "buy"), (tp, side == "sell")):
+        if level is None:
+            continue
+        away = price - level if below else level - price
+        if not level.is_finite() or level <= 0 or away <= 0 or away < distance or level % spec.tick_size:
+            raise Refusal("invalid_stops", f"{level} for a {side} at {price}")
+
+
+def check_trigger(spec: SymbolSpec, side: Side, order_type: OrderType, price: Decimal | None, quote: Quote) -> Decimal:
+    """The price of a pending order: on the tick grid, on its side of the market, at least the stops level away."""
+    if order_type == "market" or price is None or not price.is_finite() or price <= 0 or price % spec.tick_size:
+        raise Refusal("invalid_price", str(price))
+    market = quote.ask if side == "buy" else quote.bid
+    away = market - price if (side == "buy") == (order_type == "limit") else price - market
+    if away <= 0 or away < spec.stops_level_points * _point(spec):
+        raise Refusal("invalid_price", f"{side} {order_type} at {price} while the market is at {market}")
+    return price
+
+
+def check_expiry(expires_at: datetime | None, now: datetime) -> None:
+    if expires_at is not None and expires_at <= now:
+        raise Refusal("invalid_expiration", expires_at.isoformat())
+
+
+def _point(spec: SymbolSpec) -> Decimal:
+    return Decimal(1).scaleb(-spec.digits)

@@ -1,0 +1,132 @@
+"""The dealing desk: how an execution at a price changes a book. Nothing here refuses; checks come before."""
+
+from dataclasses import dataclass, replace
+from datetime import datetime
+from decimal import Decimal
+from itertools import count
+
+from agent.model import CloseReason, ExecutionId, Position, Side, SymbolSpec, Ticket
+from agent.paper.book import ZERO, Book
+from agent.paper.margin import profit_of
+from agent.paper.market import Market
+from agent.paper.records import DealEntry, DealReason
+
+#: digits that a netting account's average price keeps beyond those of its symbol
+_AVERAGE_DIGITS = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """What a deal inherits from the order behind it."""
+
+    reason: DealReason
+    sl: Decimal | None = None
+    tp: Decimal | None = None
+    magic: int = 0
+    tag: int | None = None
+    comment: str = ""
+    #: the pending order that is being filled
+    replaces: Ticket | None = None
+
+
+class Desk:
+    """Executes deals in one book at one moment. Every method returns all positions it touched, gone ones with lots 0."""
+
+    def __init__(self, book: Book, market: Market, now: datetime, numbers: "count[int]") -> None:
+        self.book = book
+        self.market = market
+        self.now = now
+        self._numbers = numbers
+
+    def ticket(self) -> Ticket:
+        return Ticket(str(next(self._numbers)))
+
+    def deal(self, spec: SymbolSpec, side: Side, lots: Decimal, price: Decimal, terms: Terms) -> tuple[Position, ...]:
+        """Buy or sell at the market: a new position, or on a netting account whatever the net becomes."""
+        held = self.book.net(spec.name) if self.book.mode == "netting" else None
+        if held is None:
+            return (self._open(spec, side, lots, price, terms),)
+        if held.side == side:
+            return (self._increase(spec, held, lots, price, terms),)
+        off = min(lots, held.lots)
+        if terms.replaces is not None:
+            held = replace(held, replaces=terms.replaces)
+        touched = self.take_off(held, off, price, terms)
+        if lots > off:
+            touched = (*touched, self._open(spec, side, lots - off, price, terms))
+        return touched
+
+    def take_off(
+        self, position: Position, lots: Decimal, price: Decimal, terms: Terms, *, entry: DealEntry = "out"
+    ) -> tuple[Position, ...]:
+        """Close `lots` of a position at `price`."""
+        profit = profit_of(self.book, self.market, position, price, lots)
+        commission = self._commission(lots) if entry == "out" else ZERO
+        return self.settle(position, lots, price, terms, entry=entry, profit=profit, commission=commission)
+
+    def settle(
+        self,
+        position: Position,
+        lots: Decimal,
+        price: Decimal,
+        terms: Terms,
+        *,
+        entry: DealEntry,
+        profit: Decimal,
+        commission: Decimal = ZERO,
+    ) -> tuple[Position, ...]:
+        """Book a closing deal of given profit and hold what is left."""
+        self.book.book_deal(
+            self.now, entry, terms.reason, position=position, lots=lots, price=price, profit=profit,
+            commission=commission, tag=terms.tag, magic=terms.magic, comment=terms.comment,
+        )  # fmt: skip
+        rest = position.lots - lots
+        if not rest:
+            return (self.book.drop(replace(position, lots=ZERO), _close_reason(terms.reason)),)
+        if self.book.mode == "hedging" and self.book.profile.retickets:
+            old = self.book.drop(replace(position, lots=ZERO), continued=True)
+            new = replace(position, ticket=self.ticket(), lots=rest, replaces=old.ticket, comment=f"from #{old.ticket}")
+            return (old, self.book.put(new))
+        return (self.book.put(replace(position, lots=rest)),)
+
+    def _open(self, spec: SymbolSpec, side: Side, lots: Decimal, price: Decimal, terms: Terms) -> Position:
+        position = Position(
+            ticket=self.ticket(), kind="position", symbol=spec.name, side=side, lots=lots, price=price,
+            sl=terms.sl, tp=terms.tp, magic=terms.magic, comment=terms.comment, opened_at=self.now,
+            tag=_tag(terms.tag), replaces=terms.replaces,
+        )  # fmt: skip
+        self._book_in(position, lots, price, terms)
+        return self.book.put(position)
+
+    def _increase(self, spec: SymbolSpec, held: Position, lots: Decimal, price: Decimal, terms: Terms) -> Position:
+        self._book_in(held, lots, price, terms)
+        total = held.lots + lots
+        exact = (held.price * held.lots + price * lots) / total
+        return self.book.put(
+            replace(
+                held,
+                lots=total,
+                price=exact.quantize(Decimal(1).scaleb(-spec.digits - _AVERAGE_DIGITS)).normalize() + ZERO,
+                # a level that the new order does not name stays as it is
+                sl=held.sl if terms.sl is None else terms.sl,
+                tp=held.tp if terms.tp is None else terms.tp,
+                replaces=terms.replaces or held.replaces,
+            )
+        )
+
+    def _book_in(self, position: Position, lots: Decimal, price: Decimal, terms: Terms) -> None:
+        self.book.book_deal(
+            self.now, "in", terms.reason, position=position, lots=lots, price=price, commission=self._commission(lots),
+            order=terms.replaces, tag=terms.tag, magic=terms.magic, comment=terms.comment,
+        )  # fmt: skip
+
+    def _commission(self, lots: Decimal) -> Decimal:
+        return -(self.book.profile.commission_per_lot * lots).quantize(self.book.cents)
+
+
+def _close_reason(reason: DealReason) -> CloseReason:
+    return "client" if reason == "balance" else reason
+
+
+def _tag(tag: int | None) -> ExecutionId | None:
+    return None if tag is None else ExecutionId(tag)

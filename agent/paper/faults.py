@@ -1,0 +1,55 @@
+"""Faults that an operator plants in a book: what goes wrong with its next orders and its next reads."""
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from agent.model import Position
+from agent.paper.records import OrderFault, RequestKind, SnapshotFault
+
+
+@dataclass(slots=True)
+class _Planted:
+    kind: OrderFault
+    left: int
+    only: frozenset[RequestKind]
+
+
+@dataclass(frozen=True, slots=True)
+class BadRead:
+    """One faulty snapshot. `positions` and `orders`: what it shows instead of the truth (None: it cannot be read)."""
+
+    kind: SnapshotFault
+    positions: tuple[Position, ...] | None = None
+    orders: tuple[Position, ...] | None = None
+
+
+class Faults:
+    """Used up in the order in which they were planted."""
+
+    def __init__(self) -> None:
+        self._orders: deque[_Planted] = deque()
+        self._reads: deque[BadRead] = deque()
+
+    def plant(self, kind: OrderFault, next_orders: int, only: Iterable[RequestKind]) -> None:
+        self._orders.append(_Planted(kind, next_orders, frozenset(only)))
+
+    def plant_read(self, bad: BadRead, times: int) -> None:
+        self._reads.extend([bad] * times)
+
+    def take(self, request: RequestKind) -> OrderFault | None:
+        """The fault that strikes this request, if one waits for its kind."""
+        for planted in self._orders:
+            if not planted.only or request in planted.only:
+                planted.left -= 1
+                if planted.left <= 0:
+                    self._orders.remove(planted)
+                return planted.kind
+        return None
+
+    def take_read(self) -> BadRead | None:
+        return self._reads.popleft() if self._reads else None
+
+    def clear(self) -> None:
+        self._orders.clear()
+        self._reads.clear()

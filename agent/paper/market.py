@@ -1,0 +1,70 @@
+"""Quotes of the paper broker, shared by all books or a book's own, and what currencies are worth by them."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from decimal import Decimal
+
+from agent.model import Quote
+from agent.paper.specs import REFERENCE_USD, instrument
+
+_SHARED = ""
+
+
+class Market:
+    """The latest quote per symbol; a book's own quote goes before the shared one, an exact name before the plain one."""
+
+    def __init__(self) -> None:
+        self._quotes: dict[str, dict[str, Quote]] = {_SHARED: {}}
+        #: the same by plain name: EURUSD.m is found under EURUSD
+        self._plain: dict[str, dict[str, Quote]] = {_SHARED: {}}
+
+    def set(self, prices: Mapping[str, tuple[Decimal, Decimal]], at: datetime, login: str | None = None) -> None:
+        """ValueError (and nothing set) unless 0 < bid <= ask everywhere."""
+        for symbol, (bid, ask) in prices.items():
+            if not (bid.is_finite() and ask.is_finite() and 0 < bid <= ask):
+                raise ValueError(f"{symbol}: 0 < bid <= ask does not hold for {bid} and {ask}")
+        scope = login or _SHARED
+        quotes, plain = self._quotes.setdefault(scope, {}), self._plain.setdefault(scope, {})
+        for symbol, (bid, ask) in prices.items():
+            quotes[symbol] = plain[instrument(symbol).plain] = Quote(symbol, bid, ask, at)
+
+    def quote(self, login: str, symbol: str) -> Quote | None:
+        """What `login` sees for `symbol`, under that name."""
+        name = instrument(symbol).plain
+        for scope in (login, _SHARED):
+            found = self._quotes.get(scope, {}).get(symbol) or self._plain.get(scope, {}).get(name)
+            if found is not None:
+                return found if found.symbol == symbol else Quote(symbol, found.bid, found.ask, found.at)
+        return None
+
+    def all(self) -> dict[str, dict[str, Quote]]:
+        """Every quote by scope ("" = shared), for keeping."""
+        return self._quotes
+
+    def rate(self, login: str, source: str, target: str) -> Decimal:
+        """Units of `target` for one unit of `source`, at mid prices: a direct pair, else over USD.
+
+        A currency without any quote takes its reference value, an unknown one counts as USD: a paper account must never
+        hang on a missing quote.
+        """
+        if source == target:
+            return Decimal(1)
+        direct = self._pair(login, source, target)
+        if direct is not None:
+            return direct
+        return self._in_usd(login, source) / self._in_usd(login, target)
+
+    def _in_usd(self, login: str, currency: str) -> Decimal:
+        if currency == "USD":
+            return Decimal(1)
+        quoted = self._pair(login, currency, "USD")
+        return quoted if quoted is not None else REFERENCE_USD.get(currency, Decimal(1))
+
+    def _pair(self, login: str, base: str, quote: str) -> Decimal | None:
+        for scope in (login, _SHARED):
+            plain = self._plain.get(scope, {})
+            if (found := plain.get(base + quote)) is not None:
+                return (found.bid + found.ask) / 2
+            if (found := plain.get(quote + base)) is not None:
+                return 2 / (found.bid + found.ask)
+        return None

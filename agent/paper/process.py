@@ -1,0 +1,102 @@
+"""The paper broker as a child process: its books outlive agents, and it never outlives its parent."""
+
+import asyncio
+import secrets
+import sys
+from asyncio.subprocess import PIPE, Process
+from contextlib import suppress
+from pathlib import Path
+from typing import Self
+
+from agent.paper.client import PaperClient
+from agent.paper.connection import PaperLost
+from agent.paper.messages import decode, encode, parse
+
+_START_TIMEOUT_S = 20.0
+_STOP_TIMEOUT_S = 5.0
+
+
+class PaperProcess:
+    """Use as `async with PaperProcess() as broker`; `start` and `stop` by hand serve a restart with the same `data`.
+
+    Programs log in at `address` with `token` as their password.
+    """
+
+    def __init__(self, *, token: str | None = None, port: int = 0, data: Path | None = None, virtual_clock: bool = False) -> None:
+        self.token = token or secrets.token_urlsafe(24)
+        self._port = port
+        self._data = data
+        self._virtual_clock = virtual_clock
+        self._process: Process | None = None
+        self._address: str | None = None
+
+    @property
+    def address(self) -> str:
+        """host:port; a restart by `start` keeps it."""
+        if self._address is None:
+            raise RuntimeError("the paper broker has not been started")
+        return self._address
+
+    @property
+    def pid(self) -> int:
+        if self._process is None:
+            raise RuntimeError("the paper broker has not been started")
+        return self._process.pid
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        """PaperLost with what it said when it does not come up."""
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "agent.paper.server", stdin=PIPE, stdout=PIPE, stderr=PIPE,
+            # Ctrl-C in a terminal is for the parent, which then ends its broker last
+            start_new_session=True,
+        )  # fmt: skip
+        self._process = process
+        stdin, stdout = process.stdin, process.stdout
+        assert stdin is not None and stdout is not None
+        settings = {
+            "token": self.token, "port": self._port, "virtual_clock": self._virtual_clock,
+            "data": None if self._data is None else str(self._data),
+        }  # fmt: skip
+        try:
+            stdin.write(encode(settings))
+            await stdin.drain()
+            line = await asyncio.wait_for(stdout.readline(), _START_TIMEOUT_S)
+        except (OSError, TimeoutError):
+            line = b""
+        if not line:
+            await self.kill()
+            said = b"" if process.stderr is None else await process.stderr.read()
+            raise PaperLost(f"the paper broker did not start: {said.decode(errors='replace').strip()[-500:]}")
+        self._address = decode(str, parse(line).get("address"))
+        self._port = int(self._address.rpartition(":")[2])
+
+    async def client(self) -> PaperClient:
+        """A new operator connection; close it yourself."""
+        return await PaperClient.connect(self.address, self.token)
+
+    async def stop(self) -> None:
+        """End it and wait until it is gone."""
+        process = self._process
+        if process is None or process.returncode is not None:
+            return
+        if process.stdin is not None:
+            process.stdin.close()
+        try:
+            await asyncio.wait_for(process.wait(), _STOP_TIMEOUT_S)
+        except TimeoutError:
+            await self.kill()
+
+    async def kill(self) -> None:
+        """kill -9, as a crash would."""
+        process = self._process
+        if process is not None and process.returncode is None:
+            with suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()

@@ -1,0 +1,283 @@
+"""`PaperAdapter`: one connection to one account at the built-in paper broker.
+
+`Login.server` is the broker's host:port and the password its token, unless the settings name them:
+`{"paper": {"address": …, "token": …, "balance": "10000", "leverage": 100, "order_timeout_s": 3, "read_timeout_s": 3}}`.
+With a `balance` an account that does not exist yet is opened.
+
+The tag of an order is the broker's own `tag` field, so a match of tag, symbol, side and lots is ours.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from agent.clock import boot_time
+from agent.model import (
+    AccountState,
+    Change,
+    Changed,
+    ExecutionId,
+    Found,
+    Login,
+    NotFound,
+    Order,
+    Placed,
+    Position,
+    Quote,
+    Rejected,
+    Result,
+    SymbolSpec,
+    Unknown,
+)
+from agent.paper.connection import Connection, PaperLost, PaperRefused
+from agent.paper.messages import MalformedMessage, decode
+from agent.paper.records import Answer, BookChange, OrderRecord, Request, Traces
+from agent.paper.refusals import rejected
+from agent.platforms.protocol import AdapterError, Capabilities, LoginRefused
+
+_SETTLE = timedelta(seconds=1)
+#: how often the connection proves that it is alive; the age of a change is known this exactly
+_PING_S = 1.0
+_TIMEOUT_S = 3.0
+_CAPABILITIES = Capabilities(
+    netting=True,
+    hedging=True,
+    pending_orders=True,
+    close_by=True,
+    retickets=False,
+    protected_market_orders=True,
+    settle=_SETTLE,
+)
+
+
+@dataclass(slots=True)
+class _Line:
+    """One connection and what is known through it."""
+
+    connection: Connection
+    take_seq: Callable[[], int]
+    server: str
+    order_timeout_s: float
+    read_timeout_s: float
+    connected_at: float
+    #: the account was seen up to date at this moment
+    seen_at: datetime
+    changes: "asyncio.Queue[Changed | PaperLost | None]"
+    ping: "asyncio.Task[None] | None" = None
+
+
+class PaperAdapter:
+    def __init__(self) -> None:
+        self._line: _Line | None = None
+        #: when each order was last sent, on boot time: an absence is conclusive only some time after
+        self._sent_at: dict[ExecutionId, float] = {}
+
+    def capabilities(self) -> Capabilities:
+        return _CAPABILITIES
+
+    # --- connection --------------------------------------------------------------------------------
+
+    async def connect(self, login: Login, take_seq: Callable[[], int]) -> AccountState:
+        await self.close()
+        settings = _paper_settings(login)
+        address = str(settings.get("address") or login.server)
+        read_timeout_s = float(str(settings.get("read_timeout_s", _TIMEOUT_S)))
+        try:
+            connection = await Connection.open(address, timeout=read_timeout_s)
+        except (OSError, TimeoutError, ValueError) as error:
+            raise AdapterError(f"no paper broker answers at {address}: {error}; start it with `tradecopier paper`") from error
+        line = _Line(
+            connection=connection, take_seq=take_seq, server=login.server,
+            order_timeout_s=float(str(settings.get("order_timeout_s", _TIMEOUT_S))), read_timeout_s=read_timeout_s,
+            connected_at=boot_time(), seen_at=datetime.now(UTC), changes=asyncio.Queue(),
+        )  # fmt: skip
+        connection.on_push = lambda message: _receive(line, message)
+        connection.on_lost = line.changes.put_nowait
+        try:
+            state = await self._log_in(line, login, settings)
+        except BaseException:
+            await connection.close()
+            raise
+        line.ping = asyncio.create_task(_keep_alive(line), name="paper-ping")
+        self._line = line
+        return state
+
+    async def _log_in(self, line: _Line, login: Login, settings: Mapping[str, object]) -> AccountState:
+        opening = None
+        if "balance" in settings:
+            wanted = {key: settings[key] for key in ("balance", "leverage", "symbols", "profile") if key in settings}
+            opening = {**wanted, "currency": login.currency, "mode": login.mode}
+        token = str(settings.get("token") or login.password)
+        try:
+            call = line.connection.call("login", token=token, login=login.login, open=opening)
+            state: AccountState = decode(AccountState, await asyncio.wait_for(call, line.read_timeout_s))
+        except PaperRefused as error:
+            raise LoginRefused(f"the paper broker refused the login: {error}") from error
+        except (PaperLost, TimeoutError, MalformedMessage) as error:
+            raise AdapterError(f"the paper broker did not answer the login: {error}") from error
+        return replace(state, server=login.server)
+
+    async def close(self) -> None:
+        line, self._line = self._line, None
+        if line is None:
+            return
+        line.connection.on_lost = lambda _error: None
+        line.changes.put_nowait(None)
+        if line.ping is not None:
+            line.ping.cancel()
+            with suppress(asyncio.CancelledError):
+                await line.ping
+        await line.connection.close()
+
+    # --- reading -----------------------------------------------------------------------------------
+
+    async def account(self) -> AccountState:
+        line = self._connected()
+        state: AccountState = await self._read("account", AccountState)
+        return replace(state, server=line.server)
+
+    async def symbol(self, name: str) -> SymbolSpec | None:
+        spec: SymbolSpec | None = await self._read("symbol", SymbolSpec | None, symbol=name)
+        return spec
+
+    async def symbols(self) -> tuple[str, ...]:
+        names: tuple[str, ...] = await self._read("symbols", tuple[str, ...])
+        return names
+
+    async def quote(self, symbol: str) -> Quote | None:
+        quote: Quote | None = await self._read("quote", Quote | None, symbol=symbol)
+        return quote
+
+    async def positions(self) -> tuple[Position, ...]:
+        held: tuple[Position, ...] = await self._read("positions", tuple[Position, ...])
+        return held
+
+    async def orders(self) -> tuple[Position, ...]:
+        pending: tuple[Position, ...] = await self._read("orders", tuple[Position, ...])
+        return pending
+
+    async def changes(self) -> AsyncIterator[Change]:
+        line = self._connected()
+        while (change := await line.changes.get()) is not None:
+            if isinstance(change, PaperLost):
+                # the next reader of this line must hear of it too
+                line.changes.put_nowait(change)
+                raise AdapterError(str(change))
+            yield change
+
+    async def find(self, order: Order) -> Found | NotFound:
+        line = self._connected()
+        traces: Traces = await self._read("find", Traces, tag=order.tag)
+        ours = [record for record in traces.records if _matches(order, record)]
+        if not ours:
+            quiet = boot_time() - self._sent_at.get(order.tag, line.connected_at)
+            return NotFound(conclusive=not traces.in_flight and quiet >= _SETTLE.total_seconds())
+        tickets = {ticket for record in ours for ticket in record.tickets}
+        filled = [record for record in ours if record.filled]
+        return Found(
+            positions=tuple(position for position in traces.positions if position.ticket in tickets),
+            lots=sum((record.filled for record in filled), start=order.lots - order.lots),
+            price=filled[-1].price if filled else None,
+        )
+
+    # --- trading -----------------------------------------------------------------------------------
+
+    async def place(self, order: Order) -> Result:
+        line = self._line
+        if line is None or line.connection.lost is not None:
+            return rejected("not_connected")
+        self._sent_at[order.tag] = boot_time()
+        try:
+            call = line.connection.call("order", request=_request(order))
+            answer: Answer = decode(Answer, await asyncio.wait_for(call, line.order_timeout_s))
+        except PaperRefused as error:
+            return Rejected(reason="invalid_request", retryable=False, message=str(error))
+        except TimeoutError:
+            # whoever does not answer an order is not to be trusted with the next one: connect anew
+            line.connection.abort("the paper broker did not answer an order in time")
+            return Unknown(message=f"no answer within {line.order_timeout_s} s")
+        except (PaperLost, MalformedMessage) as error:
+            return Unknown(message=str(error))
+        match answer.status:
+            case "done":
+                return Placed(lots=answer.lots, price=answer.price, positions=answer.positions)
+            case "refused":
+                return rejected(answer.reason or "rejected", answer.message)
+            case "timeout":
+                return Unknown(message=answer.message)
+
+    # --- inside ------------------------------------------------------------------------------------
+
+    def _connected(self) -> _Line:
+        if self._line is None:
+            raise AdapterError("the paper account is not connected")
+        return self._line
+
+    async def _read(self, op: str, shape: Any, **fields: object) -> Any:
+        line = self._connected()
+        asked_at = datetime.now(UTC)
+        try:
+            reply = await asyncio.wait_for(line.connection.call(op, **fields), line.read_timeout_s)
+            found = decode(shape, reply)
+        except TimeoutError:
+            line.connection.abort(f"the paper broker did not answer `{op}` within {line.read_timeout_s} s")
+            raise AdapterError(f"no answer to `{op}` within {line.read_timeout_s} s") from None
+        except (PaperLost, PaperRefused, MalformedMessage) as error:
+            raise AdapterError(f"`{op}` could not be read: {error}") from error
+        line.seen_at = max(line.seen_at, asked_at)
+        return found
+
+
+async def _keep_alive(line: _Line) -> None:
+    """Ask for a sign of life every second; silence ends the connection."""
+    while line.connection.lost is None:
+        asked_at = datetime.now(UTC)
+        try:
+            await asyncio.wait_for(line.connection.call("ping"), line.read_timeout_s)
+        except TimeoutError:
+            line.connection.abort(f"no sign of life from the paper broker for {line.read_timeout_s} s")
+            return
+        except (PaperLost, PaperRefused):
+            return
+        line.seen_at = max(line.seen_at, asked_at)
+        await asyncio.sleep(_PING_S)
+
+
+def _receive(line: _Line, message: dict[str, Any]) -> None:
+    """Number a push at receipt and hand it on."""
+    now = datetime.now(UTC)
+    changes: tuple[BookChange, ...] = decode(tuple[BookChange, ...], message.get("changes"))
+    for change in changes:
+        line.changes.put_nowait(
+            Changed(
+                seq=line.take_seq(), position=change.position, detected_at=now, unchanged_at=min(line.seen_at, now),
+                evidence=change.evidence, close_reason=change.close_reason,
+            )
+        )  # fmt: skip
+    line.seen_at = max(line.seen_at, now)
+
+
+def _request(order: Order) -> Request:
+    return Request(
+        kind=order.kind, origin="expert", symbol=order.symbol, side=order.side, lots=order.lots,
+        order_type=order.order_type, ticket=order.ticket, price=order.price, sl=order.sl, tp=order.tp,
+        expires_at=order.expires_at, max_slippage_points=order.max_slippage_points,
+        reference_price=order.reference_price, magic=order.tag, tag=order.tag, comment=order.comment,
+    )  # fmt: skip
+
+
+def _matches(order: Order, record: OrderRecord) -> bool:
+    """Whether a broker's record is what became of `order`: another program may use the same number."""
+    if (record.kind, record.symbol, record.side) != (order.kind, order.symbol, order.side):
+        return False
+    if order.kind in ("market", "close", "pending"):
+        return record.lots == order.lots
+    return order.ticket in record.tickets
+
+
+def _paper_settings(login: Login) -> Mapping[str, object]:
+    own = login.settings.get("paper", {})
+    return own if isinstance(own, Mapping) else {}
