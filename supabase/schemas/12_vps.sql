@@ -156,7 +156,7 @@ comment on column private.clockwork.last_run_at is 'When it last ran.';
 comment on column private.clockwork.last_xmin is 'doorbells: every transaction below this number was over at the last ring.';
 comment on column private.clockwork.last_error is 'What went wrong in the last run; null: nothing.';
 alter table private.clockwork enable row level security;
-insert into private.clockwork (name) values ('maintain'), ('doorbells'), ('partitions'), ('retention');
+insert into private.clockwork (name) values ('maintain'), ('doorbells'), ('health'), ('partitions'), ('retention');
 
 
 create table private.doorbells (

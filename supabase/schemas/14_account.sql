@@ -99,7 +99,8 @@ create table public.account_symbols (
   constraint contract_size_is_positive check (contract_size > 0 and contract_size < 'Infinity'),
   constraint tick_size_is_positive check (tick_size > 0 and tick_size < 'Infinity'),
   constraint digits_are_few check (digits between 0 and 15),
-  constraint lots_fit check (lots_min > 0 and lots_step > 0 and lots_max >= lots_min and lots_max < 'Infinity'),
+  -- NaN is greater than everything to Postgres: every figure needs an upper bound
+  constraint lots_fit check (lots_min > 0 and lots_step > 0 and lots_min <= lots_max and lots_step <= lots_max and lots_max < 'Infinity'),
   constraint stops_level_is_not_negative check (stops_level_points >= 0),
   constraint trade_mode_is_known check (trade_mode in ('full', 'long_only', 'short_only', 'close_only', 'disabled')),
   constraint quote_is_positive check (bid > 0 and ask > 0 and bid < 'Infinity' and ask < 'Infinity')
