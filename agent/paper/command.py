@@ -28,13 +28,25 @@ _FEED_INTERVAL_S = 0.25
 @click.option("--seed", type=int, default=1, show_default=True, help="Seed of that walk.")
 def paper(data: Path | None, port: int, token: str | None, feed: bool, seed: int) -> None:
     """Run the built-in paper broker: accounts to try copiers with, without money."""
-    settings = ServerSettings(token=token or secrets.token_urlsafe(24), port=port, data=data)
+    settings = ServerSettings(token=token or _own_token(data), port=port, data=data)
     try:
         asyncio.run(_run(settings, feed, seed))
     except OSError as error:
         raise click.ClickException(
             f"the paper broker cannot listen on port {port}: {error.strerror}; choose another --port"
         ) from None
+
+
+def _own_token(data: Path | None) -> str:
+    """A new token; kept beside the books, because the accounts that know it outlive this process."""
+    if data is None:
+        return secrets.token_urlsafe(24)
+    file = data / "token"
+    if not file.exists():
+        data.mkdir(parents=True, exist_ok=True)
+        file.touch(mode=0o600)
+        file.write_text(secrets.token_urlsafe(24), encoding="utf-8")
+    return file.read_text(encoding="utf-8").strip()
 
 
 async def _run(settings: ServerSettings, feed: bool, seed: int) -> None:

@@ -1,6 +1,7 @@
 """JSON lines between the paper broker and its clients: one object per line, decimals as strings, times RFC 3339 UTC.
 
-Request `{"id", "op", …}`; reply `{"id", "ok": …}` or `{"id", "error": {"code", "message"}}`; push `{"push": "changes", "changes": […]}`.
+Request `{"id", "op", …}`,
+reply `{"id", "ok": …}` or `{"id", "error": {"code", "message"}}`; push `{"push": "changes", "changes": […]}`.
 """
 
 from decimal import Decimal

@@ -59,7 +59,8 @@ class PaperProcess:
         )  # fmt: skip
         self._process = process
         stdin, stdout = process.stdin, process.stdout
-        assert stdin is not None and stdout is not None
+        assert stdin is not None
+        assert stdout is not None
         settings = {
             "token": self.token, "port": self._port, "virtual_clock": self._virtual_clock,
             "data": None if self._data is None else str(self._data),

@@ -112,7 +112,8 @@ class RequestRecord:
     side: Side
     lots: Decimal | None
     tag: int | None
-    #: executed: the book changed (also when the answer was lost); refused: it did not; lost: it never got through; open: not decided yet
+    #: executed: the book changed (also when the answer was lost); refused: it did not; lost: it never got through;
+    #: open: not decided yet
     outcome: Literal["open", "executed", "refused", "lost"]
     reason: str | None = None
 

@@ -9,7 +9,8 @@ from typing import Literal, assert_never
 
 from agent.model import SymbolSpec
 
-#: what one unit of each currency is worth in USD, roughly: where a currency is known, and a last resort when a book has no quote to convert by
+#: what one unit of each currency is worth in USD, roughly: tells which codes are currencies, and is the last resort
+#: when a book has no quote to convert by
 REFERENCE_USD: Mapping[str, Decimal] = MappingProxyType({
     code: Decimal(rate)
     for code, rate in (
@@ -22,33 +23,10 @@ REFERENCE_USD: Mapping[str, Decimal] = MappingProxyType({
     )
 })  # fmt: skip
 _METALS = {"XAU": (100, 2), "XAG": (5000, 3), "XPT": (100, 2), "XPD": (100, 2), "GOLD": (100, 2), "SILVER": (5000, 3)}
-_COINS = [
-    "BTC",
-    "ETH",
-    "LTC",
-    "BCH",
-    "XRP",
-    "ADA",
-    "SOL",
-    "DOT",
-    "DOGE",
-    "BNB",
-    "XLM",
-    "EOS",
-    "LINK",
-    "UNI",
-    "AVAX",
-    "TRX",
-    "XMR",
-    "DASH",
-    "MATIC",
-    "ATOM",
-    "ETC",
-    "NEO",
-    "ZEC",
-    "SHIB",
-    "TON",
-]
+_COINS = tuple(
+    # one line is easier to read and to extend than 24
+    "BTC ETH LTC BCH XRP ADA SOL DOT DOGE BNB XLM EOS LINK UNI AVAX TRX XMR DASH MATIC ATOM ETC NEO ZEC SHIB TON".split()  # noqa: SIM905
+)
 _COIN_QUOTES = ("USDT", "USDC", "USD", "EUR", "GBP", "JPY", "BTC", "ETH")
 #: index → currency, usual digits
 _INDICES = {

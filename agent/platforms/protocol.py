@@ -81,7 +81,10 @@ class Adapter(Protocol):
         ...
 
     async def place(self, order: Order) -> Result:
-        """Send one order and wait for the broker's definitive answer; `Unknown` when there is none. Never raises for a broker's no."""
+        """Send one order and wait for the broker's definitive answer; `Unknown` when there is none.
+
+        Never raises for a broker's no.
+        """
         ...
 
     async def find(self, order: Order) -> Found | NotFound:
