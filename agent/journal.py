@@ -11,21 +11,21 @@ the broker. A damaged one is set aside beside it, loudly, and counts as missing.
 import asyncio
 import contextlib
 import logging
-import os
 import queue
 import sqlite3
 import threading
-import uuid
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import cache
 from pathlib import Path
 from typing import Literal, TypeVar, cast
 
 from pydantic import TypeAdapter
 
+from agent.journal_file import JournalBusy, JournalError, open_file
 from agent.model import AccountId, Event, Execution, ExecutionId, Report, Ticket
+
+__all__ = ["Entry", "Journal", "JournalBusy", "JournalError", "LastSeen"]
 
 log = logging.getLogger(__name__)
 
@@ -33,34 +33,8 @@ T = TypeVar("T")
 State = Literal["begun", "sent", "answered", "reported"]
 EventKey = tuple[AccountId, int, int]
 
-LAYOUT = 1
 KEEP = timedelta(days=7)
 COMMIT_BATCH = 500
-SCHEMA = """
-create table meta (name text primary key, value text not null) without rowid;
-create table sessions (
-  account_id text not null, session integer not null, opened_at text not null,
-  primary key (account_id, session)) without rowid;
-create table accounts (account_id text primary key, seen_at text not null, tickets text not null) without rowid;
-create table executions (
-  execution_id integer not null, attempt integer not null, account_id text not null, step_id text not null,
-  body text not null, report text, begun_at text not null,
-  state text not null check (state in ('begun', 'sent', 'answered', 'reported')),
-  primary key (execution_id, attempt)) without rowid;
-create index executions_by_step on executions (account_id, step_id);
-create index executions_unfinished on executions (state) where state <> 'reported';
-create table events (
-  account_id text not null, session integer not null, seq integer not null, body text not null, at text not null,
-  primary key (account_id, session, seq)) without rowid;
-"""
-
-
-class JournalError(Exception):
-    """The journal could not be written. Nothing that depends on the row may be sent."""
-
-
-class JournalBusy(JournalError):
-    """Another process owns this journal: a second agent must not run beside it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,17 +54,13 @@ class LastSeen:
     tickets: frozenset[Ticket]
 
 
-@cache
-def _codec(kind: type[T]) -> TypeAdapter[T]:
-    return TypeAdapter(kind)
+EXECUTION = TypeAdapter(Execution)
+REPORT = TypeAdapter(Report)
+EVENT = TypeAdapter(Event)
 
 
-def _write(value: object) -> str:
-    return _codec(type(value)).dump_json(value).decode()
-
-
-def _read(kind: type[T], body: str) -> T:
-    return _codec(kind).validate_json(body)
+def _write(codec: TypeAdapter[T], value: T) -> str:
+    return codec.dump_json(value).decode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,9 +91,9 @@ class Journal:
 
     @classmethod
     async def open(cls, path: Path) -> "Journal":
-        """Open or create. Raises `JournalBusy` when another agent has it open, `JournalError` when the folder cannot be written."""
+        """Open or create. Raises `JournalBusy` when another agent has it open, `JournalError` when it cannot be written."""
         loop = asyncio.get_running_loop()
-        connection = await asyncio.to_thread(_open_file, path)
+        connection = await asyncio.to_thread(open_file, path)
         return cls(connection, path, loop)
 
     @property
@@ -135,7 +105,7 @@ class Journal:
 
     async def begin(self, execution: Execution) -> Entry | None:
         """Put an attempt on the disk before its order is sent. None: it is new, send it. Else: what is known of it already."""
-        body = _write(execution)
+        body = _write(EXECUTION, execution)
 
         def work(connection: sqlite3.Connection) -> Entry | None:
             added = connection.execute(
@@ -160,7 +130,7 @@ class Journal:
 
     def answered(self, execution: Execution, report: Report) -> None:
         """The outcome is known (not `unknown`); kept until the database has accepted it."""
-        body, told = _write(execution), _write(report)
+        body, told = _write(EXECUTION, execution), _write(REPORT, report)
         self._tell(
             lambda connection: connection.execute(
                 "insert into executions values (?, ?, ?, ?, ?, ?, ?, 'answered') on conflict (execution_id, attempt) "
@@ -183,11 +153,11 @@ class Journal:
         rows = await self._rows(
             "select body from executions where state in ('begun', 'sent') and account_id = ? order by execution_id", account_id
         )
-        return [_read(Execution, body) for (body,) in rows]
+        return [EXECUTION.validate_json(body) for (body,) in rows]
 
     async def undelivered_reports(self) -> list[Report]:
         rows = await self._rows("select report from executions where state = 'answered' order by execution_id, attempt")
-        return [_read(Report, body) for (body,) in rows]
+        return [REPORT.validate_json(body) for (body,) in rows]
 
     async def step(self, account_id: AccountId, step_id: str) -> list[Entry]:
         """Every attempt of a step."""
@@ -197,7 +167,7 @@ class Journal:
     # -- events ---------------------------------------------------------------------------------------------
 
     def put_events(self, events: Iterable[Event]) -> None:
-        rows = [(event.account_id, event.session, event.seq, _write(event), _now()) for event in events]
+        rows = [(event.account_id, event.session, event.seq, _write(EVENT, event), _now()) for event in events]
         self._tell(
             lambda connection: connection.executemany("insert into events values (?, ?, ?, ?, ?) on conflict do nothing", rows)
         )
@@ -219,7 +189,7 @@ class Journal:
             before_session,
             _stamp(datetime.now(UTC) - KEEP),
         )
-        return [_read(Event, body) for (body,) in rows]
+        return [EVENT.validate_json(body) for (body,) in rows]
 
     # -- sessions and accounts ------------------------------------------------------------------------------
 
@@ -323,12 +293,12 @@ class Journal:
         """Do the batch in one transaction; if that fails, one by one, so that a failure stays with its cause."""
         try:
             return self._transact(batch)
-        except Exception as error:  # noqa: BLE001 - whatever an operation raises belongs to whoever asked for it
+        except Exception as error:
             if len(batch) != 1:
                 return [self._commit([operation])[0] for operation in batch]
             if isinstance(error, sqlite3.Error):
                 self._failed = True
-            log.error("journal_write_failed", extra={"error": str(error), "path": str(self.path)})  # noqa: TRY400
+            log.error("journal_write_failed", extra={"error": str(error), "path": str(self.path)})
             return [error]
 
     def _transact(self, batch: Sequence[_Operation]) -> list[object]:
@@ -377,9 +347,9 @@ def _stamp(moment: datetime) -> str:
 def _entry(row: Sequence[str | None]) -> Entry:
     body, state, report = row
     return Entry(
-        execution=_read(Execution, body or ""),
+        execution=EXECUTION.validate_json(body or ""),
         state=cast(State, state),
-        report=None if report is None else _read(Report, report),
+        report=None if report is None else REPORT.validate_json(report),
     )
 
 
@@ -387,75 +357,3 @@ def _find(connection: sqlite3.Connection, execution_id: ExecutionId, attempt: in
     sql = "select body, state, report from executions where execution_id = ? and attempt = ?"
     row = connection.execute(sql, (execution_id, attempt)).fetchone()
     return None if row is None else _entry(row)
-
-
-# ---------------------------------------------------------------------------------------------------------
-# The file
-
-
-def _open_file(path: Path) -> sqlite3.Connection:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            return _connect(path)
-        except JournalBusy:
-            raise
-        except (sqlite3.DatabaseError, _Damaged) as error:
-            _set_aside(path, error)
-            return _connect(path)
-    except (OSError, sqlite3.Error) as error:
-        raise JournalError(f"the journal {path} cannot be opened: {error}; check the folder's owner and free space") from error
-
-
-class _Damaged(Exception):
-    """The file is readable, but it is not a journal of this layout."""
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=0.5)
-    try:
-        # Exclusive: one agent per journal, and no shared-memory file that could outlive a kill.
-        connection.execute("pragma locking_mode = exclusive")
-        connection.execute("pragma journal_mode = wal")
-        connection.execute("begin immediate")
-        connection.execute("commit")
-        verdict = connection.execute("pragma quick_check(1)").fetchone()[0]
-        if verdict != "ok":
-            raise _Damaged(verdict)
-        _lay_out(connection)
-    except sqlite3.OperationalError as error:
-        connection.close()
-        if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-            raise JournalBusy(f"the journal {path} is in use: another agent runs with it; stop that one first") from error
-        raise
-    except BaseException:
-        connection.close()
-        raise
-    os.chmod(path, 0o600)
-    return connection
-
-
-def _lay_out(connection: sqlite3.Connection) -> None:
-    layout = connection.execute("pragma user_version").fetchone()[0]
-    tables = connection.execute("select count(*) from sqlite_master").fetchone()[0]
-    if tables == 0:
-        connection.executescript(
-            f"begin immediate; {SCHEMA} insert into meta values ('identity', '{uuid.uuid4()}'); "
-            f"pragma user_version = {LAYOUT}; commit;"
-        )
-    elif layout != LAYOUT:
-        raise _Damaged(f"its layout is {layout}, this agent writes {LAYOUT}")
-    elif connection.execute("select value from meta where name = 'identity'").fetchone() is None:
-        raise _Damaged("it has no identity")
-
-
-def _set_aside(path: Path, error: Exception) -> None:
-    aside = path.with_name(f"{path.name}.damaged-{datetime.now(UTC):%Y%m%dT%H%M%S%f}")
-    log.critical(
-        "journal_damaged",
-        extra={"path": str(path), "set_aside": str(aside), "error": str(error), "effect": "what was queued before is looked for"},
-    )
-    for suffix in ("", "-wal", "-shm"):
-        part = path.with_name(path.name + suffix)
-        if part.exists():
-            part.replace(aside.with_name(aside.name + suffix))

@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Literal, Protocol
 
 from agent.book import Book, Flight
-from agent.model import AccountId, Event, Execution, ExecutionId, Position, Report
+from agent.model import AccountId, Event, Execution, ExecutionId, Mode, Position, Report
 from agent.platforms.protocol import Adapter
 
 #: refusals that concern the whole account: this agent must stop working it (docs/protocol.md)
@@ -121,13 +121,15 @@ class AccountSession:
     adapter: Adapter
     begins_at: datetime
     opened_at: datetime
+    #: on a netting account an order of ours changes the one position of its symbol
+    mode: Mode = "hedging"
     seq: SeqCounter = field(default_factory=SeqCounter)
     #: what the account is known to hold; the watcher and the engine both write it, in one event loop
     book: Book = field(default_factory=Book)
     #: orders of ours whose outcome is not reported yet
     flights: dict[ExecutionId, Flight] = field(default_factory=dict)
-    #: set whenever a flight lands or a report is noted: the watcher then looks at the changes that it held
-    landed: asyncio.Event = field(default_factory=asyncio.Event)
+    #: set when there is something for the watcher to look at: a push, a report noted, an order of ours that landed
+    news: asyncio.Event = field(default_factory=asyncio.Event)
 
     def take_seq(self) -> int:
         return self.seq()
@@ -136,7 +138,7 @@ class AccountSession:
         """Take over what a report says about positions, so that the push of our own order is not news."""
         for position in positions:
             self.book.put(position, seq)
-        self.landed.set()
+        self.news.set()
 
     def take_off(self, flight: Flight) -> None:
         """An order of ours is about to be sent: changes that it may cause are held until `land`."""
@@ -144,7 +146,7 @@ class AccountSession:
 
     def land(self, tag: ExecutionId) -> None:
         self.flights.pop(tag, None)
-        self.landed.set()
+        self.news.set()
 
     def in_flight(self, position: Position) -> bool:
         """Could an order of ours that is under way have caused this state?"""

@@ -1,0 +1,158 @@
+"""From an execution to the orders that a broker understands, and from their results to one outcome."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from typing import Literal, assert_never
+
+from agent.book import Book, Flight, key_of
+from agent.model import Action, Execution, Mode, Order, Outcome, Placed, Position, Rejected, Result, Ticket, Unknown
+
+OrderKind = Literal["market", "close", "modify", "pending", "amend", "cancel"]
+NEEDS_TICKET: frozenset[Action] = frozenset({"reduce", "close", "modify", "amend", "cancel"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """What came of one attempt, before it is numbered as a report. The defaults are an order that was never sent."""
+
+    outcome: Outcome
+    reason: str | None = None
+    retryable: bool = False
+    message: str = ""
+    adopted: bool = False
+    lots: Decimal = Decimal(0)
+    price: Decimal | None = None
+    positions: tuple[Position, ...] = ()
+
+
+def expired(reason: str, message: str = "") -> Ending:
+    """Its time was over, or it was never ours to send; the broker has not heard of it."""
+    return Ending(outcome="expired", reason=reason, message=message)
+
+
+def cancelled(reason: str) -> Ending:
+    """Dropped before it was sent, because somebody asked for that."""
+    return Ending(outcome="cancelled", reason=reason)
+
+
+def kind_of(action: Action) -> OrderKind:
+    match action:
+        case "open" | "increase":
+            return "market"
+        case "reduce" | "close":
+            return "close"
+        case "modify":
+            return "modify"
+        case "place":
+            return "pending"
+        case "amend":
+            return "amend"
+        case "cancel":
+            return "cancel"
+        case _:
+            assert_never(action)
+
+
+def order_of(execution: Execution, *, ticket: Ticket | None = None, lots: Decimal | None = None) -> Order:
+    """The order of an execution; `ticket` and `lots` overrule what it says."""
+    return Order(
+        tag=execution.id,
+        kind=kind_of(execution.action),
+        symbol=execution.symbol,
+        side=execution.side,
+        lots=execution.lots if lots is None else lots,
+        order_type=execution.order_type,
+        ticket=execution.ticket if ticket is None else ticket,
+        price=execution.price,
+        sl=execution.sl,
+        tp=execution.tp,
+        expires_at=execution.expires_at,
+        max_slippage_points=execution.max_slippage_points,
+        reference_price=execution.master_price,
+        comment=execution.comment,
+    )
+
+
+def order_to_end(execution: Execution, position: Position) -> Order:
+    """Close this position, or cancel this pending order, whole."""
+    return Order(
+        tag=execution.id,
+        kind="cancel" if position.kind == "order" else "close",
+        symbol=position.symbol,
+        side=position.side,
+        lots=position.lots,
+        order_type=position.order_type or "market",
+        ticket=position.ticket,
+        price=None,
+        max_slippage_points=execution.max_slippage_points,
+        reference_price=execution.master_price,
+        comment=execution.comment,
+    )
+
+
+def orders_of(execution: Execution, book: Book, left: Sequence[Position]) -> list[Order]:
+    """Every order of an execution: one, except for a close by step, which ends all that the step `left`.
+
+    A whole close takes what the position holds now (its user may have trimmed it), if that is known.
+    """
+    if execution.action not in NEEDS_TICKET or execution.ticket is not None:
+        if execution.action == "close" and execution.ticket is not None:
+            held = book.by_ticket(execution.ticket)
+            return [order_of(execution, lots=held.lots if held is not None and held.kind == "position" else None)]
+        return [order_of(execution)]
+    if execution.action == "cancel":
+        return [order_to_end(execution, position) for position in left if position.kind == "order"]
+    return [order_to_end(execution, position) for position in left]
+
+
+def flight_of(execution: Execution, orders: Iterable[Order], mode: Mode) -> Flight:
+    return Flight(
+        tag=execution.id,
+        tickets=frozenset(order.ticket for order in orders if order.ticket is not None),
+        netted_symbol=execution.symbol if mode == "netting" else None,
+    )
+
+
+def ending_of(results: Sequence[Result]) -> Ending:
+    """One outcome of all orders of an execution. Unknown outweighs rejected, rejected outweighs placed: what was done is
+    told in any case (`lots`, `positions`)."""
+    placed = [result for result in results if isinstance(result, Placed)]
+    lots = sum((result.lots for result in placed), Decimal(0))
+    priced = [(result.lots, result.price) for result in placed if result.price is not None and result.lots > 0]
+    weight = sum((part for part, _ in priced), Decimal(0))
+    if len(priced) == 1:
+        price: Decimal | None = priced[0][1]
+    elif priced:
+        price = sum((part * each for part, each in priced), Decimal(0)) / weight
+    else:
+        price = next((result.price for result in placed if result.price is not None), None)
+    latest = {key_of(position): position for result in placed for position in result.positions}
+    done = Ending(outcome="completed", lots=lots, price=price, positions=tuple(latest.values()))
+    for result in results:
+        if isinstance(result, Unknown):
+            return replace(done, outcome="unknown", reason="unknown", message=result.message)
+    for result in results:
+        if isinstance(result, Rejected):
+            return replace(
+                done, outcome="rejected", reason=result.reason, retryable=result.retryable, message=result.message
+            )
+    return done
+
+
+def left_behind(endings: Iterable[tuple[Position, ...]], book: Book) -> list[Position]:
+    """What is still open of everything that a step's reports spoke of. What the book has since heard overrules the report; a
+    ticket that the book saw close is gone; an order that was filled is the position that replaced it."""
+    left: dict[tuple[str, Ticket], Position] = {}
+    for positions in endings:
+        for position in positions:
+            known = book.get(key_of(position))
+            if known is not None:
+                left[key_of(position)] = known.position
+            elif position.lots > 0 and not book.ever_knew(key_of(position)):
+                left[key_of(position)] = position
+    tickets = {ticket for _, ticket in left} | {position.ticket for positions in endings for position in positions}
+    for known in book:
+        if known.position.replaces in tickets:
+            left[key_of(known.position)] = known.position
+    return list(left.values())

@@ -1,0 +1,144 @@
+"""`EventOutbox`: the trade events of one account on their way to the database, in the order of their numbers.
+
+One call at a time; what happens while it is under way goes with the next one. Every event stands in the journal until it
+is accepted. Events that an earlier session could not deliver follow the first snapshot of this one, as history.
+"""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+from agent.journal import Journal, JournalError
+from agent.model import Event, Ticket
+from agent.session import AccountSession, Backbone, BackboneRefused, Submit
+
+log = logging.getLogger(__name__)
+
+MALFORMED = frozenset({"TC001", "TC002"})
+#: positions per call, over all its events: well under 1 MB
+POSITIONS_PER_CALL = 1_000
+RETRY_AFTER = 5.0
+
+
+class EventOutbox:
+    def __init__(
+        self,
+        session: AccountSession,
+        journal: Journal,
+        backbone: Backbone,
+        *,
+        submit: Submit,
+        events_per_call: int,
+        retry_after: float = RETRY_AFTER,
+    ) -> None:
+        self._session = session
+        self._journal = journal
+        self._backbone = backbone
+        self._submit = submit
+        self._events_per_call = events_per_call
+        self._retry_after = retry_after
+        self._waiting: dict[tuple[int, int], Event] = {}
+        self._last_of: dict[Ticket, tuple[int, int]] = {}
+        self._sending = False
+        self._new = asyncio.Event()
+        self.opened = asyncio.Event()
+
+    @property
+    def idle(self) -> bool:
+        """Nothing waits and nothing is under way: the database knows all that this session has seen."""
+        return not self._waiting and not self._sending
+
+    def put(self, event: Event) -> None:
+        """A `modified` replaces one of the same ticket that still waits if nothing else happened to it in between: only the
+        last SL and TP matter. Nothing else is ever merged."""
+        key = (event.session, event.seq)
+        if event.position is not None:
+            ticket = event.position.ticket
+            earlier = self._waiting.get(self._last_of.get(ticket, (0, 0)))
+            if event.type == "modified" and earlier is not None and earlier.type == "modified":
+                del self._waiting[(earlier.session, earlier.seq)]
+                self._journal.drop_events([(earlier.account_id, earlier.session, earlier.seq)])
+            self._last_of[ticket] = key
+        self._waiting[key] = event
+        self._journal.put_events([event])
+        self._new.set()
+
+    async def run(self) -> None:
+        """Deliver until cancelled. Raises `BackboneRefused` when the database refuses the account."""
+        while True:
+            if not self._waiting:
+                self._last_of.clear()
+                self._new.clear()
+                await self._new.wait()
+            batch = self._take()
+            self._sending = True
+            try:
+                await self._deliver(batch)
+            except BackboneRefused as refused:
+                if refused.concerns_account:
+                    raise
+                log.error("events_refused", extra={"code": refused.code, "account_id": self._session.account_id})
+                await self._put_back(batch)
+            except Exception:
+                log.exception("events_failed", extra={"account_id": self._session.account_id})
+                await self._put_back(batch)
+            finally:
+                self._sending = False
+
+    def _take(self) -> list[Event]:
+        batch: list[Event] = []
+        weight = 0
+        for event in self._waiting.values():
+            weight += 1 + len(event.positions)
+            # Until the database has the first snapshot of the session it is sent alone.
+            if batch and (weight > POSITIONS_PER_CALL or len(batch) >= self._events_per_call or not self.opened.is_set()):
+                break
+            batch.append(event)
+        for event in batch:
+            del self._waiting[(event.session, event.seq)]
+        return batch
+
+    async def _put_back(self, batch: Sequence[Event]) -> None:
+        self._waiting = {(event.session, event.seq): event for event in batch} | self._waiting
+        await asyncio.sleep(self._retry_after)
+
+    async def _deliver(self, batch: Sequence[Event]) -> None:
+        try:
+            answer = await self._backbone.queue_trade_copy(self._session.account_id, self._session.epoch, batch)
+        except BackboneRefused as refused:
+            if refused.code not in MALFORMED:
+                raise
+            if len(batch) > 1:
+                # One of them poisons the call: find it by halves.
+                middle = len(batch) // 2
+                await self._deliver(batch[:middle])
+                await self._deliver(batch[middle:])
+                return
+            self._refused(batch[0], refused.code, refused.message)
+            self._drop(batch)
+            return
+        self._submit(answer.executions)
+        self._drop(batch)
+        for event, result in zip(batch, answer.results, strict=False):
+            if result.status == "refused":
+                self._refused(event, result.code, result.error)
+            elif event.type == "snapshot" and not self.opened.is_set():
+                await self._add_history()
+                self.opened.set()
+
+    def _refused(self, event: Event, code: str | None, error: str | None) -> None:
+        log.error(
+            "event_refused",
+            extra={"account_id": event.account_id, "event": f"{event.session}:{event.seq}", "code": code, "error": error},
+        )
+
+    def _drop(self, batch: Sequence[Event]) -> None:
+        self._journal.drop_events((event.account_id, event.session, event.seq) for event in batch)
+
+    async def _add_history(self) -> None:
+        try:
+            older = await self._journal.undelivered_events(self._session.account_id, self._session.session)
+        except JournalError as error:
+            log.error("events_not_recovered", extra={"error": str(error)})
+            return
+        self._waiting = {(event.session, event.seq): event for event in older} | self._waiting

@@ -1,0 +1,334 @@
+"""`AccountTrader`: carries out the executions of one account during one session.
+
+The way of an attempt: its turn in the lanes → may it be sent? → on the disk → may it still be sent? → the broker → its
+ending, told as a report. What has no definitive answer is reported `unknown` at once and then looked for, in its lane but
+outside the account's slots.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+from agent.clock import DatabaseClock, Lease, boot_time
+from agent.journal import Entry, Journal, JournalError
+from agent.lanes import ENDING, Lanes, Work
+from agent.lookout import Lookout, Pace
+from agent.model import Action, ExecutionId, Order, Placed, Position, Rejected, Report, Result, Unknown
+from agent.orders import NEEDS_TICKET, Ending, cancelled, ending_of, expired, flight_of, left_behind, orders_of
+from agent.platforms.protocol import AdapterError
+from agent.session import AccountSession
+
+log = logging.getLogger(__name__)
+
+#: may be sent again while its time lasts: doing it twice does no more than doing it once
+REPEATABLE: frozenset[Action] = frozenset({"close", "modify", "amend", "cancel"})
+
+#: (work, report, ended): called for every report; `ended` is False for an `unknown` that is still looked for
+Told = Callable[[Work, Report, bool], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSettings:
+    """`place_timeout`: an order without an answer for so long is unknown. `longest_wait`: nothing is sent later after its
+    receipt, whatever clocks and orders say."""
+
+    place_timeout: timedelta = timedelta(seconds=30)
+    longest_wait: timedelta = timedelta(seconds=10)
+    drain_timeout: timedelta = timedelta(seconds=35)
+    report_batch: int = 100
+    pace: Pace = field(default_factory=Pace)
+
+
+class AccountTrader:
+    def __init__(
+        self,
+        session: AccountSession,
+        journal: Journal,
+        clock: DatabaseClock,
+        lease: Lease,
+        settings: EngineSettings,
+        told: Told,
+    ) -> None:
+        self.session = session
+        self._journal = journal
+        self._clock = clock
+        self._lease = lease
+        self._settings = settings
+        self._told = told
+        self._lanes = Lanes(session.adapter.capabilities().orders_at_once)
+        self._lookout = Lookout(session, clock, settings.pace)
+        self._tasks: dict[asyncio.Task[None], Work] = {}
+        self._timers: dict[Work, asyncio.TimerHandle] = {}
+        self._wake: asyncio.TimerHandle | None = None
+        self._moved = asyncio.Event()
+        self._stopped = False
+
+    # -- from outside ---------------------------------------------------------------------------------------
+
+    def add(self, works: Iterable[Work]) -> None:
+        added = list(works)
+        for work in added:
+            work.unknown = work.unknown or self._may_be_out_there(work)
+        for work in self._lanes.add(added):
+            self._tell_end(work, cancelled(work.dropped or "already_closed"))
+        loop = asyncio.get_running_loop()
+        for work in added:
+            if work.stage == "queued" and not work.unknown:
+                self._timers[work] = loop.call_later(max(0.0, work.deadline - boot_time()), self._expire, work)
+        self._pump()
+
+    def cancel(self, execution_id: ExecutionId) -> None:
+        """Drop it if it is unsent."""
+        for work in self._lanes.works():
+            if work.execution.id == execution_id and not work.unknown:
+                work.dropped = work.dropped or "cancel_requested"
+                if work.stage == "queued":
+                    self._drop(work, cancelled(work.dropped))
+        self._pump()
+
+    async def drain(self) -> None:
+        """Wait until nothing is queued or at the broker (what is only looked for does not count). Bound the wait yourself."""
+        while any(work.stage in ("queued", "running") for work in self._lanes.works()):
+            self._moved.clear()
+            await self._moved.wait()
+
+    async def stop(self) -> None:
+        """Report what was sent as unknown, forget what was not, send nothing more."""
+        self._stopped = True
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
+        if self._wake is not None:
+            self._wake.cancel()
+        tasks = dict(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for work in tasks.values():
+            if work.stage == "running" and work.sent_at is not None:
+                self._tell(work, Ending(outcome="unknown", reason="unknown", message="the connection ended"), ended=False)
+
+    # -- turns ----------------------------------------------------------------------------------------------
+
+    def _may_be_out_there(self, work: Work) -> bool:
+        """Offered before this session by somebody whose journal is not at hand, or said to be in doubt by the database."""
+        execution = work.execution
+        return execution.investigate or (not self.session.continues and execution.queued_at < self.session.opened_at)
+
+    def _pump(self) -> None:
+        if self._stopped:
+            return
+        early = (self.session.begins_at - self._clock.now()).total_seconds()
+        if early > 0:
+            if self._wake is None:
+                self._wake = asyncio.get_running_loop().call_later(early, self._begin)
+            return
+        for work in self._lanes.startable():
+            self._stop_timer(work)
+            task = asyncio.create_task(self._run(work), name=f"execution-{work.execution.id}")
+            self._tasks[task] = work
+            task.add_done_callback(self._finished)
+
+    def _begin(self) -> None:
+        self._wake = None
+        self._pump()
+
+    def _finished(self, task: "asyncio.Task[None]") -> None:
+        del self._tasks[task]
+
+    def _expire(self, work: Work) -> None:
+        if work.stage == "queued":
+            self._drop(work, expired("too_late", "its time was over before its turn came"))
+            self._pump()
+
+    def _drop(self, work: Work, ending: Ending) -> None:
+        self._lanes.drop(work)
+        self._tell_end(work, ending)
+
+    def _stop_timer(self, work: Work) -> None:
+        if (timer := self._timers.pop(work, None)) is not None:
+            timer.cancel()
+
+    # -- one attempt ----------------------------------------------------------------------------------------
+
+    async def _run(self, work: Work) -> None:
+        try:
+            ending = await (self._recover(work) if work.unknown else self._send(work))
+        except Exception as error:
+            log.exception("execution_failed", extra={"execution_id": work.execution.id, "account_id": work.execution.account_id})
+            maybe_sent = work.unknown or work.sent_at is not None
+            why = f"{type(error).__name__}: {error}"
+            ending = Ending(outcome="unknown", reason="unknown", message=why) if maybe_sent else expired("agent_error", why)
+        if self._stopped:
+            return
+        self._lanes.end(work)
+        if isinstance(ending, Report):
+            self._told(work, ending, True)
+            self._moved.set()
+        else:
+            self._tell_end(work, ending)
+        self._pump()
+
+    async def _send(self, work: Work) -> Ending | Report:
+        if (why := self._why_not(work)) is not None:
+            return why
+        orders = await self._orders(work)
+        if isinstance(orders, Ending):
+            return orders
+        known = await self._begin_in_journal(work)
+        if known is not None:
+            return known if isinstance(known, Ending) else await self._known(work, known)
+        if (why := self._why_not(work)) is not None:
+            return why
+        results = await self._place_all(work, orders)
+        ending = ending_of(results)
+        if ending.outcome != "unknown":
+            return ending
+        self._tell(work, ending, ended=False)
+        self._watch(work)
+        return await self._repeat_or_look(work, results)
+
+    async def _recover(self, work: Work) -> Ending | Report:
+        """It may have been sent: by an earlier run of this agent, or by another agent."""
+        known = await self._begin_in_journal(work)
+        if isinstance(known, Ending):
+            log.warning("journal_unusable_for_recovery", extra={"execution_id": work.execution.id})
+        elif known is not None and known.report is not None:
+            return known.report
+        return await self._repeat_or_look(work, [])
+
+    async def _known(self, work: Work, entry: Entry) -> Ending | Report:
+        """The journal has this attempt already: it is told again, or looked for; never sent again."""
+        if entry.report is not None:
+            return entry.report
+        work.unknown = True
+        self._watch(work)
+        return await self._repeat_or_look(work, [])
+
+    async def _repeat_or_look(self, work: Work, results: Sequence[Result]) -> Ending:
+        done = [result for result in results if isinstance(result, Placed)]
+        while work.execution.action in REPEATABLE and self._why_not(work) is None:
+            orders = await self._orders(work)
+            if isinstance(orders, Ending) or self._why_not(work) is not None:
+                break
+            again = await self._place_all(work, orders)
+            ending = ending_of([*done, *again])
+            if ending.outcome != "unknown":
+                return ending
+            done += [result for result in again if isinstance(result, Placed)]
+            await asyncio.sleep(self._settings.pace.first.total_seconds())
+        ending = await self._lookout.look(work.execution)
+        return ending_of(done) if done and ending.outcome == "expired" else ending
+
+    async def _begin_in_journal(self, work: Work) -> Entry | Ending | None:
+        try:
+            return await self._journal.begin(work.execution)
+        except JournalError as error:
+            return expired("journal_failed", str(error))
+
+    # -- may it be sent, and what -----------------------------------------------------------------------------
+
+    def _why_not(self, work: Work) -> Ending | None:
+        """Asked right before sending; no await may stand between a None and the order."""
+        execution, now = work.execution, self._clock.now()
+        if work.dropped is not None and not work.unknown:
+            return cancelled(work.dropped)
+        if execution.epoch != self.session.epoch:
+            return expired("stale_epoch", f"it is of epoch {execution.epoch}, this agent works epoch {self.session.epoch}")
+        if now >= execution.send_before or boot_time() >= work.deadline:
+            return expired("too_late")
+        if self._lease.remaining() <= 0:
+            return expired("lease_over")
+        if now < self.session.begins_at:
+            return expired("before_begin", "an earlier agent of this account may still be trading")
+        return None
+
+    async def _orders(self, work: Work) -> list[Order] | Ending:
+        execution = work.execution
+        left: list[Position] = []
+        if execution.action in NEEDS_TICKET and execution.ticket is None:
+            if execution.action not in ENDING or execution.after_id is None:
+                return Ending(outcome="rejected", reason="no_ticket", message="it names neither a ticket nor a step")
+            try:
+                left = await self._left_by(execution.after_id)
+            except (AdapterError, TimeoutError, JournalError) as error:
+                return Ending(outcome="rejected", reason="account_unreadable", retryable=True, message=str(error))
+        return orders_of(execution, self.session.book, left) or Ending(outcome="completed")
+
+    async def _left_by(self, step_id: str) -> list[Position]:
+        """What the executions of a step left open, as this journal tells, else by their tag."""
+        entries = await self._journal.step(self.session.account_id, step_id)
+        if entries or self.session.continues:
+            reports = [entry.report for entry in entries if entry.report is not None]
+            return left_behind([report.positions for report in reports], self.session.book)
+        async with asyncio.timeout(self._settings.pace.read_timeout.total_seconds()):
+            read = await self.session.adapter.orders()
+            read += await self.session.adapter.positions()
+        return [position for position in read if position.tag is not None and str(position.tag) == step_id]
+
+    # -- the broker -------------------------------------------------------------------------------------------
+
+    async def _place_all(self, work: Work, orders: Sequence[Order]) -> list[Result]:
+        results: list[Result] = []
+        self.session.take_off(flight_of(work.execution, orders, self.session.mode))
+        self._journal.sent(work.execution)
+        work.sent_at = work.sent_at or max(work.received_at, self._clock.now())
+        for order in orders:
+            if results and (why := self._why_not(work)) is not None:
+                results.append(Rejected(reason=why.reason or "too_late", retryable=True, message=why.message))
+                break
+            results.append(await self._place(order))
+        return results
+
+    async def _place(self, order: Order) -> Result:
+        timeout = self._settings.place_timeout.total_seconds()
+        try:
+            async with asyncio.timeout(timeout):
+                return await self.session.adapter.place(order)
+        except TimeoutError:
+            return Unknown(message=f"no answer within {timeout:g} s")
+        except AdapterError as error:
+            return Unknown(message=str(error))
+        except Exception as error:
+            # The order may be out there whatever went wrong on the way back.
+            log.exception("adapter_failed", extra={"execution_id": order.tag})
+            return Unknown(message=f"{type(error).__name__}: {error}")
+
+    def _watch(self, work: Work) -> None:
+        self._lanes.watch(work)
+        self._moved.set()
+        self._pump()
+
+    # -- telling ----------------------------------------------------------------------------------------------
+
+    def _tell_end(self, work: Work, ending: Ending) -> None:
+        self._stop_timer(work)
+        self._tell(work, ending, ended=True)
+        self._moved.set()
+
+    def _tell(self, work: Work, ending: Ending, *, ended: bool) -> None:
+        execution = work.execution
+        seq = self.session.take_seq()
+        self.session.note(ending.positions, seq)
+        self.session.land(execution.id)
+        report = Report(
+            account_id=execution.account_id,
+            session=self.session.session,
+            seq=seq,
+            execution_id=execution.id,
+            attempt=execution.attempt,
+            outcome=ending.outcome,
+            reason=ending.reason,
+            retryable=ending.retryable,
+            message=ending.message[:500],
+            adopted=ending.adopted,
+            filled_lots=ending.lots,
+            price=ending.price,
+            positions=ending.positions,
+            received_at=work.received_at,
+            sent_at=work.sent_at,
+            done_at=max(work.sent_at or work.received_at, self._clock.now()),
+        )
+        self._told(work, report, ended)
