@@ -53,7 +53,8 @@ class Credentials:
 class ControlPlane:
     """Async context manager. Every call is idempotent, and retried while that can help and `patience` lasts.
 
-    It is the `Backbone` of engine and watchers. Other calls raise `Refused` (definitive, with the code of docs/errors.md) or `Unreachable` (may have been carried out).
+    It is the `Backbone` of engine and watchers. Other calls raise `Refused` (definitive, with the code of docs/errors.md) or
+    `Unreachable` (may have been carried out).
     """
 
     def __init__(
@@ -108,7 +109,9 @@ class ControlPlane:
         await self.call("report_account_state", "p_state", state)
 
     async def credentials(self, account_id: AccountId, epoch: int) -> Credentials:
-        raw = wire.as_object(await self.call("account_credentials", "p_request", {"account_id": account_id, "epoch": epoch}), "credentials")
+        raw = wire.as_object(
+            await self.call("account_credentials", "p_request", {"account_id": account_id, "epoch": epoch}), "credentials"
+        )
         return Credentials(
             login=wire.text(raw, "login"),
             server=wire.optional_text(raw, "server") or "",
@@ -121,7 +124,7 @@ class ControlPlane:
     async def heartbeat(self, figures: Mapping[str, object], lease: Lease) -> tuple[wire.Heartbeat, float]:
         """One heartbeat, one attempt; renews `lease` and measures the clock. Returns the answer and the round trip in ms."""
         sent_at_boot, before = boot_time(), datetime.now(UTC)
-        raw = await self.call("vps_heartbeat", "p_heartbeat", figures, patience=0, timeout=HEARTBEAT_TIMEOUT)
+        raw = await self.call("vps_heartbeat", "p_heartbeat", figures, patience=0, limit=HEARTBEAT_TIMEOUT)
         after = datetime.now(UTC)
         answer = wire.heartbeat_from_json(raw)
         lease.renew(sent_at_boot, answer.lease_ms)
@@ -136,17 +139,19 @@ class ControlPlane:
         argument: Mapping[str, object],
         *,
         patience: float = 20,
-        timeout: aiohttp.ClientTimeout = TIMEOUT,
+        limit: aiohttp.ClientTimeout = TIMEOUT,
     ) -> object:
-        """Call a function with one jsonb and return its JSON. Retries for about `patience` seconds of waiting (0: one attempt)."""
+        """Call a function with one jsonb and return its JSON. Retries for about `patience` seconds (0: one attempt)."""
         body = wire.dumps({parameter: argument})
         if len(body) > MAX_BODY_BYTES:
-            raise Refused(name, f"{len(body)} bytes are over the limit of {MAX_BODY_BYTES}", code="TC002", hint="send less at once")
+            raise Refused(
+                name, f"{len(body)} bytes are over the limit of {MAX_BODY_BYTES}", code="TC002", hint="send less at once"
+            )
         waits = backoff(0.05, 5)
         waited = 0.0
         while True:
             try:
-                return await self._attempt(name, body, timeout)
+                return await self._attempt(name, body, limit)
             except (Unreachable, SignInRefused) as error:
                 # A refused sign-in says nothing about the call: what must be delivered waits for an operator to mend it.
                 if isinstance(error, SignInRefused) and patience != math.inf:
@@ -158,13 +163,13 @@ class ControlPlane:
                 log.warning("call_retried", extra={"call": name, "error": error.message, "wait_ms": round(wait * 1000)})
                 await self._sleep(wait)
 
-    async def _attempt(self, name: str, body: bytes, timeout: aiohttp.ClientTimeout) -> object:
+    async def _attempt(self, name: str, body: bytes, limit: aiohttp.ClientTimeout) -> object:
         """One attempt, with one renewal of a token that was refused."""
         token = await self.tokens.access()
-        status, data = await self._post(name, body, token, timeout)
+        status, data = await self._post(name, body, token, limit)
         if status >= 300 and classify(status, _error_of(data)[0]) == "sign_in":
             token = await self.tokens.renew(rejected=token)
-            status, data = await self._post(name, body, token, timeout)
+            status, data = await self._post(name, body, token, limit)
         if status >= 300:
             raise _failed(name, status, data)
         try:
@@ -172,13 +177,17 @@ class ControlPlane:
         except wire.WireError as error:
             raise Unreachable(name, f"the answer is not JSON ({len(data)} bytes)") from error
 
-    async def _post(self, name: str, body: bytes, token: str, timeout: aiohttp.ClientTimeout) -> tuple[int, bytes]:
-        headers = {"apikey": self._settings.publishable_key, "authorization": f"Bearer {token}", "content-type": "application/json"}
+    async def _post(self, name: str, body: bytes, token: str, limit: aiohttp.ClientTimeout) -> tuple[int, bytes]:
+        headers = {
+            "apikey": self._settings.publishable_key,
+            "authorization": f"Bearer {token}",
+            "content-type": "application/json",
+        }
         try:
-            async with self._http.post(self._rpc + name, data=body, headers=headers, timeout=timeout) as response:
+            async with self._http.post(self._rpc + name, data=body, headers=headers, timeout=limit) as response:
                 return response.status, await response.read()
         except TimeoutError as error:
-            raise Unreachable(name, f"no answer within {timeout.total} s") from error
+            raise Unreachable(name, f"no answer within {limit.total} s") from error
         except (aiohttp.ClientError, OSError) as error:
             raise Unreachable(name, f"{type(error).__name__}: {error}") from error
 

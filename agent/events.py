@@ -1,4 +1,4 @@
-"""`RealTimeTradeEventSystem`: what the database broadcasts to this agent, for several handlers, through any trouble of the socket.
+"""`RealTimeTradeEventSystem`: what the database broadcasts to this agent, for several handlers, through any trouble.
 
 Broadcasts are doorbells: they may be lost, so every (re)subscription asks for a catch-up (a heartbeat), and while the socket is
 `in_doubt` the agent asks every second. The socket is judged end to end: a tick that the database sent and that was not heard
@@ -66,7 +66,10 @@ Connect = Callable[[str, OnBroadcast], Subscription]
 
 
 class RealTimeTradeEventSystem:
-    """Register handlers, then `run(topic)` in a task. `catch_up` is called at every (re)subscription and after a loss; it must not block."""
+    """Register handlers, then `run(topic)` in a task.
+
+    `catch_up` is called at every (re)subscription and after a loss; it must not block.
+    """
 
     def __init__(
         self,
@@ -150,7 +153,9 @@ class RealTimeTradeEventSystem:
             if self.subscriptions > before:
                 waits = self._waits()
             wait = next(waits)
-            log.warning("socket_replaced", extra={"reason": why, "wait_ms": round(wait * 1000), "subscriptions": self.subscriptions})
+            log.warning(
+                "socket_replaced", extra={"reason": why, "wait_ms": round(wait * 1000), "subscriptions": self.subscriptions}
+            )
             await self._sleep(wait)
 
     def _waits(self) -> Iterator[float]:

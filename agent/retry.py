@@ -67,7 +67,9 @@ class CallFailed(Exception):
 class Refused(CallFailed):
     """Definitive: repeating the same call is useless. `code` is a TCnnn of docs/errors.md, a SQLSTATE or None."""
 
-    def __init__(self, call: str, message: str, *, code: str | None = None, status: int | None = None, hint: str | None = None) -> None:
+    def __init__(
+        self, call: str, message: str, *, code: str | None = None, status: int | None = None, hint: str | None = None
+    ) -> None:
         super().__init__(call, f"{code or status}: {message}" + (f" ({hint})" if hint else ""))
         self.code = code
         self.status = status

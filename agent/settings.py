@@ -63,7 +63,9 @@ def _log_level(name: str) -> str:
 class Settings(BaseSettings):
     """One agent. `repr` shows no secret."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True, env_ignore_empty=True, hide_input_in_errors=True)
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, extra="ignore", frozen=True, env_ignore_empty=True, hide_input_in_errors=True
+    )
 
     url: Annotated[str, AfterValidator(_origin)]
     publishable_key: Annotated[str, Field(min_length=1, repr=False)]
@@ -122,10 +124,14 @@ def load_settings() -> Settings:
     try:
         settings = Settings()
     except ValidationError as error:
-        problems = [_describe(str(item["loc"][0]), str(item["type"]), str(item["msg"])) for item in error.errors(include_input=False)]
+        problems = [
+            _describe(str(item["loc"][0]), str(item["type"]), str(item["msg"])) for item in error.errors(include_input=False)
+        ]
     except (OSError, ValueError) as error:
         file = identity_file(default_data_dir())
-        raise Failure(f"the settings file {file} cannot be read ({_first_line(error)})", "mend or remove it, then enrol again", code="TC610") from error
+        raise Failure(
+            f"the settings file {file} cannot be read ({_first_line(error)})", "mend or remove it, then enrol again", code="TC610"
+        ) from error
     problems += _identity_problems(settings)
     if problems or settings is None:
         raise Failure(

@@ -12,7 +12,7 @@ from typing import Final, NoReturn, Protocol
 
 import aiohttp
 
-from agent.retry import Refused, SignInRefused, Unreachable, backoff, classify_auth
+from agent.retry import SignInRefused, Unreachable, backoff, classify_auth
 from agent.settings import Settings
 from agent.wire import WireError, as_object, dumps, loads
 
@@ -52,7 +52,8 @@ class SupabaseAuth:
         if chosen.vps_id and chosen.agent_secret:
             body = {"vps_id": chosen.vps_id, "secret": chosen.agent_secret.get_secret_value()}
             return await self._ask("enroll/session", f"{chosen.functions_url}/enroll/session", body)
-        assert chosen.agent_email and chosen.agent_password, "load_settings lets no other agent through"
+        if chosen.agent_email is None or chosen.agent_password is None:
+            raise SignInRefused("sign in", "the agent has no identity; load_settings reports that before")
         body = {"email": chosen.agent_email, "password": chosen.agent_password.get_secret_value()}
         return await self._ask("sign in", f"{chosen.auth_url}/token?grant_type=password", body)
 
@@ -84,7 +85,7 @@ def _token_pair(data: bytes) -> TokenPair:
 
 
 def _auth_error(call: str, status: int, data: bytes) -> SignInRefused | Unreachable:
-    """GoTrue says `error_code` and `msg`, OAuth-style answers `error` and `error_description`, our function `code` and `message`."""
+    """GoTrue says `error_code` and `msg`, OAuth `error` and `error_description`, our function `code` and `message`."""
     try:
         raw = as_object(loads(data), "error")
     except WireError:
@@ -180,6 +181,3 @@ class Tokens:
         for handler in self._handlers:
             handler(pair.access)
         return pair.access
-
-
-__all__ = ["Auth", "Refused", "SupabaseAuth", "TokenPair", "Tokens"]

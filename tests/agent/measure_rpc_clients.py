@@ -14,8 +14,18 @@ from statistics import median
 import orjson
 from aiohttp import ClientSession, web
 
-BODY = orjson.dumps({"p_events": {"account_id": "a" * 36, "epoch": 3, "events": [{"session": 1, "seq": 1, "position": {"ticket": "5", "lots": "1.00"}}]}})
-ANSWER = orjson.dumps({"results": [{"event_key": "1:1", "status": "accepted"}], "executions": [{"id": "1", "lots": "0.5", "symbol": "EURUSD"}] * 3})
+BODY = orjson.dumps(
+    {
+        "p_events": {
+            "account_id": "a" * 36,
+            "epoch": 3,
+            "events": [{"session": 1, "seq": 1, "position": {"ticket": "5", "lots": "1.00"}}],
+        }
+    }
+)
+ANSWER = orjson.dumps(
+    {"results": [{"event_key": "1:1", "status": "accepted"}], "executions": [{"id": "1", "lots": "0.5", "symbol": "EURUSD"}] * 3}
+)
 
 
 async def _answer(_request: web.Request) -> web.Response:
@@ -41,7 +51,8 @@ def _serve() -> None:
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
-        print(runner.addresses[0][1], flush=True)
+        sys.stdout.write(f"{runner.addresses[0][1]}\n")
+        sys.stdout.flush()
         await asyncio.Event().wait()
 
     asyncio.run(go())
@@ -74,7 +85,9 @@ async def _measure(port: int, count: int) -> None:
 
 def _print(name: str, spent: list[float]) -> None:
     ordered = sorted(spent)
-    print(f"{name:<10} p50 {median(ordered):6.3f} ms   p99 {ordered[int(len(ordered) * 0.99) - 1]:6.3f} ms   n {len(ordered)}")
+    sys.stdout.write(
+        f"{name:<10} p50 {median(ordered):6.3f} ms   p99 {ordered[int(len(ordered) * 0.99) - 1]:6.3f} ms   n {len(ordered)}\n"
+    )
 
 
 def _memory(imports: str) -> float:
@@ -87,14 +100,16 @@ def main() -> None:
         _serve()
         return
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 2000
-    with subprocess.Popen([sys.executable, "-m", "tests.agent.measure_rpc_clients", "serve"], stdout=subprocess.PIPE, text=True) as server:
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.agent.measure_rpc_clients", "serve"], stdout=subprocess.PIPE, text=True
+    ) as server:
         try:
             assert server.stdout is not None
             asyncio.run(_measure(int(server.stdout.readline()), count))
         finally:
             server.terminate()
     for imports in ("pass", "import realtime", "import realtime, postgrest", "import realtime, aiohttp", "import supabase"):
-        print(f"{imports:<28} {_memory(imports):6.1f} MB RSS")
+        sys.stdout.write(f"{imports:<28} {_memory(imports):6.1f} MB RSS\n")
 
 
 if __name__ == "__main__":

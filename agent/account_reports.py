@@ -1,0 +1,140 @@
+"""What the database is told of one account between its trades: figures, specs and quotes, only when they changed."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Final, NoReturn, Protocol
+
+from agent import wire
+from agent.clock import DatabaseClock
+from agent.model import AccountState, Quote, SymbolSpec
+from agent.platforms.protocol import AdapterError
+from agent.retry import Unreachable
+from agent.session import AccountSession
+
+log = logging.getLogger(__name__)
+
+#: seconds between two looks at quotes, and looks between two at the account's figures
+QUOTE_EVERY: Final = 1.0
+FIGURES_EVERY: Final = 5
+#: an account with no more symbols than this reports all of them, others only those that are watched or held
+FEW_SYMBOLS: Final = 80
+READ_TIMEOUT: Final = 10
+
+StateReport = dict[str, object]
+
+
+class StateSink(Protocol):
+    async def report_account_state(self, state: StateReport) -> None: ...
+
+
+class AccountReports:
+    """Reports of one session. `watch` may change at any time."""
+
+    def __init__(
+        self,
+        session: AccountSession,
+        sink: StateSink,
+        clock: DatabaseClock,
+        watch: Iterable[str],
+        *,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._session = session
+        self._sink = sink
+        self._clock = clock
+        self._sleep = sleep
+        self._watched: frozenset[str] = frozenset(watch)
+        self._specs: dict[str, SymbolSpec] = {}
+        self._unknown: set[str] = set()
+        self._quotes: dict[str, Quote] = {}
+        self._figures: AccountState | None = None
+
+    def watch(self, symbols: Iterable[str]) -> None:
+        """The symbols whose specs and quotes the database needs; names that the account does not have are ignored."""
+        self._watched = frozenset(symbols)
+
+    async def first(self, state: AccountState) -> None:
+        """The report after a login: figures, and the specs of every symbol that matters. Raises `AdapterError`, `CallFailed`."""
+        adapter = self._session.adapter
+        names = await adapter.symbols()
+        held = [position.symbol for position in await adapter.positions()]
+        wanted = names if len(names) <= FEW_SYMBOLS else (*self._watched, *held)
+        fresh = await self._read_specs(wanted)
+        quotes = await self._read_quotes({*self._watched, *held})
+        await self._send(state, fresh, quotes)
+
+    async def keep(self) -> NoReturn:
+        """Report changes until cancelled. Trouble with reads is the watcher's affair, a lost call is made good by the next."""
+        looks = 0
+        while True:
+            await self._sleep(QUOTE_EVERY)
+            looks += 1
+            try:
+                async with asyncio.timeout(READ_TIMEOUT):
+                    await self._look(figures=looks % FIGURES_EVERY == 0)
+            except (AdapterError, TimeoutError, Unreachable) as error:
+                log.info(
+                    "account_report_skipped",
+                    extra={"account": self._session.account_id, "error": f"{type(error).__name__}: {error}"},
+                )
+
+    async def _look(self, *, figures: bool) -> None:
+        new_names = self._watched - self._specs.keys() - self._unknown
+        specs = await self._read_specs(new_names)
+        quotes = await self._read_quotes(self._watched - self._unknown)
+        state = await self._session.adapter.account() if figures else None
+        if specs or quotes or (state is not None and state != self._figures):
+            await self._send(state if state != self._figures else None, specs, quotes)
+
+    async def _read_specs(self, names: Iterable[str]) -> dict[str, SymbolSpec]:
+        found: dict[str, SymbolSpec] = {}
+        for name in names:
+            spec = await self._session.adapter.symbol(name)
+            if spec is None:
+                self._unknown.add(name)
+            else:
+                found[name] = spec
+        return found
+
+    async def _read_quotes(self, names: Iterable[str]) -> dict[str, Quote]:
+        """Quotes that moved since the last report."""
+        moved: dict[str, Quote] = {}
+        for name in names:
+            quote = await self._session.adapter.quote(name)
+            last = self._quotes.get(name)
+            if quote is not None and (last is None or (last.bid, last.ask) != (quote.bid, quote.ask)):
+                moved[name] = quote
+        return moved
+
+    async def _send(self, state: AccountState | None, specs: dict[str, SymbolSpec], quotes: dict[str, Quote]) -> None:
+        """One call; what it carried counts as told only when it arrived."""
+        report = self._head()
+        if state is not None:
+            report |= {
+                "currency": state.currency,
+                "leverage": state.leverage,
+                "mode": state.mode,
+                "balance": state.balance,
+                "equity": state.equity,
+                "margin": state.margin,
+                "free_margin": state.free_margin,
+            }
+        names = sorted(specs.keys() | quotes.keys())
+        if names:
+            report["symbols"] = [wire.symbol_to_json(name, specs.get(name), quotes.get(name)) for name in names]
+        await self._sink.report_account_state(report)
+        self._figures = state or self._figures
+        self._specs |= specs
+        self._quotes |= quotes
+
+    def _head(self) -> StateReport:
+        session = self._session
+        return {
+            "account_id": session.account_id,
+            "epoch": session.epoch,
+            "session": session.session,
+            "status": "connected",
+            "error": None,
+            "measured_at": self._clock.now(),
+        }

@@ -1,0 +1,139 @@
+"""How a VPS becomes an agent: a one-time token is exchanged for an identity, which is kept readable for its owner only."""
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import aiohttp
+
+from agent import wire
+from agent.failure import Failure
+from agent.retry import classify_auth
+from agent.settings import PREFIX, identity_file
+
+log = logging.getLogger(__name__)
+
+TIMEOUT = aiohttp.ClientTimeout(total=30, connect=10)
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What an agent is known by; the secret signs it in for ever and is shown to nobody."""
+
+    url: str
+    vps_id: str
+    publishable_key: str = field(repr=False)
+    secret: str = field(repr=False)
+
+
+async def enroll(url: str, token: str, name: str, platforms: Sequence[str], key: str | None = None) -> Identity:
+    """Exchange the token. Raises `Failure`; a token is used up only by success."""
+    body = {"token": token, "name": name, "platforms": list(platforms)}
+    headers = {"content-type": "application/json"} | ({"apikey": key} if key else {})
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=TIMEOUT) as http,
+            http.post(f"{url}/functions/v1/enroll", data=wire.dumps(body), headers=headers) as response,
+        ):
+            status, data = response.status, await response.read()
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        raise Failure(
+            f"{url} does not answer ({type(error).__name__})",
+            "check the address and this machine's network, then try again",
+            code="TC615",
+        ) from error
+    if status >= 300:
+        raise _refusal(url, status, data)
+    return _identity(url, data, key)
+
+
+def _refusal(url: str, status: int, data: bytes) -> Failure:
+    try:
+        raw = wire.as_object(wire.loads(data), "error")
+    except wire.WireError:
+        raw = {}
+    message, code, hint = raw.get("message"), raw.get("code"), raw.get("hint")
+    if classify_auth(status) == "retry" or not message:
+        return Failure(
+            f"the enrol function of {url} failed with HTTP {status}", "check that it is deployed, then try again", code="TC615"
+        )
+    mend = str(hint) if hint else "ask an operator for a new token (dashboard, VPSes → Add)"
+    return Failure(f"{url} refused the enrolment: {message}", mend, code=str(code) if code else None)
+
+
+def _identity(url: str, data: bytes, key: str | None) -> Identity:
+    try:
+        raw = wire.as_object(wire.loads(data), "identity")
+        vps_id, secret = wire.text(raw, "vps_id"), wire.text(raw, "secret")
+        published = key or wire.optional_text(raw, "publishable_key")
+    except wire.WireError as error:
+        raise Failure(
+            f"the enrol function of {url} answered something else", "deploy the version that belongs to this agent", code="TC615"
+        ) from error
+    if not published:
+        raise Failure(
+            "the project did not tell its publishable key",
+            "enrol again with a new token and --key K (Project Settings → API keys)",
+            code="TC615",
+        )
+    return Identity(url, vps_id, published, secret)
+
+
+def store(identity: Identity, data_dir: Path) -> Path:
+    """Write the identity so that only this user can read it, whole or not at all."""
+    file = identity_file(data_dir)
+    new = file.with_suffix(".new")
+    content = {
+        "url": identity.url,
+        "publishable_key": identity.publishable_key,
+        "vps_id": identity.vps_id,
+        "agent_secret": identity.secret,
+    }
+    data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    new.unlink(missing_ok=True)
+    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
+        out.write(wire.dumps(content))
+        out.flush()
+        os.fsync(out.fileno())
+    new.replace(file)
+    return file
+
+
+def check_writable(data_dir: Path) -> None:
+    """Before the token is used up: can the identity be kept here, and is there none yet? Raises `Failure`."""
+    file = identity_file(data_dir)
+    if file.exists():
+        raise Failure(
+            f"this machine is enrolled already ({file})",
+            f"remove that file first if the VPS was retired, or choose another {PREFIX}DATA_DIR",
+            code="TC616",
+        )
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        probe = data_dir / ".probe"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise Failure(
+            f"{data_dir} cannot be written ({error.strerror})", f"choose another {PREFIX}DATA_DIR", code="TC614"
+        ) from error
+
+
+def default_name() -> str:
+    """The machine's name, as far as it is one that a VPS may have."""
+    host = socket.gethostname().split(".")[0]
+    kept = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "-" for c in host).strip("-")
+    return kept[:63] or "vps"
+
+
+def enroll_this_machine(
+    url: str, token: str, name: str | None, platforms: Sequence[str], key: str | None, data_dir: Path
+) -> tuple[Identity, Path]:
+    """The whole enrolment of this machine; returns the identity and the file it was written to."""
+    check_writable(data_dir)
+    identity = asyncio.run(enroll(url.rstrip("/"), token, name or default_name(), platforms, key))
+    return identity, store(identity, data_dir)
