@@ -9,9 +9,13 @@ ARGS ?=
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
 
+# Set-up shows its progress on standard error and hands the reason why it stopped to make, which says it as the last line.
+SET_UP = command -v "$(PYTHON)" >/dev/null 2>&1 \
+  || { echo "Python was not found. To mend it: sudo apt-get install -y python3 python3-venv && make setup"; exit 0; }; \
+  "$(PYTHON)" scripts/setup.py --for-make || echo "a fault of its own (see above). To mend it: report those lines as an issue"
+
 setup: ## install everything that is needed, inside this checkout
-	@command -v "$(PYTHON)" >/dev/null 2>&1 || { echo "Set-up stopped: Python was not found. To mend it: sudo apt-get install -y python3 python3-venv && make setup"; exit 1; }
-	@"$(PYTHON)" scripts/setup.py
+	@: $(eval STOPPED := $(shell $(SET_UP)))$(if $(STOPPED),$(error Set-up stopped: $(STOPPED)))
 
 demo: setup ## the whole product on this machine: stack, agents, a trading master, the page
 	@$(BIN)/tradecopier demo $(ARGS)

@@ -447,20 +447,27 @@ def set_up(only):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", choices=("python", "node", "browser"), help="just this part (a VPS needs python only)")
+    parser.add_argument("--for-make", action="store_true", help="progress on stderr; why it stopped on stdout, status 0")
     arguments = parser.parse_args()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError):
             stream.reconfigure(encoding="utf-8", errors="replace")
+    answer = sys.stdout
+    if arguments.for_make:
+        sys.stdout = sys.stderr
     try:
         choose_python()
         set_up(arguments.only)
+        return 0
     except Missing as missing:
-        sys.exit("Set-up stopped: {}".format(missing))
+        why = str(missing)
     except KeyboardInterrupt:
-        sys.exit("Set-up was interrupted; run it again to go on: make setup")
+        why = "it was interrupted. To go on: make setup"
     except OSError as error:
-        sys.exit("Set-up stopped: {}".format(explain("{} {}".format(error, error.strerror), ["set-up"])))
+        why = str(explain("{} {}".format(error, error.strerror), ["set-up"]))
+    print(why if arguments.for_make else "Set-up stopped: " + why, file=answer if arguments.for_make else sys.stderr, flush=True)
+    return 0 if arguments.for_make else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
