@@ -289,10 +289,15 @@ class PaperClient:
 
     async def wait_for(self, login: str, *, positions: int | None = None, timeout: float = 5.0) -> BookView:  # noqa: ASYNC109
         """Wait until a book holds so many positions; TimeoutError otherwise. Woken by changes, it never polls."""
-        call = self._connection.call("wait_for", login=login, positions=positions)
-        reply = await asyncio.wait_for(call, timeout)
+        async with asyncio.timeout(timeout):
+            reply = await self._connection.call("wait_for", login=login, positions=positions)
         found: BookView = decode(BookView, reply)
         return found
+
+    async def wait_for_request(self, login: str, tag: int, *, timeout: float = 5.0) -> None:  # noqa: ASYNC109
+        """Wait until an order request with this tag has arrived, executed or not."""
+        async with asyncio.timeout(timeout):
+            await self._connection.call("wait_for_request", login=login, tag=tag)
 
 
 def ticket_of(result: Placed | Rejected) -> str:

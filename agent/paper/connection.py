@@ -41,7 +41,9 @@ class Connection:
         host, _, port = address.rpartition(":")
         if not host or not port.isdigit():
             raise ValueError(f"{address!r} is not host:port")
-        reader, writer = await asyncio.wait_for(asyncio.open_connection(host, int(port), limit=LINE_LIMIT), timeout)
+        # asyncio.timeout throughout: wait_for can swallow a cancellation on Python 3.11
+        async with asyncio.timeout(timeout):
+            reader, writer = await asyncio.open_connection(host, int(port), limit=LINE_LIMIT)
         raw = writer.get_extra_info("socket")
         if raw is not None:
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -71,7 +73,8 @@ class Connection:
             await self._task
         self._writer.close()
         with suppress(OSError, TimeoutError):
-            await asyncio.wait_for(self._writer.wait_closed(), 2)
+            async with asyncio.timeout(2):
+                await self._writer.wait_closed()
 
     def abort(self, why: str) -> None:
         """Give the connection up at once, telling everybody who waits."""

@@ -68,7 +68,8 @@ class PaperProcess:
         try:
             stdin.write(encode(settings))
             await stdin.drain()
-            line = await asyncio.wait_for(stdout.readline(), _START_TIMEOUT_S)
+            async with asyncio.timeout(_START_TIMEOUT_S):
+                line = await stdout.readline()
         except (OSError, TimeoutError):
             line = b""
         if not line:
@@ -90,7 +91,8 @@ class PaperProcess:
         if process.stdin is not None:
             process.stdin.close()
         try:
-            await asyncio.wait_for(process.wait(), _STOP_TIMEOUT_S)
+            async with asyncio.timeout(_STOP_TIMEOUT_S):
+                await process.wait()
         except TimeoutError:
             await self.kill()
 

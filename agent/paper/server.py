@@ -109,14 +109,18 @@ class PaperServer:
     def _announce(self, login: str, changes: tuple[BookChange, ...]) -> None:
         for session in self.sessions_of(login):
             session.push(changes)
-        for waiting in self._waiting.pop(login, []):
-            if not waiting.done():
-                waiting.set_result(None)
+        self.wake(login)
         if any(change.position.kind == "order" for change in changes):
             self._arm_expiry()
 
+    def wake(self, login: str) -> None:
+        """Let everybody look who waits for something in a book."""
+        for waiting in self._waiting.pop(login, []):
+            if not waiting.done():
+                waiting.set_result(None)
+
     async def changed(self, login: str) -> None:
-        """Return at the next change of a book."""
+        """Return when something happened in a book."""
         waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(login, []).append(waiting)
         await waiting

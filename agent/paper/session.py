@@ -177,6 +177,7 @@ class Session:
     def _order(self, login: str, message: dict[str, Any], origin: str) -> object:
         request: Request = decode(Request, {**_mapping(message, "request"), "origin": origin})
         received = self._broker.receive(login, request)
+        self._server.wake(login)
         if received.fault == "hang":
             self._broker.execute(received)
             self._hung = True
@@ -225,6 +226,7 @@ class Session:
             "clear_faults": lambda m: broker.clear_faults(_text(m, "login")),
             "disconnect": lambda m: server.disconnect(broker.book(_text(m, "login")).login),
             "sessions": lambda m: len(server.sessions_of(broker.book(_text(m, "login")).login)),
+            "wait_for_request": lambda m: self._wait_for_request(_text(m, "login"), decode(int, m.get("tag"))),
             "wait_for": lambda m: self._wait_for(_text(m, "login"), decode(int | None, m.get("positions"))),
         }
 
@@ -246,6 +248,10 @@ class Session:
         while positions is not None and len(self._broker.book(login).positions) != positions:
             await self._server.changed(login)
         return self._broker.view(login)
+
+    async def _wait_for_request(self, login: str, tag: int) -> None:
+        while not any(record.tag == tag for record in self._broker.book(login).requests):
+            await self._server.changed(login)
 
 
 NO_REPLY = object()

@@ -112,8 +112,10 @@ class PaperAdapter:
             opening = {**wanted, "currency": login.currency, "mode": login.mode}
         token = str(settings.get("token") or login.password)
         try:
-            call = line.connection.call("login", token=token, login=login.login, open=opening)
-            state: AccountState = decode(AccountState, await asyncio.wait_for(call, line.read_timeout_s))
+            # not wait_for: on Python 3.11 it can swallow a cancellation
+            async with asyncio.timeout(line.read_timeout_s):
+                reply = await line.connection.call("login", token=token, login=login.login, open=opening)
+            state: AccountState = decode(AccountState, reply)
         except PaperRefused as error:
             raise LoginRefused(f"the paper broker refused the login: {error}") from error
         except (PaperLost, TimeoutError, MalformedMessage) as error:
@@ -191,8 +193,9 @@ class PaperAdapter:
             return rejected("not_connected")
         self._sent_at[order.tag] = boot_time()
         try:
-            call = line.connection.call("order", request=_request(order))
-            answer: Answer = decode(Answer, await asyncio.wait_for(call, line.order_timeout_s))
+            async with asyncio.timeout(line.order_timeout_s):
+                reply = await line.connection.call("order", request=_request(order))
+            answer: Answer = decode(Answer, reply)
         except PaperRefused as error:
             return Rejected(reason="invalid_request", retryable=False, message=str(error))
         except TimeoutError:
@@ -220,7 +223,8 @@ class PaperAdapter:
         line = self._connected()
         asked_at = datetime.now(UTC)
         try:
-            reply = await asyncio.wait_for(line.connection.call(op, **fields), line.read_timeout_s)
+            async with asyncio.timeout(line.read_timeout_s):
+                reply = await line.connection.call(op, **fields)
             found = decode(shape, reply)
         except TimeoutError:
             line.connection.abort(f"the paper broker did not answer `{op}` within {line.read_timeout_s} s")
@@ -236,7 +240,8 @@ async def _keep_alive(line: _Line) -> None:
     while line.connection.lost is None:
         asked_at = datetime.now(UTC)
         try:
-            await asyncio.wait_for(line.connection.call("ping"), line.read_timeout_s)
+            async with asyncio.timeout(line.read_timeout_s):
+                await line.connection.call("ping")
         except TimeoutError:
             line.connection.abort(f"no sign of life from the paper broker for {line.read_timeout_s} s")
             return
