@@ -53,7 +53,7 @@ comment on function private.setting_days(text) is 'A setting whose unit is days,
 
 insert into public.system_config (key, value, description) values
   ('lease_s', '15', 'How long a VPS may trade after its last heartbeat. Shorter fails over sooner and forgives less.'),
-  ('heartbeat_s', '5', 'How often an idle agent sends a heartbeat.'),
+  ('heartbeat_s', '2', 'How often an idle agent sends a heartbeat.'),
   ('maintain_s', '4', 'A heartbeat runs maintain() itself when the last run is older than this (the scheduler may be dead).'),
   ('doorbells_s', '2', 'A heartbeat rings the doorbells itself when the last ring is older than this.'),
   ('doorbells_max', '100', 'Topics of dashboards rung per second; the rest waits a second. Keeps dashboards from eating the quota of trading.'),

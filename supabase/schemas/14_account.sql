@@ -22,6 +22,7 @@ create table public.trading_accounts (
   session_vps_id uuid references public.vps_instances (id) on delete set null,
   session_opened_at timestamptz,
   snapshot_session bigint not null default 0,
+  seen_at timestamptz,
   copy_state text not null default 'on',
   secret_id uuid,
   settings jsonb not null default '{}',
@@ -59,6 +60,7 @@ comment on column public.trading_accounts.session is 'Number of the last login t
 comment on column public.trading_accounts.session_vps_id is 'The VPS that opened it.';
 comment on column public.trading_accounts.session_opened_at is 'When it was opened.';
 comment on column public.trading_accounts.snapshot_session is 'The last session whose first snapshot was applied.';
+comment on column public.trading_accounts.seen_at is 'Last moment its agent had it connected and clean: a change found after a gap is as old as this.';
 comment on column public.trading_accounts.copy_state is 'on; monitor (decide, place nothing); off (leave everything alone); flattening (closing all, then off).';
 comment on column public.trading_accounts.secret_id is 'Its password in Vault; null: it needs none.';
 comment on column public.trading_accounts.settings is 'What its platform wants to know besides; no secrets.';

@@ -1,0 +1,4831 @@
+-- Made by `make migration` from supabase/schemas/. Edit those.
+
+-- 00_defaults.sql
+-- What every later file relies on: nothing is callable or readable unless a line says so by name.
+--
+-- Three places for a function:
+--   private.*  security definer, checks who calls before it does anything. The schema is not exposed by the API, so
+--              the caller's role may hold EXECUTE without anybody reaching the function from outside.
+--   public.*   one-line security invoker wrappers: the API's surface, granted to roles by name.
+--   private.*  without a grant: parts that only other functions call.
+
+create schema if not exists private;
+comment on schema private is 'Functions with their owner''s rights, partitions and secrets. Never exposed by the API.';
+
+-- Without "in schema": a default per schema can only add to the global one, and the global one grants to public.
+alter default privileges revoke execute on functions from public;
+
+-- Projects created before mid 2026 also grant everything new in public to the API roles by name.
+alter default privileges in schema public revoke all on functions from anon, authenticated, service_role;
+alter default privileges in schema public revoke all on tables from anon, authenticated, service_role;
+alter default privileges in schema public revoke all on sequences from anon, authenticated, service_role;
+
+revoke all on schema private from public;
+grant usage on schema private to authenticated, service_role;
+
+
+-- Sets updated_at; the doorbells find what changed by it.
+create function private.touch() returns trigger
+language plpgsql
+set search_path = ''
+as $$
+begin
+  new.updated_at := now();
+  return new;
+end
+$$;
+comment on function private.touch() is 'Trigger: sets updated_at to the transaction''s time.';
+
+
+-- Reading requests: a field of the wrong kind is an error that names the field (TC001), never a cast's message.
+create function private.uuid_of(p_request jsonb, p_field text) returns uuid
+language plpgsql immutable
+set search_path = ''
+as $$
+declare
+  v_text text := p_request ->> p_field;
+begin
+  if v_text is null or not pg_input_is_valid(v_text, 'uuid') then
+    raise exception using errcode = 'TC001', message = format('%s: expected a UUID', p_field), detail = left(v_text, 100);
+  end if;
+  return v_text::uuid;
+end
+$$;
+comment on function private.uuid_of(jsonb, text) is 'A required field that is a UUID; TC001 otherwise.';
+
+
+create function private.text_of(p_request jsonb, p_field text, p_max integer) returns text
+language plpgsql immutable
+set search_path = ''
+as $$
+declare
+  v_text text := nullif(trim(p_request ->> p_field), '');
+begin
+  if v_text is not null and (jsonb_typeof(p_request -> p_field) <> 'string' or length(v_text) > p_max) then
+    raise exception using errcode = 'TC001', message = format('%s: expected a string of at most %s characters', p_field, p_max);
+  end if;
+  return v_text;
+end
+$$;
+comment on function private.text_of(jsonb, text, integer) is 'An optional string, trimmed; null if it is missing or empty; TC001 if it is too long.';
+
+
+create function private.int_of(p_request jsonb, p_field text, p_min bigint, p_max bigint) returns bigint
+language plpgsql immutable
+set search_path = ''
+as $$
+declare
+  v_text text := p_request ->> p_field;
+begin
+  if v_text is null then
+    return null;
+  end if;
+  if not pg_input_is_valid(v_text, 'bigint') or v_text::bigint not between p_min and p_max then
+    raise exception using errcode = 'TC001', message = format('%s: expected a whole number from %s to %s', p_field, p_min, p_max),
+      detail = left(v_text, 100);
+  end if;
+  return v_text::bigint;
+end
+$$;
+comment on function private.int_of(jsonb, text, bigint, bigint) is 'An optional whole number within limits; TC001 otherwise.';
+
+
+create function private.numeric_of(p_request jsonb, p_field text) returns numeric
+language plpgsql immutable
+set search_path = ''
+as $$
+declare
+  v_text text := p_request ->> p_field;
+begin
+  if v_text is null then
+    return null;
+  end if;
+  -- NaN and the infinities are numeric to Postgres; no account, clock or machine has such a figure.
+  if not pg_input_is_valid(v_text, 'numeric') or v_text::numeric in ('NaN', 'Infinity', '-Infinity')
+    or abs(v_text::numeric) >= 1e24 then
+    raise exception using errcode = 'TC001', message = format('%s: expected a finite number', p_field), detail = left(v_text, 100);
+  end if;
+  return v_text::numeric;
+end
+$$;
+comment on function private.numeric_of(jsonb, text) is 'An optional finite number, as a JSON string or number; TC001 otherwise.';
+
+
+create function private.time_of(p_request jsonb, p_field text) returns timestamptz
+language plpgsql stable
+set search_path = ''
+as $$
+declare
+  v_text text := p_request ->> p_field;
+begin
+  if v_text is null then
+    return null;
+  end if;
+  if not pg_input_is_valid(v_text, 'timestamptz') or not isfinite(v_text::timestamptz) then
+    raise exception using errcode = 'TC001', message = format('%s: expected a time as RFC 3339', p_field), detail = left(v_text, 100);
+  end if;
+  return v_text::timestamptz;
+end
+$$;
+comment on function private.time_of(jsonb, text) is 'An optional time; TC001 if it is none.';
+
+-- 10_config.sql
+-- system_config: every number that an operator may want to turn, with what it does.
+
+create table public.system_config (
+  key text primary key,
+  value jsonb not null,
+  description text not null,
+  updated_at timestamptz not null default now(),
+  constraint key_is_snake_case check (key ~ '^[a-z][a-z0-9_.]{1,62}$'),
+  constraint description_says_something check (length(description) >= 10)
+);
+comment on table public.system_config is 'Settings of the whole installation. Operators read it and change it with set_setting().';
+comment on column public.system_config.key is 'Name of the setting; units stand in the name (_s, _ms, _days).';
+comment on column public.system_config.value is 'The value; its JSON type never changes.';
+comment on column public.system_config.description is 'What it does, for the operator who is about to change it.';
+comment on column public.system_config.updated_at is 'When it was last changed.';
+
+alter table public.system_config enable row level security;
+
+create trigger touch before update on public.system_config for each row execute function private.touch();
+
+
+create function private.setting(p_key text) returns jsonb
+language plpgsql stable
+set search_path = ''
+as $$
+declare
+  v_value jsonb;
+begin
+  select c.value into v_value from public.system_config c where c.key = p_key;
+  if not found then
+    raise exception using errcode = 'TC200', message = format('there is no setting %s', p_key),
+      hint = 'Rows of system_config come with the migrations: run them.';
+  end if;
+  return v_value;
+end
+$$;
+comment on function private.setting(text) is 'The value of a setting; raises TC200 when there is none of that name.';
+
+
+create function private.setting_s(p_key text) returns interval
+language sql stable
+set search_path = ''
+as $$ select make_interval(secs => (private.setting(p_key) #>> '{}')::double precision) $$;
+comment on function private.setting_s(text) is 'A setting whose unit is seconds, as an interval.';
+
+
+create function private.setting_days(p_key text) returns interval
+language sql stable
+set search_path = ''
+as $$ select make_interval(days => (private.setting(p_key) #>> '{}')::integer) $$;
+comment on function private.setting_days(text) is 'A setting whose unit is days, as an interval.';
+
+
+insert into public.system_config (key, value, description) values
+  ('lease_s', '15', 'How long a VPS may trade after its last heartbeat. Shorter fails over sooner and forgives less.'),
+  ('heartbeat_s', '2', 'How often an idle agent sends a heartbeat.'),
+  ('maintain_s', '4', 'A heartbeat runs maintain() itself when the last run is older than this (the scheduler may be dead).'),
+  ('doorbells_s', '2', 'A heartbeat rings the doorbells itself when the last ring is older than this.'),
+  ('doorbells_max', '100', 'Topics of dashboards rung per second; the rest waits a second. Keeps dashboards from eating the quota of trading.'),
+  ('tick_s', '30', 'A tick goes to a VPS topic this often, so that an agent can tell a quiet socket from a dead one.'),
+  ('send_within_ms', '5000', 'An execution that its agent has not sent within this time is no longer sent.'),
+  ('retry_window_s', '60', 'How long a refused open may be tried again (a closed market, a requote).'),
+  ('retry_backoff_ms', '500', 'First pause before a retry; it doubles, with jitter.'),
+  ('retry_backoff_max_ms', '30000', 'Longest pause before a retry.'),
+  ('broadcast_executions_max', '100', 'Executions in one broadcast.'),
+  ('broadcast_bytes_max', '200000', 'Size of one broadcast in bytes; hosted Realtime refuses 256 KB on its smallest plan.'),
+  ('symbol_quote_max_age_s', '60', 'A quote older than this is not used to convert currencies.'),
+  ('funds_max_age_s', '60', 'Funds older than this are not used for sizing.'),
+  ('snapshot_every_s', '60', 'How often the equity of an account is written down in account_snapshots.'),
+  ('accounts_per_user_max', '200', 'How many trading accounts one user may connect.'),
+  ('enrollment_token_s', '3600', 'How long an enrolment token is good for.'),
+  ('platforms', '{"paper": {"password": false}, "mt5": {"password": true}, "mt4": {"password": true}, "ctrader": {"password": true}}',
+   'Platforms that accounts may be on, and whether a password must be given.'),
+  ('retention_batch', '1000', 'Rows that one run of maintain() deletes per table at most.'),
+  ('retention_days.event_keys', '7', 'How long the keys that make events idempotent are kept; journals replay nothing older.'),
+  ('retention_days.trade_events', '90', 'How long trade events are kept (whole partitions are dropped).'),
+  ('retention_days.trade_execution_queue', '90', 'How long final executions are kept.'),
+  ('retention_days.copy_outcomes', '90', 'How long reasons of trades that were not copied are kept.'),
+  ('retention_days.positions', '30', 'How long tombstones of closed positions and ended links are kept.'),
+  ('retention_days.connection_health_logs', '14', 'How long health rows of VPSes and accounts are kept.'),
+  ('retention_days.account_snapshots', '365', 'How long the equity curve of an account is kept.'),
+  ('retention_days.audit_log', '730', 'How long the audit log is kept; nothing younger can be deleted at all.'),
+  ('retention_days.enrollment_tokens', '30', 'How long used or expired enrolment tokens are kept.');
+
+-- 11_operator.sql
+-- operators: who runs the farm. A table, because nothing in a token can be trusted to say so.
+
+create table public.operators (
+  user_id uuid primary key references auth.users (id) on delete cascade,
+  granted_at timestamptz not null default now()
+);
+comment on table public.operators is 'Users who run the farm: they see every row, and move, drain and retire VPSes.';
+comment on column public.operators.user_id is 'The user.';
+comment on column public.operators.granted_at is 'When the right was given.';
+
+
+-- Security definer: it is called in policies by users who may not read the table.
+create function private.is_operator() returns boolean
+language sql stable security definer
+set search_path = ''
+as $$ select exists (select from public.operators o where o.user_id = auth.uid()) $$;
+comment on function private.is_operator() is 'Whether the caller is an operator.';
+
+alter table public.operators enable row level security;
+create policy "operators see operators, everybody sees himself" on public.operators for select to authenticated
+  using (user_id = (select auth.uid()) or (select private.is_operator()));
+
+create policy "operators see the settings" on public.system_config for select to authenticated
+  using ((select private.is_operator()));
+
+
+create function private.require_operator() returns void
+language plpgsql stable
+set search_path = ''
+as $$
+begin
+  -- The service key is the owner of the project: what it may not do, nobody may.
+  if coalesce(auth.role(), '') <> 'service_role' and not private.is_operator() then
+    raise exception using errcode = 'TC107', message = 'only an operator may do this',
+      hint = 'Ask an operator. The first one is made with: tradecopier operator grant EMAIL';
+  end if;
+end
+$$;
+comment on function private.require_operator() is 'Raises TC107 unless the caller is an operator or holds the service key.';
+
+
+create function private.require_service() returns void
+language plpgsql stable
+set search_path = ''
+as $$
+begin
+  if coalesce(auth.role(), '') <> 'service_role' then
+    raise exception using errcode = 'TC109', message = 'only the service key may do this',
+      hint = 'Edge functions and the command line call it with the project''s secret key.';
+  end if;
+end
+$$;
+comment on function private.require_service() is 'Raises TC109 unless the caller holds the service key.';
+
+
+-- Security definer: reads auth.users and writes operators, which no API role may.
+create function private.grant_operator(p_email text) returns jsonb
+language plpgsql security definer
+set search_path = ''
+as $$
+declare
+  v_user uuid;
+begin
+  perform private.require_service();
+  select u.id into v_user from auth.users u where lower(u.email) = lower(trim(p_email));
+  if not found then
+    raise exception using errcode = 'TC201', message = format('there is no user with the e-mail address %s', p_email),
+      hint = 'Sign up first, then grant.';
+  end if;
+  if exists (select from public.vps_instances v where v.user_id = v_user) then
+    raise exception using errcode = 'TC105', message = 'an agent cannot be an operator',
+      hint = 'Use the e-mail address of a person.';
+  end if;
+  insert into public.operators (user_id) values (v_user) on conflict (user_id) do nothing;
+  return jsonb_build_object('user_id', v_user);
+end
+$$;
+comment on function private.grant_operator(text) is 'Makes the user with this e-mail address an operator. Service key only.';
+
+create function public.grant_operator(p_email text) returns jsonb
+language sql
+set search_path = ''
+as $$ select private.grant_operator(p_email) $$;
+comment on function public.grant_operator(text) is 'Makes the user with this e-mail address an operator. Service key only.';
+
+
+-- Security definer: system_config is written by nobody else.
+create function private.set_setting(p_request jsonb) returns jsonb
+language plpgsql security definer
+set search_path = ''
+as $$
+declare
+  v_key text := p_request ->> 'key';
+  v_value jsonb := p_request -> 'value';
+  v_old jsonb;
+begin
+  perform private.require_operator();
+  v_old := private.setting(v_key);
+  if v_value is null or jsonb_typeof(v_value) <> jsonb_typeof(v_old) then
+    raise exception using errcode = 'TC001',
+      message = format('value of setting %s: expected a JSON %s', v_key, jsonb_typeof(v_old));
+  end if;
+  if jsonb_typeof(v_value) = 'number' and (v_value #>> '{}')::numeric <= 0 then
+    raise exception using errcode = 'TC001', message = format('value of setting %s: must be greater than 0', v_key);
+  end if;
+  update public.system_config set value = v_value where key = v_key;
+  return jsonb_build_object('key', v_key, 'value', v_value);
+end
+$$;
+comment on function private.set_setting(jsonb) is 'Operators: {"key", "value"}; the JSON type must stay what it is.';
+
+create function public.set_setting(p_request jsonb) returns jsonb
+language sql
+set search_path = ''
+as $$ select private.set_setting(p_request) $$;
+comment on function public.set_setting(jsonb) is 'Operators: {"key", "value"}; the JSON type must stay what it is.';
+
+
+grant select on public.system_config, public.operators to authenticated, service_role;
+grant execute on function private.is_operator() to authenticated;
+grant execute on function private.grant_operator(text), public.grant_operator(text) to service_role;
+grant execute on function private.set_setting(jsonb), public.set_setting(jsonb) to authenticated, service_role;
+
+-- 12_vps.sql
+-- vps_instances: the machines of the farm, one agent on each; their enrolment, secrets and health.
+
+create table public.vps_instances (
+  id uuid primary key default gen_random_uuid(),
+  name text not null,
+  user_id uuid unique references auth.users (id) on delete set null,
+  region text not null default '',
+  platforms text[] not null,
+  capacity integer not null default 50,
+  status text not null default 'enrolled',
+  -- written by every heartbeat: none of these columns is indexed, so the update stays on its page (HOT)
+  lease_expires_at timestamptz not null default 'epoch',
+  last_heartbeat_at timestamptz,
+  last_tick_at timestamptz,
+  clock_offset_ms numeric,
+  rtt_ms numeric,
+  agent_version text,
+  cpu_percent numeric,
+  memory_percent numeric,
+  disk_percent numeric,
+  rss_mb numeric,
+  retired_at timestamptz,
+  created_at timestamptz not null default now(),
+  constraint name_is_short check (name ~ '^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$'),
+  constraint platforms_are_named check (cardinality(platforms) > 0),
+  constraint capacity_is_positive check (capacity between 1 and 10000),
+  constraint status_is_known check (status in ('enrolled', 'online', 'offline', 'draining', 'retired')),
+  constraint retired_means_retired_at check ((status = 'retired') = (retired_at is not null))
+) with (fillfactor = 60);
+comment on table public.vps_instances is 'One row per VPS of the farm. The agent on it renews lease_expires_at with its heartbeat.';
+comment on column public.vps_instances.id is 'Number of the VPS; its broadcasts go to the topic vps:<id>.';
+comment on column public.vps_instances.name is 'What operators call it.';
+comment on column public.vps_instances.user_id is 'The auth user that its agent signs in as.';
+comment on column public.vps_instances.region is 'Where it stands; for operators.';
+comment on column public.vps_instances.platforms is 'Platforms that its agent can connect.';
+comment on column public.vps_instances.capacity is 'How many accounts it takes.';
+comment on column public.vps_instances.status is 'enrolled (no heartbeat yet) -> online <-> offline (lease lost); draining (gives its accounts away); retired (for good).';
+comment on column public.vps_instances.lease_expires_at is 'Until then its agent may trade; afterwards its accounts move.';
+comment on column public.vps_instances.last_heartbeat_at is 'When its agent was last heard of.';
+comment on column public.vps_instances.last_tick_at is 'When the last tick was sent to its topic; an agent that did not get it rebuilds its socket.';
+comment on column public.vps_instances.clock_offset_ms is 'Database clock minus agent clock, as the agent measured it.';
+comment on column public.vps_instances.rtt_ms is 'Round trip of a heartbeat as the agent measured it.';
+comment on column public.vps_instances.agent_version is 'Version of its agent.';
+comment on column public.vps_instances.cpu_percent is 'Load of the machine.';
+comment on column public.vps_instances.memory_percent is 'Memory in use on the machine.';
+comment on column public.vps_instances.disk_percent is 'Disk in use on the machine.';
+comment on column public.vps_instances.rss_mb is 'Memory of the agent itself.';
+comment on column public.vps_instances.retired_at is 'When it was retired; its agent is refused from then on.';
+comment on column public.vps_instances.created_at is 'When it was enrolled.';
+
+-- a name is free again once its VPS is retired
+create unique index name_is_taken_once on public.vps_instances (name) where retired_at is null;
+
+alter table public.vps_instances enable row level security;
+create policy "operators see the farm" on public.vps_instances for select to authenticated
+  using ((select private.is_operator()));
+
+
+-- Apart from vps_instances, so that "select *" by an operator can never show one.
+create table private.vps_secrets (
+  vps_id uuid primary key references public.vps_instances (id) on delete cascade,
+  secret_hash text not null,
+  constraint secret_is_a_sha256 check (secret_hash ~ '^[0-9a-f]{64}$')
+);
+comment on table private.vps_secrets is 'What an agent proves itself with when it must sign in again.';
+comment on column private.vps_secrets.vps_id is 'The VPS.';
+comment on column private.vps_secrets.secret_hash is 'SHA-256 (hex) of the agent''s secret. The secret has 256 random bits, so it needs no slow hash.';
+alter table private.vps_secrets enable row level security;
+
+
+create table public.enrollment_tokens (
+  id uuid primary key default gen_random_uuid(),
+  token_hash text not null unique,
+  name text,
+  created_by uuid references auth.users (id) on delete set null,
+  created_at timestamptz not null default now(),
+  expires_at timestamptz not null,
+  used_at timestamptz,
+  vps_id uuid references public.vps_instances (id) on delete set null,
+  constraint token_is_a_sha256 check (token_hash ~ '^[0-9a-f]{64}$'),
+  constraint expires_later check (expires_at > created_at)
+);
+comment on table public.enrollment_tokens is 'One-time tokens with which a new VPS joins the farm.';
+comment on column public.enrollment_tokens.id is 'Number of the token.';
+comment on column public.enrollment_tokens.token_hash is 'SHA-256 (hex) of the token; the token itself is shown once and stored nowhere.';
+comment on column public.enrollment_tokens.name is 'Name that the VPS must take; null: it chooses.';
+comment on column public.enrollment_tokens.created_by is 'The operator who made it; null: the service key.';
+comment on column public.enrollment_tokens.created_at is 'When it was made.';
+comment on column public.enrollment_tokens.expires_at is 'Until when it can be used.';
+comment on column public.enrollment_tokens.used_at is 'When it was used; once.';
+comment on column public.enrollment_tokens.vps_id is 'The VPS that joined with it.';
+
+alter table public.enrollment_tokens enable row level security;
+create policy "operators see tokens" on public.enrollment_tokens for select to authenticated
+  using ((select private.is_operator()));
+
+
+create table public.connection_health_logs (
+  id bigint generated always as identity primary key,
+  at timestamptz not null default now(),
+  kind text not null,
+  vps_id uuid references public.vps_instances (id) on delete cascade,
+  account_id uuid,
+  status text not null,
+  previous_status text,
+  reason text,
+  accounts integer,
+  heartbeat_age_ms numeric,
+  rtt_ms numeric,
+  clock_offset_ms numeric,
+  cpu_percent numeric,
+  memory_percent numeric,
+  disk_percent numeric,
+  rss_mb numeric,
+  constraint kind_is_known check (kind in ('minute', 'state')),
+  constraint somebody_is_meant check (vps_id is not null or account_id is not null)
+);
+comment on table public.connection_health_logs is 'Health over time: one row per VPS and minute, and one per change of state of a VPS or an account.';
+comment on column public.connection_health_logs.id is 'Number of the row.';
+comment on column public.connection_health_logs.at is 'When; for kind minute the beginning of the minute.';
+comment on column public.connection_health_logs.kind is 'minute (sample) or state (something changed).';
+comment on column public.connection_health_logs.vps_id is 'The VPS; for an account the VPS that works it.';
+comment on column public.connection_health_logs.account_id is 'The account whose connection changed; null: the row is about the VPS.';
+comment on column public.connection_health_logs.status is 'Status then (of the VPS or the account).';
+comment on column public.connection_health_logs.previous_status is 'Status before; kind state only.';
+comment on column public.connection_health_logs.reason is 'What the agent said about it.';
+comment on column public.connection_health_logs.accounts is 'How many accounts the VPS had.';
+comment on column public.connection_health_logs.heartbeat_age_ms is 'Age of its last heartbeat.';
+comment on column public.connection_health_logs.rtt_ms is 'Round trip to the database.';
+comment on column public.connection_health_logs.clock_offset_ms is 'Database clock minus agent clock.';
+comment on column public.connection_health_logs.cpu_percent is 'Load of the machine.';
+comment on column public.connection_health_logs.memory_percent is 'Memory in use on the machine.';
+comment on column public.connection_health_logs.disk_percent is 'Disk in use on the machine.';
+comment on column public.connection_health_logs.rss_mb is 'Memory of the agent.';
+
+-- one sample per VPS and minute, whoever runs maintain(); also: the health of one VPS over time
+create unique index one_sample_per_vps_and_minute on public.connection_health_logs (vps_id, at) where kind = 'minute';
+-- what happened to one account
+create index health_of_account on public.connection_health_logs (account_id, at) where account_id is not null;
+-- retention; what changed since the last doorbell
+create index health_by_time on public.connection_health_logs (at);
+
+alter table public.connection_health_logs enable row level security;
+
+
+-- What runs by the clock, and when it last did. Only the holder of the advisory lock of that name writes its row.
+create table private.clockwork (
+  name text primary key,
+  last_run_at timestamptz not null default 'epoch',
+  last_xmin bigint not null default 0,
+  last_error text
+);
+comment on table private.clockwork is 'When maintain() and its parts last ran.';
+comment on column private.clockwork.name is 'What runs.';
+comment on column private.clockwork.last_run_at is 'When it last ran.';
+comment on column private.clockwork.last_xmin is 'doorbells: every transaction below this number was over at the last ring.';
+comment on column private.clockwork.last_error is 'What went wrong in the last run; null: nothing.';
+alter table private.clockwork enable row level security;
+insert into private.clockwork (name) values ('maintain'), ('doorbells'), ('health'), ('partitions'), ('retention');
+
+
+create table private.doorbells (
+  topic text primary key,
+  changed_at timestamptz not null,
+  due boolean not null,
+  rung_at timestamptz
+);
+comment on table private.doorbells is 'Dashboards'' topics: which are to be rung. Written only by ring_doorbells().';
+comment on column private.doorbells.topic is 'user:<id> or operators.';
+comment on column private.doorbells.changed_at is 'Since when a ring is due.';
+comment on column private.doorbells.due is 'Whether something changed after the last ring.';
+comment on column private.doorbells.rung_at is 'When it was last rung.';
+alter table private.doorbells enable row level security;
+
+
+-- The caller's VPS. Called at the head of every function for agents: one lookup in a unique index.
+create function private.agent_vps() returns uuid
+language plpgsql stable
+set search_path = ''
+as $$
+declare
+  v_vps uuid;
+  v_retired_at timestamptz;
+begin
+  select v.id, v.retired_at into v_vps, v_retired_at from public.vps_instances v where v.user_id = auth.uid();
+  if not found then
+    raise exception using errcode = 'TC101', message = 'the caller is not an agent',
+      hint = 'Sign in as the agent''s own user: tradecopier agent enroll makes it.';
+  end if;
+  if v_retired_at is not null then
+    raise exception using errcode = 'TC102', message = 'this VPS is retired', detail = v_vps::text,
+      hint = 'Enrol the VPS again with a new token, or stop its agent.';
+  end if;
+  return v_vps;
+end
+$$;
+comment on function private.agent_vps() is 'The VPS whose agent is calling; TC101 if the caller is not an agent, TC102 if its VPS is retired.';
+
+
+create function private.require_user() returns uuid
+language plpgsql stable
+set search_path = ''
+as $$
+declare
+  v_user uuid := auth.uid();
+begin
+  if v_user is null then
+    raise exception using errcode = 'TC108', message = 'nobody is signed in', hint = 'Sign in and try again.';
+  end if;
+  if exists (select from public.vps_instances v where v.user_id = v_user) then
+    raise exception using errcode = 'TC105', message = 'agents may not call this function',
+      hint = 'Sign in as a user.';
+  end if;
+  return v_user;
+end
+$$;
+comment on function private.require_user() is 'The signed-in user who is calling; TC108 if nobody is, TC105 if it is an agent.';
+
+
+-- Every change of a VPS's status leaves a row, whoever made it.
+create function private.log_vps_state() returns trigger
+language plpgsql
+set search_path = ''
+as $$
+begin
+  insert into public.connection_health_logs (kind, vps_id, status, previous_status, heartbeat_age_ms, rtt_ms)
+  values ('state', new.id, new.status, old.status,
+          round(extract(epoch from now() - new.last_heartbeat_at) * 1000, 1), new.rtt_ms);
+  return null;
+end
+$$;
+comment on function private.log_vps_state() is 'Trigger: writes a change of a VPS''s status into connection_health_logs.';
+
+create trigger log_state after update of status on public.vps_instances for each row
+  when (old.status is distinct from new.status) execute function private.log_vps_state();
+
+
+grant select on public.vps_instances, public.enrollment_tokens, public.connection_health_logs to authenticated, service_role;
+
+-- 14_account.sql
+-- trading_accounts: what users connect; the instruments each account knows, and its equity over time.
+
+create table public.trading_accounts (
+  id uuid primary key default gen_random_uuid(),
+  user_id uuid not null references auth.users (id) on delete restrict,
+  platform text not null,
+  server text not null,
+  login text not null,
+  name text not null,
+  mode text not null default 'hedging',
+  currency text not null default 'USD',
+  leverage integer,
+  balance numeric,
+  equity numeric,
+  margin numeric,
+  free_margin numeric,
+  funds_at timestamptz,
+  status text not null default 'pending',
+  status_reason text,
+  status_at timestamptz not null default now(),
+  session bigint not null default 0,
+  session_vps_id uuid references public.vps_instances (id) on delete set null,
+  session_opened_at timestamptz,
+  snapshot_session bigint not null default 0,
+  seen_at timestamptz,
+  copy_state text not null default 'on',
+  secret_id uuid,
+  settings jsonb not null default '{}',
+  removed_at timestamptz,
+  created_at timestamptz not null default now(),
+  updated_at timestamptz not null default now(),
+  constraint names_are_short check (length(name) between 1 and 100 and length(server) between 1 and 200
+    and length(login) between 1 and 100),
+  constraint mode_is_known check (mode in ('hedging', 'netting')),
+  constraint currency_is_a_code check (currency ~ '^[A-Z0-9]{2,10}$'),
+  constraint leverage_is_positive check (leverage > 0),
+  constraint status_is_known check (status in ('pending', 'connecting', 'connected', 'degraded', 'disconnected', 'halted')),
+  constraint copy_state_is_known check (copy_state in ('on', 'monitor', 'off', 'flattening')),
+  constraint settings_are_an_object check (jsonb_typeof(settings) = 'object')
+) with (fillfactor = 70);
+comment on table public.trading_accounts is 'A user''s account at a broker. Master or follower is what it is inside a copier, never a kind of account.';
+comment on column public.trading_accounts.id is 'Number of the account.';
+comment on column public.trading_accounts.user_id is 'Whose it is. A user with accounts cannot be deleted: close them first.';
+comment on column public.trading_accounts.platform is 'Platform, a key of the setting "platforms".';
+comment on column public.trading_accounts.server is 'Broker''s server, as the platform names it.';
+comment on column public.trading_accounts.login is 'Login at the broker.';
+comment on column public.trading_accounts.name is 'What its user calls it.';
+comment on column public.trading_accounts.mode is 'hedging (a position per trade) or netting (one per symbol).';
+comment on column public.trading_accounts.currency is 'Currency of its money.';
+comment on column public.trading_accounts.leverage is 'Leverage, 100 means 1:100.';
+comment on column public.trading_accounts.balance is 'Balance in currency.';
+comment on column public.trading_accounts.equity is 'Equity in currency.';
+comment on column public.trading_accounts.margin is 'Margin in use, in currency.';
+comment on column public.trading_accounts.free_margin is 'Free margin in currency.';
+comment on column public.trading_accounts.funds_at is 'When the four figures were measured.';
+comment on column public.trading_accounts.status is 'pending (never connected), connecting, connected, degraded, disconnected, halted (the broker refuses trading or the password).';
+comment on column public.trading_accounts.status_reason is 'What its agent says about the status.';
+comment on column public.trading_accounts.status_at is 'When the status last changed.';
+comment on column public.trading_accounts.session is 'Number of the last login that was opened; events and reports are numbered within it.';
+comment on column public.trading_accounts.session_vps_id is 'The VPS that opened it.';
+comment on column public.trading_accounts.session_opened_at is 'When it was opened.';
+comment on column public.trading_accounts.snapshot_session is 'The last session whose first snapshot was applied.';
+comment on column public.trading_accounts.seen_at is 'Last moment its agent had it connected and clean: a change found after a gap is as old as this.';
+comment on column public.trading_accounts.copy_state is 'on; monitor (decide, place nothing); off (leave everything alone); flattening (closing all, then off).';
+comment on column public.trading_accounts.secret_id is 'Its password in Vault; null: it needs none.';
+comment on column public.trading_accounts.settings is 'What its platform wants to know besides; no secrets.';
+comment on column public.trading_accounts.removed_at is 'When its user removed it; the row stays for the history.';
+comment on column public.trading_accounts.created_at is 'When it was connected first.';
+comment on column public.trading_accounts.updated_at is 'When the row last changed. Not indexed: the figures change every few seconds, and an index would cost more than the scan once a second.';
+
+-- one connection per account at a broker, whoever owns it; a removed one may be connected again
+create unique index account_is_connected_once on public.trading_accounts (platform, server, login) where removed_at is null;
+-- a user's accounts, and the policies of everything that hangs on them
+create index accounts_of_user on public.trading_accounts (user_id);
+
+alter table public.trading_accounts enable row level security;
+create policy "users see their accounts, operators all" on public.trading_accounts for select to authenticated
+  using (user_id = (select auth.uid()) or (select private.is_operator()));
+
+create trigger touch before update on public.trading_accounts for each row execute function private.touch();
+
+
+create table public.account_symbols (
+  account_id uuid not null references public.trading_accounts (id) on delete cascade,
+  name text not null,
+  contract_size numeric not null,
+  tick_size numeric not null,
+  digits integer not null,
+  profit_currency text not null,
+  margin_currency text not null,
+  lots_min numeric not null,
+  lots_max numeric not null,
+  lots_step numeric not null,
+  stops_level_points integer not null default 0,
+  trade_mode text not null default 'full',
+  bid numeric,
+  ask numeric,
+  quoted_at timestamptz,
+  updated_at timestamptz not null default now(),
+  primary key (account_id, name),
+  constraint contract_size_is_positive check (contract_size > 0 and contract_size < 'Infinity'),
+  constraint tick_size_is_positive check (tick_size > 0 and tick_size < 'Infinity'),
+  constraint digits_are_few check (digits between 0 and 15),
+  -- NaN is greater than everything to Postgres: every figure needs an upper bound
+  constraint lots_fit check (lots_min > 0 and lots_step > 0 and lots_min <= lots_max and lots_step <= lots_max and lots_max < 'Infinity'),
+  constraint stops_level_is_not_negative check (stops_level_points >= 0),
+  constraint trade_mode_is_known check (trade_mode in ('full', 'long_only', 'short_only', 'close_only', 'disabled')),
+  constraint quote_is_positive check (bid > 0 and ask > 0 and bid < 'Infinity' and ask < 'Infinity')
+) with (fillfactor = 80);
+comment on table public.account_symbols is 'An instrument as one account sees it, with its last quote.';
+comment on column public.account_symbols.account_id is 'The account.';
+comment on column public.account_symbols.name is 'The broker''s name of the instrument, suffix included.';
+comment on column public.account_symbols.contract_size is 'Units per lot.';
+comment on column public.account_symbols.tick_size is 'Smallest step of the price, in price units.';
+comment on column public.account_symbols.digits is 'Decimals of the price; a point is 10 to the minus digits.';
+comment on column public.account_symbols.profit_currency is 'Currency in which profit arises.';
+comment on column public.account_symbols.margin_currency is 'Currency in which margin is asked.';
+comment on column public.account_symbols.lots_min is 'Smallest volume in lots.';
+comment on column public.account_symbols.lots_max is 'Largest volume of one order in lots.';
+comment on column public.account_symbols.lots_step is 'Step of the volume in lots.';
+comment on column public.account_symbols.stops_level_points is 'Least distance of SL and TP from the price.';
+comment on column public.account_symbols.trade_mode is 'What the broker allows: full, long_only, short_only, close_only, disabled.';
+comment on column public.account_symbols.bid is 'Last bid.';
+comment on column public.account_symbols.ask is 'Last ask.';
+comment on column public.account_symbols.quoted_at is 'When the quote was seen, database clock.';
+comment on column public.account_symbols.updated_at is 'When the row last changed.';
+
+alter table public.account_symbols enable row level security;
+create policy "users see symbols of their accounts, operators all" on public.account_symbols for select to authenticated
+  using ((select private.is_operator())
+    or account_id in (select a.id from public.trading_accounts a where a.user_id = (select auth.uid())));
+
+create trigger touch before update on public.account_symbols for each row execute function private.touch();
+
+
+create table public.account_snapshots (
+  account_id uuid not null references public.trading_accounts (id) on delete cascade,
+  at timestamptz not null,
+  balance numeric not null,
+  equity numeric not null,
+  margin numeric,
+  free_margin numeric,
+  primary key (account_id, at)
+);
+comment on table public.account_snapshots is 'Equity of an account over time, one row per snapshot_every_s.';
+comment on column public.account_snapshots.account_id is 'The account.';
+comment on column public.account_snapshots.at is 'Beginning of the interval that the row stands for.';
+comment on column public.account_snapshots.balance is 'Balance in the account''s currency.';
+comment on column public.account_snapshots.equity is 'Equity in the account''s currency.';
+comment on column public.account_snapshots.margin is 'Margin in use.';
+comment on column public.account_snapshots.free_margin is 'Free margin.';
+
+-- retention
+create index snapshots_by_time on public.account_snapshots (at);
+
+alter table public.account_snapshots enable row level security;
+create policy "users see the equity of their accounts, operators all" on public.account_snapshots for select to authenticated
+  using ((select private.is_operator())
+    or account_id in (select a.id from public.trading_accounts a where a.user_id = (select auth.uid())));
+
+alter table public.connection_health_logs
+  add constraint health_is_of_an_account foreign key (account_id) references public.trading_accounts (id) on delete cascade;
+create policy "users see the health of their accounts, operators all" on public.connection_health_logs for select to authenticated
+  using ((select private.is_operator())
+    or account_id in (select a.id from public.trading_accounts a where a.user_id = (select auth.uid())));
+
+
+-- Every change of an account's connection leaves a row, whoever made it.
+create function private.log_account_state() returns trigger
+language plpgsql
+set search_path = ''
+as $$
+begin
+  new.status_at := now();
+  insert into public.connection_health_logs (kind, vps_id, account_id, status, previous_status, reason)
+  values ('state', new.session_vps_id, new.id, new.status, old.status, new.status_reason);
+  return new;
+end
+$$;
+comment on function private.log_account_state() is 'Trigger: writes a change of an account''s status into connection_health_logs.';
+
+create trigger log_state before update of status on public.trading_accounts for each row
+  when (old.status is distinct from new.status) execute function private.log_account_state();
+
+
+grant select on public.trading_accounts, public.account_symbols, public.account_snapshots to authenticated, service_role;
+
+-- 16_assignment.sql
+-- account_vps_assignments: which VPS works an account. The epoch fences off whoever did before.
+
+create table public.account_vps_assignments (
+  account_id uuid primary key references public.trading_accounts (id) on delete cascade,
+  vps_id uuid not null references public.vps_instances (id),
+  epoch bigint not null default 1,
+  begins_at timestamptz not null default now(),
+  previous_vps_id uuid references public.vps_instances (id),
+  assigned_at timestamptz not null default now(),
+  constraint epoch_counts_from_one check (epoch >= 1)
+);
+comment on table public.account_vps_assignments is 'The one VPS that works an account. Earlier ones stand in audit_log.';
+comment on column public.account_vps_assignments.account_id is 'The account.';
+comment on column public.account_vps_assignments.vps_id is 'The VPS that works it.';
+comment on column public.account_vps_assignments.epoch is 'Fencing token: grows on each move; calls with an older one are refused.';
+comment on column public.account_vps_assignments.begins_at is 'Before this the agent may read but not trade: the one before may still send until then.';
+comment on column public.account_vps_assignments.previous_vps_id is 'The VPS that begins_at waits for; null once it let go.';
+comment on column public.account_vps_assignments.assigned_at is 'When it was assigned.';
+
+-- accounts of a VPS: heartbeat, load, failover
+create index assignments_of_vps on public.account_vps_assignments (vps_id);
+-- which accounts wait for a VPS to let go: heartbeat
+create index assignments_waiting_for_vps on public.account_vps_assignments (previous_vps_id) where previous_vps_id is not null;
+
+alter table public.account_vps_assignments enable row level security;
+create policy "users see where their accounts are, operators all" on public.account_vps_assignments for select to authenticated
+  using ((select private.is_operator())
+    or account_id in (select a.id from public.trading_accounts a where a.user_id = (select auth.uid())));
+
+
+-- The gate of every function by which an agent does something to an account.
+create function private.require_assignment(p_vps uuid, p_account uuid, p_epoch bigint) returns void
+language plpgsql stable
+set search_path = ''
+as $$
+declare
+  v_lease_expires_at timestamptz;
+begin
+  select v.lease_expires_at into v_lease_expires_at
+  from public.account_vps_assignments s
+  join public.vps_instances v on v.id = s.vps_id
+  where s.account_id = p_account and s.vps_id = p_vps and s.epoch = p_epoch;
+  if not found then
+    raise exception using errcode = 'TC103', message = 'the account is not assigned to this VPS with this epoch',
+      detail = format('account %s, epoch %s', p_account, p_epoch),
+      hint = 'Stop trading the account and ask for a heartbeat.';
+  end if;
+  if v_lease_expires_at <= clock_timestamp() then
+    raise exception using errcode = 'TC104', message = 'the lease of this VPS is over',
+      detail = format('since %s', v_lease_expires_at), hint = 'Renew it with a heartbeat first.';
+  end if;
+end
+$$;
+comment on function private.require_assignment(uuid, uuid, bigint) is
+  'Raises TC103 unless the account is assigned to the VPS with this epoch, TC104 if the lease of the VPS is over.';
+
+
+grant select on public.account_vps_assignments to authenticated, service_role;
+
+-- 18_audit.sql
+-- audit_log: who changed what. Written by triggers, so that no caller can forget it; nobody can change it.
+
+create table public.audit_log (
+  id bigint generated always as identity primary key,
+  at timestamptz not null default now(),
+  actor text not null,
+  actor_id uuid,
+  action text not null,
+  entity text not null,
+  entity_id text not null,
+  user_id uuid,
+  details jsonb not null default '{}',
+  constraint actor_is_known check (actor in ('user', 'operator', 'agent', 'service', 'system')),
+  constraint details_are_an_object check (jsonb_typeof(details) = 'object')
+);
+comment on table public.audit_log is 'Who changed what, and when. Append-only.';
+comment on column public.audit_log.id is 'Number of the entry.';
+comment on column public.audit_log.at is 'When.';
+comment on column public.audit_log.actor is 'user, operator, agent, service (the secret key) or system (maintain(), migrations).';
+comment on column public.audit_log.actor_id is 'Auth user who did it; null: service or system. No foreign key: an entry outlives its user.';
+comment on column public.audit_log.action is 'inserted, updated, deleted, or a verb such as credentials_read.';
+comment on column public.audit_log.entity is 'Table of the row.';
+comment on column public.audit_log.entity_id is 'Key of the row.';
+comment on column public.audit_log.user_id is 'The user whose row it is, who may read the entry; null: the farm''s.';
+comment on column public.audit_log.details is 'inserted: values; updated: {"column": [before, after]}; never a secret.';
+
+-- a user's history
+create index audit_of_user on public.audit_log (user_id, at) where user_id is not null;
+-- the history of one row
+create index audit_of_entity on public.audit_log (entity, entity_id, at);
+-- retention
+create index audit_by_time on public.audit_log (at);
+
+alter table public.audit_log enable row level security;
+create policy "users see their history, operators all" on public.audit_log for select to authenticated
+  using (user_id = (select auth.uid()) or (select private.is_operator()));
+
+
+create function private.actor() returns text
+language sql stable
+set search_path = ''
+as $$
+  select case
+    when auth.role() = 'service_role' then 'service'
+    when auth.uid() is null then 'system'
+    when exists (select from public.vps_instances v where v.user_id = auth.uid()) then 'agent'
+    when private.is_operator() then 'operator'
+    else 'user'
+  end
+$$;
+comment on function private.actor() is 'What the caller is, in the words of audit_log.actor.';
+
+
+create function private.write_audit(p_action text, p_entity text, p_entity_id text, p_user uuid, p_details jsonb)
+returns void
+language sql
+set search_path = ''
+as $$
+  insert into public.audit_log (actor, actor_id, action, entity, entity_id, user_id, details)
+  values (private.actor(), auth.uid(), p_action, p_entity, p_entity_id, p_user, p_details)
+$$;
+comment on function private.write_audit(text, text, text, uuid, jsonb) is 'One entry in audit_log by the caller.';
+
+
+-- Trigger arguments: key column, owner ('user_id' = that column, 'account' = owner of account_id, '' = nobody), then the
+-- columns to write down. An update that touches none of them leaves no entry.
+create function private.audit() returns trigger
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_old jsonb := case when tg_op <> 'INSERT' then to_jsonb(old) else '{}' end;
+  v_new jsonb := case when tg_op <> 'DELETE' then to_jsonb(new) else '{}' end;
+  v_row jsonb := case when tg_op = 'DELETE' then to_jsonb(old) else to_jsonb(new) end;
+  v_user uuid;
+  v_details jsonb;
+begin
+  select coalesce(jsonb_object_agg(c.name, case tg_op
+      when 'UPDATE' then jsonb_build_array(v_old -> c.name, v_new -> c.name)
+      else v_row -> c.name end), '{}')
+  into v_details
+  from unnest(tg_argv[2:]) as c (name)
+  where tg_op <> 'UPDATE' or v_old -> c.name is distinct from v_new -> c.name;
+  if tg_op = 'UPDATE' and v_details = '{}' then
+    return null;
+  end if;
+  v_user := case tg_argv[1]
+    when '' then null
+    when 'account' then (select a.user_id from public.trading_accounts a where a.id = (v_row ->> 'account_id')::uuid)
+    else (v_row ->> tg_argv[1])::uuid
+  end;
+  perform private.write_audit(case tg_op when 'INSERT' then 'inserted' when 'UPDATE' then 'updated' else 'deleted' end,
+                              tg_table_name, v_row ->> tg_argv[0], v_user, v_details);
+  return null;
+end
+$$;
+comment on function private.audit() is
+  'Trigger (key column, owner, columns…): writes inserts, deletes and changes of these columns into audit_log.';
+
+
+create function private.keep_audit() returns trigger
+language plpgsql
+set search_path = ''
+as $$
+begin
+  if tg_op = 'DELETE' and old.at < now() - private.setting_days('retention_days.audit_log') then
+    return old;
+  end if;
+  raise exception using errcode = 'TC240', message = 'the audit log is append-only',
+    hint = 'Entries go when they are older than the setting retention_days.audit_log, and not before.';
+end
+$$;
+comment on function private.keep_audit() is 'Trigger: refuses every change of audit_log but the removal of what is past its retention.';
+
+create trigger append_only before update or delete on public.audit_log for each row execute function private.keep_audit();
+create trigger append_only_truncate before truncate on public.audit_log for each statement execute function private.keep_audit();
+
+create trigger audited after insert or update or delete on public.system_config for each row
+  execute function private.audit('key', '', 'value');
+create trigger audited after insert or delete on public.operators for each row
+  execute function private.audit('user_id', 'user_id', 'user_id');
+create trigger audited after insert or update of name, user_id, platforms, capacity, status or delete on public.vps_instances for each row
+  execute function private.audit('id', '', 'name', 'user_id', 'region', 'platforms', 'capacity', 'status');
+create trigger audited after insert or update of used_at or delete on public.enrollment_tokens for each row
+  execute function private.audit('id', '', 'name', 'created_by', 'expires_at', 'used_at', 'vps_id');
+create trigger audited after insert or update of name, copy_state, secret_id, settings, removed_at or delete on public.trading_accounts for each row
+  execute function private.audit('id', 'user_id', 'platform', 'server', 'login', 'name', 'copy_state', 'secret_id', 'settings', 'removed_at');
+create trigger audited after insert or update of vps_id, epoch or delete on public.account_vps_assignments for each row
+  execute function private.audit('account_id', 'account', 'vps_id', 'epoch');
+
+
+grant select on public.audit_log to authenticated, service_role;
+
+-- 19_enroll.sql
+-- Enrolment: how a machine becomes a VPS of the farm, and how its agent signs in again.
+--
+-- The contract with the Edge Function "enroll", the only caller of the three functions for the service key:
+--
+--   POST enroll {"token", "name", "platforms": ["mt5"], "region"?, "capacity"?}
+--     1. check_enrollment({"token", "name", "platforms"})    -> {"name"}    raises TC210, TC211, TC001; changes nothing
+--     2. Auth admin API: create a confirmed user for the agent, e-mail agent-<random>@<something>.invalid
+--     3. make a secret of 32 random bytes (hex or base64url), secret_hash = lower-case hex of SHA-256 over its UTF-8 text
+--     4. enroll_vps({"token", "name", "platforms", "region"?, "capacity"?, "user_id", "secret_hash"})
+--        -> {"vps_id", "name"}; uses the token up. If it raises: delete the user of step 2.
+--     5. answer {"vps_id", "name", "secret", session of the user}. The secret is shown this once.
+--   POST enroll {"vps_id", "secret"}     (an agent without a usable session; a CAPTCHA may guard the password grant)
+--     1. agent_session({"vps_id", "secret"}) -> {"vps_id", "name", "user_id", "email"}; raises TC102 (retired), TC212
+--     2. Auth admin API: a session for that user (generateLink "magiclink", then verifyOtp), answer it.
+
+create function private.sha256_hex(p_text text) returns text
+language sql immutable
+set search_path = ''
+as $$ select encode(sha256(convert_to(p_text, 'UTF8')), 'hex') $$;
+comment on function private.sha256_hex(text) is 'SHA-256 of a text in UTF-8, lower-case hex.';
+
+
+-- Security definer: writes enrollment_tokens, which no API role may.
+create function private.create_enrollment_token(p_request jsonb) returns jsonb
+language plpgsql security definer
+set search_path = ''
+as $$
+declare
+  v_token text := 'tce_' || replace(gen_random_uuid()::text || gen_random_uuid()::text, '-', '');
+  v_name text := nullif(trim(p_request ->> 'name'), '');
+  v_expires_at timestamptz := now() + private.setting_s('enrollment_token_s');
+begin
+  perform private.require_operator();
+  if v_name is not null then
+    perform private.require_free_name(v_name);
+  end if;
+  insert into public.enrollment_tokens (token_hash, name, created_by, expires_at)
+  values (private.sha256_hex(v_token), v_name, auth.uid(), v_expires_at);
+  return jsonb_build_object('token', v_token, 'name', v_name, 'expires_at', v_expires_at);
+end
+$$;
+comment on function private.create_enrollment_token(jsonb) is
+  'Operators: {"name"?} -> {"token", "name", "expires_at"}. The token is good for one VPS and shown only here.';
+
+
+create function private.require_free_name(p_name text) returns void
+language plpgsql stable
+set search_path = ''
+as $$
+begin
+  if p_name is null or p_name !~ '^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$' then
+    raise exception using errcode = 'TC001', message = 'name: expected 1 to 63 letters, digits, dots, dashes or underscores',
+      detail = coalesce(p_name, 'null');
+  end if;
+  if exists (select from public.vps_instances v where v.name = p_name and v.retired_at is null) then
+    raise exception using errcode = 'TC211', message = format('there is already a VPS named %s', p_name),
+      hint = 'Choose another name, or retire that VPS first.';
+  end if;
+end
+$$;
+comment on function private.require_free_name(text) is 'Raises TC001 or TC211 unless a new VPS may take this name.';
+
+
+-- Locks the token's row, so that of two machines with one token one waits and is refused.
+create function private.require_enrollment(p_request jsonb) returns public.enrollment_tokens
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_token public.enrollment_tokens;
+  v_platforms jsonb := p_request -> 'platforms';
+  v_unknown text;
+begin
+  select t.* into v_token from public.enrollment_tokens t
+  where t.token_hash = private.sha256_hex(coalesce(p_request ->> 'token', '')) for update;
+  if not found or v_token.used_at is not null or v_token.expires_at <= now() then
+    raise exception using errcode = 'TC210',
+      message = case when v_token.used_at is not null then 'this enrolment token was already used'
+                     when v_token.expires_at <= now() then 'this enrolment token has expired'
+                     else 'there is no such enrolment token' end,
+      hint = 'Ask an operator for a new one; each is good for one VPS.';
+  end if;
+  if jsonb_typeof(v_platforms) is distinct from 'array' or jsonb_array_length(v_platforms) = 0 then
+    raise exception using errcode = 'TC001', message = 'platforms: expected an array with at least one platform';
+  end if;
+  select p.name into v_unknown from jsonb_array_elements_text(v_platforms) as p (name)
+  where not private.setting('platforms') ? p.name limit 1;
+  if found then
+    raise exception using errcode = 'TC001', message = format('platforms: %s is not a platform', v_unknown);
+  end if;
+  v_token.name := coalesce(v_token.name, p_request ->> 'name');
+  perform private.require_free_name(v_token.name);
+  return v_token;
+end
+$$;
+comment on function private.require_enrollment(jsonb) is 'The token of an enrolment with the name that the VPS will take; raises TC210, TC211, TC001.';
+
+
+-- Security definer: reads enrollment_tokens.
+create function private.check_enrollment(p_request jsonb) returns jsonb
+language plpgsql security definer
+set search_path = ''
+as $$
+declare
+  v_token public.enrollment_tokens;
+begin
+  perform private.require_service();
+  v_token := private.require_enrollment(p_request);
+  return jsonb_build_object('name', v_token.name, 'expires_at', v_token.expires_at);
+end
+$$;
+comment on function private.check_enrollment(jsonb) is 'Service key: whether enroll_vps would accept this request; changes nothing.';
+
+
+-- Security definer: writes vps_instances and its secret.
+create function private.enroll_vps(p_request jsonb) returns jsonb
+language plpgsql security definer
+set search_path = ''
+as $$
+declare
+  v_token public.enrollment_tokens;
+  v_user uuid;
+  v_vps uuid;
+begin
+  perform private.require_service();
+  v_token := private.require_enrollment(p_request);
+  v_user := private.uuid_of(p_request, 'user_id');
+  if coalesce(p_request ->> 'secret_hash', '') !~ '^[0-9a-f]{64}$' then
+    raise exception using errcode = 'TC001', message = 'secret_hash: expected 64 hexadecimal digits in lower case';
+  end if;
+  if not exists (select from auth.users u where u.id = v_user)
+    or exists (select from public.operators o where o.user_id = v_user)
+    or exists (select from public.trading_accounts a where a.user_id = v_user)
+    or exists (select from public.vps_instances v where v.user_id = v_user) then
+    raise exception using errcode = 'TC213', message = 'an agent needs an auth user of its own', detail = v_user::text,
+      hint = 'Create a new user for the agent; a person, an operator or another agent cannot be one.';
+  end if;
+  insert into public.vps_instances (name, user_id, region, platforms, capacity)
+  values (v_token.name, v_user, coalesce(p_request ->> 'region', ''),
+          array(select distinct jsonb_array_elements_text(p_request -> 'platforms') order by 1),
+          coalesce(private.int_of(p_request, 'capacity', 1, 10000), 50))
+  returning id into v_vps;
+  insert into private.vps_secrets (vps_id, secret_hash) values (v_vps, p_request ->> 'secret_hash');
+  update public.enrollment_tokens set used_at = now(), vps_id = v_vps where id = v_token.id and used_at is null;
+  return jsonb_build_object('vps_id', v_vps, 'name', v_token.name);
+end
+$$;
+comment on function private.enroll_vps(jsonb) is
+  'Service key: {"token", "name", "platforms", "region"?, "capacity"?, "user_id", "secret_hash"} -> {"vps_id", "name"}; uses the token up.';
+
+
+-- Security definer: reads secrets and auth.users.
+create function private.agent_session(p_request jsonb) returns jsonb
+language plpgsql security definer
+set search_path = ''
+as $$
+declare
+  v_vps public.vps_instances;
+  v_email text;
+begin
+  perform private.require_service();
+  select v.* into v_vps from public.vps_instances v join private.vps_secrets s on s.vps_id = v.id
+  where v.id::text = p_request ->> 'vps_id' and s.secret_hash = private.sha256_hex(coalesce(p_request ->> 'secret', ''));
+  select u.email into v_email from auth.users u where u.id = v_vps.user_id;
+  if v_vps.retired_at is not null then
+    raise exception using errcode = 'TC102', message = 'this VPS is retired', detail = v_vps.id::text,
+      hint = 'Enrol the VPS again with a new token, or stop its agent.';
+  end if;
+  if v_email is null then
+    raise exception using errcode = 'TC212', message = 'there is no VPS with this id and secret',
+      hint = 'Enrol the VPS again with a new token.';
+  end if;
+  return jsonb_build_object('vps_id', v_vps.id, 'name', v_vps.name, 'user_id', v_vps.user_id, 'email', v_email);
+end
+$$;
+comment on function private.agent_session(jsonb) is
+  'Service key: {"vps_id", "secret"} -> {"vps_id", "name", "user_id", "email"} of the agent''s auth user; TC212 if they do not match.';
+
+
+create function public.create_enrollment_token(p_request jsonb) returns jsonb
+language sql
+set search_path = ''
+as $$ select private.create_enrollment_token(p_request) $$;
+comment on function public.create_enrollment_token(jsonb) is 'Operators: {"name"?} -> {"token", "name", "expires_at"}; the token is shown only here.';
+
+create function public.check_enrollment(p_request jsonb) returns jsonb
+language sql
+set search_path = ''
+as $$ select private.check_enrollment(p_request) $$;
+comment on function public.check_enrollment(jsonb) is 'Service key: whether enroll_vps would accept this request.';
+
+create function public.enroll_vps(p_request jsonb) returns jsonb
+language sql
+set search_path = ''
+as $$ select private.enroll_vps(p_request) $$;
+comment on function public.enroll_vps(jsonb) is 'Service key: makes a VPS of a token and an auth user.';
+
+create function public.agent_session(p_request jsonb) returns jsonb
+language sql
+set search_path = ''
+as $$ select private.agent_session(p_request) $$;
+comment on function public.agent_session(jsonb) is 'Service key: the auth user of a VPS that shows its secret.';
+
+
+grant execute on function private.create_enrollment_token(jsonb), public.create_enrollment_token(jsonb) to authenticated, service_role;
+grant execute on function
+  private.check_enrollment(jsonb), public.check_enrollment(jsonb),
+  private.enroll_vps(jsonb), public.enroll_vps(jsonb),
+  private.agent_session(jsonb), public.agent_session(jsonb)
+to service_role;
+
+-- 20_copier.sql
+-- Copiers: from a master account to a follower account, with sizing, filters and limits.
+
+create table public.copiers (
+  id uuid primary key default gen_random_uuid(),
+  user_id uuid not null references auth.users (id) on delete cascade,
+  name text not null default '',
+  master_account_id uuid not null references public.trading_accounts (id),
+  follower_account_id uuid not null references public.trading_accounts (id),
+  mode text not null default 'on',
+  -- sizing: the keys of preview_copy's "copier"
+  sizing_mode text not null default 'multiplier',
+  sizing_value numeric not null default 1,
+  contract_alignment boolean not null default true,
+  min_policy text not null default 'skip',
+  max_risk_coefficient numeric not null default 5,
+  max_policy text not null default 'cap',
+  max_lots numeric,
+  max_risk_percent numeric,
+  max_leverage numeric,
+  max_leverage_policy text not null default 'discard',
+  sanity_factor numeric default 3,
+  reverse boolean not null default false,
+  -- how
+  sl_mode text not null default 'price',
+  tp_mode text not null default 'price',
+  copy_pending boolean not null default true,
+  max_age_ms integer not null default 5000,
+  retry_window_s integer not null default 60,
+  max_slippage_points integer,
+  comment text not null default '',
+  -- life
+  started_at timestamptz not null default now(),
+  created_at timestamptz not null default now(),
+  updated_at timestamptz not null default now(),
+  removed_at timestamptz,
+  constraint accounts_differ check (master_account_id <> follower_account_id),
+  constraint mode_is_known check (mode in ('on', 'monitor', 'off')),
+  constraint sizing_mode_is_known check (sizing_mode in
+    ('multiplier', 'fixed', 'balance_ratio', 'equity_ratio', 'free_margin_ratio', 'risk_percent')),
+  constraint sizing_value_is_positive check (sizing_value > 0 and sizing_value <= 1000),
+  constraint min_policy_is_known check (min_policy in ('skip', 'force_min')),
+  constraint max_policy_is_known check (max_policy in ('cap', 'split')),
+  constraint max_leverage_policy_is_known check (max_leverage_policy in ('discard', 'shrink')),
+  constraint max_risk_coefficient_in_range check (max_risk_coefficient between 1 and 1000),
+  constraint max_lots_is_positive check (max_lots > 0),
+  constraint max_risk_percent_in_range check (max_risk_percent > 0 and max_risk_percent <= 100),
+  constraint max_leverage_is_positive check (max_leverage > 0),
+  constraint sanity_factor_at_least_one check (sanity_factor >= 1),
+  constraint sl_mode_is_known check (sl_mode in ('price', 'none')),
+  constraint tp_mode_is_known check (tp_mode in ('price', 'none')),
+  constraint max_age_in_range check (max_age_ms between 100 and 600000),
+  constraint retry_window_in_range check (retry_window_s between 0 and 3600),
+  constraint max_slippage_not_negative check (max_slippage_points >= 0),
+  constraint comment_fits_every_platform check (length(comment) <= 20)
+);
+comment on table public.copiers is 'From a master account to a follower account: what is copied, and how large. Never deleted, only removed_at is set.';
+comment on column public.copiers.mode is 'on = copies; monitor = closes only; off = frozen, closes included';
+comment on column public.copiers.sizing_value is 'multiplier, fixed lots, ratio factor or risk percent, by sizing_mode';
+comment on column public.copiers.contract_alignment is 'align different contract sizes, so that one lot means the same exposure';
+comment on column public.copiers.min_policy is 'what to do with a size under the follower''s minimum';
+comment on column public.copiers.max_policy is 'what to do with a size over the maximum: one order of the maximum, or several';
+comment on column public.copiers.max_lots is 'cap on one copy, in lots of the follower';
+comment on column public.copiers.sanity_factor is 'block a copy whose exposure per equity is more than this many times the master''s; null = never';
+comment on column public.copiers.max_age_ms is 'an open seen later than this after the last look without it is refused as too_old';
+comment on column public.copiers.retry_window_s is 'how long a refused open may be tried again (market closed, requote)';
+comment on column public.copiers.started_at is 'positions of the master that were seen before are not copied';
+
+-- the planner: which copiers does this master feed; the follower's partners
+create unique index copiers_one_per_pair on public.copiers (master_account_id, follower_account_id) where removed_at is null;
+create index copiers_of_follower on public.copiers (follower_account_id) where removed_at is null;
+create index copiers_of_user on public.copiers (user_id);
+
+create table public.symbol_mappings (
+  id uuid primary key default gen_random_uuid(),
+  user_id uuid not null references auth.users (id) on delete cascade,
+  copier_id uuid not null references public.copiers (id) on delete cascade,
+  master_symbol text not null,
+  follower_symbol text not null,
+  created_at timestamptz not null default now(),
+  constraint one_mapping_per_symbol unique (copier_id, master_symbol)
+);
+comment on table public.symbol_mappings is 'What the user says a symbol of the master is called at the follower; outranks every automatic match.';
+create index symbol_mappings_of_user on public.symbol_mappings (user_id);
+
+create table public.protection_rules (
+  id uuid primary key default gen_random_uuid(),
+  user_id uuid not null references auth.users (id) on delete cascade,
+  account_id uuid not null references public.trading_accounts (id) on delete cascade,
+  kind text not null,
+  threshold numeric not null,
+  action text not null default 'close_all_and_off',
+  time_zone text not null default 'UTC',
+  enabled boolean not null default true,
+  created_at timestamptz not null default now(),
+  constraint kind_is_known check (kind in ('daily_loss', 'trailing_drawdown', 'equity_floor', 'equity_target', 'max_margin_use')),
+  constraint action_is_known check (action in ('notify', 'monitor', 'close_all', 'close_all_and_off')),
+  constraint threshold_is_positive check (threshold > 0)
+);
+comment on table public.protection_rules is 'Limits on an account and what happens when one is crossed.';
+comment on column public.protection_rules.threshold is 'percent for daily_loss, trailing_drawdown, max_margin_use; money of the account for the others';
+create index protection_rules_of_account on public.protection_rules (account_id);
+create index protection_rules_of_user on public.protection_rules (user_id);
+
+alter table public.copiers enable row level security;
+alter table public.symbol_mappings enable row level security;
+alter table public.protection_rules enable row level security;
+create policy "own copiers are readable" on public.copiers for select to authenticated
+  using (user_id = (select auth.uid()) or (select private.is_operator()));
+create policy "own symbol mappings are readable" on public.symbol_mappings for select to authenticated
+  using (user_id = (select auth.uid()) or (select private.is_operator()));
+create policy "own protection rules are readable" on public.protection_rules for select to authenticated
+  using (user_id = (select auth.uid()) or (select private.is_operator()));
+grant select on public.copiers, public.symbol_mappings, public.protection_rules to authenticated, service_role;
+
+-- 22_sizing.sql
+-- Sizing: how large a copy is. One pure function, used by the planner and, through preview_copy, by users.
+-- All volumes are exact: quotients are taken with div() on numerator and denominator, never on a rounded ratio.
+
+create type private.funds as (currency text, balance numeric, equity numeric, free_margin numeric);
+comment on type private.funds is 'Money of an account in its own currency; null = unknown or too old to be used.';
+create type private.sizing as (orders numeric[], raw_lots numeric, reason text, warnings text[], explain text[]);
+comment on type private.sizing is 'orders: lots of each order, empty with a reason when there is nothing to place.';
+
+create function private.plain(p numeric) returns text
+language sql immutable set search_path = '' as $$ select trim_scale(p)::text $$;
+
+-- Units of p_to for one unit of p_from, by rates like {"EURUSD": "1.0850"}: direct, inverse, or across USD or EUR.
+-- Cent currencies count as their hundredth (USC = USD / 100). Null when the rates do not say.
+create function private.exchange_rate(p_from text, p_to text, p_rates jsonb) returns numeric
+language plpgsql immutable set search_path = '' as $$
+declare
+  v_from text := p_from;
+  v_to text := p_to;
+  v_factor numeric := 1;
+  v_rate numeric;
+  v_first numeric;
+  v_second numeric;
+  v_via text;
+begin
+  if v_from = v_to then return 1; end if;
+  if v_from in ('USC', 'EUC', 'GBC') then
+    v_from := case v_from when 'USC' then 'USD' when 'EUC' then 'EUR' else 'GBP' end;
+    v_factor := v_factor / 100;
+  end if;
+  if v_to in ('USC', 'EUC', 'GBC') then
+    v_to := case v_to when 'USC' then 'USD' when 'EUC' then 'EUR' else 'GBP' end;
+    v_factor := v_factor * 100;
+  end if;
+  if v_from = v_to then return v_factor; end if;
+  v_rate := coalesce((p_rates ->> (v_from || v_to))::numeric, 1 / nullif((p_rates ->> (v_to || v_from))::numeric, 0));
+  if v_rate is not null then return v_rate * v_factor; end if;
+  foreach v_via in array array['USD', 'EUR'] loop
+    v_first := coalesce((p_rates ->> (v_from || v_via))::numeric, 1 / nullif((p_rates ->> (v_via || v_from))::numeric, 0));
+    v_second := coalesce((p_rates ->> (v_via || v_to))::numeric, 1 / nullif((p_rates ->> (v_to || v_via))::numeric, 0));
+    if v_first is not null and v_second is not null then return v_first * v_second * v_factor; end if;
+  end loop;
+  return null;
+end $$;
+
+create function private.no_order(p_reason text, p_raw numeric, p_warnings text[], p_explain text[]) returns private.sizing
+language sql immutable set search_path = '' as $$
+  select row('{}'::numeric[], p_raw, p_reason, p_warnings, p_explain || ('Nothing is placed: ' || p_reason || '.'))::private.sizing
+$$;
+
+-- Size of one copy. p_side, p_price (> 0), p_sl and p_tp are the master's; p_lots is its volume or, for an increase, the increase.
+-- p_rates: exchange rates for exchange_rate(). Longer than forty lines because the rules apply in this one order.
+create function private.size_order(
+  p_copier public.copiers, p_master private.funds, p_follower private.funds,
+  p_master_symbol public.account_symbols, p_follower_symbol public.account_symbols,
+  p_side text, p_lots numeric, p_price numeric, p_sl numeric, p_tp numeric, p_rates jsonb
+) returns private.sizing
+language plpgsql immutable set search_path = '' as $$
+declare
+  s public.account_symbols := p_follower_symbol;
+  v_num numeric;           -- raw lots = v_num / v_den
+  v_den numeric := 1;
+  v_raw numeric;
+  v_rate numeric;          -- follower's account currency for one unit of the symbol's profit currency
+  v_master_funds numeric;
+  v_follower_funds numeric;
+  v_funds_rate numeric;
+  v_stop numeric;          -- price of the follower's stop, at the master's price level
+  v_risk numeric;          -- money lost per lot if the stop is hit
+  v_limit numeric;
+  v_exposure numeric;
+  v_master_exposure numeric;
+  v_lots numeric;
+  v_cap numeric;
+  v_warnings text[] := '{}';
+  v_explain text[];
+  v_orders numeric[] := '{}';
+begin
+  v_explain := array[format('The master trades %s lots of %s.', private.plain(p_lots), p_master_symbol.name)];
+  v_stop := case when p_copier.reverse then p_tp else p_sl end;
+  v_rate := private.exchange_rate(s.profit_currency, p_follower.currency, p_rates);
+  v_risk := abs(p_price - v_stop) * s.contract_size * v_rate;
+
+  -- the raw size
+  case p_copier.sizing_mode
+    when 'multiplier' then
+      v_num := p_lots * p_copier.sizing_value;
+      v_explain := v_explain || format('Times the multiplier %s = %s.', private.plain(p_copier.sizing_value), private.plain(v_num));
+    when 'fixed' then
+      v_num := p_copier.sizing_value;
+      v_explain := v_explain || format('A fixed size of %s lots is set.', private.plain(v_num));
+    when 'risk_percent' then
+      if v_stop is null or v_stop <= 0 or v_stop = p_price then
+        return private.no_order('no_stop_loss', null, v_warnings, v_explain);
+      end if;
+      if p_follower.balance is null or p_follower.balance <= 0 or v_risk is null then
+        return private.no_order('stale_funds', null, v_warnings, v_explain);
+      end if;
+      v_num := p_follower.balance * p_copier.sizing_value;
+      v_den := 100 * v_risk;
+      v_explain := v_explain || format('%s %% of the balance %s is %s %s; one lot loses %s at the stop %s.',
+        private.plain(p_copier.sizing_value), private.plain(p_follower.balance), private.plain(v_num / 100), p_follower.currency,
+        private.plain(round(v_risk, 2)), private.plain(v_stop));
+    else
+      v_master_funds := case p_copier.sizing_mode when 'balance_ratio' then p_master.balance
+        when 'equity_ratio' then p_master.equity else p_master.free_margin end;
+      v_follower_funds := case p_copier.sizing_mode when 'balance_ratio' then p_follower.balance
+        when 'equity_ratio' then p_follower.equity else p_follower.free_margin end;
+      v_funds_rate := private.exchange_rate(p_master.currency, p_follower.currency, p_rates);
+      if v_master_funds is null or v_master_funds <= 0 or v_follower_funds is null or v_follower_funds <= 0 or v_funds_rate is null then
+        return private.no_order('stale_funds', null, v_warnings, v_explain);
+      end if;
+      v_num := p_lots * p_copier.sizing_value * v_follower_funds;
+      v_den := v_master_funds * v_funds_rate;
+      v_explain := v_explain || format('The %s is %s %s against the master''s %s %s: times %s = %s.', replace(p_copier.sizing_mode, '_', ' '),
+        private.plain(v_follower_funds), p_follower.currency, private.plain(round(v_den, 2)), p_follower.currency,
+        private.plain(round(p_copier.sizing_value * v_follower_funds / v_den, 6)), private.plain(round(v_num / v_den, 6)));
+  end case;
+
+  -- contract sizes
+  if p_master_symbol.contract_size <> s.contract_size and p_copier.sizing_mode not in ('fixed', 'risk_percent') then
+    if p_copier.contract_alignment then
+      v_num := v_num * p_master_symbol.contract_size;
+      v_den := v_den * s.contract_size;
+      v_explain := v_explain || format('One lot is %s units at the master and %s here: = %s.', private.plain(p_master_symbol.contract_size),
+        private.plain(s.contract_size), private.plain(round(v_num / v_den, 6)));
+    else
+      v_warnings := v_warnings || 'contract_sizes_differ'::text;
+      v_explain := v_explain || format('Contract sizes differ %s:%s and are not aligned.', private.plain(p_master_symbol.contract_size),
+        private.plain(s.contract_size));
+    end if;
+  end if;
+  v_raw := v_num / v_den;
+
+  -- caps on risk and leverage
+  if p_copier.max_risk_percent is not null and v_risk > 0 and p_follower.balance > 0 then
+    v_limit := p_follower.balance * p_copier.max_risk_percent / 100;
+    if v_raw * v_risk > v_limit then
+      v_num := v_limit; v_den := v_risk; v_raw := v_num / v_den;
+      v_warnings := v_warnings || 'risk_capped'::text;
+      v_explain := v_explain || format('Cut to %s: more would risk over %s %%.', private.plain(round(v_raw, 6)), private.plain(p_copier.max_risk_percent));
+    end if;
+  end if;
+  v_exposure := s.contract_size * p_price * v_rate;  -- of one lot, in the follower's currency
+  if p_copier.max_leverage is not null then
+    if v_exposure is null or p_follower.equity is null or p_follower.equity <= 0 then
+      return private.no_order('stale_funds', v_raw, v_warnings, v_explain);
+    end if;
+    if v_raw * v_exposure > p_copier.max_leverage * p_follower.equity then
+      if p_copier.max_leverage_policy = 'discard' then
+        return private.no_order('max_leverage', v_raw, v_warnings, v_explain);
+      end if;
+      v_num := p_copier.max_leverage * p_follower.equity; v_den := v_exposure; v_raw := v_num / v_den;
+      v_warnings := v_warnings || 'leverage_shrunk'::text;
+      v_explain := v_explain || format('Shrunk to %s by the leverage limit %s.', private.plain(round(v_raw, 6)), private.plain(p_copier.max_leverage));
+    end if;
+  end if;
+
+  -- floor to the step, minimum, maximum
+  v_lots := div(v_num, v_den * s.lots_step) * s.lots_step;
+  v_explain := v_explain || format('Rounded down to steps of %s: %s.', private.plain(s.lots_step), private.plain(v_lots));
+  if v_lots < s.lots_min then
+    if p_copier.min_policy = 'skip' then
+      return private.no_order('below_min', v_raw, v_warnings, v_explain);
+    end if;
+    if s.lots_min * v_den > p_copier.max_risk_coefficient * v_num then
+      return private.no_order('risk_coefficient', v_raw, v_warnings, v_explain);
+    end if;
+    v_lots := s.lots_min;
+    v_warnings := v_warnings || 'forced_min'::text;
+    v_explain := v_explain || format('Raised to the minimum %s.', private.plain(s.lots_min));
+  end if;
+  if p_copier.max_lots < v_lots then
+    v_lots := div(p_copier.max_lots, s.lots_step) * s.lots_step;
+    if v_lots < s.lots_min then
+      return private.no_order('below_min', v_raw, v_warnings, v_explain);
+    end if;
+    v_warnings := v_warnings || 'capped'::text;
+    v_explain := v_explain || format('Cut to the copier''s maximum: %s.', private.plain(v_lots));
+  end if;
+  v_cap := div(s.lots_max, s.lots_step) * s.lots_step;
+  if v_lots > v_cap and p_copier.max_policy = 'cap' then
+    v_lots := v_cap;
+    v_warnings := v_warnings || 'capped'::text;
+    v_explain := v_explain || format('Cut to the symbol''s maximum: %s.', private.plain(v_lots));
+  end if;
+
+  -- exposure against the master's own
+  if p_copier.sanity_factor is not null and p_master.equity > 0 and p_follower.equity > 0 and v_exposure is not null then
+    v_master_exposure := p_lots * p_master_symbol.contract_size * p_price
+      * private.exchange_rate(p_master_symbol.profit_currency, p_master.currency, p_rates);
+    if v_lots * v_exposure * p_master.equity > p_copier.sanity_factor * v_master_exposure * p_follower.equity then
+      return private.no_order('sanity', v_raw, v_warnings, v_explain);
+    end if;
+  end if;
+
+  -- one order, or several
+  while v_lots > v_cap and v_cap > 0 and cardinality(v_orders) < 100 loop
+    exit when v_lots - v_cap < s.lots_min;
+    v_orders := v_orders || v_cap;
+    v_lots := v_lots - v_cap;
+  end loop;
+  v_orders := v_orders || least(v_lots, v_cap);
+  if cardinality(v_orders) > 1 then
+    v_warnings := v_warnings || 'split'::text;
+    v_explain := v_explain || format('Split into %s orders, for one may not exceed %s.', cardinality(v_orders), private.plain(v_cap));
+  end if;
+  return row(v_orders, v_raw, null, v_warnings, v_explain)::private.sizing;
+end $$;
+
+-- A copier with nothing set: the defaults of the table's sizing columns (a test holds the two together).
+create function private.default_copier() returns public.copiers
+language sql immutable set search_path = '' as $$
+  select jsonb_populate_record(null::public.copiers, '{"sizing_mode": "multiplier", "sizing_value": 1, "contract_alignment": true,
+    "min_policy": "skip", "max_risk_coefficient": 5, "max_policy": "cap", "max_leverage_policy": "discard", "sanity_factor": 3,
+    "reverse": false}'::jsonb)
+$$;
+
+create function private.symbol_of(p jsonb) returns public.account_symbols
+language sql immutable set search_path = '' as $$ select jsonb_populate_record(null::public.account_symbols, p) $$;
+
+create function private.funds_of(p jsonb) returns private.funds
+language sql immutable set search_path = '' as $$ select jsonb_populate_record(null::private.funds, p) $$;
+
+-- What preview_copy answers; errors TC001 name the field that is missing or not as documented.
+-- Security definer: the parts it is made of are granted to nobody.
+create function private.preview_copy(p_request jsonb) returns jsonb
+language plpgsql immutable security definer set search_path = '' as $$
+declare
+  v_copier public.copiers;
+  v_master_symbol public.account_symbols;
+  v_follower_symbol public.account_symbols;
+  v_trade jsonb := p_request -> 'trade';
+  v_sizing private.sizing;
+  v_field text;
+begin
+  foreach v_field in array array['master', 'follower', 'trade'] loop
+    if jsonb_typeof(p_request -> v_field) is distinct from 'object' then
+      raise exception using errcode = 'TC001', message = format('preview_copy: "%s" is missing or not an object', v_field),
+        hint = 'See docs/protocol.md for the form of a request.';
+    end if;
+  end loop;
+  if jsonb_typeof(p_request #> '{follower,symbol}') is distinct from 'object' then
+    raise exception using errcode = 'TC001', message = 'preview_copy: "follower.symbol" is missing or not an object',
+      hint = 'Give at least name, contract_size, digits, tick_size, profit_currency, lots_min, lots_max and lots_step.';
+  end if;
+  foreach v_field in array array['lots', 'price'] loop
+    if not coalesce(private.is_number(v_trade -> v_field), false) or (v_trade ->> v_field)::numeric <= 0 then
+      raise exception using errcode = 'TC001', message = format('preview_copy: "trade.%s" must be a number above 0', v_field),
+        hint = 'Numbers are decimal strings such as "1.00".';
+    end if;
+  end loop;
+  begin
+    v_copier := jsonb_populate_record(private.default_copier(), coalesce(p_request -> 'copier', '{}'::jsonb));
+    v_follower_symbol := private.symbol_of(p_request #> '{follower,symbol}');
+    v_master_symbol := jsonb_populate_record(v_follower_symbol, coalesce(p_request #> '{master,symbol}', '{}'::jsonb));
+    v_sizing := private.size_order(v_copier, private.funds_of(p_request -> 'master'), private.funds_of(p_request -> 'follower'),
+      v_master_symbol, v_follower_symbol, coalesce(v_trade ->> 'side', 'buy'), (v_trade ->> 'lots')::numeric,
+      (v_trade ->> 'price')::numeric, nullif((v_trade ->> 'sl')::numeric, 0), nullif((v_trade ->> 'tp')::numeric, 0),
+      coalesce(p_request -> 'rates', '{}'::jsonb));
+  exception when invalid_text_representation or numeric_value_out_of_range or case_not_found or division_by_zero then
+    raise exception using errcode = 'TC001', message = 'preview_copy: a value is not of its documented form: ' || sqlerrm,
+      hint = 'Numbers are decimal strings; see docs/protocol.md for the allowed words.';
+  end;
+  return jsonb_build_object('orders', (select coalesce(jsonb_agg(private.plain(o)), '[]'::jsonb) from unnest(v_sizing.orders) o),
+    'raw_lots', private.plain(v_sizing.raw_lots), 'reason', v_sizing.reason, 'warnings', to_jsonb(v_sizing.warnings),
+    'explain', to_jsonb(v_sizing.explain));
+end $$;
+
+create function private.is_number(p jsonb) returns boolean
+language sql immutable set search_path = '' as $$
+  select case jsonb_typeof(p) when 'number' then true
+    when 'string' then pg_input_is_valid(p #>> '{}', 'numeric') and (p #>> '{}') !~* 'nan|inf' else false end
+$$;
+
+create function public.preview_copy(p_request jsonb) returns jsonb
+language sql stable security invoker set search_path = '' as $$ select private.preview_copy(p_request) $$;
+comment on function public.preview_copy(jsonb) is 'How large a copy would be, and why: the very function that the planner sizes with.';
+revoke all on function public.preview_copy(jsonb) from public, anon;
+grant execute on function public.preview_copy(jsonb) to authenticated, service_role;
+grant execute on function private.preview_copy(jsonb) to authenticated, service_role;
+
+-- 30_position.sql
+-- Positions: the mirror of what every account holds, as its agent last saw it.
+
+create table private.plan_locks (
+  account_id uuid primary key references public.trading_accounts (id) on delete cascade
+);
+comment on table private.plan_locks is
+  'Every planning transaction locks the rows of its accounts first, in a statement of its own and in order of account_id; only later statements read and plan.';
+alter table private.plan_locks enable row level security;
+
+create function private.make_plan_lock() returns trigger
+language plpgsql security definer set search_path = '' as $$
+begin
+  insert into private.plan_locks (account_id) values (new.id) on conflict do nothing;
+  return null;
+end $$;
+create trigger plan_lock_for_every_account after insert on public.trading_accounts
+  for each row execute function private.make_plan_lock();
+
+-- Locks the accounts and returns the moment after the last wait: plans are made from there on.
+create function private.lock_accounts(p_accounts uuid[]) returns timestamptz
+language plpgsql security definer set search_path = '' as $$
+begin
+  perform 1 from private.plan_locks where account_id = any (p_accounts) order by account_id for no key update;
+  return clock_timestamp();
+end $$;
+
+create table public.positions (
+  account_id uuid not null references public.trading_accounts (id) on delete cascade,
+  ticket text not null,
+  user_id uuid not null,
+  kind text not null,
+  symbol text not null,
+  side text not null,
+  order_type text,
+  lots numeric not null,
+  price numeric not null,
+  sl numeric,
+  tp numeric,
+  magic text,
+  comment text,
+  tag bigint,
+  opened_at timestamptz,
+  expires_at timestamptz,
+  session bigint not null,
+  seq bigint not null,
+  existing boolean not null default false,
+  absent_snapshots integer not null default 0,
+  unseen_at timestamptz not null,
+  detected_at timestamptz not null,
+  first_seen_at timestamptz not null,
+  changed_at timestamptz not null,
+  last_event_id bigint,
+  replaced_by text,
+  closed_at timestamptz,
+  close_reason text,
+  primary key (account_id, ticket),
+  constraint kind_is_known check (kind in ('position', 'order')),
+  constraint side_is_known check (side in ('buy', 'sell')),
+  constraint order_type_is_known check (order_type in ('limit', 'stop')),
+  constraint lots_not_negative check (lots >= 0),
+  constraint gone_means_closed check ((lots = 0) = (closed_at is not null))
+);
+comment on table public.positions is
+  'Mirror of what an account holds: positions and pending orders. Closed rows stay as tombstones, so that a late message cannot bring them back.';
+comment on column public.positions.session is 'with seq: number of the last message that changed or confirmed the row; a lower number never overrules it';
+comment on column public.positions.existing is 'was there in the first snapshot ever made of the account: never copied by itself';
+comment on column public.positions.absent_snapshots is 'good snapshots in a row without it; two close it when history does not explain it';
+comment on column public.positions.unseen_at is 'last moment the account was seen without the open or increase: the age of the news is counted from here';
+comment on column public.positions.tag is 'number of the execution that made it, when it is a copy of ours';
+comment on column public.positions.last_event_id is 'trade event that last changed it';
+
+-- the mirror of an account as it stands: snapshots, netting ledgers, dashboards
+create index positions_open on public.positions (account_id, symbol) where closed_at is null;
+-- retention
+create index positions_closed on public.positions (closed_at) where closed_at is not null;
+create index positions_of_user on public.positions (user_id) where closed_at is null;
+
+alter table public.positions enable row level security;
+create policy "own positions are readable" on public.positions for select to authenticated
+  using (user_id = (select auth.uid()) or (select private.is_operator()));
+grant select on public.positions to authenticated, service_role;
+
+-- 32_link.sql
+-- Position links: which position of a follower copies which position of a master.
+
+create table public.position_links (
+  id bigint generated always as identity primary key,
+  user_id uuid not null,
+  copier_id uuid not null references public.copiers (id),
+  master_account_id uuid not null,
+  follower_account_id uuid not null,
+  master_ticket text not null,
+  master_side text not null,
+  generation integer not null default 1,
+  symbol text,
+  side text,
+  state text not null,
+  reason text,
+  seen_master_lots numeric not null,
+  base_master_lots numeric,
+  base_lots numeric,
+  wanted_lots numeric,
+  wanted_until timestamptz,
+  asked_price numeric,
+  asked_sl numeric,
+  asked_tp numeric,
+  modify_failures integer not null default 0,
+  close_failures integer not null default 0,
+  replan_at timestamptz,
+  report_session bigint not null default 0,
+  report_seq bigint not null default 0,
+  warnings text[] not null default '{}',
+  event_id bigint,
+  created_at timestamptz not null default now(),
+  ended_at timestamptz,
+  constraint one_link_per_generation unique (copier_id, master_ticket, generation),
+  constraint state_is_known check (state in ('live', 'ended')),
+  constraint ended_means_ended_at check ((state = 'ended') = (ended_at is not null)),
+  constraint ended_has_a_reason check (state = 'live' or reason is not null),
+  constraint live_knows_its_symbol check (state = 'ended' or (symbol is not null and side is not null))
+);
+comment on table public.position_links is
+  'One decision to copy (or not to copy) a position of a master: made once per copier, master position and generation, and latched. Ended links with a refusal''s reason are such latches.';
+comment on column public.position_links.master_side is 'side of the master''s position when the link was made; another side now is a flip, which ends the link and begins a generation';
+comment on column public.position_links.seen_master_lots is 'master volume up to which opens and increases were decided';
+comment on column public.position_links.base_master_lots is 'master volume that base_lots was sized from; reductions are base_lots x master now / base_master_lots';
+comment on column public.position_links.base_lots is 'volume held after the last fill or skipped increase';
+comment on column public.position_links.wanted_lots is 'netting followers: decided, but its deal waits until the symbol''s deal in flight is over';
+comment on column public.position_links.asked_sl is 'what was last asked of the broker, not what the broker made of it';
+comment on column public.position_links.report_seq is 'with report_session: number of the last report; an older look at the follower proves nothing about this link';
+comment on column public.position_links.replan_at is 'a refused close or modify is planned again from here on';
+
+-- the planner: links of a master position, newest generation first
+create index position_links_of_master on public.position_links (master_account_id, master_ticket, copier_id, generation desc);
+-- the planner: live links of a follower and symbol (netting), flattening
+create index position_links_live on public.position_links (follower_account_id, symbol) where state = 'live';
+-- maintain: what is due
+create index position_links_due on public.position_links (replan_at) where state = 'live' and replan_at is not null;
+create index position_links_wanted on public.position_links (wanted_until) where wanted_lots is not null;
+create index position_links_of_copier on public.position_links (copier_id, created_at);
+create index position_links_of_user on public.position_links (user_id, created_at);
+create index position_links_ended on public.position_links (ended_at) where state = 'ended';
+
+alter table public.position_links enable row level security;
+create policy "own links are readable" on public.position_links for select to authenticated
+  using (user_id = (select auth.uid()) or (select private.is_operator()));
+grant select on public.position_links to authenticated, service_role;
+
+create table private.link_legs (
+  link_id bigint not null references public.position_links (id) on delete cascade,
+  account_id uuid not null,
+  ticket text not null,
+  kind text not null,
+  lots numeric not null,
+  price numeric,
+  primary key (link_id, ticket),
+  constraint kind_is_known check (kind in ('position', 'order')),
+  constraint lots_are_positive check (lots > 0)
+);
+comment on table private.link_legs is
+  'What a link holds at its follower: usually one ticket, several after a split or an increase. On a netting account lots is the link''s share of the net position.';
+create index link_legs_of_ticket on private.link_legs (account_id, ticket);
+alter table private.link_legs enable row level security;
+
+create table private.net_ledgers (
+  account_id uuid not null references public.trading_accounts (id) on delete cascade,
+  symbol text not null,
+  net_lots numeric not null default 0,
+  asked_sl numeric,
+  asked_tp numeric,
+  primary key (account_id, symbol)
+);
+comment on table private.net_ledgers is
+  'Netting followers: the signed net volume that was last booked to links. What the broker''s net differs by is booked before anything is planned.';
+alter table private.net_ledgers enable row level security;
+
+-- 34_event.sql
+-- Trade events: what happened on an account, as its agent told it, and what came of each for every copier.
+
+create table public.trade_events (
+  id bigint generated always as identity,
+  account_id uuid not null,
+  user_id uuid not null,
+  session bigint,
+  seq bigint,
+  event_key text,
+  source text not null default 'agent',
+  type text not null,
+  status text not null,
+  code text,
+  error text,
+  ticket text,
+  symbol text,
+  side text,
+  lots numeric,
+  previous_lots numeric,
+  payload jsonb,
+  detected_at timestamptz,
+  unchanged_at timestamptz,
+  received_at timestamptz not null default clock_timestamp(),
+  decided_at timestamptz,
+  detect_ms numeric generated always as (greatest(0, extract(epoch from received_at - detected_at) * 1000)) stored,
+  decide_ms numeric generated always as (greatest(0, extract(epoch from decided_at - detected_at) * 1000)) stored,
+  primary key (id, received_at),
+  constraint status_is_known check (status in ('accepted', 'history', 'refused')),
+  constraint source_is_known check (source in ('agent', 'snapshot', 'report')),
+  constraint refused_says_why check (status <> 'refused' or (code is not null and error is not null))
+) partition by range (received_at);
+comment on table public.trade_events is
+  'Every trade event. Partitions (one a day) live in schema private; idempotency in private.event_keys, for a partitioned table cannot hold that key.';
+comment on column public.trade_events.status is 'accepted = applied and planned; history = older than what is known, stored only; refused = malformed';
+comment on column public.trade_events.source is 'agent = told by itself; snapshot = found in one; report = made by a copy of ours on an account that is itself a master';
+comment on column public.trade_events.previous_lots is 'lots before the change; null when the position was not known';
+comment on column public.trade_events.decide_ms is 'from detection by the agent to the decision in the database';
+create index trade_events_of_account on public.trade_events (account_id, received_at desc);
+create index trade_events_received on public.trade_events (received_at);
+create index trade_events_of_user on public.trade_events (user_id, received_at desc);
+alter table public.trade_events enable row level security;
+create policy "own trade events are readable" on public.trade_events for select to authenticated
+  using (user_id = (select auth.uid()) or (select private.is_operator()));
+grant select on public.trade_events to authenticated, service_role;
+
+create table private.event_keys (
+  account_id uuid not null,
+  session bigint not null,
+  seq bigint not null,
+  event_id bigint not null,
+  received_at timestamptz not null default clock_timestamp(),
+  primary key (account_id, session, seq)
+);
+comment on table private.event_keys is 'One row per numbered event: the same event delivered twice is found here. Pruned after 7 days.';
+create index event_keys_received on private.event_keys (received_at);
+alter table private.event_keys enable row level security;
+
+-- Partitions for yesterday up to three days ahead; drops those older than the retention. Called by maintain().
+create function private.make_partitions() returns void
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_day date;
+  v_name text;
+  v_keep integer := coalesce((private.setting('retention_days.trade_events') #>> '{}')::integer, 90);
+begin
+  for v_day in select generate_series(current_date - 1, current_date + 3, interval '1 day')::date loop
+    v_name := 'trade_events_' || to_char(v_day, 'YYYY_MM_DD');
+    if to_regclass('private.' || v_name) is null then
+      execute format('create table private.%I partition of public.trade_events for values from (%L) to (%L)',
+        v_name, v_day::timestamp at time zone 'UTC', (v_day + 1)::timestamp at time zone 'UTC');
+      execute format('alter table private.%I enable row level security', v_name);
+      execute format('revoke all on private.%I from public, anon, authenticated, service_role', v_name);
+    end if;
+  end loop;
+  for v_name in
+    select c.relname from pg_catalog.pg_inherits i join pg_catalog.pg_class c on c.oid = i.inhrelid
+    where i.inhparent = 'public.trade_events'::regclass
+      and c.relname < 'trade_events_' || to_char(current_date - v_keep, 'YYYY_MM_DD')
+  loop
+    execute format('drop table private.%I', v_name);
+  end loop;
+end $$;
+select private.make_partitions();
+
+create table public.copy_outcomes (
+  event_id bigint not null,
+  copier_id uuid not null,
+  user_id uuid not null,
+  link_id bigint,
+  execution_id bigint,
+  reason text,
+  detail text,
+  decided_at timestamptz not null default clock_timestamp(),
+  primary key (event_id, copier_id),
+  constraint a_copy_or_one_reason check ((execution_id is null) <> (reason is null))
+);
+comment on table public.copy_outcomes is
+  'What came of a trade event for a copier: the first execution of the step that copies it, or exactly one reason of docs/errors.md.';
+create index copy_outcomes_of_copier on public.copy_outcomes (copier_id, decided_at desc);
+create index copy_outcomes_of_user on public.copy_outcomes (user_id, decided_at desc);
+create index copy_outcomes_decided on public.copy_outcomes (decided_at);
+alter table public.copy_outcomes enable row level security;
+create policy "own outcomes are readable" on public.copy_outcomes for select to authenticated
+  using (user_id = (select auth.uid()) or (select private.is_operator()));
+grant select on public.copy_outcomes to authenticated, service_role;
+
+-- 36_execution.sql
+-- Executions: what agents are told to do, one row each, and how it went.
+
+create table public.trade_execution_queue (
+  id bigint generated always as identity primary key,
+  step_id bigint not null,
+  after_id bigint,
+  link_id bigint,
+  lane text not null,
+  copier_id uuid,
+  user_id uuid not null,
+  account_id uuid not null,
+  master_account_id uuid,
+  event_id bigint,
+  -- what to do
+  action text not null,
+  priority integer not null,
+  symbol text not null,
+  side text not null,
+  order_type text not null default 'market',
+  lots numeric not null,
+  target_lots numeric,
+  ticket text,
+  price numeric,
+  sl numeric,
+  tp numeric,
+  max_slippage_points integer,
+  master_price numeric,
+  master_lots numeric,
+  expires_at timestamptz,
+  comment text not null default '',
+  parts jsonb,
+  warnings text[] not null default '{}',
+  -- where it stands
+  status text not null default 'queued',
+  reason text,
+  message text,
+  attempt integer not null default 1,
+  next_attempt_at timestamptz,
+  retry_until timestamptz,
+  send_before timestamptz not null,
+  vps_id uuid,
+  epoch bigint,
+  offered_at timestamptz,
+  cancel_requested_at timestamptz,
+  adopted boolean not null default false,
+  -- what came of it
+  filled_lots numeric,
+  fill_price numeric,
+  -- when
+  detected_at timestamptz,
+  queued_at timestamptz not null,
+  received_at timestamptz,
+  sent_at timestamptz,
+  done_at timestamptz,
+  finalized_at timestamptz,
+  updated_at timestamptz not null,
+  constraint action_is_known check (action in ('open', 'increase', 'reduce', 'close', 'modify', 'place', 'amend', 'cancel')),
+  constraint side_is_known check (side in ('buy', 'sell')),
+  constraint lots_not_negative check (lots >= 0),
+  constraint status_is_known check (status in
+    ('queued', 'executing', 'retrying', 'unknown', 'completed', 'rejected', 'expired', 'cancelled')),
+  constraint final_means_finalized_at check
+    ((status in ('completed', 'rejected', 'expired', 'cancelled')) = (finalized_at is not null)),
+  constraint failure_says_why check (status not in ('rejected', 'expired', 'cancelled') or reason is not null),
+  constraint retrying_knows_when check (status <> 'retrying' or next_attempt_at is not null)
+);
+comment on table public.trade_execution_queue is
+  'One row per order to a broker. id is the execution number: at most one broker order ever carries it per attempt that was reported as refused.';
+comment on column public.trade_execution_queue.step_id is 'executions of one step (a split open, all legs of a close) share it';
+comment on column public.trade_execution_queue.after_id is 'step that must have ended first';
+comment on column public.trade_execution_queue.lane is 'executions of one lane run in order: a link, or the symbol of a netting account';
+comment on column public.trade_execution_queue.parts is 'netting deal: [{"link_id","lots"}], lots signed: + more of the link, - less of it';
+comment on column public.trade_execution_queue.master_lots is 'master volume that the size was computed from';
+comment on column public.trade_execution_queue.offered_at is 'when an agent could have received it; from then on only a report finalises it';
+comment on column public.trade_execution_queue.send_before is 'deadline of this attempt, checked by the last process before the broker';
+comment on column public.trade_execution_queue.retry_until is 'opens: no new attempt after this';
+
+-- the planner: what is in flight for a link, for a netting symbol, for a step
+create index executions_open_of_link on public.trade_execution_queue (link_id) where finalized_at is null;
+create index executions_open_of_account on public.trade_execution_queue (account_id, symbol) where finalized_at is null;
+create index executions_of_step on public.trade_execution_queue (step_id);
+-- the agent's repeated call: open executions of an event; the dashboard: executions of an event
+create index executions_of_event on public.trade_execution_queue (event_id);
+-- maintain: retries that are due; doorbells; retention
+create index executions_due on public.trade_execution_queue (next_attempt_at) where status = 'retrying';
+create index executions_updated on public.trade_execution_queue (updated_at);
+create index executions_of_user on public.trade_execution_queue (user_id, queued_at desc);
+create index executions_of_copier on public.trade_execution_queue (copier_id, queued_at desc);
+
+alter table public.trade_execution_queue enable row level security;
+create policy "own executions are readable" on public.trade_execution_queue for select to authenticated
+  using (user_id = (select auth.uid()) or (select private.is_operator()));
+grant select on public.trade_execution_queue to authenticated, service_role;
+
+create function private.rfc3339(p_at timestamptz) returns text
+language sql immutable set search_path = '' as $$
+  select to_char(p_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
+$$;
+
+-- An execution as agents read it (docs/protocol.md).
+create function private.execution_json(p public.trade_execution_queue) returns jsonb
+language sql stable set search_path = '' as $$
+  select jsonb_build_object(
+    'id', p.id::text, 'attempt', p.attempt, 'account_id', p.account_id, 'epoch', p.epoch, 'link_id', p.link_id::text,
+    'lane', p.lane, 'step_id', p.step_id::text, 'after_id', p.after_id::text, 'action', p.action, 'priority', p.priority,
+    'symbol', p.symbol, 'side', p.side, 'order_type', p.order_type, 'lots', trim_scale(p.lots)::text,
+    'target_lots', trim_scale(p.target_lots)::text, 'ticket', p.ticket, 'price', p.price::text, 'sl', p.sl::text,
+    'tp', p.tp::text, 'max_slippage_points', p.max_slippage_points, 'master_price', p.master_price::text,
+    'expires_at', private.rfc3339(p.expires_at), 'comment', p.comment, 'investigate', p.status = 'unknown',
+    'detected_at', private.rfc3339(p.detected_at), 'queued_at', private.rfc3339(p.queued_at),
+    'send_before', private.rfc3339(p.send_before))
+$$;
+
+-- Puts executions into the hands of the agents that work their accounts: stamps epoch and deadline, broadcasts to other VPSes
+-- (at most 100 executions and 200 KB a message), and returns the array for the calling VPS.
+-- Executions of accounts that nobody works stay unoffered.
+create function private.offer(p_executions bigint[], p_caller uuid, p_now timestamptz) returns jsonb
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_own jsonb;
+  v_message record;
+begin
+  if p_executions is null or cardinality(p_executions) = 0 then
+    return '[]'::jsonb;
+  end if;
+  update public.trade_execution_queue q
+  set vps_id = v.id, epoch = a.epoch, offered_at = p_now,
+      send_before = least(greatest(p_now, a.begins_at) + s.send_within, v.lease_expires_at)
+  from public.account_vps_assignments a
+  join public.vps_instances v on v.id = a.vps_id
+  cross join (select make_interval(secs => (private.setting('send_within_ms') #>> '{}')::numeric / 1000) as send_within) s
+  where q.id = any (p_executions) and a.account_id = q.account_id and v.retired_at is null and v.lease_expires_at > p_now;
+
+  for v_message in
+    select numbered.vps_id, jsonb_agg(numbered.body order by numbered.priority, numbered.id) as bodies
+    from (
+      select packed.*, (packed.bytes_before / 190000)::integer as part_by_bytes, (packed.row_before / 100)::integer as part_by_rows
+      from (
+        select rendered.*, row_number() over w - 1 as row_before, sum(octet_length(rendered.body::text)) over w as bytes_before
+        from (
+          select q.id, q.vps_id, q.priority, private.execution_json(q) as body
+          from public.trade_execution_queue q
+          where q.id = any (p_executions) and q.offered_at is not null and q.vps_id is distinct from p_caller
+        ) rendered
+        window w as (partition by rendered.vps_id order by rendered.priority, rendered.id)
+      ) packed
+    ) numbered
+    group by numbered.vps_id, numbered.part_by_bytes, numbered.part_by_rows
+    order by numbered.vps_id, numbered.part_by_rows, numbered.part_by_bytes
+  loop
+    perform realtime.send(jsonb_build_object('executions', v_message.bodies), 'executions', 'vps:' || v_message.vps_id, true);
+  end loop;
+
+  select coalesce(jsonb_agg(private.execution_json(q) order by q.priority, q.id), '[]'::jsonb) into v_own
+  from public.trade_execution_queue q
+  where q.id = any (p_executions) and q.offered_at is not null and q.vps_id = p_caller;
+  return v_own;
+end $$;
+
+-- 38_symbol.sql
+-- Symbols: which symbol of a follower is the master's, and what currencies are worth by the accounts' own quotes.
+
+-- What is left of a symbol's name without the broker's prefix and suffix, in upper case: EURUSD of "eurusd.m", "EURUSDpro", "#EURUSD".
+create function private.symbol_root(p_name text) returns text
+language sql immutable set search_path = '' as $$
+  select case
+    when bare ~ '^(AUD|CAD|CHF|CNH|CZK|DKK|EUR|GBP|HKD|HUF|ILS|JPY|MXN|NOK|NZD|PLN|RUB|SEK|SGD|THB|TRY|USD|ZAR|XAU|XAG|XPT|XPD|BTC|ETH|LTC){2}'
+      then left(bare, 6)
+    else regexp_replace(bare, '[^A-Z0-9].*$', '') end
+  from (select upper(regexp_replace(p_name, '^[^A-Za-z0-9]+', ''))) as s (bare)
+$$;
+
+-- the planner: candidates of a follower for the master's symbol; exchange rates by pair
+create index account_symbols_by_root on public.account_symbols (account_id, private.symbol_root(name));
+
+-- The follower's symbol for the master's: the user's mapping, else the same name, else the only one of the same root with the same
+-- contract size and profit currency. Null: none or several, nothing may be traded.
+create function private.resolve_symbol(p_copier uuid, p_follower uuid, p_master public.account_symbols) returns public.account_symbols
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_name text;
+  v_symbol public.account_symbols;
+  v_found integer;
+begin
+  select follower_symbol into v_name from public.symbol_mappings where copier_id = p_copier and master_symbol = p_master.name;
+  select * into v_symbol from public.account_symbols where account_id = p_follower and name = coalesce(v_name, p_master.name);
+  if v_name is null and v_symbol.name is null then
+    select count(*) into v_found from public.account_symbols
+    where account_id = p_follower and private.symbol_root(name) = private.symbol_root(p_master.name)
+      and contract_size = p_master.contract_size and profit_currency = p_master.profit_currency;
+    if v_found = 1 then
+      select * into v_symbol from public.account_symbols
+      where account_id = p_follower and private.symbol_root(name) = private.symbol_root(p_master.name)
+        and contract_size = p_master.contract_size and profit_currency = p_master.profit_currency;
+    end if;
+  end if;
+  if v_symbol.contract_size is null or v_symbol.lots_step is null or v_symbol.lots_min is null or v_symbol.lots_max is null then
+    return null;
+  end if;
+  return v_symbol;
+end $$;
+
+-- Mid prices of every pair of the currencies that the accounts themselves quote, as {"EURUSD": "1.0850"}.
+create function private.quoted_rates(p_accounts uuid[], p_currencies text[]) returns jsonb
+language sql stable security definer set search_path = '' as $$
+  select coalesce(jsonb_object_agg(pair, ((bid + ask) / 2)::text), '{}'::jsonb)
+  from (
+    select distinct on (pair) private.symbol_root(s.name) as pair, s.bid, s.ask
+    from (select distinct left(c, 3) as currency from unnest(p_currencies || array['USD', 'EUR']) c) a
+    join (select distinct left(c, 3) as currency from unnest(p_currencies || array['USD', 'EUR']) c) b on a.currency <> b.currency
+    join public.account_symbols s on s.account_id = any (p_accounts) and private.symbol_root(s.name) = a.currency || b.currency
+    where s.bid > 0 and s.ask > 0
+    order by pair, s.quoted_at desc nulls last
+  ) quotes
+$$;
+
+-- A level moved onto the symbol's ticks, away from the price it protects: down for a buy's stop, up for a sell's.
+create function private.on_tick(p_price numeric, p_tick numeric, p_up boolean) returns numeric
+language sql immutable set search_path = '' as $$
+  select case when p_price is null or p_tick is null or p_tick <= 0 then p_price
+    when p_up then -div(-p_price, p_tick) * p_tick + case when mod(p_price, p_tick) > 0 then p_tick else 0 end
+    else div(p_price, p_tick) * p_tick end
+$$;
+
+-- 40_mirror.sql
+-- The mirror: how a message about a position changes public.positions. Callers hold the account's plan lock.
+
+-- What is wrong with a position as docs/protocol.md describes it; null when nothing is.
+create function private.position_error(p jsonb) returns text
+language plpgsql stable set search_path = '' as $$
+declare
+  v_field text;
+begin
+  if jsonb_typeof(p) is distinct from 'object' then return 'position is missing or not an object'; end if;
+  foreach v_field in array array['ticket', 'symbol'] loop
+    if jsonb_typeof(p -> v_field) is distinct from 'string' or length(p ->> v_field) not between 1 and 64 then
+      return format('position.%s must be a text of 1 to 64 characters', v_field);
+    end if;
+  end loop;
+  if coalesce(p ->> 'kind', '') not in ('position', 'order') then return 'position.kind must be "position" or "order"'; end if;
+  if coalesce(p ->> 'side', '') not in ('buy', 'sell') then return 'position.side must be "buy" or "sell"'; end if;
+  if p ->> 'kind' = 'order' and coalesce(p ->> 'order_type', '') not in ('limit', 'stop') then
+    return 'position.order_type of an order must be "limit" or "stop"';
+  end if;
+  foreach v_field in array array['lots', 'price', 'sl', 'tp'] loop
+    if v_field in ('lots', 'price') or coalesce(jsonb_typeof(p -> v_field), 'null') <> 'null' then
+      if not coalesce(private.is_number(p -> v_field), false) then
+        return format('position.%s must be a decimal number', v_field);
+      elsif (p ->> v_field)::numeric < 0 or (p ->> v_field)::numeric > 1e12 then
+        return format('position.%s must not be negative (or above 1e12)', v_field);
+      end if;
+    end if;
+  end loop;
+  foreach v_field in array array['opened_at', 'expires_at'] loop
+    if coalesce(jsonb_typeof(p -> v_field), 'null') <> 'null' and not pg_input_is_valid(p ->> v_field, 'timestamptz') then
+      return format('position.%s must be a time such as 2026-01-31T12:00:00Z', v_field);
+    end if;
+  end loop;
+  if coalesce(jsonb_typeof(p -> 'tag'), 'null') <> 'null' and not pg_input_is_valid(p ->> 'tag', 'bigint') then
+    return 'position.tag must be an execution number';
+  end if;
+  return null;
+end $$;
+
+create type private.change as (applied boolean, type text, previous_lots numeric);
+comment on type private.change is 'What a message changed in the mirror; applied is false when something newer is known.';
+
+-- What kind of event leads from one state to the next; p_old.ticket null = was not known (or was closed).
+create function private.change_type(p_old public.positions, p_kind text, p_side text, p_lots numeric) returns text
+language sql immutable set search_path = '' as $$
+  select case
+    when p_lots = 0 then case when p_kind = 'order' then 'cancelled' else 'closed' end
+    when (p_old).ticket is null or (p_old).closed_at is not null then case when p_kind = 'order' then 'ordered' else 'opened' end
+    when p_kind = 'order' then 'amended'
+    when (p_old).kind = 'order' or (p_old).side <> p_side then 'opened'
+    when p_lots > (p_old).lots then 'increased'
+    when p_lots < (p_old).lots then 'reduced'
+    else 'modified' end
+$$;
+
+-- Applies one position. p_unseen: last moment the account was seen without the change. p_existing: first snapshot ever.
+create function private.apply_position(
+  p_account public.trading_accounts, p_session bigint, p_seq bigint, p jsonb, p_detected timestamptz, p_unseen timestamptz,
+  p_existing boolean, p_event_id bigint, p_close_reason text, p_now timestamptz
+) returns private.change
+language plpgsql security definer set search_path = '' as $$
+declare
+  o public.positions;
+  v_lots numeric := (p ->> 'lots')::numeric;
+  v_from text := nullif(p ->> 'replaces', p ->> 'ticket');
+  v_type text;
+  v_news boolean;
+  v_flip boolean;
+begin
+  select * into o from public.positions where account_id = p_account.id and ticket = p ->> 'ticket';
+  if (o.session, o.seq) >= (p_session, p_seq) then
+    return row(false, null, o.lots)::private.change;
+  end if;
+  if o.ticket is null and v_from is not null then
+    select * into o from public.positions where account_id = p_account.id and ticket = v_from and closed_at is null;
+  end if;
+  v_type := private.change_type(o, p ->> 'kind', p ->> 'side', v_lots);
+  v_news := v_type in ('opened', 'ordered', 'increased') or o.ticket is null;
+  v_flip := coalesce(v_type = 'opened' and o.closed_at is null and o.kind = 'position', false);
+
+  insert into public.positions as m (account_id, ticket, user_id, kind, symbol, side, order_type, lots, price, sl, tp, magic, comment, tag,
+    opened_at, expires_at, session, seq, existing, unseen_at, detected_at, first_seen_at, changed_at, last_event_id, closed_at, close_reason)
+  values (p_account.id, p ->> 'ticket', p_account.user_id, p ->> 'kind', p ->> 'symbol', p ->> 'side',
+    case when p ->> 'kind' = 'order' then p ->> 'order_type' end, v_lots, (p ->> 'price')::numeric,
+    nullif((p ->> 'sl')::numeric, 0), nullif((p ->> 'tp')::numeric, 0), p ->> 'magic', p ->> 'comment',
+    coalesce((p ->> 'tag')::bigint, o.tag), (p ->> 'opened_at')::timestamptz, (p ->> 'expires_at')::timestamptz, p_session, p_seq,
+    case when v_flip then false else coalesce(o.existing, p_existing) end,
+    case when v_news then p_unseen else o.unseen_at end, p_detected,
+    case when v_flip or o.ticket is null then p_now else o.first_seen_at end, p_now, p_event_id,
+    case when v_lots = 0 then p_now end, case when v_lots = 0 then coalesce(p_close_reason, 'client') end)
+  on conflict (account_id, ticket) do update set
+    kind = excluded.kind, symbol = excluded.symbol, side = excluded.side, order_type = excluded.order_type, lots = excluded.lots,
+    price = excluded.price, sl = excluded.sl, tp = excluded.tp, magic = excluded.magic, comment = excluded.comment, tag = excluded.tag,
+    opened_at = coalesce(excluded.opened_at, m.opened_at), expires_at = excluded.expires_at, session = excluded.session, seq = excluded.seq,
+    existing = excluded.existing, absent_snapshots = 0, unseen_at = excluded.unseen_at, detected_at = excluded.detected_at,
+    first_seen_at = excluded.first_seen_at, changed_at = excluded.changed_at,
+    last_event_id = coalesce(excluded.last_event_id, m.last_event_id), closed_at = excluded.closed_at,
+    close_reason = excluded.close_reason, replaced_by = null;
+
+  if o.ticket = v_from then  -- the lineage goes on under another ticket
+    update public.positions set lots = 0, closed_at = p_now, close_reason = 'replaced', replaced_by = p ->> 'ticket',
+      session = p_session, seq = p_seq where account_id = p_account.id and ticket = v_from;
+    update public.position_links set master_ticket = p ->> 'ticket' where master_account_id = p_account.id and master_ticket = v_from;
+    update private.link_legs set ticket = p ->> 'ticket' where account_id = p_account.id and ticket = v_from;
+  end if;
+  return row(true, v_type, coalesce(o.lots, 0))::private.change;
+end $$;
+
+-- Applies a good snapshot: what differs changes, what is missing for the second time (and has a lower number) is closed.
+-- Returns the changes as [{"position": …, "type", "previous_lots"}] for the caller to record, and the tickets still missing.
+create function private.apply_snapshot(
+  p_account public.trading_accounts, p_session bigint, p_seq bigint, p_positions jsonb, p_detected timestamptz, p_unseen timestamptz,
+  p_now timestamptz, out changes jsonb, out missing jsonb
+) language plpgsql security definer set search_path = '' as $$
+declare
+  p jsonb;
+  c private.change;
+  o public.positions;
+  v_first boolean := p_account.snapshot_session = 0;
+begin
+  changes := '[]'::jsonb;
+  for p in select value from jsonb_array_elements(p_positions) loop
+    select * into o from public.positions where account_id = p_account.id and ticket = p ->> 'ticket';
+    if o.closed_at is null and o.kind = p ->> 'kind' and o.side = p ->> 'side' and o.lots = (p ->> 'lots')::numeric
+      and o.sl is not distinct from nullif((p ->> 'sl')::numeric, 0) and o.tp is not distinct from nullif((p ->> 'tp')::numeric, 0)
+      and (o.kind = 'position' or o.price = (p ->> 'price')::numeric)
+    then
+      update public.positions set session = p_session, seq = p_seq, absent_snapshots = 0
+      where account_id = p_account.id and ticket = o.ticket and (session, seq) < (p_session, p_seq);
+    else
+      c := private.apply_position(p_account, p_session, p_seq, p, p_detected, p_unseen, v_first, null, null, p_now);
+      if c.applied then
+        changes := changes || jsonb_build_object('position', p, 'type', c.type, 'previous_lots', c.previous_lots);
+      end if;
+    end if;
+  end loop;
+
+  update public.positions m set absent_snapshots = m.absent_snapshots + 1
+  where m.account_id = p_account.id and m.closed_at is null and (m.session, m.seq) < (p_session, p_seq)
+    and not exists (select 1 from jsonb_array_elements(p_positions) e where e ->> 'ticket' = m.ticket);
+  for o in
+    select * from public.positions m where m.account_id = p_account.id and m.closed_at is null and m.absent_snapshots >= 2
+  loop
+    p := jsonb_build_object('ticket', o.ticket, 'kind', o.kind, 'symbol', o.symbol, 'side', o.side, 'order_type', o.order_type,
+      'lots', '0', 'price', o.price::text, 'sl', o.sl::text, 'tp', o.tp::text, 'magic', o.magic, 'comment', o.comment,
+      'opened_at', o.opened_at, 'expires_at', o.expires_at);
+    c := private.apply_position(p_account, p_session, p_seq, p, p_detected, p_unseen, false, null, 'client', p_now);
+    changes := changes || jsonb_build_object('position', p, 'type', c.type, 'previous_lots', c.previous_lots);
+  end loop;
+  select coalesce(jsonb_agg(m.ticket), '[]'::jsonb) into missing from public.positions m
+  where m.account_id = p_account.id and m.closed_at is null and m.absent_snapshots > 0;
+  update public.trading_accounts set snapshot_session = p_session where id = p_account.id and snapshot_session < p_session;
+end $$;
+
+-- 42_plan.sql
+-- The planner, level-triggered half: what live links hold is brought to what their master holds now.
+-- Closes, reductions, cancels and SL/TP are planned here from the state alone; opens and increases are decided once, in 44_decide.sql.
+
+-- A live link with everything a plan needs to know of it. "doomed": nothing of it shall be left. "frozen": its copier is off.
+create view private.link_states with (security_invoker = true) as
+select l.*, c.mode as copier_mode, fa.mode as account_mode, fa.copy_state,
+  coalesce(fa.copy_state = 'flattening' or m.closed_at is not null or m.side <> l.master_side, false) as doomed,
+  fa.copy_state <> 'flattening' and (c.mode = 'off' or fa.copy_state = 'off' or c.removed_at is not null) as frozen,
+  m.kind as master_kind, m.lots as master_lots, m.last_event_id as master_event_id, m.detected_at as master_detected_at,
+  m.price as master_price, m.expires_at as master_expires_at,
+  s.lots_min, s.lots_step,
+  private.on_tick(case when c.sl_mode = 'none' then null when c.reverse then m.tp else m.sl end, s.tick_size, l.side = 'sell') as wanted_sl,
+  private.on_tick(case when c.tp_mode = 'none' then null when c.reverse then m.sl else m.tp end, s.tick_size, l.side = 'buy') as wanted_tp,
+  held.position_lots, held.order_lots, held.legs,
+  flight.executions, flight.opens, flight.waiting, flight.open_step
+from public.position_links l
+join public.copiers c on c.id = l.copier_id
+join public.trading_accounts fa on fa.id = l.follower_account_id
+left join public.positions m on m.account_id = l.master_account_id and m.ticket = l.master_ticket
+left join public.account_symbols s on s.account_id = l.follower_account_id and s.name = l.symbol
+cross join lateral (
+  select coalesce(sum(g.lots) filter (where g.kind = 'position'), 0) as position_lots,
+    coalesce(sum(g.lots) filter (where g.kind = 'order'), 0) as order_lots, count(*) as legs
+  from private.link_legs g where g.link_id = l.id
+) held
+cross join lateral (
+  select count(*) as executions, count(*) filter (where q.action in ('open', 'increase', 'place')) as opens,
+    count(*) filter (where q.status = 'retrying') as waiting,
+    max(q.step_id) filter (where q.action in ('open', 'increase', 'place')) as open_step
+  from public.trade_execution_queue q where q.link_id = l.id and q.finalized_at is null
+) flight
+where l.state = 'live';
+comment on view private.link_states is 'Live links with their master''s mirror, their copier, what they hold and what is in flight for them.';
+
+-- Volume that a link shall hold after its master was reduced: the share of what it was opened with, exact, floored to the step;
+-- never rounded to nothing while the master is open (residual_hold).
+create function private.target_lots(p_base numeric, p_master_now numeric, p_master_base numeric, p_step numeric, p_min numeric, p_held numeric)
+returns numeric
+language sql immutable set search_path = '' as $$
+  select least(p_held, greatest(div(p_base * p_master_now, p_master_base * p_step) * p_step, p_min))
+$$;
+
+-- Books what a follower's own mirror shows to links that have nothing in flight: trimmed, closed or filled without us.
+-- A look at the account that is older than the link's last report proves nothing.
+create function private.book_links(p_links bigint[]) returns void
+language plpgsql security definer set search_path = '' as $$
+begin
+  with looks as materialized (
+    select g.link_id, g.ticket, g.lots as held, p.lots, p.kind, p.price
+    from public.position_links l
+    join public.trading_accounts a on a.id = l.follower_account_id and a.mode = 'hedging'
+    join private.link_legs g on g.link_id = l.id
+    join public.positions p on p.account_id = g.account_id and p.ticket = g.ticket
+    where l.id = any (p_links) and l.state = 'live' and (p.session, p.seq) > (l.report_session, l.report_seq)
+      and (p.lots < g.lots or p.kind <> g.kind)
+      and not exists (select 1 from public.trade_execution_queue q where q.link_id = l.id and q.finalized_at is null)
+  ), gone as (
+    delete from private.link_legs g using looks k where g.link_id = k.link_id and g.ticket = k.ticket and k.lots = 0
+  )
+  update private.link_legs g set lots = least(g.lots, k.lots), kind = k.kind, price = k.price
+  from looks k where g.link_id = k.link_id and g.ticket = k.ticket and k.lots > 0;
+
+  -- an order of ours that filled by itself: from now on there is a volume to reduce from
+  update public.position_links l set base_lots = h.lots, base_master_lots = l.seen_master_lots
+  from (select link_id, sum(lots) as lots from private.link_legs where link_id = any (p_links) and kind = 'position' group by link_id) h
+  where h.link_id = l.id and l.base_lots is null and l.state = 'live'
+    and not exists (select 1 from public.trade_execution_queue q where q.link_id = l.id and q.finalized_at is null);
+end $$;
+
+-- Ends links that hold nothing, want nothing and have nothing in flight.
+create function private.end_links(p_links bigint[], p_now timestamptz) returns void
+language sql security definer set search_path = '' as $$
+  update public.position_links l set state = 'ended', ended_at = p_now, replan_at = null,
+    reason = case when s.doomed then 'closed' else 'closed_by_follower' end
+  from private.link_states s
+  where l.id = any (p_links) and s.id = l.id and l.state = 'live' and s.legs = 0 and s.executions = 0 and l.wanted_lots is null
+    and (s.account_mode = 'hedging' or not exists (  -- a netting deal in flight may be this link's, too
+      select 1 from public.trade_execution_queue q
+      where q.account_id = s.follower_account_id and q.symbol = s.symbol and q.finalized_at is null))
+$$;
+
+-- Opens of a doomed link that wait for another attempt are in nobody's hands: they end here.
+create function private.drop_waiting_opens(p_links bigint[], p_now timestamptz) returns void
+language sql security definer set search_path = '' as $$
+  update public.trade_execution_queue q set status = 'cancelled', reason = 'already_closed', finalized_at = p_now, updated_at = p_now
+  from private.link_states s
+  where s.id = any (p_links) and s.doomed and q.link_id = s.id and q.status = 'retrying' and q.action in ('open', 'increase', 'place')
+$$;
+
+-- Records the pairs that new executions explain; a reason given earlier because the link was busy gives way.
+create function private.explain_executions(p_executions bigint[]) returns void
+language sql security definer set search_path = '' as $$
+  insert into public.copy_outcomes as o (event_id, copier_id, user_id, link_id, execution_id)
+  select distinct on (q.event_id, q.copier_id) q.event_id, q.copier_id, q.user_id, q.link_id, q.id
+  from public.trade_execution_queue q
+  where q.id = any (p_executions) and q.event_id is not null and q.copier_id is not null
+  order by q.event_id, q.copier_id, q.id
+  on conflict (event_id, copier_id) do update
+    set execution_id = excluded.execution_id, link_id = excluded.link_id, reason = null, detail = null
+    where o.execution_id is null
+$$;
+
+-- Plans one step for every link that needs one and has none in flight; a close is also planned beside an open step.
+-- One statement for any number of links. Returns the new executions. Longer than forty lines because it is that statement.
+create function private.plan_links(p_links bigint[], p_now timestamptz) returns bigint[]
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_new bigint[];
+begin
+  perform private.drop_waiting_opens(p_links, p_now);
+  update public.position_links l set seen_master_lots = m.lots
+  from public.positions m
+  where l.id = any (p_links) and l.state = 'live' and m.account_id = l.master_account_id and m.ticket = l.master_ticket
+    and m.closed_at is null and m.side = l.master_side and m.lots < l.seen_master_lots;
+
+  with states as materialized (
+    select s.*, private.target_lots(s.base_lots, s.master_lots, s.base_master_lots, s.lots_step, s.lots_min, s.position_lots) as target
+    from private.link_states s
+    where s.id = any (p_links) and s.account_mode = 'hedging' and not s.frozen
+  ), choices as (
+    select s.*, case
+        when s.doomed and s.executions > 0 and s.executions = s.opens then 'close_beside'
+        when s.executions > 0 then null
+        when s.doomed and s.legs > 0 and (s.close_failures = 0 or s.replan_at is null or s.replan_at <= p_now) then 'close'
+        when s.doomed then null
+        when s.master_kind = 'position' and s.position_lots - s.target >= s.lots_min
+          and (s.close_failures = 0 or s.replan_at is null or s.replan_at <= p_now) then 'reduce'
+        when s.master_kind = 'order' and s.order_lots > 0
+          and (s.master_price, s.wanted_sl, s.wanted_tp) is distinct from (s.asked_price, s.asked_sl, s.asked_tp) then 'amend'
+        when s.position_lots > 0 and ((s.wanted_sl, s.wanted_tp) is distinct from (s.asked_sl, s.asked_tp)
+          or (s.modify_failures between 1 and 2 and s.replan_at <= p_now)) then 'modify'
+      end as choice
+    from states s
+  ), steps as materialized (
+    select c.*, nextval('public.trade_execution_queue_id_seq') as step_id from choices c where c.choice is not null
+  ), legs as (
+    select t.id as link_id, g.ticket, g.kind, g.lots,
+      sum(g.lots) over (partition by t.id order by g.ticket desc) - g.lots as newer_lots
+    from steps t join private.link_legs g on g.link_id = t.id
+  ), orders as (
+    select t.id as link_id, 'close' as action, g.ticket, g.lots, 0::numeric as target_lots, null::bigint as after_id
+    from steps t join legs g on g.link_id = t.id where t.choice in ('close', 'close_beside') and g.kind = 'position'
+    union all
+    select t.id, 'cancel', g.ticket, g.lots, 0, null
+    from steps t join legs g on g.link_id = t.id where t.choice in ('close', 'close_beside') and g.kind = 'order'
+    union all
+    select t.id, 'close', null, 0, 0, t.open_step from steps t where t.choice = 'close_beside'
+    union all  -- the newest legs give first
+    select t.id, 'reduce', g.ticket, least(g.lots, t.position_lots - t.target - g.newer_lots),
+      g.lots - least(g.lots, t.position_lots - t.target - g.newer_lots), null
+    from steps t join legs g on g.link_id = t.id
+    where t.choice = 'reduce' and g.kind = 'position' and t.position_lots - t.target > g.newer_lots
+    union all
+    select t.id, 'modify', g.ticket, g.lots, null, null
+    from steps t join legs g on g.link_id = t.id where t.choice = 'modify' and g.kind = 'position'
+    union all
+    select t.id, 'amend', g.ticket, g.lots, null, null
+    from steps t join legs g on g.link_id = t.id where t.choice = 'amend' and g.kind = 'order'
+  ), asked as (
+    update public.position_links l set asked_sl = t.wanted_sl, asked_tp = t.wanted_tp,
+      asked_price = case when t.choice = 'amend' then t.master_price else l.asked_price end,
+      modify_failures = case when (t.wanted_sl, t.wanted_tp) is distinct from (l.asked_sl, l.asked_tp) then 0 else l.modify_failures end,
+      replan_at = null
+    from steps t where l.id = t.id and t.choice in ('modify', 'amend')
+  ), placed as (
+    insert into public.trade_execution_queue (step_id, after_id, link_id, lane, copier_id, user_id, account_id, master_account_id, event_id,
+      action, priority, symbol, side, order_type, lots, target_lots, ticket, price, sl, tp, master_price, master_lots, expires_at,
+      send_before, detected_at, queued_at, updated_at)
+    select t.step_id, o.after_id, t.id, t.id::text, t.copier_id, t.user_id, t.follower_account_id, t.master_account_id, t.master_event_id,
+      o.action, case o.action when 'reduce' then 20 when 'modify' then 30 when 'amend' then 30 else 10 end,
+      t.symbol, t.side, 'market', o.lots, o.target_lots, o.ticket, case when o.action = 'amend' then t.master_price end,
+      case when o.action in ('modify', 'amend') then t.wanted_sl end, case when o.action in ('modify', 'amend') then t.wanted_tp end,
+      t.master_price, t.master_lots, t.master_expires_at, p_now, t.master_detected_at, p_now, p_now
+    from steps t join orders o on o.link_id = t.id
+    returning id
+  )
+  select array_agg(id) into v_new from placed;
+  perform private.explain_executions(v_new);
+  perform private.end_links(p_links, p_now);
+  return v_new;
+end $$;
+
+-- 44_decide.sql
+-- The planner, decisions: opens and increases, once per copier, master position, generation and increase, latched whatever comes of them.
+
+-- Whether an account can be told to trade now; null = yes, else the reason.
+create function private.unreachable(p_account public.trading_accounts, p_lease_ends timestamptz, p_now timestamptz) returns text
+language sql immutable set search_path = '' as $$
+  select case
+    when p_account.removed_at is not null then 'account_removed'
+    when p_account.status = 'halted' then 'account_halted'
+    when p_lease_ends is null then 'follower_unassigned'
+    when p_lease_ends <= p_now or p_account.status = 'pending' then 'follower_offline' end
+$$;
+
+create function private.fresh_funds(p_account public.trading_accounts, p_now timestamptz) returns private.funds
+language sql stable set search_path = '' as $$
+  select case when p_account.funds_at > p_now - private.setting_s('funds_max_age_s')
+    then row(p_account.currency, p_account.balance, p_account.equity, p_account.free_margin)::private.funds
+    else row(p_account.currency, null, null, null)::private.funds end
+$$;
+
+-- A pending order under reverse: a buy limit becomes a sell stop.
+create function private.copied_order_type(p_type text, p_reverse boolean) returns text
+language sql immutable set search_path = '' as $$
+  select case when p_type is null then 'market' when not p_reverse then p_type when p_type = 'limit' then 'stop' else 'limit' end
+$$;
+
+-- Pairs (copier, master position) that wait for a decision: never seen, flipped, or increased.
+-- p_copiers null: all copiers of the masters. An old generation of a flip must be ended or have its close in flight.
+create function private.undecided(p_masters uuid[], p_tickets text[], p_copiers uuid[])
+returns table (copier_id uuid, master_account_id uuid, ticket text, kind text, link_id bigint, generation integer, delta numeric, close_step bigint)
+language sql stable security definer set search_path = '' as $$
+  select c.id, m.account_id, m.ticket,
+    case when l.id is null then 'new' when l.master_side <> m.side then 'flip' else 'increase' end,
+    l.id, coalesce(l.generation, 0) + 1,
+    case when l.id is null or l.master_side <> m.side then m.lots else m.lots - l.seen_master_lots end,
+    case when l.state = 'live' then f.close_step end
+  from (select distinct master, ticket from unnest(p_masters, p_tickets) as u (master, ticket)) x
+  join public.positions m on m.account_id = x.master and m.ticket = x.ticket and m.closed_at is null
+  join public.copiers c on c.master_account_id = x.master and c.removed_at is null and (p_copiers is null or c.id = any (p_copiers))
+  join public.trading_accounts fa on fa.id = c.follower_account_id
+  left join lateral (
+    select pl.* from public.position_links pl
+    where pl.master_account_id = x.master and pl.master_ticket = x.ticket and pl.copier_id = c.id
+    order by pl.generation desc limit 1
+  ) l on true
+  left join lateral (
+    select count(*) as executions, max(q.step_id) filter (where q.action = 'close') as close_step
+    from public.trade_execution_queue q where q.link_id = l.id and q.finalized_at is null
+  ) f on true
+  where case
+    when l.id is null then not m.existing and m.first_seen_at >= c.started_at and (m.kind = 'position' or c.copy_pending)
+    when l.master_side <> m.side then m.kind = 'position' and (l.state = 'ended' or f.close_step is not null or fa.mode = 'netting')
+    else l.state = 'live' and m.kind = 'position' and m.lots > l.seen_master_lots and f.executions = 0 and l.wanted_lots is null
+      and (l.base_lots is not null) end
+$$;
+
+-- Decides every pair that waits for it, for any number of followers in one statement, and queues the orders of hedging followers;
+-- what a netting follower shall open is latched as wanted_lots of its link, for 46_netting.sql. Returns the new executions.
+-- Longer than forty lines because it is that statement.
+create function private.decide(p_masters uuid[], p_tickets text[], p_copiers uuid[], p_now timestamptz) returns bigint[]
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_new bigint[];
+begin
+  with pairs as materialized (
+    select u.kind, u.link_id, u.generation, u.delta, u.close_step, c, m, ma, fa, v.lease_expires_at as lease_ends, ms,
+      case when (m.side = 'buy') = c.reverse then 'sell' else 'buy' end as side
+    from private.undecided(p_masters, p_tickets, p_copiers) u
+    join public.copiers c on c.id = u.copier_id
+    join public.positions m on m.account_id = u.master_account_id and m.ticket = u.ticket
+    join public.trading_accounts ma on ma.id = c.master_account_id
+    join public.trading_accounts fa on fa.id = c.follower_account_id
+    left join public.account_symbols ms on ms.account_id = ma.id and ms.name = m.symbol
+    left join public.account_vps_assignments a on a.account_id = fa.id
+    left join public.vps_instances v on v.id = a.vps_id and v.retired_at is null
+  ), ruled as materialized (
+    select p.*, case
+        when (p.fa).copy_state = 'flattening' then 'account_flattening'
+        when (p.fa).copy_state = 'off' then 'account_off'
+        when (p.fa).copy_state = 'monitor' then 'account_monitor'
+        when (p.c).mode = 'off' then 'copier_off'
+        when (p.c).mode = 'monitor' then 'copier_monitor'
+        when (p.m).unseen_at < p_now - make_interval(secs => (p.c).max_age_ms / 1000.0) then 'too_old'
+        when private.unreachable(p.fa, p.lease_ends, p_now) is not null then private.unreachable(p.fa, p.lease_ends, p_now)
+        when (p.ms).contract_size is null then 'symbol_unmapped' end as rule,
+      case when (p.ms).contract_size is not null then private.resolve_symbol((p.c).id, (p.fa).id, p.ms) end as fs
+    from pairs p
+  ), checked as (
+    select r.*, case
+        when r.rule is not null then r.rule
+        when (r.fs).name is null then 'symbol_unmapped'
+        when (r.fs).trade_mode in ('close_only', 'disabled') or ((r.fs).trade_mode = 'long_only' and r.side = 'sell')
+          or ((r.fs).trade_mode = 'short_only' and r.side = 'buy') then 'trade_disabled' end as verdict
+    from ruled r
+  ), sized as materialized (
+    select k.*, case when k.verdict is null then private.size_order(k.c, private.fresh_funds(k.ma, p_now), private.fresh_funds(k.fa, p_now),
+        k.ms, k.fs, (k.m).side, k.delta, (k.m).price, (k.m).sl, (k.m).tp,
+        case when (k.ma).currency = (k.fa).currency and (k.fs).profit_currency = (k.fa).currency and (k.ms).profit_currency = (k.ma).currency
+          then '{}'::jsonb
+          else private.quoted_rates(array[(k.fa).id, (k.ma).id],
+            array[(k.ma).currency, (k.fa).currency, (k.ms).profit_currency, (k.fs).profit_currency]) end) end as z,
+      private.on_tick(case when (k.c).sl_mode = 'none' then null when (k.c).reverse then (k.m).tp else (k.m).sl end,
+        (k.fs).tick_size, k.side = 'sell') as sl,
+      private.on_tick(case when (k.c).tp_mode = 'none' then null when (k.c).reverse then (k.m).sl else (k.m).tp end,
+        (k.fs).tick_size, k.side = 'buy') as tp
+    from checked k
+  ), decided as materialized (
+    select s.*, coalesce(s.verdict, (s.z).reason) as reason, (s.fa).mode = 'netting' as netting,
+      nextval('public.trade_execution_queue_id_seq') as step_id
+    from sized s
+  ), made as (
+    insert into public.position_links (user_id, copier_id, master_account_id, follower_account_id, master_ticket, master_side, generation,
+      symbol, side, state, reason, seen_master_lots, wanted_lots, wanted_until, asked_price, asked_sl, asked_tp, warnings, event_id,
+      created_at, ended_at)
+    select (d.c).user_id, (d.c).id, (d.c).master_account_id, (d.c).follower_account_id, (d.m).ticket, (d.m).side, d.generation,
+      (d.fs).name, d.side, case when d.reason is null then 'live' else 'ended' end, d.reason, (d.m).lots,
+      case when d.reason is null and d.netting then (select sum(o) from unnest((d.z).orders) o) end,
+      case when d.reason is null and d.netting then (d.m).unseen_at + make_interval(secs => (d.c).max_age_ms / 1000.0) end,
+      case when (d.m).kind = 'order' then (d.m).price end, d.sl, d.tp, coalesce((d.z).warnings, '{}'), (d.m).last_event_id,
+      p_now, case when d.reason is not null then p_now end
+    from decided d where d.kind in ('new', 'flip')
+    returning id, copier_id, master_ticket
+  ), grown as (
+    update public.position_links l set seen_master_lots = (d.m).lots,
+      wanted_lots = case when d.reason is null and d.netting then (select sum(o) from unnest((d.z).orders) o) end,
+      wanted_until = case when d.reason is null and d.netting then (d.m).unseen_at + make_interval(secs => (d.c).max_age_ms / 1000.0) end,
+      -- a skipped increase rebases the pair
+      base_master_lots = case when d.reason is null then l.base_master_lots else (d.m).lots end,
+      base_lots = case when d.reason is null then l.base_lots
+        else coalesce((select sum(g.lots) from private.link_legs g where g.link_id = l.id and g.kind = 'position'), 0) end
+    from decided d where d.kind = 'increase' and l.id = d.link_id
+    returning l.id, l.copier_id, l.master_ticket
+  ), linked as (
+    select d.*, x.id as its_link from decided d
+    join (select * from made union all select * from grown) x on x.copier_id = (d.c).id and x.master_ticket = (d.m).ticket
+  ), placed as (
+    insert into public.trade_execution_queue (step_id, after_id, link_id, lane, copier_id, user_id, account_id, master_account_id, event_id,
+      action, priority, symbol, side, order_type, lots, price, sl, tp, max_slippage_points, master_price, master_lots, expires_at, comment,
+      warnings, retry_until, send_before, detected_at, queued_at, updated_at)
+    select k.step_id, case when k.kind = 'flip' then k.close_step end, k.its_link, k.its_link::text, (k.c).id, (k.c).user_id, (k.fa).id,
+      (k.ma).id, (k.m).last_event_id,
+      case when k.kind = 'increase' then 'increase' when (k.m).kind = 'order' then 'place' else 'open' end, 40,
+      (k.fs).name, k.side, private.copied_order_type((k.m).order_type, (k.c).reverse), o.lots,
+      case when (k.m).kind = 'order' then (k.m).price end, k.sl, k.tp, (k.c).max_slippage_points, (k.m).price, (k.m).lots,
+      (k.m).expires_at, (k.c).comment, (k.z).warnings, p_now + make_interval(secs => (k.c).retry_window_s), p_now, (k.m).detected_at,
+      p_now, p_now
+    from linked k cross join lateral unnest((k.z).orders) as o (lots)
+    where k.reason is null and not k.netting
+    returning id
+  ), explained as (
+    insert into public.copy_outcomes (event_id, copier_id, user_id, link_id, reason, detail)
+    select (k.m).last_event_id, (k.c).id, (k.c).user_id, k.its_link, coalesce(k.reason, 'coalesced'),
+      case when k.reason is not null then array_to_string((k.z).explain, ' ') end
+    from linked k where (k.reason is not null or k.netting) and (k.m).last_event_id is not null
+    on conflict (event_id, copier_id) do update set reason = excluded.reason, detail = excluded.detail, link_id = excluded.link_id
+      where copy_outcomes.execution_id is null
+  )
+  select array_agg(id) into v_new from placed;
+  perform private.explain_executions(v_new);
+  return v_new;
+end $$;
+
+-- Gives every (event, copier) pair that nothing else has explained its one reason.
+create function private.explain_rest(p_events bigint[]) returns void
+language sql security definer set search_path = '' as $$
+  insert into public.copy_outcomes (event_id, copier_id, user_id, link_id, reason)
+  select e.id, c.id, c.user_id, l.id, case
+      when c.mode = 'off' or c.removed_at is not null then 'copier_off'
+      when fa.copy_state = 'off' then 'account_off'
+      when l.id is null and m.closed_at is not null and e.type in ('opened', 'ordered') then 'already_closed'
+      when l.id is null and e.type in ('opened', 'ordered') and not c.copy_pending and m.kind = 'order' then 'copied_at_fill'
+      when l.id is null and (m.existing or m.first_seen_at < c.started_at) then 'existing'
+      when l.id is null then 'not_copied'
+      when l.state = 'ended' and l.reason in ('closed_by_follower', 'closed') then l.reason
+      when l.state = 'ended' then 'not_copied'
+      when exists (select 1 from public.trade_execution_queue q where q.link_id = l.id and q.finalized_at is null) then 'coalesced'
+      when e.type = 'reduced' then 'residual_hold'
+      else 'no_change' end
+  from public.trade_events e
+  join public.copiers c on c.master_account_id = e.account_id and c.removed_at is null and c.created_at <= e.received_at
+  join public.trading_accounts fa on fa.id = c.follower_account_id
+  left join public.positions m on m.account_id = e.account_id and m.ticket = e.ticket
+  left join lateral (
+    select pl.id, pl.state, pl.reason from public.position_links pl
+    where pl.master_account_id = e.account_id and pl.master_ticket = e.ticket and pl.copier_id = c.id
+    order by pl.generation desc limit 1
+  ) l on true
+  where e.id = any (p_events) and e.received_at > clock_timestamp() - interval '1 day' and e.status = 'accepted'
+  on conflict (event_id, copier_id) do nothing
+$$;
+
+-- 46_netting.sql
+-- Netting followers: the unit of flight is (account, symbol). One deal of summed deltas, booked to reductions first; each link keeps its
+-- share of the net position as its leg, and what the broker's net and the ledger differ by is booked before anything is planned.
+
+create function private.sign_of(p_side text) returns integer
+language sql immutable set search_path = '' as $$ select case p_side when 'buy' then 1 else -1 end $$;
+
+-- Adds p_lots (signed: + more, - less) to a link's share.
+create function private.book_share(p_link bigint, p_account uuid, p_symbol text, p_lots numeric, p_price numeric) returns void
+language plpgsql security definer set search_path = '' as $$
+begin
+  if p_lots > 0 then
+    insert into private.link_legs as g (link_id, account_id, ticket, kind, lots, price)
+    values (p_link, p_account, p_symbol, 'position', p_lots, p_price)
+    on conflict (link_id, ticket) do update set lots = g.lots + excluded.lots;
+  else
+    delete from private.link_legs where link_id = p_link and ticket = p_symbol and lots + p_lots <= 0;
+    update private.link_legs set lots = lots + p_lots where link_id = p_link and ticket = p_symbol and lots + p_lots > 0;
+  end if;
+end $$;
+
+-- Books what the account's own mirror shows beyond our deals: a stop, a stop-out or a manual deal against the links reduces them first
+-- (oldest first), or a later close would open a position the other way.
+create function private.book_net(p_account uuid, p_symbol text) returns void
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_net numeric;
+  v_change numeric;
+  v_leg record;
+  v_take numeric;
+begin
+  insert into private.net_ledgers (account_id, symbol) values (p_account, p_symbol) on conflict do nothing;
+  select coalesce(sum(p.lots * private.sign_of(p.side)), 0) into v_net
+  from public.positions p where p.account_id = p_account and p.symbol = p_symbol and p.closed_at is null and p.kind = 'position';
+  select v_net - net_lots into v_change from private.net_ledgers where account_id = p_account and symbol = p_symbol;
+  if v_change = 0 then return; end if;
+  update private.net_ledgers set net_lots = v_net where account_id = p_account and symbol = p_symbol;
+  for v_leg in
+    select g.link_id, g.lots from private.link_legs g join public.position_links l on l.id = g.link_id
+    where g.account_id = p_account and g.ticket = p_symbol and l.state = 'live' and private.sign_of(l.side) = -sign(v_change)
+    order by g.link_id
+  loop
+    v_take := least(v_leg.lots, abs(v_change));
+    exit when v_take <= 0;
+    perform private.book_share(v_leg.link_id, p_account, p_symbol, -v_take, null);
+    v_change := v_change + v_take * -sign(v_change);
+  end loop;
+end $$;
+
+-- What each live link of a netting symbol wants changed, in lots of the link (+ more, - less).
+create function private.net_deltas(p_account uuid, p_symbol text, p_now timestamptz)
+returns table (link_id bigint, side text, delta numeric, opens boolean, wanted_sl numeric, wanted_tp numeric, held numeric)
+language sql stable security definer set search_path = '' as $$
+  select s.id, s.side, case
+      when s.frozen then 0
+      when s.doomed then -s.position_lots
+      else coalesce(s.wanted_lots, 0) - case when s.base_lots is null or s.master_kind <> 'position' then 0
+        else greatest(0, s.position_lots
+          - private.target_lots(s.base_lots, s.master_lots, s.base_master_lots, s.lots_step, s.lots_min, s.position_lots)) end
+    end,
+    s.wanted_lots is not null and not s.doomed and not s.frozen, s.wanted_sl, s.wanted_tp, s.position_lots
+  from private.link_states s
+  where s.follower_account_id = p_account and s.symbol = p_symbol
+$$;
+
+-- Drops what was decided but not dealt in time, or is not wanted any more.
+create function private.drop_wanted(p_account uuid, p_symbol text, p_now timestamptz) returns void
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_link record;
+  v_reason text;
+begin
+  for v_link in
+    select s.id, s.copier_id, s.master_event_id, s.doomed, s.frozen, s.legs, s.master_lots, s.position_lots
+    from private.link_states s
+    where s.follower_account_id = p_account and s.symbol = p_symbol and s.wanted_lots is not null
+      and (s.doomed or s.frozen or s.wanted_until <= p_now)
+  loop
+    v_reason := case when v_link.doomed then 'already_closed' when v_link.frozen then 'copier_off' else 'too_old' end;
+    update public.position_links l set wanted_lots = null, wanted_until = null,
+      base_lots = case when v_link.legs > 0 then v_link.position_lots end, base_master_lots = v_link.master_lots,
+      state = case when v_link.legs = 0 then 'ended' else 'live' end,
+      reason = case when v_link.legs = 0 then v_reason else l.reason end,
+      ended_at = case when v_link.legs = 0 then p_now end
+    where l.id = v_link.id;
+    update public.copy_outcomes set reason = v_reason
+    where event_id = v_link.master_event_id and copier_id = v_link.copier_id and execution_id is null and reason = 'coalesced';
+  end loop;
+end $$;
+
+-- Books a finished (or purely internal) deal: parts against its direction are settled in full, those with it get the fill,
+-- reductions first.
+create function private.book_deal(p_account uuid, p_symbol text, p_side text, p_filled numeric, p_price numeric, p_master jsonb, p_parts jsonb)
+returns void
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_part record;
+  v_left numeric := p_filled;
+  v_lots numeric;
+begin
+  select v_left + coalesce(sum(abs((e ->> 'lots')::numeric)), 0) into v_left
+  from jsonb_array_elements(p_parts) e
+  where private.sign_of(e ->> 'side') * sign((e ->> 'lots')::numeric) <> private.sign_of(p_side);
+  for v_part in
+    select (e ->> 'link_id')::bigint as link_id, (e ->> 'lots')::numeric as lots, (e ->> 'master_lots')::numeric as master_lots,
+      private.sign_of(e ->> 'side') * sign((e ->> 'lots')::numeric) = private.sign_of(p_side) as with_deal
+    from jsonb_array_elements(p_parts) e order by (e ->> 'lots')::numeric > 0, (e ->> 'link_id')::bigint
+  loop
+    v_lots := case when v_part.with_deal then least(abs(v_part.lots), v_left) else abs(v_part.lots) end;
+    if v_part.with_deal then v_left := v_left - v_lots; end if;
+    if v_lots > 0 then
+      perform private.book_share(v_part.link_id, p_account, p_symbol, v_lots * sign(v_part.lots), p_price);
+    end if;
+    if v_part.lots > 0 then  -- a fill rebases the pair
+      update public.position_links l set base_master_lots = v_part.master_lots,
+        base_lots = (select sum(g.lots) from private.link_legs g where g.link_id = l.id)
+      where l.id = v_part.link_id;
+    end if;
+  end loop;
+  update private.net_ledgers set net_lots = net_lots + p_filled * private.sign_of(p_side) where account_id = p_account and symbol = p_symbol;
+end $$;
+
+-- Plans one netting symbol: nothing while a deal is in flight; else one deal, or the SL/TP. Returns the new execution or null.
+-- Longer than forty lines because it is one decision.
+create function private.plan_net(p_account uuid, p_symbol text, p_now timestamptz) returns bigint
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_parts jsonb;
+  v_sum numeric;
+  v_net numeric;
+  v_ledger private.net_ledgers;
+  v_ticket text;
+  v_min numeric;
+  v_link public.position_links;
+  v_sl numeric;
+  v_tp numeric;
+  v_shares integer;
+  v_share numeric;
+  v_action text;
+  v_side text;
+  v_new bigint;
+  v_master record;
+begin
+  if exists (select 1 from public.trade_execution_queue q where q.account_id = p_account and q.symbol = p_symbol and q.finalized_at is null) then
+    return null;
+  end if;
+  perform private.book_net(p_account, p_symbol);
+  perform private.drop_wanted(p_account, p_symbol, p_now);
+  select * into v_ledger from private.net_ledgers where account_id = p_account and symbol = p_symbol;
+  v_net := v_ledger.net_lots;
+  select p.ticket into v_ticket from public.positions p
+  where p.account_id = p_account and p.symbol = p_symbol and p.closed_at is null and p.kind = 'position' limit 1;
+  select s.lots_min into v_min from public.account_symbols s where s.account_id = p_account and s.name = p_symbol;
+  select coalesce(sum(d.delta * private.sign_of(d.side)), 0),
+    coalesce(jsonb_agg(jsonb_build_object('link_id', d.link_id::text, 'side', d.side, 'lots', d.delta::text,
+      'master_lots', (select l.seen_master_lots::text from public.position_links l where l.id = d.link_id))) filter (where d.delta <> 0), '[]'),
+    count(*) filter (where d.held + greatest(d.delta, 0) > 0), coalesce(sum((d.held + d.delta) * private.sign_of(d.side)), 0),
+    min(d.wanted_sl) filter (where d.held + d.delta > 0), min(d.wanted_tp) filter (where d.held + d.delta > 0)
+  into v_sum, v_parts, v_shares, v_share, v_sl, v_tp
+  from private.net_deltas(p_account, p_symbol, p_now) d;
+  -- SL/TP of one leg cannot stand on a net position that has other owners
+  if v_shares <> 1 or v_net + v_sum <> v_share then v_sl := null; v_tp := null; end if;
+
+  select l.* into v_link from public.position_links l
+  where l.follower_account_id = p_account and l.symbol = p_symbol and l.state = 'live'
+  order by (l.id::text in (select e ->> 'link_id' from jsonb_array_elements(v_parts) e)) desc, l.id desc limit 1;
+  if v_link.id is null or (v_link.replan_at > p_now and v_link.close_failures > 0) then return null; end if;
+  select m.last_event_id, m.detected_at, m.price, c.retry_window_s, c.max_slippage_points, c.comment into v_master
+  from public.copiers c left join public.positions m on m.account_id = v_link.master_account_id and m.ticket = v_link.master_ticket
+  where c.id = v_link.copier_id;
+
+  if v_sum = 0 and v_parts <> '[]' then  -- the links settle among themselves
+    perform private.book_deal(p_account, p_symbol, 'buy', 0, null, null, v_parts);
+    update public.position_links l set wanted_lots = null, wanted_until = null
+    where l.id in (select (e ->> 'link_id')::bigint from jsonb_array_elements(v_parts) e);
+    return private.plan_net(p_account, p_symbol, p_now);
+  elsif abs(v_sum) >= v_min then
+    v_side := case when v_sum > 0 then 'buy' else 'sell' end;
+    v_action := case when v_net * v_sum >= 0 or abs(v_sum) > abs(v_net) then 'open' when abs(v_sum) = abs(v_net) then 'close' else 'reduce' end;
+    insert into public.trade_execution_queue (step_id, link_id, lane, copier_id, user_id, account_id, master_account_id, event_id, action,
+      priority, symbol, side, lots, target_lots, ticket, sl, tp, max_slippage_points, master_price, master_lots, comment, parts, warnings,
+      retry_until, send_before, detected_at, queued_at, updated_at)
+    values (nextval('public.trade_execution_queue_id_seq'), v_link.id, p_account || ':' || p_symbol, v_link.copier_id, v_link.user_id, p_account,
+      v_link.master_account_id, v_master.last_event_id, v_action, case when v_action = 'open' then 40 else 10 end, p_symbol,
+      case when v_action = 'open' then v_side when v_side = 'buy' then 'sell' else 'buy' end, abs(v_sum),
+      case when v_action <> 'open' then abs(v_net) - abs(v_sum) end, case when v_action <> 'open' then v_ticket end,
+      case when v_action = 'open' then v_sl end, case when v_action = 'open' then v_tp end,
+      case when v_action = 'open' then v_master.max_slippage_points end, v_master.price, v_link.seen_master_lots, v_master.comment, v_parts,
+      case when v_shares > 1 then array['netting_sltp_virtual'] else '{}' end,
+      p_now + make_interval(secs => v_master.retry_window_s), p_now, v_master.detected_at, p_now, p_now)
+    returning id into v_new;
+    update public.position_links l set wanted_lots = null, wanted_until = null
+    where l.id in (select (e ->> 'link_id')::bigint from jsonb_array_elements(v_parts) e);
+    if v_action = 'open' then  -- a level that the deal does not carry is taken off by a modify of its own
+      update private.net_ledgers set asked_sl = coalesce(v_sl, asked_sl), asked_tp = coalesce(v_tp, asked_tp)
+      where account_id = p_account and symbol = p_symbol;
+    end if;
+    -- every link of the deal is explained by it
+    insert into public.copy_outcomes as o (event_id, copier_id, user_id, link_id, execution_id)
+    select distinct on (m.last_event_id, l.copier_id) m.last_event_id, l.copier_id, l.user_id, l.id, v_new
+    from jsonb_array_elements(v_parts) e
+    join public.position_links l on l.id = (e ->> 'link_id')::bigint
+    join public.positions m on m.account_id = l.master_account_id and m.ticket = l.master_ticket
+    where m.last_event_id is not null
+    on conflict (event_id, copier_id) do update set execution_id = excluded.execution_id, link_id = excluded.link_id, reason = null, detail = null
+      where o.execution_id is null;
+    return v_new;
+  elsif v_ticket is not null and (v_sl, v_tp) is distinct from (v_ledger.asked_sl, v_ledger.asked_tp) and v_shares > 0
+    and (v_link.modify_failures = 0 or v_link.replan_at <= p_now) and v_link.modify_failures < 3 then
+    update private.net_ledgers set asked_sl = v_sl, asked_tp = v_tp where account_id = p_account and symbol = p_symbol;
+    insert into public.trade_execution_queue (step_id, link_id, lane, copier_id, user_id, account_id, master_account_id, event_id, action,
+      priority, symbol, side, lots, ticket, sl, tp, send_before, detected_at, queued_at, updated_at)
+    values (nextval('public.trade_execution_queue_id_seq'), v_link.id, p_account || ':' || p_symbol, v_link.copier_id, v_link.user_id, p_account,
+      v_link.master_account_id, v_master.last_event_id, 'modify', 30, p_symbol, case when v_net > 0 then 'buy' else 'sell' end, abs(v_net),
+      v_ticket, v_sl, v_tp, p_now, v_master.detected_at, p_now, p_now)
+    returning id into v_new;
+    perform private.explain_executions(array[v_new]);
+    return v_new;
+  end if;
+  return null;
+end $$;
+
+-- Plans the netting symbols that the links belong to.
+create function private.plan_nets(p_links bigint[], p_now timestamptz) returns bigint[]
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_unit record;
+  v_new bigint[] := '{}';
+  v_one bigint;
+begin
+  for v_unit in
+    select distinct l.follower_account_id, l.symbol from public.position_links l
+    join public.trading_accounts a on a.id = l.follower_account_id and a.mode = 'netting'
+    where l.id = any (p_links) and l.state = 'live'
+  loop
+    v_one := private.plan_net(v_unit.follower_account_id, v_unit.symbol, p_now);
+    if v_one is not null then v_new := v_new || v_one; end if;
+  end loop;
+  perform private.end_links(p_links, p_now);
+  return v_new;
+end $$;
+
+-- The whole planner. p_links: live links to look at; p_masters and p_tickets: master positions that may wait for a decision, of the
+-- copiers p_copiers (null: all). The caller holds the plan locks. Returns the new executions, unoffered.
+create function private.plan(p_links bigint[], p_masters uuid[], p_tickets text[], p_copiers uuid[], p_now timestamptz) returns bigint[]
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_new bigint[];
+  v_decided bigint[];
+begin
+  perform private.book_links(p_links);
+  v_new := coalesce(private.plan_links(p_links, p_now), '{}') || coalesce(private.decide(p_masters, p_tickets, p_copiers, p_now), '{}');
+  select array_agg(l.id) into v_decided from public.position_links l
+  where l.master_account_id = any (p_masters) and l.master_ticket = any (p_tickets) and l.state = 'live'
+    and (p_copiers is null or l.copier_id = any (p_copiers));
+  return v_new || coalesce(private.plan_nets(coalesce(p_links, '{}') || coalesce(v_decided, '{}'), p_now), '{}');
+end $$;
+
+-- 47_queue_trade_copy.sql
+-- queue_trade_copy: trade events of one account come in, executions for its followers go out, in one round trip.
+
+-- What is wrong with an event as docs/protocol.md describes it; null when nothing is.
+create function private.event_error(e jsonb) returns text
+language plpgsql stable set search_path = '' as $$
+declare
+  v_field text;
+  v_error text;
+  p jsonb;
+begin
+  if jsonb_typeof(e) is distinct from 'object' then return 'the event is not an object'; end if;
+  foreach v_field in array array['session', 'seq'] loop
+    if coalesce(jsonb_typeof(e -> v_field), '') <> 'number' or not pg_input_is_valid(e ->> v_field, 'bigint') or (e ->> v_field)::bigint < 1 then
+      return format('%s must be a whole number above 0', v_field);
+    end if;
+  end loop;
+  if coalesce(e ->> 'type', '') not in
+    ('opened', 'increased', 'reduced', 'modified', 'closed', 'ordered', 'amended', 'cancelled', 'snapshot') then
+    return 'type is not one of the known event types';
+  end if;
+  foreach v_field in array array['detected_at', 'unchanged_at'] loop
+    if coalesce(jsonb_typeof(e -> v_field), 'null') <> 'null' and not pg_input_is_valid(e ->> v_field, 'timestamptz') then
+      return format('%s must be a time such as 2026-01-31T12:00:00Z', v_field);
+    end if;
+  end loop;
+  if e ->> 'detected_at' is null then return 'detected_at is missing'; end if;
+  if e ->> 'type' = 'snapshot' then
+    if jsonb_typeof(e -> 'positions') is distinct from 'array' then return 'positions of a snapshot must be an array'; end if;
+    for p in select value from jsonb_array_elements(e -> 'positions') loop
+      v_error := private.position_error(p);
+      if v_error is not null then return v_error; end if;
+      if (p ->> 'lots')::numeric = 0 then return 'a snapshot holds only what is open: position.lots must be above 0'; end if;
+    end loop;
+    return null;
+  end if;
+  v_error := private.position_error(e -> 'position');
+  if v_error is not null then return v_error; end if;
+  if e ->> 'type' in ('closed', 'cancelled') <> ((e #>> '{position,lots}')::numeric = 0) then
+    return 'position.lots must be 0 for closed and cancelled, and above 0 for everything else';
+  end if;
+  if e ->> 'type' in ('closed', 'cancelled') and coalesce(e ->> 'evidence', '') not in ('deal', 'snapshots') then
+    return 'evidence of a close must be "deal" or "snapshots"';
+  end if;
+  return null;
+end $$;
+
+create function private.record_event(
+  p_account public.trading_accounts, p_id bigint, e jsonb, p_source text, p_type text, p_status text, p_code text, p_error text, p_position jsonb,
+  p_previous numeric, p_payload jsonb
+) returns void
+language sql security definer set search_path = '' as $$
+  insert into public.trade_events (id, account_id, user_id, session, seq, event_key, source, type, status, code, error, ticket, symbol, side,
+    lots, previous_lots, payload, detected_at, unchanged_at, decided_at)
+  overriding system value
+  values (p_id, p_account.id, p_account.user_id,
+    case when pg_input_is_valid(e ->> 'session', 'bigint') then (e ->> 'session')::bigint end,
+    case when pg_input_is_valid(e ->> 'seq', 'bigint') then (e ->> 'seq')::bigint end,
+    (e ->> 'session') || ':' || (e ->> 'seq'), p_source, coalesce(p_type, left(e ->> 'type', 20), '?'), p_status, p_code, p_error,
+    left(p_position ->> 'ticket', 64), left(p_position ->> 'symbol', 64), p_position ->> 'side',
+    case when private.is_number(p_position -> 'lots') then (p_position ->> 'lots')::numeric end, p_previous, p_payload,
+    case when pg_input_is_valid(e ->> 'detected_at', 'timestamptz') then (e ->> 'detected_at')::timestamptz end,
+    case when pg_input_is_valid(e ->> 'unchanged_at', 'timestamptz') then (e ->> 'unchanged_at')::timestamptz end, clock_timestamp())
+$$;
+
+-- Stores and applies one event; result as docs/protocol.md, plus "tickets" and "events" that it changed.
+create function private.take_event(p_account public.trading_accounts, e jsonb, p_now timestamptz) returns jsonb
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_id bigint := nextval('public.trade_events_id_seq');
+  v_error text := private.event_error(e);
+  v_key jsonb := jsonb_build_object('event_key', (e ->> 'session') || ':' || (e ->> 'seq'));
+  v_session bigint;
+  v_seq bigint;
+  v_known bigint;
+  v_detected timestamptz;
+  v_unseen timestamptz;
+  v_change private.change;
+  v_status text := 'accepted';
+  v_snapshot record;
+  v_found jsonb;
+  v_tickets jsonb := '[]';
+  v_events jsonb := '[]';
+begin
+  if v_error is not null then
+    perform private.record_event(p_account, v_id, e, 'agent', null, 'refused', 'TC401', v_error, e -> 'position', null,
+      case when octet_length(e::text) < 10000 then e else to_jsonb(left(e::text, 1000)) end);
+    return v_key || jsonb_build_object('status', 'refused', 'code', 'TC401', 'error', v_error);
+  end if;
+  v_session := (e ->> 'session')::bigint;
+  v_seq := (e ->> 'seq')::bigint;
+  if v_session > p_account.session then
+    v_error := format('session %s was never issued for this account; its newest is %s', v_session, p_account.session);
+    perform private.record_event(p_account, v_id, e, 'agent', null, 'refused', 'TC402', v_error, e -> 'position', null, e);
+    return v_key || jsonb_build_object('status', 'refused', 'code', 'TC402', 'error', v_error);
+  end if;
+  insert into private.event_keys (account_id, session, seq, event_id) values (p_account.id, v_session, v_seq, v_id)
+  on conflict do nothing returning event_id into v_known;
+  if v_known is null then
+    select event_id into v_known from private.event_keys where account_id = p_account.id and session = v_session and seq = v_seq;
+    return v_key || jsonb_build_object('status', 'duplicate', 'code', null, 'error', null, 'events', jsonb_build_array(v_known));
+  end if;
+  v_detected := least((e ->> 'detected_at')::timestamptz, p_now);
+  v_unseen := least(coalesce((e ->> 'unchanged_at')::timestamptz, p_account.seen_at, p_account.created_at), v_detected);
+
+  if v_session < p_account.snapshot_session then  -- a newer session's snapshot has spoken: history
+    v_status := 'history';
+    perform private.record_event(p_account, v_id, e, 'agent', null, v_status, null, null, e -> 'position', null, e);
+  elsif e ->> 'type' = 'snapshot' then
+    select * into v_snapshot from private.apply_snapshot(p_account, v_session, v_seq, e -> 'positions', v_detected, v_unseen, p_now);
+    perform private.record_event(p_account, v_id, e, 'agent', 'snapshot', v_status, null, null, null, null,
+      jsonb_build_object('positions', jsonb_array_length(e -> 'positions')));
+    for v_found in select value from jsonb_array_elements(v_snapshot.changes) loop
+      v_id := nextval('public.trade_events_id_seq');
+      perform private.record_event(p_account, v_id, e, 'snapshot', v_found ->> 'type', v_status, null, null, v_found -> 'position',
+        (v_found ->> 'previous_lots')::numeric, v_found -> 'position');
+      update public.positions set last_event_id = v_id where account_id = p_account.id and ticket = v_found #>> '{position,ticket}';
+      v_tickets := v_tickets || jsonb_build_array(v_found #>> '{position,ticket}');
+      v_events := v_events || to_jsonb(v_id);
+    end loop;
+    v_key := v_key || jsonb_build_object('missing', v_snapshot.missing);
+  else
+    v_change := private.apply_position(p_account, v_session, v_seq, e -> 'position', v_detected, v_unseen, false, v_id,
+      e ->> 'close_reason', p_now);
+    v_status := case when v_change.applied then 'accepted' else 'history' end;
+    perform private.record_event(p_account, v_id, e, 'agent', v_change.type, v_status, null, null, e -> 'position', v_change.previous_lots, e);
+    if v_change.applied then
+      v_tickets := jsonb_build_array(e #>> '{position,ticket}');
+      v_events := jsonb_build_array(v_id);
+    end if;
+  end if;
+  return v_key || jsonb_build_object('status', v_status, 'code', null, 'error', null, 'tickets', v_tickets, 'events', v_events);
+end $$;
+
+-- Links that a change of these tickets of an account concerns: it as master, and it as follower.
+create function private.links_of_tickets(p_account uuid, p_tickets text[]) returns bigint[]
+language sql stable security definer set search_path = '' as $$
+  select array_agg(id) from (
+    select l.id from public.position_links l
+    where l.master_account_id = p_account and l.master_ticket = any (p_tickets) and l.state = 'live'
+    union
+    select l.id from private.link_legs g join public.position_links l on l.id = g.link_id
+    where g.account_id = p_account and g.ticket = any (p_tickets) and l.state = 'live'
+    union
+    select l.id from public.positions p
+    join public.trading_accounts a on a.id = p_account and (a.mode = 'netting' or a.copy_state = 'flattening')
+    join public.position_links l on l.follower_account_id = p_account and l.symbol = p.symbol and l.state = 'live'
+    where p.account_id = p_account and p.ticket = any (p_tickets)
+  ) x
+$$;
+
+-- Followers of an account, and the account itself: whose plan locks a change of it needs.
+create function private.with_followers(p_accounts uuid[]) returns uuid[]
+language sql stable security definer set search_path = '' as $$
+  select array_agg(distinct id) from (
+    select unnest(p_accounts) as id
+    union
+    select c.follower_account_id from public.copiers c where c.master_account_id = any (p_accounts) and c.removed_at is null
+  ) x
+$$;
+
+create function private.queue_trade_copy(p_events jsonb) returns jsonb
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_vps uuid := private.agent_vps();
+  v_account public.trading_accounts;
+  v_now timestamptz;
+  v_results jsonb := '[]';
+  v_result jsonb;
+  v_event jsonb;
+  v_tickets text[] := '{}';
+  v_events bigint[] := '{}';
+  v_repeated bigint[] := '{}';
+  v_new bigint[];
+  v_again jsonb := '[]';
+begin
+  if octet_length(p_events::text) > 1000000 then
+    raise exception using errcode = 'TC002', message = 'queue_trade_copy: the payload is over 1 MB', hint = 'Send fewer events in one call.';
+  end if;
+  if jsonb_typeof(p_events -> 'events') is distinct from 'array' or not coalesce(pg_input_is_valid(p_events ->> 'account_id', 'uuid'), false)
+    or not coalesce(pg_input_is_valid(p_events ->> 'epoch', 'bigint'), false) then
+    raise exception using errcode = 'TC001', message = 'queue_trade_copy: account_id, epoch or the array "events" is missing or malformed',
+      hint = 'See docs/protocol.md for the form of the call.';
+  end if;
+  perform private.require_assignment(v_vps, (p_events ->> 'account_id')::uuid, (p_events ->> 'epoch')::bigint);
+  v_now := private.lock_accounts(private.with_followers(array[(p_events ->> 'account_id')::uuid]));
+
+  select * into v_account from public.trading_accounts where id = (p_events ->> 'account_id')::uuid;
+  for v_event in select value from jsonb_array_elements(p_events -> 'events') loop
+    v_result := private.take_event(v_account, v_event, v_now);
+    if v_result ->> 'status' = 'duplicate' then
+      v_repeated := v_repeated || array(select jsonb_array_elements_text(v_result -> 'events')::bigint);
+    elsif v_result ? 'tickets' then
+      v_tickets := v_tickets || array(select jsonb_array_elements_text(v_result -> 'tickets'));
+      v_events := v_events || array(select jsonb_array_elements_text(v_result -> 'events')::bigint);
+      if v_event ->> 'type' = 'snapshot' then
+        v_account.snapshot_session := greatest(v_account.snapshot_session, (v_event ->> 'session')::bigint);
+      end if;
+    end if;
+    v_results := v_results || (v_result - 'tickets' - 'events');
+  end loop;
+  if cardinality(v_tickets) > 0 then
+    v_new := private.plan(private.links_of_tickets(v_account.id, v_tickets),
+      array_fill(v_account.id, array[cardinality(v_tickets)]), v_tickets, null, v_now);
+    perform private.explain_rest(v_events);
+  end if;
+  if cardinality(v_repeated) > 0 then
+    select coalesce(jsonb_agg(private.execution_json(q)), '[]') into v_again from public.trade_execution_queue q
+    where q.event_id = any (v_repeated) and q.finalized_at is null and q.vps_id = v_vps;
+  end if;
+  return jsonb_build_object('results', v_results, 'executions', private.offer(v_new, v_vps, clock_timestamp()) || v_again,
+    'server_time', private.rfc3339(clock_timestamp()));
+end $$;
+
+create function public.queue_trade_copy(p_events jsonb) returns jsonb
+language sql volatile security invoker set search_path = '' as $$ select private.queue_trade_copy(p_events) $$;
+comment on function public.queue_trade_copy(jsonb) is
+  'Trade events of one account, from its agent: stored once, planned, and the executions of the calling VPS returned (docs/protocol.md).';
+revoke all on function public.queue_trade_copy(jsonb) from public, anon;
+grant execute on function public.queue_trade_copy(jsonb) to authenticated;
+grant execute on function private.queue_trade_copy(jsonb) to authenticated;
+
+-- 48_report.sql
+-- report_executions: what came of executions. Reports are facts: accepted late and from any epoch, and planned on.
+
+-- Pause before the next attempt: doubling, capped by p_cap_s and by the setting, with jitter of a quarter.
+create function private.retry_delay(p_attempt integer, p_cap_s numeric) returns interval
+language sql volatile set search_path = '' as $$
+  select make_interval(secs => least(p_cap_s, (private.setting('retry_backoff_max_ms') #>> '{}')::numeric / 1000,
+    (private.setting('retry_backoff_ms') #>> '{}')::numeric / 1000 * 2 ^ least(p_attempt - 1, 16)) * (0.75 + random() * 0.5))
+$$;
+
+create function private.report_error(r jsonb) returns text
+language plpgsql stable set search_path = '' as $$
+declare
+  v_field text;
+  v_error text;
+  p jsonb;
+begin
+  if jsonb_typeof(r) is distinct from 'object' then return 'the report is not an object'; end if;
+  if not coalesce(pg_input_is_valid(r ->> 'execution_id', 'bigint'), false) then return 'execution_id must be an execution number'; end if;
+  foreach v_field in array array['attempt', 'session', 'seq'] loop
+    if not coalesce(pg_input_is_valid(r ->> v_field, 'bigint'), false) then return format('%s must be a whole number', v_field); end if;
+  end loop;
+  if coalesce(r ->> 'outcome', '') not in ('completed', 'rejected', 'expired', 'cancelled', 'unknown') then
+    return 'outcome is not one of completed, rejected, expired, cancelled, unknown';
+  end if;
+  foreach v_field in array array['filled_lots', 'price'] loop
+    if coalesce(jsonb_typeof(r -> v_field), 'null') <> 'null' and
+      (not coalesce(private.is_number(r -> v_field), false) or (r ->> v_field)::numeric < 0) then
+      return format('%s must be a decimal number, not negative', v_field);
+    end if;
+  end loop;
+  foreach v_field in array array['received_at', 'sent_at', 'done_at'] loop
+    if coalesce(jsonb_typeof(r -> v_field), 'null') <> 'null' and not pg_input_is_valid(r ->> v_field, 'timestamptz') then
+      return format('%s must be a time such as 2026-01-31T12:00:00Z', v_field);
+    end if;
+  end loop;
+  if coalesce(jsonb_typeof(r -> 'positions'), 'null') not in ('null', 'array') then return 'positions must be an array'; end if;
+  if jsonb_typeof(r -> 'positions') = 'array' then
+    for p in select value from jsonb_array_elements(r -> 'positions') loop
+      v_error := private.position_error(p);
+      if v_error is not null then return v_error; end if;
+    end loop;
+  end if;
+  return null;
+end $$;
+
+-- What a broker did, booked to the link of a hedging follower.
+create function private.book_fill(q public.trade_execution_queue, r jsonb) returns void
+language plpgsql security definer set search_path = '' as $$
+declare
+  p jsonb;
+  v_gone boolean := q.action in ('close', 'cancel') and coalesce(jsonb_array_length(r -> 'positions'), 0) = 0;
+begin
+  if q.action in ('open', 'increase', 'place') then
+    for p in select value from jsonb_array_elements(coalesce(r -> 'positions', '[]')) where (value ->> 'lots')::numeric > 0 loop
+      insert into private.link_legs (link_id, account_id, ticket, kind, lots, price)
+      values (q.link_id, q.account_id, p ->> 'ticket', p ->> 'kind', (p ->> 'lots')::numeric, (p ->> 'price')::numeric)
+      on conflict (link_id, ticket) do update set lots = excluded.lots, kind = excluded.kind, price = excluded.price;
+    end loop;
+    if q.action <> 'place' or exists (select 1 from private.link_legs g where g.link_id = q.link_id and g.kind = 'position') then
+      update public.position_links l set base_master_lots = coalesce(q.master_lots, l.base_master_lots),
+        base_lots = (select sum(g.lots) from private.link_legs g where g.link_id = l.id and g.kind = 'position')
+      where l.id = q.link_id;
+    end if;
+  elsif q.action in ('reduce', 'close', 'cancel') then
+    delete from private.link_legs g where g.link_id = q.link_id and (
+      (v_gone and (g.ticket = q.ticket or q.ticket is null and q.filled_lots > 0))
+      or exists (select 1 from jsonb_array_elements(coalesce(r -> 'positions', '[]')) e
+        where e ->> 'ticket' = g.ticket and (e ->> 'lots')::numeric = 0
+          and not exists (select 1 from jsonb_array_elements(r -> 'positions') n where n ->> 'replaces' = g.ticket)));
+    for p in select value from jsonb_array_elements(coalesce(r -> 'positions', '[]')) where (value ->> 'lots')::numeric > 0 loop
+      update private.link_legs g set ticket = p ->> 'ticket', lots = least(g.lots, (p ->> 'lots')::numeric)
+      where g.link_id = q.link_id and g.ticket in (p ->> 'ticket', p ->> 'replaces');
+    end loop;
+  end if;
+  update public.position_links l set close_failures = case when q.action in ('close', 'reduce', 'cancel') then 0 else l.close_failures end,
+    modify_failures = case when q.action in ('modify', 'amend') then 0 else l.modify_failures end, replan_at = null
+  where l.id = q.link_id and (l.close_failures > 0 or l.modify_failures > 0);
+end $$;
+
+-- An order that came to nothing: an open's link ends with its reason, a close or modify waits for its next time.
+create function private.book_failure(q public.trade_execution_queue, p_now timestamptz) returns void
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_opened bigint[];
+begin
+  if q.action in ('close', 'reduce', 'cancel') then
+    update public.position_links l set close_failures = l.close_failures + 1, replan_at = p_now + private.retry_delay(l.close_failures + 1, 30)
+    where l.id = q.link_id;
+  elsif q.action in ('modify', 'amend') then
+    update public.position_links l set modify_failures = l.modify_failures + 1, replan_at = p_now + private.retry_delay(l.modify_failures + 2, 30)
+    where l.id = q.link_id;
+  end if;
+  if q.parts is not null then
+    v_opened := array(select (e ->> 'link_id')::bigint from jsonb_array_elements(q.parts) e where (e ->> 'lots')::numeric > 0);
+  elsif q.action in ('open', 'increase', 'place') then
+    v_opened := array[q.link_id];
+  end if;
+  if q.status in ('rejected', 'expired', 'cancelled') and v_opened is not null then
+    update public.position_links l set state = 'ended', reason = q.reason, ended_at = p_now, replan_at = null
+    where l.id = any (v_opened) and l.state = 'live' and l.wanted_lots is null
+      and not exists (select 1 from private.link_legs g where g.link_id = l.id)
+      and not exists (select 1 from public.trade_execution_queue o where o.link_id = l.id and o.finalized_at is null and o.id <> q.id);
+    -- a part of it is held: what was not filled is a skipped increase
+    update public.position_links l set base_master_lots = coalesce(q.master_lots, l.base_master_lots),
+      base_lots = (select sum(g.lots) from private.link_legs g where g.link_id = l.id and g.kind = 'position')
+    where l.id = any (v_opened) and l.state = 'live' and exists (select 1 from private.link_legs g where g.link_id = l.id and g.kind = 'position');
+  end if;
+end $$;
+
+-- A fill that arrives for a link that has ended meanwhile (expired, rejected: the report overrules it): the link lives again.
+create function private.revive_link(q public.trade_execution_queue) returns void
+language sql security definer set search_path = '' as $$
+  update public.position_links l set state = 'live', ended_at = null, reason = null
+  where l.id = q.link_id and l.state = 'ended' and q.action in ('open', 'increase', 'place')
+$$;
+
+-- Status after a report: final, or on to another attempt. Closes, reductions and SL/TP are tried for ever; opens within their limits.
+create function private.next_status(q public.trade_execution_queue, r jsonb, p_now timestamptz, out status text, out reason text, out next_at timestamptz)
+language plpgsql volatile security definer set search_path = '' as $$
+declare
+  v_opens boolean := q.action in ('open', 'increase', 'place');
+  v_limit timestamptz;
+begin
+  reason := coalesce(r ->> 'reason', case when r ->> 'outcome' = 'completed' then null else r ->> 'outcome' end);
+  case r ->> 'outcome'
+    when 'completed' then status := 'completed'; reason := null;
+    when 'unknown' then status := 'unknown';
+    when 'cancelled' then status := 'cancelled';
+    when 'expired' then
+      status := case when v_opens then 'expired' else 'retrying' end;
+      next_at := p_now;
+    when 'rejected' then
+      v_limit := case when reason = 'market_closed' then q.retry_until
+        else q.queued_at + coalesce((select make_interval(secs => c.max_age_ms / 1000.0) from public.copiers c where c.id = q.copier_id), interval '5 s') end;
+      next_at := p_now + private.retry_delay(q.attempt, case when v_opens then 5 else 30 end);
+      if not coalesce((r ->> 'retryable')::boolean, false) then status := 'rejected';
+      elsif v_opens and next_at > v_limit then status := 'expired'; reason := 'too_old';
+      else status := 'retrying'; end if;
+  end case;
+  if status <> 'retrying' then next_at := null; end if;
+end $$;
+
+-- Takes one report; returns its result. Adds to p_links what is to be planned and to p_changes what changed on the account.
+create function private.take_report(p_vps uuid, r jsonb, p_now timestamptz, out result jsonb, out link_ids bigint[], out changes jsonb)
+language plpgsql security definer set search_path = '' as $$
+declare
+  q public.trade_execution_queue;
+  v_account public.trading_accounts;
+  n record;
+  p jsonb;
+  c private.change;
+  v_late boolean;
+begin
+  link_ids := '{}';
+  changes := '[]';
+  result := jsonb_build_object('execution_id', r ->> 'execution_id', 'status', 'refused', 'code', 'TC411', 'error', private.report_error(r));
+  if result ->> 'error' is not null then return; end if;
+  select * into q from public.trade_execution_queue where id = (r ->> 'execution_id')::bigint for update;
+  if q.id is null or q.account_id::text is distinct from r ->> 'account_id' or not exists (
+    select 1 from public.account_vps_assignments a where a.account_id = q.account_id and a.vps_id = p_vps) and q.vps_id is distinct from p_vps
+  then
+    result := result || jsonb_build_object('code', 'TC106', 'error', format('execution %s was never given to this VPS', r ->> 'execution_id'));
+    return;
+  end if;
+  select * into v_account from public.trading_accounts where id = q.account_id;
+  result := jsonb_build_object('execution_id', q.id::text, 'status', 'accepted', 'code', null, 'error', null);
+
+  -- the mirror takes the report's look at the account, whatever becomes of the execution
+  for p in select value from jsonb_array_elements(case when jsonb_typeof(r -> 'positions') = 'array' then r -> 'positions' else '[]' end) loop
+    c := private.apply_position(v_account, (r ->> 'session')::bigint, (r ->> 'seq')::bigint, p,
+      coalesce((r ->> 'done_at')::timestamptz, p_now), coalesce((r ->> 'sent_at')::timestamptz, p_now), false, null, null, p_now);
+    if c.applied and (c.type <> 'modified' or q.action = 'modify') then
+      changes := changes || jsonb_build_object('position', p, 'type', c.type, 'previous_lots', c.previous_lots);
+    end if;
+  end loop;
+
+  v_late := (r ->> 'attempt')::integer < q.attempt;
+  if q.status = 'completed' or (q.finalized_at is not null or v_late) and r ->> 'outcome' <> 'completed'
+    or (r ->> 'attempt')::integer > q.attempt then
+    result := result || jsonb_build_object('status', 'duplicate');
+    return;
+  end if;
+  n := private.next_status(q, r, p_now);
+  update public.trade_execution_queue x set status = n.status, reason = n.reason, message = left(r ->> 'message', 500),
+    next_attempt_at = n.next_at, adopted = x.adopted or coalesce((r ->> 'adopted')::boolean, false),
+    filled_lots = coalesce((r ->> 'filled_lots')::numeric, x.filled_lots), fill_price = coalesce((r ->> 'price')::numeric, x.fill_price),
+    received_at = coalesce((r ->> 'received_at')::timestamptz, x.received_at), sent_at = coalesce((r ->> 'sent_at')::timestamptz, x.sent_at),
+    done_at = coalesce((r ->> 'done_at')::timestamptz, x.done_at),
+    finalized_at = case when n.status in ('completed', 'rejected', 'expired', 'cancelled') then p_now end, updated_at = p_now
+  where x.id = q.id returning * into q;
+
+  update public.position_links l set report_session = (r ->> 'session')::bigint, report_seq = (r ->> 'seq')::bigint
+  where l.id = q.link_id and (l.report_session, l.report_seq) < ((r ->> 'session')::bigint, (r ->> 'seq')::bigint);
+  if q.status = 'completed' then
+    perform private.revive_link(q);
+    if q.parts is not null then
+      perform private.book_deal(q.account_id, q.symbol, case when q.action = 'open' then q.side when q.side = 'buy' then 'sell' else 'buy' end,
+        coalesce(q.filled_lots, q.lots), q.fill_price, null, q.parts);
+    elsif v_account.mode = 'hedging' then
+      perform private.book_fill(q, r);
+    end if;
+  elsif q.status in ('rejected', 'expired', 'cancelled') then
+    perform private.book_failure(q, p_now);
+  end if;
+  link_ids := array[q.link_id];
+  if q.parts is not null then
+    link_ids := link_ids || array(select (e ->> 'link_id')::bigint from jsonb_array_elements(q.parts) e);
+  end if;
+end $$;
+
+-- Puts retries that are due into the hands of agents again, under the next attempt number.
+create function private.requeue(p_accounts uuid[], p_now timestamptz) returns bigint[]
+language sql volatile security definer set search_path = '' as $$
+  with due as (
+    update public.trade_execution_queue q set status = 'queued', attempt = q.attempt + 1, next_attempt_at = null, offered_at = null, updated_at = p_now
+    where q.status = 'retrying' and q.next_attempt_at <= p_now and q.account_id = any (p_accounts)
+    returning q.id
+  )
+  select array_agg(id) from due
+$$;
+
+-- Records what reports changed on an account that is itself a master, as events, and plans on them.
+create function private.plan_changes(p_account uuid, p_changes jsonb, p_now timestamptz) returns bigint[]
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_account public.trading_accounts;
+  v_change jsonb;
+  v_id bigint;
+  v_events bigint[] := '{}';
+  v_tickets text[] := '{}';
+  v_new bigint[];
+begin
+  if not exists (select 1 from public.copiers c where c.master_account_id = p_account and c.removed_at is null) then return null; end if;
+  select * into v_account from public.trading_accounts where id = p_account;
+  for v_change in select value from jsonb_array_elements(p_changes) loop
+    v_id := nextval('public.trade_events_id_seq');
+    perform private.record_event(v_account, v_id, jsonb_build_object('detected_at', p_now, 'unchanged_at', p_now), 'report', v_change ->> 'type',
+      'accepted', null, null, v_change -> 'position', (v_change ->> 'previous_lots')::numeric, v_change -> 'position');
+    update public.positions set last_event_id = v_id, detected_at = p_now
+    where account_id = p_account and ticket = v_change #>> '{position,ticket}';
+    v_events := v_events || v_id;
+    v_tickets := v_tickets || (v_change #>> '{position,ticket}');
+  end loop;
+  if cardinality(v_tickets) = 0 then return null; end if;
+  v_new := private.plan(private.links_of_tickets(p_account, v_tickets), array_fill(p_account, array[cardinality(v_tickets)]), v_tickets, null, p_now);
+  perform private.explain_rest(v_events);
+  return v_new;
+end $$;
+
+-- Plans links, and the decisions that wait for them, whose locks the caller holds.
+create function private.plan_again(p_links bigint[], p_now timestamptz) returns bigint[]
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_masters uuid[];
+  v_tickets text[];
+  v_copiers uuid[];
+begin
+  select array_agg(l.master_account_id), array_agg(l.master_ticket), array_agg(distinct l.copier_id) into v_masters, v_tickets, v_copiers
+  from public.position_links l where l.id = any (p_links);
+  if v_masters is null then return null; end if;
+  return private.plan(p_links, v_masters, v_tickets, v_copiers, p_now);
+end $$;
+
+create function private.report_executions(p_reports jsonb) returns jsonb
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_vps uuid := private.agent_vps();
+  v_now timestamptz;
+  v_report jsonb;
+  v_taken record;
+  v_results jsonb := '[]';
+  v_links bigint[] := '{}';
+  v_changes jsonb := '{}';
+  v_account text;
+  v_accounts uuid[];
+  v_new bigint[];
+begin
+  if octet_length(p_reports::text) > 1000000 then
+    raise exception using errcode = 'TC002', message = 'report_executions: the payload is over 1 MB', hint = 'Send fewer reports in one call.';
+  end if;
+  if jsonb_typeof(p_reports -> 'reports') is distinct from 'array' then
+    raise exception using errcode = 'TC001', message = 'report_executions: the array "reports" is missing', hint = 'See docs/protocol.md.';
+  end if;
+  select array_agg(distinct (e ->> 'account_id')::uuid) into v_accounts from jsonb_array_elements(p_reports -> 'reports') e
+  where pg_input_is_valid(e ->> 'account_id', 'uuid');
+  v_now := private.lock_accounts(private.with_followers(v_accounts));
+
+  for v_report in select value from jsonb_array_elements(p_reports -> 'reports') loop
+    v_taken := private.take_report(v_vps, v_report, v_now);
+    v_results := v_results || v_taken.result;
+    v_links := v_links || v_taken.link_ids;
+    if v_taken.changes <> '[]' then
+      v_account := v_report ->> 'account_id';
+      v_changes := v_changes || jsonb_build_object(v_account, coalesce(v_changes -> v_account, '[]') || v_taken.changes);
+    end if;
+  end loop;
+  v_new := coalesce(private.plan_again(v_links, v_now), '{}') || coalesce(private.requeue(v_accounts, v_now), '{}');
+  for v_account in select jsonb_object_keys(v_changes) loop
+    v_new := v_new || coalesce(private.plan_changes(v_account::uuid, v_changes -> v_account, v_now), '{}');
+  end loop;
+  return jsonb_build_object('results', v_results, 'executions', private.offer(v_new, v_vps, clock_timestamp()),
+    'server_time', private.rfc3339(clock_timestamp()));
+end $$;
+
+create function public.report_executions(p_reports jsonb) returns jsonb
+language sql volatile security invoker set search_path = '' as $$ select private.report_executions(p_reports) $$;
+comment on function public.report_executions(jsonb) is
+  'What came of executions, from the agent that was given them; late reports count as well (docs/protocol.md).';
+revoke all on function public.report_executions(jsonb) from public, anon;
+grant execute on function public.report_executions(jsonb) to authenticated;
+grant execute on function private.report_executions(jsonb) to authenticated;
+
+-- 49_upkeep.sql
+-- Upkeep of executions and links: what heartbeats hand out, and what time itself changes.
+
+-- Everything open of the accounts that a VPS works now, for vps_heartbeat. What nobody was offered yet is offered here.
+create function private.outstanding_executions(p_vps uuid) returns jsonb
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_now timestamptz := clock_timestamp();
+  v_unoffered bigint[];
+  v_rows jsonb;
+begin
+  select array_agg(q.id) into v_unoffered
+  from public.account_vps_assignments a
+  join public.trade_execution_queue q on q.account_id = a.account_id and q.finalized_at is null
+  where a.vps_id = p_vps and q.status = 'queued' and q.offered_at is null
+    and (q.action not in ('open', 'increase', 'place') or q.queued_at > v_now - interval '5 s');
+  if v_unoffered is not null then
+    perform private.offer(v_unoffered, p_vps, v_now);
+  end if;
+  select coalesce(jsonb_agg(private.execution_json(q) order by q.priority, q.id), '[]') into v_rows
+  from public.account_vps_assignments a
+  join public.trade_execution_queue q on q.account_id = a.account_id and q.finalized_at is null
+  where a.vps_id = p_vps and q.status in ('queued', 'executing', 'unknown') and q.offered_at is not null;
+  return v_rows;
+end $$;
+
+create function private.cancel_requests(p_vps uuid) returns jsonb
+language sql stable security definer set search_path = '' as $$
+  select coalesce(jsonb_agg(q.id::text), '[]')
+  from public.account_vps_assignments a
+  join public.trade_execution_queue q on q.account_id = a.account_id and q.finalized_at is null
+  where a.vps_id = p_vps and q.cancel_requested_at is not null
+$$;
+
+-- Symbols whose quotes an account's agent should report: those of open links and of its masters' open positions.
+create function private.watched_symbols(p_account uuid) returns text[]
+language sql stable security definer set search_path = '' as $$
+  select coalesce(array_agg(distinct symbol), '{}') from (
+    select l.symbol from public.position_links l where l.follower_account_id = p_account and l.state = 'live'
+    union all
+    select p.symbol from public.positions p where p.account_id = p_account and p.closed_at is null
+  ) s
+$$;
+
+-- Accounts with something that time has changed, that no one else is planning at this moment.
+create function private.lock_due(p_now timestamptz) returns uuid[]
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_due uuid[];
+begin
+  select array_agg(account_id) into v_due from (
+    select q.account_id from public.trade_execution_queue q where q.status = 'retrying' and q.next_attempt_at <= p_now
+    union
+    select q.account_id from public.trade_execution_queue q
+    where q.finalized_at is null and q.status in ('queued', 'executing') and q.send_before < p_now - interval '5 s'
+    union
+    select l.follower_account_id from public.position_links l where l.state = 'live' and l.replan_at <= p_now
+    union
+    select l.follower_account_id from public.position_links l where l.wanted_lots is not null and l.wanted_until <= p_now
+    union
+    select a.id from public.trading_accounts a where a.copy_state = 'flattening'
+  ) d;
+  return array(select account_id from private.plan_locks where account_id = any (v_due) order by account_id for no key update skip locked);
+end $$;
+
+-- Offered, past its deadline, and its agent has gone: what became of it is unknown. Never offered and too late: expired.
+create function private.judge_overdue(p_accounts uuid[], p_now timestamptz) returns bigint[]
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_links bigint[];
+  q public.trade_execution_queue;
+begin
+  update public.trade_execution_queue x set status = 'unknown', updated_at = p_now
+  where x.account_id = any (p_accounts) and x.status in ('queued', 'executing') and x.offered_at is not null and x.send_before < p_now - interval '5 s'
+    and not exists (
+      select 1 from public.account_vps_assignments a join public.vps_instances v on v.id = a.vps_id
+      where a.account_id = x.account_id and a.epoch = x.epoch and v.lease_expires_at > p_now);
+  for q in
+    update public.trade_execution_queue x set status = 'expired', reason = 'follower_offline', finalized_at = p_now, updated_at = p_now
+    where x.account_id = any (p_accounts) and x.status = 'queued' and x.offered_at is null and x.action in ('open', 'increase', 'place')
+      and x.queued_at < p_now - interval '5 s'
+    returning x.*
+  loop
+    perform private.book_failure(q, p_now);
+    v_links := v_links || q.link_id;
+  end loop;
+  return v_links;
+end $$;
+
+-- What time changes: retries, deadlines, links that wait, flattening accounts. Called by maintain() and by heartbeats; safe to run at once.
+create function private.maintain_executions() returns void
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_accounts uuid[] := private.lock_due(clock_timestamp());
+  v_now timestamptz := clock_timestamp();
+  v_links bigint[];
+  v_new bigint[];
+begin
+  if v_accounts is null or cardinality(v_accounts) = 0 then return; end if;
+  v_links := private.judge_overdue(v_accounts, v_now);
+  select coalesce(v_links, '{}') || coalesce(array_agg(l.id), '{}') into v_links from public.position_links l
+  where l.follower_account_id = any (v_accounts) and l.state = 'live'
+    and (l.replan_at <= v_now or l.wanted_until <= v_now
+      or exists (select 1 from public.trading_accounts a where a.id = l.follower_account_id and a.copy_state = 'flattening'));
+  v_new := coalesce(private.requeue(v_accounts, v_now), '{}') || coalesce(private.plan_again(v_links, v_now), '{}');
+  perform private.offer(v_new, null, clock_timestamp());
+end $$;
+
+-- 50_heartbeat.sql
+-- What agents call about themselves and their accounts: vps_heartbeat, open_session, report_account_state,
+-- account_credentials. docs/protocol.md says what goes in and out.
+
+-- The only way to a topic: payload is always an object (realtime.send loses everything else without an error).
+-- Security definer: its owner bypasses the policies of realtime.messages, by which nobody may write there.
+create function private.broadcast(p_topic text, p_event text, p_payload jsonb) returns void
+language plpgsql security definer
+set search_path = ''
+as $$
+begin
+  if jsonb_typeof(p_payload) is distinct from 'object' then
+    raise exception 'broadcast payload: expected an object';
+  end if;
+  perform realtime.send(p_payload, p_event, p_topic, true);
+end
+$$;
+comment on function private.broadcast(text, text, jsonb) is 'Sends an event to the private topic; a lost one is no error (the row is the truth).';
+
+
+-- Holds for the transaction; false if another one runs this part just now.
+create function private.take_turn(p_name text) returns boolean
+language sql
+set search_path = ''
+as $$ select pg_try_advisory_xact_lock(hashtextextended('tradecopier.' || p_name, 0)) $$;
+comment on function private.take_turn(text) is 'Whether the caller may run this part of the clockwork now; the turn ends with its transaction.';
+
+
+create function private.is_due(p_name text, p_every interval) returns boolean
+language sql
+set search_path = ''
+as $$ select c.last_run_at < clock_timestamp() - p_every from private.clockwork c where c.name = p_name $$;
+comment on function private.is_due(text, interval) is 'Whether this part of the clockwork last ran longer ago than that.';
+
+
+-- What a heartbeat says about accounts. Only a change of state touches a row.
+create function private.note_account_states(p_vps uuid, p_accounts jsonb) returns void
+language plpgsql
+set search_path = ''
+as $$
+begin
+  update public.trading_accounts a
+  set status = told.status, status_reason = told.error
+  from (
+    select said.account_id, said.session, said.status, left(said.error, 500) as error
+    from jsonb_to_recordset(p_accounts) as said (account_id uuid, session bigint, status text, error text)
+    where said.status in ('connecting', 'connected', 'degraded', 'disconnected', 'halted')
+  ) told
+  join public.account_vps_assignments s on s.account_id = told.account_id
+  where a.id = told.account_id and s.vps_id = p_vps and (told.session is null or told.session = a.session)
+    and (a.status, a.status_reason) is distinct from (told.status, told.error);
+end
+$$;
+comment on function private.note_account_states(uuid, jsonb) is 'Writes down what a heartbeat says about the connections of the VPS''s accounts.';
+
+
+-- A VPS that lost an account and says {"status": "released"} for its last session has nothing in hand any more: the
+-- next one need not wait for the old lease. Silence is no evidence.
+create function private.note_releases(p_vps uuid, p_accounts jsonb) returns void
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_next uuid;
+begin
+  for v_next in
+    with released as (
+      update public.account_vps_assignments s
+      set begins_at = least(s.begins_at, clock_timestamp()), previous_vps_id = null
+      from jsonb_to_recordset(p_accounts) as said (account_id uuid, session bigint, status text)
+      join public.trading_accounts a on a.id = said.account_id
+      where s.account_id = said.account_id and s.previous_vps_id = p_vps and s.vps_id <> p_vps
+        and said.status = 'released' and said.session = a.session and a.session_vps_id = p_vps
+      returning s.vps_id
+    )
+    select distinct r.vps_id from released r
+  loop
+    perform private.broadcast('vps:' || v_next, 'assignments', '{}');
+  end loop;
+end
+$$;
+comment on function private.note_releases(uuid, jsonb) is 'Lets the next VPS begin where this one says that it let go of an account.';
+
+
+create function private.assignments_of(p_vps uuid) returns jsonb
+language sql stable
+set search_path = ''
+as $$
+  select coalesce(jsonb_agg(jsonb_build_object(
+    'account_id', a.id, 'epoch', s.epoch, 'platform', a.platform, 'server', a.server, 'login', a.login, 'mode', a.mode,
+    'currency', a.currency, 'settings', a.settings, 'begins_at', private.rfc3339(s.begins_at),
+    'watch_symbols', to_jsonb(private.watched_symbols(a.id))) order by a.id), '[]')
+  from public.account_vps_assignments s
+  join public.trading_accounts a on a.id = s.account_id
+  where s.vps_id = p_vps and a.removed_at is null
+$$;
+comment on function private.assignments_of(uuid) is 'The accounts of a VPS as vps_heartbeat tells them.';
+
+
+-- Security definer: agents have no right on any table. The hot path of an idle farm: one row is updated per call.
+create function private.vps_heartbeat(p_heartbeat jsonb) returns jsonb
+language plpgsql security definer
+set search_path = ''
+as $$
+declare
+  v_vps uuid := private.agent_vps();
+  v_accounts jsonb := coalesce(p_heartbeat -> 'accounts', '[]');
+  v_lease interval := private.setting_s('lease_s');
+  v_tick interval := private.setting_s('tick_s');
+  v_row public.vps_instances;
+begin
+  if jsonb_typeof(v_accounts) <> 'array' then
+    raise exception using errcode = 'TC001', message = 'accounts: expected an array';
+  end if;
+
+  update public.vps_instances v
+  set lease_expires_at = now() + v_lease,
+      last_heartbeat_at = now(),
+      status = case when v.status in ('enrolled', 'offline') then 'online' else v.status end,
+      last_tick_at = case when v.last_tick_at > now() - v_tick then v.last_tick_at else now() end,
+      agent_version = coalesce(private.text_of(p_heartbeat, 'agent_version', 50), v.agent_version),
+      cpu_percent = private.numeric_of(p_heartbeat, 'cpu_percent'),
+      memory_percent = private.numeric_of(p_heartbeat, 'memory_percent'),
+      disk_percent = private.numeric_of(p_heartbeat, 'disk_percent'),
+      rss_mb = private.numeric_of(p_heartbeat, 'rss_mb'),
+      clock_offset_ms = private.numeric_of(p_heartbeat, 'offset_ms'),
+      rtt_ms = private.numeric_of(p_heartbeat, 'rtt_ms')
+  where v.id = v_vps and v.retired_at is null
+  returning v.* into v_row;
+  if not found then
+    raise exception using errcode = 'TC102', message = 'this VPS is retired', detail = v_vps::text,
+      hint = 'Enrol the VPS again with a new token, or stop its agent.';
+  end if;
+  if v_row.last_tick_at = now() then
+    perform private.broadcast('vps:' || v_vps, 'tick', jsonb_build_object('at', private.rfc3339(v_row.last_tick_at)));
+  end if;
+
+  -- Before any row of an account is touched: maintain() locks accounts in the planner's order.
+  perform private.stand_in_for_scheduler();
+
+  if v_accounts <> '[]' then
+    begin
+      perform private.note_account_states(v_vps, v_accounts);
+      perform private.note_releases(v_vps, v_accounts);
+    exception when data_exception then
+      raise exception using errcode = 'TC001', message = 'accounts: an entry is not of the documented form', detail = sqlerrm;
+    end;
+  end if;
+
+  return jsonb_build_object(
+    'vps_id', v_vps, 'name', v_row.name, 'status', v_row.status, 'topic', 'vps:' || v_vps,
+    'server_time', private.rfc3339(clock_timestamp()),
+    'lease_ms', round(extract(epoch from v_lease) * 1000)::integer,
+    'last_tick_at', private.rfc3339(v_row.last_tick_at),
+    'assignments', private.assignments_of(v_vps),
+    'executions', private.outstanding_executions(v_vps),
+    'cancel', private.cancel_requests(v_vps));
+end
+$$;
+comment on function private.vps_heartbeat(jsonb) is 'Agents: renews the lease, returns assignments and everything outstanding (docs/protocol.md).';
+
+
+-- Security definer: agents have no right on any table.
+create function private.open_session(p_request jsonb) returns jsonb
+language plpgsql security definer
+set search_path = ''
+as $$
+declare
+  v_vps uuid := private.agent_vps();
+  v_account uuid := private.uuid_of(p_request, 'account_id');
+  v_epoch bigint := private.int_of(p_request, 'epoch', 1, 9223372036854775807);
+  v_session bigint;
+  v_continues bigint;
+  v_begins_at timestamptz;
+begin
+  -- After this lock, in statements of their own: a move of the account is either over or has not begun.
+  perform private.lock_accounts(array[v_account]);
+  perform private.require_assignment(v_vps, v_account, v_epoch);
+  select case when a.session_vps_id = v_vps then nullif(a.session, 0) end, s.begins_at
+  into v_continues, v_begins_at
+  from public.trading_accounts a join public.account_vps_assignments s on s.account_id = a.id
+  where a.id = v_account;
+  update public.trading_accounts a
+  set session = a.session + 1, session_vps_id = v_vps, session_opened_at = clock_timestamp(),
+      status = 'connected', status_reason = null
+  where a.id = v_account
+  returning a.session into v_session;
+  return jsonb_build_object('session', v_session, 'continues', v_continues, 'begins_at', private.rfc3339(v_begins_at));
+end
+$$;
+comment on function private.open_session(jsonb) is 'Agents: {"account_id", "epoch"} -> {"session", "continues", "begins_at"} (docs/protocol.md).';
+
+
+-- Specifications and quotes that an agent sends. A new symbol needs its whole specification, a known one only its name.
+create function private.save_symbols(p_account uuid, p_symbols jsonb) returns void
+language plpgsql
+set search_path = ''
+as $$
+begin
+  update public.account_symbols t
+  set contract_size = coalesce(s.contract_size, t.contract_size), tick_size = coalesce(s.tick_size, t.tick_size),
+      digits = coalesce(s.digits, t.digits), profit_currency = coalesce(s.profit_currency, t.profit_currency),
+      margin_currency = coalesce(s.margin_currency, t.margin_currency), lots_min = coalesce(s.lots_min, t.lots_min),
+      lots_max = coalesce(s.lots_max, t.lots_max), lots_step = coalesce(s.lots_step, t.lots_step),
+      stops_level_points = coalesce(s.stops_level_points, t.stops_level_points),
+      trade_mode = coalesce(s.trade_mode, t.trade_mode),
+      bid = case when newer.quote then s.bid else t.bid end, ask = case when newer.quote then s.ask else t.ask end,
+      quoted_at = case when newer.quote then s.quoted_at else t.quoted_at end
+  from jsonb_populate_recordset(null::public.account_symbols, p_symbols) s
+  cross join lateral (select s.quoted_at is not null and s.bid is not null and s.ask is not null) as given (quote),
+    lateral (select given.quote and s.quoted_at >= coalesce((
+      select old.quoted_at from public.account_symbols old where old.account_id = p_account and old.name = s.name), '-infinity')) as newer (quote)
+  where t.account_id = p_account and t.name = s.name;
+
+  insert into public.account_symbols (account_id, name, contract_size, tick_size, digits, profit_currency, margin_currency,
+    lots_min, lots_max, lots_step, stops_level_points, trade_mode, bid, ask, quoted_at)
+  select distinct on (s.name) p_account, s.name, s.contract_size, s.tick_size, s.digits, s.profit_currency,
+    coalesce(s.margin_currency, s.profit_currency), s.lots_min, s.lots_max, s.lots_step,
+    coalesce(s.stops_level_points, 0), coalesce(s.trade_mode, 'full'), s.bid, s.ask, s.quoted_at
+  from jsonb_populate_recordset(null::public.account_symbols, p_symbols) s
+  where not exists (select from public.account_symbols t where t.account_id = p_account and t.name = s.name)
+  order by s.name;
+exception
+  when data_exception or check_violation or not_null_violation then
+    raise exception using errcode = 'TC001', message = 'symbols: an entry is not of the documented form', detail = sqlerrm,
+      hint = 'A symbol that is new to the account needs its whole specification.';
+end
+$$;
+comment on function private.save_symbols(uuid, jsonb) is 'Writes specifications and quotes of an account''s symbols; an older quote never overrules a newer one.';
+
+
+-- Security definer: agents have no right on any table.
+create function private.report_account_state(p_state jsonb) returns jsonb
+language plpgsql security definer
+set search_path = ''
+as $$
+declare
+  v_vps uuid := private.agent_vps();
+  v_account uuid := private.uuid_of(p_state, 'account_id');
+  v_session bigint := private.int_of(p_state, 'session', 0, 9223372036854775807);
+  v_status text := private.text_of(p_state, 'status', 20);
+  v_equity numeric := private.numeric_of(p_state, 'equity');
+  v_balance numeric := private.numeric_of(p_state, 'balance');
+  v_symbols jsonb := coalesce(nullif(p_state -> 'symbols', 'null'), '[]');
+  v_measured_at timestamptz := least(coalesce(private.time_of(p_state, 'measured_at'), now()), now());
+begin
+  if octet_length(p_state::text) > 4000000 then
+    raise exception using errcode = 'TC002', message = 'the payload is over 4 MB', hint = 'Send fewer symbols at once.';
+  end if;
+  perform private.require_assignment(v_vps, v_account, private.int_of(p_state, 'epoch', 1, 9223372036854775807));
+  if v_status is not null and v_status not in ('connecting', 'connected', 'degraded', 'disconnected', 'halted') then
+    raise exception using errcode = 'TC001',
+      message = 'status: expected connecting, connected, degraded, disconnected or halted', detail = v_status;
+  end if;
+  if jsonb_typeof(v_symbols) <> 'array' then
+    raise exception using errcode = 'TC001', message = 'symbols: expected an array';
+  end if;
+
+  begin
+    -- The figures of an older reading change nothing. Without a session (the login failed) only the status counts.
+    update public.trading_accounts a
+    set status = coalesce(v_status, a.status),
+        status_reason = case when v_status is null then a.status_reason else private.text_of(p_state, 'error', 500) end,
+        currency = coalesce(private.text_of(p_state, 'currency', 10), a.currency),
+        leverage = coalesce(private.int_of(p_state, 'leverage', 1, 100000), a.leverage),
+        mode = coalesce(private.text_of(p_state, 'mode', 10), a.mode),
+        balance = case when f.fresh then v_balance else a.balance end,
+        equity = case when f.fresh then v_equity else a.equity end,
+        margin = case when f.fresh then private.numeric_of(p_state, 'margin') else a.margin end,
+        free_margin = case when f.fresh then private.numeric_of(p_state, 'free_margin') else a.free_margin end,
+        funds_at = case when f.fresh then v_measured_at else a.funds_at end
+    from (select b.id, v_balance is not null and v_equity is not null and v_measured_at >= coalesce(b.funds_at, '-infinity') as fresh
+          from public.trading_accounts b where b.id = v_account) f
+    where a.id = f.id and (v_session is null or (v_session = a.session and a.session_vps_id = v_vps));
+  exception when check_violation then
+    raise exception using errcode = 'TC001', message = 'currency or mode: not of the documented form', detail = sqlerrm;
+  end;
+  if not found then
+    raise exception using errcode = 'TC208', message = 'this session of the account is over',
+      detail = format('account %s, session %s', v_account, v_session), hint = 'A newer login was opened: stop using the old one.';
+  end if;
+  if v_symbols <> '[]' then
+    perform private.save_symbols(v_account, v_symbols);
+  end if;
+  if v_balance is not null and v_equity is not null then
+    insert into public.account_snapshots (account_id, at, balance, equity, margin, free_margin)
+    values (v_account, date_bin(private.setting_s('snapshot_every_s'), v_measured_at, '2000-01-01'), v_balance, v_equity,
+            private.numeric_of(p_state, 'margin'), private.numeric_of(p_state, 'free_margin'))
+    on conflict (account_id, at) do nothing;
+  end if;
+  return jsonb_build_object('ok', true);
+end
+$$;
+comment on function private.report_account_state(jsonb) is 'Agents: status, funds, symbols and quotes of an account (docs/protocol.md).';
+
+
+-- Security definer: reads Vault, which no API role may.
+create function private.account_credentials(p_request jsonb) returns jsonb
+language plpgsql security definer
+set search_path = ''
+as $$
+declare
+  v_vps uuid := private.agent_vps();
+  v_account public.trading_accounts;
+  v_password text;
+begin
+  perform private.require_assignment(v_vps, private.uuid_of(p_request, 'account_id'),
+                                     private.int_of(p_request, 'epoch', 1, 9223372036854775807));
+  select a.* into v_account from public.trading_accounts a where a.id = private.uuid_of(p_request, 'account_id');
+  select s.decrypted_secret into v_password from vault.decrypted_secrets s where s.id = v_account.secret_id;
+  perform private.write_audit('credentials_read', 'trading_accounts', v_account.id::text, v_account.user_id,
+                              jsonb_build_object('vps_id', v_vps, 'epoch', p_request -> 'epoch'));
+  return jsonb_build_object('login', v_account.login, 'server', v_account.server, 'password', coalesce(v_password, ''),
+                            'settings', v_account.settings);
+end
+$$;
+comment on function private.account_credentials(jsonb) is 'Agents: {"account_id", "epoch"} of an account assigned to the caller now -> its broker login; audited.';
+
+
+create function public.vps_heartbeat(p_heartbeat jsonb) returns jsonb
+language sql
+set search_path = ''
+as $$ select private.vps_heartbeat(p_heartbeat) $$;
+comment on function public.vps_heartbeat(jsonb) is 'Agents: renews the lease, returns assignments and everything outstanding.';
+
+create function public.open_session(p_request jsonb) returns jsonb
+language sql
+set search_path = ''
+as $$ select private.open_session(p_request) $$;
+comment on function public.open_session(jsonb) is 'Agents: {"account_id", "epoch"} -> {"session", "continues", "begins_at"}.';
+
+create function public.report_account_state(p_state jsonb) returns jsonb
+language sql
+set search_path = ''
+as $$ select private.report_account_state(p_state) $$;
+comment on function public.report_account_state(jsonb) is 'Agents: status, funds, symbols and quotes of an account.';
+
+create function public.account_credentials(p_request jsonb) returns jsonb
+language sql
+set search_path = ''
+as $$ select private.account_credentials(p_request) $$;
+comment on function public.account_credentials(jsonb) is 'Agents: the broker login of an account assigned to the caller now.';
+
+grant execute on function
+  private.vps_heartbeat(jsonb), public.vps_heartbeat(jsonb),
+  private.open_session(jsonb), public.open_session(jsonb),
+  private.report_account_state(jsonb), public.report_account_state(jsonb),
+  private.account_credentials(jsonb), public.account_credentials(jsonb)
+to authenticated;
+
+-- 51_assign.sql
+-- Which VPS works which account; and what users and operators call about accounts and VPSes.
+--
+-- Locks, always in this order: the turn "assign" (one placement at a time, so capacity cannot be overrun), plan_locks of
+-- the accounts (no plan is made while an account moves), rows.
+
+create function private.await_turn(p_name text) returns void
+language sql
+set search_path = ''
+as $$ select pg_advisory_xact_lock(hashtextextended('tradecopier.' || p_name, 0)) $$;
+comment on function private.await_turn(text) is 'Like take_turn(), but waits for it.';
+
+
+-- Right platform, lease alive, spare capacity; then beside most copy partners, then least loaded.
+create function private.choose_vps(p_account uuid, p_only uuid) returns uuid
+language sql stable
+set search_path = ''
+as $$
+  with partners as (
+    select case c.master_account_id when p_account then c.follower_account_id else c.master_account_id end as account_id
+    from public.copiers c
+    where c.removed_at is null and p_account in (c.master_account_id, c.follower_account_id)
+  )
+  select v.id
+  from public.vps_instances v
+  join public.trading_accounts a on a.id = p_account
+  cross join lateral (
+    select count(*) filter (where s.account_id <> p_account) as accounts,
+           count(*) filter (where s.account_id in (select p.account_id from partners p)) as partners
+    from public.account_vps_assignments s where s.vps_id = v.id
+  ) load
+  where v.status = 'online' and v.lease_expires_at > clock_timestamp() and a.platform = any (v.platforms)
+    and load.accounts < v.capacity and (p_only is null or v.id = p_only)
+  order by load.partners desc, load.accounts::numeric / v.capacity, v.name
+  limit 1
+$$;
+comment on function private.choose_vps(uuid, uuid) is 'The best VPS for an account (or p_only, if it can take it); null: none.';
+
+
+-- Moves the account if it has to or p_only says so; null: nobody can take it now. The caller holds the turn "assign".
+create function private.place_account(p_account uuid, p_only uuid) returns public.account_vps_assignments
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_vps uuid := private.choose_vps(p_account, p_only);
+  v_old public.account_vps_assignments;
+  v_new public.account_vps_assignments;
+  v_last_session_vps uuid;
+  v_old_lease timestamptz;
+  v_send_before timestamptz;
+begin
+  if v_vps is null then
+    return null;
+  end if;
+  perform private.lock_accounts(array[p_account]);
+  select s.* into v_old from public.account_vps_assignments s where s.account_id = p_account;
+  if v_old.vps_id = v_vps then
+    return v_old;
+  end if;
+  select a.session_vps_id into v_last_session_vps from public.trading_accounts a where a.id = p_account and a.removed_at is null;
+  if not found then
+    return null;
+  end if;
+  -- A VPS that never opened a session for the account (and no longer can: it needs the lock that is held here) has
+  -- nothing to wait for.
+  if v_old.vps_id is not null and v_last_session_vps = v_old.vps_id then
+    select v.lease_expires_at into v_old_lease from public.vps_instances v where v.id = v_old.vps_id;
+    select max(q.send_before) into v_send_before from public.trade_execution_queue q
+    where q.account_id = p_account and q.finalized_at is null and q.offered_at is not null;
+  end if;
+  insert into public.account_vps_assignments as s (account_id, vps_id, epoch, begins_at, assigned_at)
+  values (p_account, v_vps, coalesce(v_old.epoch, 0) + 1,
+    greatest(clock_timestamp(), v_old.begins_at, v_old_lease, v_send_before), clock_timestamp())
+  on conflict (account_id) do update
+  set vps_id = excluded.vps_id, epoch = excluded.epoch, begins_at = excluded.begins_at, assigned_at = excluded.assigned_at,
+      -- Two still to let go: the wait runs its full length.
+      previous_vps_id = case when v_old_lease is not null and s.begins_at <= clock_timestamp() then s.vps_id end
+  returning s.* into v_new;
+  perform private.broadcast('vps:' || v_vps, 'assignments', '{}');
+  if v_old.vps_id is not null then
+    perform private.broadcast('vps:' || v_old.vps_id, 'assignments', '{}');
+  end if;
+  return v_new;
+end
+$$;
+comment on function private.place_account(uuid, uuid) is 'Gives the account to the best VPS (or p_only) with a new epoch; null: none can take it.';
+
+
+create function private.own_account(p_account uuid, p_operators_too boolean) returns public.trading_accounts
+language plpgsql stable
+set search_path = ''
+as $$
+declare
+  v_account public.trading_accounts;
+  v_service boolean := coalesce(auth.role(), '') = 'service_role';
+  v_user uuid;
+begin
+  if not v_service then
+    v_user := private.require_user();
+  end if;
+  select a.* into v_account from public.trading_accounts a where a.id = p_account and a.removed_at is null;
+  if not found or not (v_service or v_account.user_id = v_user or (p_operators_too and private.is_operator())) then
+    raise exception using errcode = 'TC106', message = 'there is no such account, or it is not yours', detail = p_account::text,
+      hint = 'Check the id.';
+  end if;
+  return v_account;
+end
+$$;
+comment on function private.own_account(uuid, boolean) is 'The account, if the caller owns it or holds the service key (or is an operator, where they may); TC106 otherwise.';
+
+
+-- A user, or the service key on behalf of the user named in the request.
+create function private.acting_user(p_request jsonb) returns uuid
+language plpgsql stable
+set search_path = ''
+as $$
+declare
+  v_user uuid;
+begin
+  if auth.role() = 'service_role' then
+    v_user := private.uuid_of(p_request, 'user_id');
+    if not exists (select from auth.users u where u.id = v_user) then
+      raise exception using errcode = 'TC001', message = 'user_id: there is no such user', detail = v_user::text;
+    end if;
+    return v_user;
+  end if;
+  return private.require_user();
+end
+$$;
+comment on function private.acting_user(jsonb) is 'The user for whom the caller acts: himself, or with the service key the one named by user_id.';
+
+
+-- Security definer: writes trading_accounts and Vault.
+create function private.connect_account(p_account jsonb) returns jsonb
+language plpgsql security definer
+set search_path = ''
+as $$
+declare
+  v_user uuid := private.acting_user(p_account);
+  v_platform text := private.text_of(p_account, 'platform', 50);
+  v_server text := private.text_of(p_account, 'server', 200);
+  v_login text := private.text_of(p_account, 'login', 100);
+  v_password text := p_account ->> 'password';
+  v_rules jsonb;
+  v_account uuid;
+  v_placed public.account_vps_assignments;
+begin
+  if v_platform is null or v_server is null or v_login is null then
+    raise exception using errcode = 'TC001', message = 'platform, server and login are required';
+  end if;
+  v_rules := private.setting('platforms') -> v_platform;
+  if v_rules is null then
+    raise exception using errcode = 'TC001', message = format('platform: %s is not a platform', v_platform),
+      hint = format('Use one of: %s.', (select string_agg(k, ', ' order by k) from jsonb_object_keys(private.setting('platforms')) k));
+  end if;
+  if (v_rules -> 'password') = 'true' and coalesce(v_password, '') = '' then
+    raise exception using errcode = 'TC203', message = format('a %s account wants its password', v_platform),
+      hint = 'Give the broker''s trading password, not the investor password.';
+  end if;
+  if length(v_password) > 1000 then
+    raise exception using errcode = 'TC001', message = 'password: expected a string of at most 1000 characters';
+  end if;
+  if (select count(*) from public.trading_accounts a where a.user_id = v_user and a.removed_at is null)
+     >= (private.setting('accounts_per_user_max') #>> '{}')::integer then
+    raise exception using errcode = 'TC204', message = 'the limit of accounts per user is reached',
+      detail = private.setting('accounts_per_user_max') #>> '{}', hint = 'Remove an account first.';
+  end if;
+
+  begin
+    insert into public.trading_accounts (user_id, platform, server, login, name, mode, currency, settings)
+    values (v_user, v_platform, v_server, v_login,
+            coalesce(private.text_of(p_account, 'name', 100), left(v_login || ' · ' || v_server, 100)),
+            coalesce(private.text_of(p_account, 'mode', 10), 'hedging'),
+            coalesce(private.text_of(p_account, 'currency', 10), 'USD'),
+            coalesce(nullif(p_account -> 'settings', 'null'), '{}'))
+    returning id into v_account;
+  exception
+    when unique_violation then
+      raise exception using errcode = 'TC202', message = 'this account is already connected',
+        detail = format('%s, login %s at %s', v_platform, v_login, v_server),
+        hint = 'An account can be connected once. To change its password call update_account.';
+    when check_violation then
+      raise exception using errcode = 'TC001', message = 'mode, currency or settings: not of the documented form', detail = sqlerrm;
+  end;
+  if coalesce(v_password, '') <> '' then
+    update public.trading_accounts
+    set secret_id = vault.create_secret(v_password, 'account:' || v_account, 'Broker password of a trading account')
+    where id = v_account;
+  end if;
+
+  perform private.await_turn('assign');
+  if p_account ? 'vps_id' then
+    perform private.require_operator();
+    v_placed := private.place_or_refuse(v_account, private.uuid_of(p_account, 'vps_id'));
+  else
+    v_placed := private.place_account(v_account, null);
+  end if;
+  return jsonb_build_object('account_id', v_account, 'vps_id', v_placed.vps_id);
+end
+$$;
+comment on function private.connect_account(jsonb) is
+  'Users: {"platform", "server", "login", "password", "name"?, "mode"?, "currency"?, "settings"?} -> {"account_id", "vps_id"}; vps_id null: placed as soon as a VPS can take it. With the service key also "user_id" and "vps_id".';
+
+
+create function private.place_or_refuse(p_account uuid, p_vps uuid) returns public.account_vps_assignments
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_placed public.account_vps_assignments := private.place_account(p_account, p_vps);
+begin
+  if v_placed.vps_id is null and p_vps is null then
+    raise exception using errcode = 'TC206', message = 'no VPS can take the account now', detail = p_account::text,
+      hint = 'It is placed by itself as soon as one can. An operator adds a VPS or capacity.';
+  elsif v_placed.vps_id is null then
+    raise exception using errcode = 'TC207', message = 'this VPS cannot take the account', detail = p_vps::text,
+      hint = 'It must be online, know the platform and have capacity left.';
+  end if;
+  return v_placed;
+end
+$$;
+comment on function private.place_or_refuse(uuid, uuid) is 'place_account() that raises TC206 or TC207 instead of returning null.';
+
+
+-- Security definer: writes account_vps_assignments.
+create function private.assign_account(p_request jsonb) returns jsonb
+language plpgsql security definer
+set search_path = ''
+as $$
+declare
+  v_account public.trading_accounts := private.own_account(private.uuid_of(p_request, 'account_id'), true);
+  v_vps uuid := case when p_request ->> 'vps_id' is not null then private.uuid_of(p_request, 'vps_id') end;
+  v_placed public.account_vps_assignments;
+begin
+  if v_vps is not null then
+    perform private.require_operator();
+  end if;
+  perform private.await_turn('assign');
+  -- Without a wish an account on a healthy VPS stays where it is: each move costs a pause.
+  select s.* into v_placed from public.account_vps_assignments s join public.vps_instances v on v.id = s.vps_id
+  where s.account_id = v_account.id and v_vps is null and v.status = 'online' and v.lease_expires_at > clock_timestamp();
+  if not found then
+    v_placed := private.place_or_refuse(v_account.id, v_vps);
+  end if;
+  return jsonb_build_object('account_id', v_account.id, 'vps_id', v_placed.vps_id, 'epoch', v_placed.epoch,
+                            'begins_at', private.rfc3339(v_placed.begins_at));
+end
+$$;
+comment on function private.assign_account(jsonb) is
+  'The owner or an operator: {"account_id"} -> {"account_id", "vps_id", "epoch", "begins_at"}. Operators may name a "vps_id".';
+
+
+-- Security definer: writes trading_accounts and Vault.
+create function private.update_account(p_request jsonb) returns jsonb
+language plpgsql security definer
+set search_path = ''
+as $$
+declare
+  v_account public.trading_accounts := private.own_account(private.uuid_of(p_request, 'account_id'), false);
+  v_password text := nullif(p_request ->> 'password', '');
+  v_settings jsonb := nullif(p_request -> 'settings', 'null');
+begin
+  if length(v_password) > 1000 or jsonb_typeof(v_settings) <> 'object' then
+    raise exception using errcode = 'TC001', message = 'password: expected a string of at most 1000 characters; settings: expected an object';
+  end if;
+  if v_password is not null and v_account.secret_id is null then
+    v_account.secret_id := vault.create_secret(v_password, 'account:' || v_account.id, 'Broker password of a trading account');
+  elsif v_password is not null then
+    perform vault.update_secret(v_account.secret_id, v_password);
+  end if;
+  update public.trading_accounts
+  set name = coalesce(private.text_of(p_request, 'name', 100), name), settings = coalesce(v_settings, settings),
+      secret_id = v_account.secret_id
+  where id = v_account.id;
+  if v_password is not null then
+    perform private.write_audit('password_changed', 'trading_accounts', v_account.id::text, v_account.user_id, '{}');
+  end if;
+  perform private.broadcast('vps:' || s.vps_id, 'assignments', '{}')
+  from public.account_vps_assignments s where s.account_id = v_account.id;
+  return jsonb_build_object('account_id', v_account.id);
+end
+$$;
+comment on function private.update_account(jsonb) is 'The owner: {"account_id", "name"?, "password"?, "settings"?} -> {"account_id"}.';
+
+
+-- Security definer: writes trading_accounts, assignments and Vault.
+create function private.remove_account(p_request jsonb) returns jsonb
+language plpgsql security definer
+set search_path = ''
+as $$
+declare
+  v_account public.trading_accounts := private.own_account(private.uuid_of(p_request, 'account_id'), false);
+  v_vps uuid;
+begin
+  perform private.await_turn('assign');
+  perform private.lock_accounts(array[v_account.id]);
+  if exists (select from public.copiers c
+             where c.removed_at is null and v_account.id in (c.master_account_id, c.follower_account_id)) then
+    raise exception using errcode = 'TC205', message = 'the account still takes part in copiers', detail = v_account.id::text,
+      hint = 'Remove those copiers first; positions stay as they are.';
+  end if;
+  update public.trading_accounts
+  set removed_at = clock_timestamp(), status = 'disconnected', status_reason = 'removed', secret_id = null
+  where id = v_account.id and removed_at is null;
+  if not found then
+    raise exception using errcode = 'TC106', message = 'there is no such account, or it is not yours', detail = v_account.id::text;
+  end if;
+  delete from vault.secrets s where s.id = v_account.secret_id;
+  delete from public.account_vps_assignments s where s.account_id = v_account.id returning s.vps_id into v_vps;
+  if v_vps is not null then
+    perform private.broadcast('vps:' || v_vps, 'assignments', '{}');
+  end if;
+  return jsonb_build_object('account_id', v_account.id);
+end
+$$;
+comment on function private.remove_account(jsonb) is 'The owner: {"account_id"} -> {"account_id"}; disconnects it and forgets its password. Its history stays.';
+
+
+create function private.farm_vps(p_request jsonb) returns public.vps_instances
+language plpgsql stable
+set search_path = ''
+as $$
+declare
+  v_vps public.vps_instances;
+begin
+  select v.* into v_vps from public.vps_instances v where v.id = private.uuid_of(p_request, 'vps_id') and v.retired_at is null;
+  if not found then
+    raise exception using errcode = 'TC214', message = 'there is no such VPS, or it is retired', detail = p_request ->> 'vps_id',
+      hint = 'Check the id.';
+  end if;
+  return v_vps;
+end
+$$;
+comment on function private.farm_vps(jsonb) is 'The VPS that the request names by vps_id, not a retired one; TC214 otherwise.';
+
+
+-- Moves what stands on VPSes that must not keep it, and what stands nowhere. The caller holds the turn "assign".
+-- All locks of accounts are taken at once, in the planner's order.
+create function private.place_homeless(p_limit integer) returns integer
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_homeless uuid[];
+  v_account uuid;
+  v_moved integer := 0;
+begin
+  select array_agg(h.id) into v_homeless from (
+    select a.id
+    from public.trading_accounts a
+    left join public.account_vps_assignments s on s.account_id = a.id
+    left join public.vps_instances v on v.id = s.vps_id
+    where a.removed_at is null and (v.id is null or v.status in ('offline', 'draining', 'retired'))
+      and exists (select from public.vps_instances o
+                  where o.status = 'online' and o.lease_expires_at > clock_timestamp() and a.platform = any (o.platforms)
+                    and o.capacity > (select count(*) from public.account_vps_assignments t where t.vps_id = o.id))
+    order by a.id
+    limit p_limit
+  ) h;
+  if v_homeless is null then
+    return 0;
+  end if;
+  perform private.lock_accounts(v_homeless);
+  foreach v_account in array v_homeless loop
+    v_moved := v_moved + ((private.place_account(v_account, null)).vps_id is not null)::integer;
+  end loop;
+  return v_moved;
+end
+$$;
+comment on function private.place_homeless(integer) is 'Gives accounts of lost, draining and retired VPSes, and unassigned ones, to others; says how many moved.';
+
+
+-- Security definer: writes vps_instances.
+create function private.drain_vps(p_request jsonb) returns jsonb
+language plpgsql security definer
+set search_path = ''
+as $$
+declare
+  v_vps public.vps_instances;
+  v_moved integer := 0;
+begin
+  perform private.require_operator();
+  perform private.await_turn('assign');
+  v_vps := private.farm_vps(p_request);
+  if coalesce(p_request ->> 'drain', 'true') = 'true' then
+    update public.vps_instances set status = 'draining' where id = v_vps.id and status in ('enrolled', 'online', 'offline', 'draining');
+    v_moved := private.place_homeless(500);
+  else
+    -- A lost one comes back with its next heartbeat.
+    update public.vps_instances set status = case when lease_expires_at > now() then 'online' else 'offline' end
+    where id = v_vps.id and status = 'draining';
+  end if;
+  return jsonb_build_object('vps_id', v_vps.id, 'moved', v_moved,
+    'left', (select count(*) from public.account_vps_assignments s where s.vps_id = v_vps.id));
+end
+$$;
+comment on function private.drain_vps(jsonb) is
+  'Operators: {"vps_id", "drain": true} -> {"vps_id", "moved", "left"}. Accounts move as others can take them; "drain": false takes it back.';
+
+
+-- Security definer: writes vps_instances.
+create function private.retire_vps(p_request jsonb) returns jsonb
+language plpgsql security definer
+set search_path = ''
+as $$
+declare
+  v_vps public.vps_instances;
+  v_moved integer;
+begin
+  perform private.require_operator();
+  perform private.await_turn('assign');
+  v_vps := private.farm_vps(p_request);
+  update public.vps_instances set status = 'retired', retired_at = clock_timestamp() where id = v_vps.id and retired_at is null;
+  delete from private.vps_secrets s where s.vps_id = v_vps.id;
+  v_moved := private.place_homeless(500);
+  return jsonb_build_object('vps_id', v_vps.id, 'moved', v_moved,
+    'left', (select count(*) from public.account_vps_assignments s where s.vps_id = v_vps.id));
+end
+$$;
+comment on function private.retire_vps(jsonb) is 'Operators: {"vps_id"} -> {"vps_id", "moved", "left"}. For good, and at once: its agent is refused from now on.';
+
+
+create function public.connect_account(p_account jsonb) returns jsonb
+language sql
+set search_path = ''
+as $$ select private.connect_account(p_account) $$;
+comment on function public.connect_account(jsonb) is
+  'Users: {"platform", "server", "login", "password", "name"?, "mode"?, "currency"?, "settings"?} -> {"account_id", "vps_id"}.';
+
+create function public.assign_account(p_request jsonb) returns jsonb
+language sql
+set search_path = ''
+as $$ select private.assign_account(p_request) $$;
+comment on function public.assign_account(jsonb) is 'The owner or an operator: {"account_id"} -> {"account_id", "vps_id", "epoch", "begins_at"}.';
+
+create function public.update_account(p_request jsonb) returns jsonb
+language sql
+set search_path = ''
+as $$ select private.update_account(p_request) $$;
+comment on function public.update_account(jsonb) is 'The owner: {"account_id", "name"?, "password"?, "settings"?} -> {"account_id"}.';
+
+create function public.remove_account(p_request jsonb) returns jsonb
+language sql
+set search_path = ''
+as $$ select private.remove_account(p_request) $$;
+comment on function public.remove_account(jsonb) is 'The owner: {"account_id"} -> {"account_id"}; disconnects it and forgets its password.';
+
+create function public.drain_vps(p_request jsonb) returns jsonb
+language sql
+set search_path = ''
+as $$ select private.drain_vps(p_request) $$;
+comment on function public.drain_vps(jsonb) is 'Operators: {"vps_id", "drain"?} -> {"vps_id", "moved", "left"}.';
+
+create function public.retire_vps(p_request jsonb) returns jsonb
+language sql
+set search_path = ''
+as $$ select private.retire_vps(p_request) $$;
+comment on function public.retire_vps(jsonb) is 'Operators: {"vps_id"} -> {"vps_id", "moved", "left"}; for good.';
+
+grant execute on function
+  private.connect_account(jsonb), public.connect_account(jsonb),
+  private.assign_account(jsonb), public.assign_account(jsonb),
+  private.update_account(jsonb), public.update_account(jsonb),
+  private.remove_account(jsonb), public.remove_account(jsonb),
+  private.drain_vps(jsonb), public.drain_vps(jsonb),
+  private.retire_vps(jsonb), public.retire_vps(jsonb)
+to authenticated, service_role;
+
+-- 52_maintain.sql
+-- maintain(): what the farm does by the clock. pg_cron runs it, and a heartbeat runs it when pg_cron did not (hosted's has
+-- been seen dead for weeks). One run at a time; each part may fail without the others; every part may run again at once.
+
+-- A VPS is judged only if the database was there for its heartbeats: after a gap in the runs all leases are extended once,
+-- or a database outage would move the whole farm. A row that is locked belongs to a heartbeat under way.
+create function private.judge_leases(p_gap interval) returns void
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_lease interval := private.setting_s('lease_s');
+begin
+  if p_gap > v_lease / 2 then
+    update public.vps_instances v
+    set lease_expires_at = clock_timestamp() + v_lease
+    where v.status in ('online', 'draining') and v.lease_expires_at < clock_timestamp() + v_lease;
+    return;
+  end if;
+  update public.vps_instances v set status = 'offline'
+  where v.id = any (array(
+    select w.id from public.vps_instances w
+    where w.status = 'online' and w.lease_expires_at < clock_timestamp()
+    for no key update skip locked));
+end
+$$;
+comment on function private.judge_leases(interval) is 'Marks VPSes offline whose lease is over; after a gap in the runs it extends the leases instead.';
+
+
+-- Idle agents heartbeat every five seconds, but a tick must come even to one whose heartbeats fail.
+create function private.send_ticks() returns void
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_vps uuid;
+begin
+  for v_vps in
+    update public.vps_instances v set last_tick_at = now()
+    where v.id = any (array(
+      select w.id from public.vps_instances w
+      where w.status in ('online', 'draining', 'offline')
+        and coalesce(w.last_tick_at, '-infinity') <= now() - private.setting_s('tick_s')
+      for no key update skip locked))
+    returning v.id
+  loop
+    perform private.broadcast('vps:' || v_vps, 'tick', jsonb_build_object('at', private.rfc3339(now())));
+  end loop;
+end
+$$;
+comment on function private.send_ticks() is 'A tick to every VPS topic that had none for tick_s.';
+
+
+create function private.log_health() returns void
+language plpgsql
+set search_path = ''
+as $$
+begin
+  insert into public.connection_health_logs (at, kind, vps_id, status, accounts, heartbeat_age_ms, rtt_ms, clock_offset_ms,
+    cpu_percent, memory_percent, disk_percent, rss_mb)
+  select date_trunc('minute', clock_timestamp()), 'minute', v.id, v.status,
+    (select count(*) from public.account_vps_assignments s where s.vps_id = v.id),
+    round(extract(epoch from clock_timestamp() - v.last_heartbeat_at) * 1000, 1), v.rtt_ms, v.clock_offset_ms,
+    v.cpu_percent, v.memory_percent, v.disk_percent, v.rss_mb
+  from public.vps_instances v
+  where v.retired_at is null
+  on conflict (vps_id, at) where kind = 'minute' do nothing;
+end
+$$;
+comment on function private.log_health() is 'One health row per VPS for this minute.';
+
+
+-- Small batches: a table that fell behind catches up over many runs instead of locking for long.
+create function private.delete_expired() returns void
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_batch integer := (private.setting('retention_batch') #>> '{}')::integer;
+begin
+  delete from public.connection_health_logs where id = any (array(
+    select l.id from public.connection_health_logs l
+    where l.at < now() - private.setting_days('retention_days.connection_health_logs') order by l.at limit v_batch));
+  delete from public.account_snapshots where ctid = any (array(
+    select s.ctid from public.account_snapshots s
+    where s.at < now() - private.setting_days('retention_days.account_snapshots') order by s.at limit v_batch));
+  delete from public.audit_log where id = any (array(
+    select l.id from public.audit_log l
+    where l.at < now() - private.setting_days('retention_days.audit_log') order by l.at limit v_batch));
+  delete from public.enrollment_tokens where id = any (array(
+    select t.id from public.enrollment_tokens t
+    where t.expires_at < now() - private.setting_days('retention_days.enrollment_tokens') limit v_batch));
+  delete from private.event_keys where ctid = any (array(
+    select k.ctid from private.event_keys k
+    where k.received_at < now() - private.setting_days('retention_days.event_keys') order by k.received_at limit v_batch));
+  delete from public.copy_outcomes where ctid = any (array(
+    select o.ctid from public.copy_outcomes o
+    where o.decided_at < now() - private.setting_days('retention_days.copy_outcomes') order by o.decided_at limit v_batch));
+  delete from public.trade_execution_queue where id = any (array(
+    select q.id from public.trade_execution_queue q
+    where q.finalized_at is not null and q.updated_at < now() - private.setting_days('retention_days.trade_execution_queue')
+    order by q.updated_at limit v_batch));
+  -- An ended link latches its decision for as long as the master's position lives.
+  delete from public.position_links where id = any (array(
+    select k.id from public.position_links k
+    where k.state = 'ended' and k.ended_at < now() - private.setting_days('retention_days.positions')
+      and not exists (select from public.positions p where p.account_id = k.master_account_id
+                      and p.ticket = k.master_ticket and p.closed_at is null)
+    order by k.ended_at limit v_batch));
+  delete from public.positions where ctid = any (array(
+    select p.ctid from public.positions p
+    where p.closed_at < now() - private.setting_days('retention_days.positions') order by p.closed_at limit v_batch));
+end
+$$;
+comment on function private.delete_expired() is 'Deletes a batch of what is past its retention from every growing table; trade_events lose whole partitions.';
+
+
+create function private.note_run(p_name text, p_error text) returns void
+language sql
+set search_path = ''
+as $$ update private.clockwork set last_run_at = clock_timestamp(), last_error = p_error where name = p_name $$;
+comment on function private.note_run(text, text) is 'Notes that a part of the clockwork ran, and what went wrong.';
+
+
+-- A part that fails is undone, noted and tried again the next time; it never takes the others with it.
+create function private.run_part(p_part text, p_gap interval) returns text
+language plpgsql
+set search_path = ''
+as $$
+begin
+  case p_part
+    when 'leases' then
+      perform private.judge_leases(p_gap);
+    when 'executions' then
+      perform private.maintain_executions();
+    when 'ticks' then
+      perform private.send_ticks();
+    when 'health' then
+      perform private.log_health();
+      perform private.note_run('health', null);
+    when 'retention' then
+      perform private.delete_expired();
+      perform private.note_run('retention', null);
+    when 'partitions' then
+      perform private.make_partitions();
+      perform private.note_run('partitions', null);
+  end case;
+  return null;
+exception when others then
+  raise warning 'maintain: part % failed: % (%)', p_part, sqlerrm, sqlstate;
+  return format('%s: %s (%s)', p_part, sqlerrm, sqlstate);
+end
+$$;
+comment on function private.run_part(text, interval) is 'Runs one part of maintain(); returns what went wrong, null if nothing did.';
+
+
+create function private.place_part() returns integer
+language plpgsql
+set search_path = ''
+as $$
+begin
+  return private.place_homeless(500);
+exception when others then
+  raise warning 'maintain: placing accounts failed: % (%)', sqlerrm, sqlstate;
+  return 0;
+end
+$$;
+comment on function private.place_part() is 'place_homeless() as a part of maintain(): its failure is a warning.';
+
+
+-- Security definer: it is run by pg_cron and inside an agent's heartbeat.
+create function private.maintain() returns jsonb
+language plpgsql security definer
+set search_path = ''
+set lock_timeout = '3s'
+as $$
+declare
+  v_last_run_at timestamptz;
+  v_errors text[] := '{}';
+  v_moved integer := 0;
+begin
+  if not private.take_turn('maintain') then
+    return jsonb_build_object('ran', false);
+  end if;
+  select c.last_run_at into v_last_run_at from private.clockwork c where c.name = 'maintain';
+  v_errors := v_errors || private.run_part('leases', clock_timestamp() - v_last_run_at);
+  -- Only if nobody is placing just now: a heartbeat holds its own row, for which that one may wait.
+  if private.take_turn('assign') then
+    v_moved := private.place_part();
+  end if;
+  -- Both lock accounts in order, but one after the other would not be in order: the moved ones wait for the next run.
+  if v_moved = 0 then
+    v_errors := v_errors || private.run_part('executions', null);
+  end if;
+  v_errors := v_errors || private.run_part('ticks', null);
+  if private.is_due('health', '15 seconds') then
+    v_errors := v_errors || private.run_part('health', null);
+  end if;
+  if private.is_due('retention', '1 minute') then
+    v_errors := v_errors || private.run_part('retention', null);
+  end if;
+  if private.is_due('partitions', '1 hour') then
+    v_errors := v_errors || private.run_part('partitions', null);
+  end if;
+  v_errors := array_remove(v_errors, null);
+  perform private.note_run('maintain', nullif(array_to_string(v_errors, '; '), ''));
+  return jsonb_build_object('ran', true, 'moved', v_moved, 'errors', to_jsonb(v_errors));
+end
+$$;
+comment on function private.maintain() is 'Leases, failover, executions, ticks, health, retention, partitions. Harmless to run at any time, by several at once.';
+
+
+-- Which users see something new since the last ring. Nothing is written where trades are: a change is found by its time,
+-- and by the number of the transaction that made it. The time is that of the transaction's beginning, so the window reaches
+-- back further than a statement of the API may take (8 s); the number says whether the last ring can have seen it.
+create function private.news(p_since timestamptz, p_xmin bigint) returns table (topic text)
+language sql stable
+set search_path = ''
+as $$
+  with snapshot (xmax) as (select pg_snapshot_xmax(pg_current_snapshot())::text::bigint),
+  fresh (user_id, xid) as (
+    select q.user_id, q.xmin from public.trade_execution_queue q where q.updated_at > p_since
+    union all
+    select e.user_id, e.xmin from public.trade_events e where e.received_at > p_since
+    union all
+    select a.user_id, a.xmin from public.trading_accounts a where a.updated_at > p_since
+    union all
+    select c.user_id, c.xmin from public.copiers c where c.updated_at > p_since
+    union all
+    select null, h.xmin from public.connection_health_logs h where h.at > p_since and h.kind = 'state'
+  ),
+  -- xmin has 32 bits, the snapshot 64: the same number modulo 2^32, not above the snapshot.
+  unseen as (
+    select f.user_id from fresh f, snapshot s
+    where s.xmax - mod(s.xmax - f.xid::text::bigint + 4294967296, 4294967296) >= p_xmin
+    group by f.user_id
+  )
+  select 'user:' || u.user_id from unseen u where u.user_id is not null
+  union all
+  select 'operators' where exists (select from unseen)
+$$;
+comment on function private.news(timestamptz, bigint) is 'Topics of dashboards with something new: changed after p_since by a transaction that was not surely over at the last ring.';
+
+
+-- Security definer: it is run by pg_cron and inside an agent's heartbeat.
+create function private.ring_doorbells() returns integer
+language plpgsql security definer
+set search_path = ''
+as $$
+declare
+  v_last private.clockwork;
+  v_xmin bigint := pg_snapshot_xmin(pg_current_snapshot())::text::bigint;
+  v_topic text;
+  v_rung integer := 0;
+begin
+  if not private.take_turn('doorbells') then
+    return 0;
+  end if;
+  select c.* into v_last from private.clockwork c where c.name = 'doorbells';
+  -- Slightly under a second: a scheduler that is early by a hair must not make it two.
+  if v_last.last_run_at > clock_timestamp() - interval '0.9 seconds' then
+    return 0;
+  end if;
+  insert into private.doorbells as d (topic, changed_at, due)
+  select n.topic, clock_timestamp(), true
+  from private.news(greatest(v_last.last_run_at, clock_timestamp() - interval '1 minute') - interval '15 seconds', v_last.last_xmin) n
+  on conflict (topic) do update set due = true, changed_at = excluded.changed_at where not d.due;
+  for v_topic in
+    update private.doorbells d set due = false, rung_at = clock_timestamp()
+    where d.topic = any (array(
+      select e.topic from private.doorbells e where e.due order by e.topic <> 'operators', e.changed_at
+      limit (private.setting('doorbells_max') #>> '{}')::integer))
+    returning d.topic
+  loop
+    perform private.broadcast(v_topic, 'changed', '{}');
+    v_rung := v_rung + 1;
+  end loop;
+  update private.clockwork set last_run_at = clock_timestamp(), last_xmin = v_xmin where name = 'doorbells';
+  return v_rung;
+end
+$$;
+comment on function private.ring_doorbells() is
+  'Rings every dashboard topic with something new, each at most once per second and after the change; says how many.';
+
+
+-- In every heartbeat: two lookups while pg_cron does its work.
+create function private.stand_in_for_scheduler() returns void
+language plpgsql
+set search_path = ''
+as $$
+begin
+  if private.is_due('maintain', private.setting_s('maintain_s')) then
+    perform private.maintain();
+  end if;
+  if private.is_due('doorbells', private.setting_s('doorbells_s')) then
+    perform private.ring_doorbells();
+  end if;
+exception when others then
+  -- The lease must be renewed whatever happens to the chores.
+  raise warning 'stand_in_for_scheduler: % (%)', sqlerrm, sqlstate;
+end
+$$;
+comment on function private.stand_in_for_scheduler() is 'Runs maintain() and ring_doorbells() when nobody else did lately; never raises.';
+
+
+create function public.maintain() returns jsonb
+language sql
+set search_path = ''
+as $$ select private.maintain() $$;
+comment on function public.maintain() is 'Service key: runs maintain() now. It runs by itself every few seconds.';
+
+grant execute on function private.maintain(), public.maintain() to service_role;
+
+-- 54_schedule.sql
+-- The clock. Heartbeats do the same work when it stands still (52_maintain.sql), so that a dead scheduler costs seconds.
+
+create extension if not exists pg_cron with schema pg_catalog;
+
+-- By name: applying it again replaces the job.
+select cron.schedule('tradecopier-maintain', '3 seconds', 'select private.maintain()');
+select cron.schedule('tradecopier-doorbells', '1 second', 'select private.ring_doorbells()');
+
+-- pg_cron writes down every run for ever: 120,000 rows a day.
+select cron.schedule('tradecopier-cron-history', '17 * * * *',
+  $$delete from cron.job_run_details where end_time < now() - interval '1 day'$$);
+
+-- 56_realtime.sql
+-- Who may listen to which topic. There is no policy for insert: only the database itself publishes.
+
+-- Security definer: reads vps_instances, which listeners may not.
+create function private.may_listen(p_topic text) returns boolean
+language sql stable security definer
+set search_path = ''
+as $$
+  select case
+    when p_topic like 'vps:%' then exists (
+      select from public.vps_instances v
+      where v.user_id = auth.uid() and v.retired_at is null and p_topic = 'vps:' || v.id)
+    when p_topic like 'user:%' then p_topic = 'user:' || auth.uid()
+    when p_topic = 'operators' then private.is_operator()
+    else false
+  end
+$$;
+comment on function private.may_listen(text) is
+  'Whether the caller may join a topic: vps:<id> only the agent of that VPS, user:<id> only that user, operators only operators.';
+
+create policy "agents, users and operators hear their own topic" on realtime.messages for select to authenticated
+  using (extension = 'broadcast' and (select private.may_listen((select realtime.topic()))));
+
+grant execute on function private.may_listen(text) to authenticated;
+
+-- 58_copying.sql
+-- What users do with copiers.
+
+-- Saves a copier: without "id" a new one, else the columns given. {"master_account_id", "follower_account_id", any column of copiers,
+-- "symbols": {"MASTER": "FOLLOWER"}} -> {"copier_id"}
+create function private.save_copier(p_copier jsonb) returns jsonb
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_user uuid := private.require_user();
+  v_old public.copiers;
+  v_new public.copiers;
+  v_unknown text;
+begin
+  if jsonb_typeof(p_copier) is distinct from 'object' then
+    raise exception using errcode = 'TC001', message = 'save_copier: the copier must be an object', hint = 'See docs/protocol.md.';
+  end if;
+  select string_agg(k, ', ') into v_unknown from jsonb_object_keys(p_copier) k
+  where k <> 'symbols' and k not in (select attname from pg_catalog.pg_attribute where attrelid = 'public.copiers'::regclass and attnum > 0
+    and attname not in ('user_id', 'started_at', 'created_at', 'updated_at', 'removed_at'));
+  if v_unknown is not null then
+    raise exception using errcode = 'TC301', message = format('save_copier: unknown setting: %s', v_unknown),
+      hint = 'The settings are the columns of the table copiers.';
+  end if;
+  if p_copier ? 'id' then
+    select * into v_old from public.copiers where id = (p_copier ->> 'id')::uuid and user_id = v_user and removed_at is null;
+    if v_old.id is null then
+      raise exception using errcode = 'TC106', message = format('save_copier: copier %s does not exist or is not yours', p_copier ->> 'id'),
+        hint = 'Check the id, or leave it out to make a new copier.';
+    end if;
+    p_copier := p_copier - 'master_account_id' - 'follower_account_id';
+  end if;
+  begin
+    v_new := jsonb_populate_record(v_old, p_copier - 'symbols');
+  exception when invalid_text_representation or numeric_value_out_of_range or invalid_datetime_format then
+    raise exception using errcode = 'TC302', message = 'save_copier: a value is not of its setting''s form: ' || sqlerrm,
+      hint = 'Numbers are decimal strings such as "0.5".';
+  end;
+  perform private.lock_accounts(array[v_new.master_account_id, v_new.follower_account_id]);
+  if (select count(*) from public.trading_accounts a where a.id in (v_new.master_account_id, v_new.follower_account_id)
+      and a.user_id = v_user and a.removed_at is null) <> 2 then
+    raise exception using errcode = 'TC106', message = 'save_copier: the master or the follower account does not exist, is not yours, or is one and the same',
+      hint = 'Connect both accounts first, and choose two different ones.';
+  end if;
+  begin
+    if v_old.id is null then
+      perform private.refuse_cycle(v_new.master_account_id, v_new.follower_account_id);
+      insert into public.copiers (user_id, master_account_id, follower_account_id)
+      values (v_user, v_new.master_account_id, v_new.follower_account_id) returning id into v_new.id;
+      select * into v_old from public.copiers where id = v_new.id;
+      v_new := jsonb_populate_record(v_old, p_copier - 'symbols');
+    end if;
+    update public.copiers set name = v_new.name, mode = v_new.mode, sizing_mode = v_new.sizing_mode, sizing_value = v_new.sizing_value,
+      contract_alignment = v_new.contract_alignment, min_policy = v_new.min_policy, max_risk_coefficient = v_new.max_risk_coefficient,
+      max_policy = v_new.max_policy, max_lots = v_new.max_lots, max_risk_percent = v_new.max_risk_percent, max_leverage = v_new.max_leverage,
+      max_leverage_policy = v_new.max_leverage_policy, sanity_factor = v_new.sanity_factor, reverse = v_new.reverse, sl_mode = v_new.sl_mode,
+      tp_mode = v_new.tp_mode, copy_pending = v_new.copy_pending, max_age_ms = v_new.max_age_ms, retry_window_s = v_new.retry_window_s,
+      max_slippage_points = v_new.max_slippage_points, comment = v_new.comment, updated_at = clock_timestamp()
+    where id = v_new.id;
+  exception
+    when check_violation or not_null_violation then
+      raise exception using errcode = 'TC303', message = 'save_copier: a setting is out of its range: ' || sqlerrm,
+        hint = 'See the settings'' allowed ranges in docs/protocol.md.';
+    when unique_violation then
+      raise exception using errcode = 'TC304', message = 'save_copier: these two accounts already have a copier', hint = 'Change that one instead.';
+  end;
+  if jsonb_typeof(p_copier -> 'symbols') = 'object' then
+    delete from public.symbol_mappings where copier_id = v_new.id;
+    insert into public.symbol_mappings (user_id, copier_id, master_symbol, follower_symbol)
+    select v_user, v_new.id, key, value from jsonb_each_text(p_copier -> 'symbols');
+  end if;
+  perform private.replan_copiers(array[v_new.id]);
+  return jsonb_build_object('copier_id', v_new.id);
+end $$;
+
+-- A copier that would close a circle is refused; copiers that are off count as well. One lock for all, so that two cannot close it together.
+create function private.refuse_cycle(p_master uuid, p_follower uuid) returns void
+language plpgsql security definer set search_path = '' as $$
+begin
+  perform pg_advisory_xact_lock(hashtext('private.refuse_cycle'));
+  if exists (
+    with recursive downstream (id) as (
+      select p_follower
+      union
+      select c.follower_account_id from downstream d join public.copiers c on c.master_account_id = d.id and c.removed_at is null
+    )
+    select 1 from downstream where id = p_master
+  ) then
+    raise exception using errcode = 'TC305', message = 'save_copier: the follower already leads, directly or through others, to the master',
+      detail = 'Such a circle would copy its own copies for ever.', hint = 'Remove a copier of the circle first.';
+  end if;
+end $$;
+
+-- Plans everything of these copiers after a change of their settings or mode: a resumed copier catches up on closes and SL/TP.
+create function private.replan_copiers(p_copiers uuid[]) returns void
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_now timestamptz;
+  v_links bigint[];
+  v_accounts uuid[];
+begin
+  select array_agg(distinct a) into v_accounts from public.copiers c, unnest(array[c.master_account_id, c.follower_account_id]) a
+  where c.id = any (p_copiers);
+  v_now := private.lock_accounts(v_accounts);
+  select array_agg(l.id) into v_links from public.position_links l
+  where l.state = 'live' and l.copier_id = any (p_copiers);
+  perform private.offer(private.plan_again(v_links, v_now), null, clock_timestamp());
+end $$;
+
+-- {"copier_id", "mode": "on|monitor|off"} -> {"copier_id", "mode"}
+create function private.set_copier_mode(p_request jsonb) returns jsonb
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_user uuid := private.require_user();
+begin
+  if coalesce(p_request ->> 'mode', '') not in ('on', 'monitor', 'off') then
+    raise exception using errcode = 'TC303', message = 'set_copier_mode: mode must be on, monitor or off';
+  end if;
+  update public.copiers set mode = p_request ->> 'mode', updated_at = clock_timestamp()
+  where id::text = p_request ->> 'copier_id' and (user_id = v_user or private.is_operator()) and removed_at is null;
+  if not found then
+    raise exception using errcode = 'TC106', message = format('set_copier_mode: copier %s does not exist or is not yours', p_request ->> 'copier_id');
+  end if;
+  perform private.replan_copiers(array[(p_request ->> 'copier_id')::uuid]);
+  return jsonb_build_object('copier_id', p_request ->> 'copier_id', 'mode', p_request ->> 'mode');
+end $$;
+
+create function public.save_copier(p_copier jsonb) returns jsonb
+language sql volatile security invoker set search_path = '' as $$ select private.save_copier(p_copier) $$;
+comment on function public.save_copier(jsonb) is 'Makes or changes a copier of the caller; refuses circles and settings out of range.';
+create function public.set_copier_mode(p_request jsonb) returns jsonb
+language sql volatile security invoker set search_path = '' as $$ select private.set_copier_mode(p_request) $$;
+comment on function public.set_copier_mode(jsonb) is 'Switches a copier: on, monitor (closes only) or off (frozen).';
+revoke all on function public.save_copier(jsonb), public.set_copier_mode(jsonb) from public, anon;
+grant execute on function public.save_copier(jsonb), public.set_copier_mode(jsonb) to authenticated;
+grant execute on function private.save_copier(jsonb), private.set_copier_mode(jsonb) to authenticated;
+
+-- 60_views.sql
+-- Views for people: Studio, the dashboard, checks.
+
+create view public.unexplained_pairs with (security_invoker = true) as
+select e.id as event_id, e.received_at, e.account_id, e.type, e.ticket, c.id as copier_id, c.follower_account_id
+from public.trade_events e
+join public.copiers c on c.master_account_id = e.account_id and c.created_at <= e.received_at
+  and (c.removed_at is null or c.removed_at > e.received_at)
+left join public.copy_outcomes o on o.event_id = e.id and o.copier_id = c.id
+where e.status = 'accepted' and e.type <> 'snapshot'
+  and (o.event_id is null
+    or (o.execution_id is not null and not exists (select 1 from public.trade_execution_queue q where q.id = o.execution_id)));
+comment on view public.unexplained_pairs is
+  'Every (event, copier) that has neither a copy nor a reason. Must be empty; a row here is a bug.';
+grant select on public.unexplained_pairs to authenticated, service_role;

@@ -1,0 +1,113 @@
+-- Copiers: from a master account to a follower account, with sizing, filters and limits.
+
+create table public.copiers (
+  id uuid primary key default gen_random_uuid(),
+  user_id uuid not null references auth.users (id) on delete cascade,
+  name text not null default '',
+  master_account_id uuid not null references public.trading_accounts (id),
+  follower_account_id uuid not null references public.trading_accounts (id),
+  mode text not null default 'on',
+  -- sizing: the keys of preview_copy's "copier"
+  sizing_mode text not null default 'multiplier',
+  sizing_value numeric not null default 1,
+  contract_alignment boolean not null default true,
+  min_policy text not null default 'skip',
+  max_risk_coefficient numeric not null default 5,
+  max_policy text not null default 'cap',
+  max_lots numeric,
+  max_risk_percent numeric,
+  max_leverage numeric,
+  max_leverage_policy text not null default 'discard',
+  sanity_factor numeric default 3,
+  reverse boolean not null default false,
+  -- how
+  sl_mode text not null default 'price',
+  tp_mode text not null default 'price',
+  copy_pending boolean not null default true,
+  max_age_ms integer not null default 5000,
+  retry_window_s integer not null default 60,
+  max_slippage_points integer,
+  comment text not null default '',
+  -- life
+  started_at timestamptz not null default now(),
+  created_at timestamptz not null default now(),
+  updated_at timestamptz not null default now(),
+  removed_at timestamptz,
+  constraint accounts_differ check (master_account_id <> follower_account_id),
+  constraint mode_is_known check (mode in ('on', 'monitor', 'off')),
+  constraint sizing_mode_is_known check (sizing_mode in
+    ('multiplier', 'fixed', 'balance_ratio', 'equity_ratio', 'free_margin_ratio', 'risk_percent')),
+  constraint sizing_value_is_positive check (sizing_value > 0 and sizing_value <= 1000),
+  constraint min_policy_is_known check (min_policy in ('skip', 'force_min')),
+  constraint max_policy_is_known check (max_policy in ('cap', 'split')),
+  constraint max_leverage_policy_is_known check (max_leverage_policy in ('discard', 'shrink')),
+  constraint max_risk_coefficient_in_range check (max_risk_coefficient between 1 and 1000),
+  constraint max_lots_is_positive check (max_lots > 0),
+  constraint max_risk_percent_in_range check (max_risk_percent > 0 and max_risk_percent <= 100),
+  constraint max_leverage_is_positive check (max_leverage > 0),
+  constraint sanity_factor_at_least_one check (sanity_factor >= 1),
+  constraint sl_mode_is_known check (sl_mode in ('price', 'none')),
+  constraint tp_mode_is_known check (tp_mode in ('price', 'none')),
+  constraint max_age_in_range check (max_age_ms between 100 and 600000),
+  constraint retry_window_in_range check (retry_window_s between 0 and 3600),
+  constraint max_slippage_not_negative check (max_slippage_points >= 0),
+  constraint comment_fits_every_platform check (length(comment) <= 20)
+);
+comment on table public.copiers is 'From a master account to a follower account: what is copied, and how large. Never deleted, only removed_at is set.';
+comment on column public.copiers.mode is 'on = copies; monitor = closes only; off = frozen, closes included';
+comment on column public.copiers.sizing_value is 'multiplier, fixed lots, ratio factor or risk percent, by sizing_mode';
+comment on column public.copiers.contract_alignment is 'align different contract sizes, so that one lot means the same exposure';
+comment on column public.copiers.min_policy is 'what to do with a size under the follower''s minimum';
+comment on column public.copiers.max_policy is 'what to do with a size over the maximum: one order of the maximum, or several';
+comment on column public.copiers.max_lots is 'cap on one copy, in lots of the follower';
+comment on column public.copiers.sanity_factor is 'block a copy whose exposure per equity is more than this many times the master''s; null = never';
+comment on column public.copiers.max_age_ms is 'an open seen later than this after the last look without it is refused as too_old';
+comment on column public.copiers.retry_window_s is 'how long a refused open may be tried again (market closed, requote)';
+comment on column public.copiers.started_at is 'positions of the master that were seen before are not copied';
+
+-- the planner: which copiers does this master feed; the follower's partners
+create unique index copiers_one_per_pair on public.copiers (master_account_id, follower_account_id) where removed_at is null;
+create index copiers_of_follower on public.copiers (follower_account_id) where removed_at is null;
+create index copiers_of_user on public.copiers (user_id);
+
+create table public.symbol_mappings (
+  id uuid primary key default gen_random_uuid(),
+  user_id uuid not null references auth.users (id) on delete cascade,
+  copier_id uuid not null references public.copiers (id) on delete cascade,
+  master_symbol text not null,
+  follower_symbol text not null,
+  created_at timestamptz not null default now(),
+  constraint one_mapping_per_symbol unique (copier_id, master_symbol)
+);
+comment on table public.symbol_mappings is 'What the user says a symbol of the master is called at the follower; outranks every automatic match.';
+create index symbol_mappings_of_user on public.symbol_mappings (user_id);
+
+create table public.protection_rules (
+  id uuid primary key default gen_random_uuid(),
+  user_id uuid not null references auth.users (id) on delete cascade,
+  account_id uuid not null references public.trading_accounts (id) on delete cascade,
+  kind text not null,
+  threshold numeric not null,
+  action text not null default 'close_all_and_off',
+  time_zone text not null default 'UTC',
+  enabled boolean not null default true,
+  created_at timestamptz not null default now(),
+  constraint kind_is_known check (kind in ('daily_loss', 'trailing_drawdown', 'equity_floor', 'equity_target', 'max_margin_use')),
+  constraint action_is_known check (action in ('notify', 'monitor', 'close_all', 'close_all_and_off')),
+  constraint threshold_is_positive check (threshold > 0)
+);
+comment on table public.protection_rules is 'Limits on an account and what happens when one is crossed.';
+comment on column public.protection_rules.threshold is 'percent for daily_loss, trailing_drawdown, max_margin_use; money of the account for the others';
+create index protection_rules_of_account on public.protection_rules (account_id);
+create index protection_rules_of_user on public.protection_rules (user_id);
+
+alter table public.copiers enable row level security;
+alter table public.symbol_mappings enable row level security;
+alter table public.protection_rules enable row level security;
+create policy "own copiers are readable" on public.copiers for select to authenticated
+  using (user_id = (select auth.uid()) or (select private.is_operator()));
+create policy "own symbol mappings are readable" on public.symbol_mappings for select to authenticated
+  using (user_id = (select auth.uid()) or (select private.is_operator()));
+create policy "own protection rules are readable" on public.protection_rules for select to authenticated
+  using (user_id = (select auth.uid()) or (select private.is_operator()));
+grant select on public.copiers, public.symbol_mappings, public.protection_rules to authenticated, service_role;

@@ -1,0 +1,280 @@
+-- Sizing: how large a copy is. One pure function, used by the planner and, through preview_copy, by users.
+-- All volumes are exact: quotients are taken with div() on numerator and denominator, never on a rounded ratio.
+
+create type private.funds as (currency text, balance numeric, equity numeric, free_margin numeric);
+comment on type private.funds is 'Money of an account in its own currency; null = unknown or too old to be used.';
+create type private.sizing as (orders numeric[], raw_lots numeric, reason text, warnings text[], explain text[]);
+comment on type private.sizing is 'orders: lots of each order, empty with a reason when there is nothing to place.';
+
+create function private.plain(p numeric) returns text
+language sql immutable set search_path = '' as $$ select trim_scale(p)::text $$;
+
+-- Units of p_to for one unit of p_from, by rates like {"EURUSD": "1.0850"}: direct, inverse, or across USD or EUR.
+-- Cent currencies count as their hundredth (USC = USD / 100). Null when the rates do not say.
+create function private.exchange_rate(p_from text, p_to text, p_rates jsonb) returns numeric
+language plpgsql immutable set search_path = '' as $$
+declare
+  v_from text := p_from;
+  v_to text := p_to;
+  v_factor numeric := 1;
+  v_rate numeric;
+  v_first numeric;
+  v_second numeric;
+  v_via text;
+begin
+  if v_from = v_to then return 1; end if;
+  if v_from in ('USC', 'EUC', 'GBC') then
+    v_from := case v_from when 'USC' then 'USD' when 'EUC' then 'EUR' else 'GBP' end;
+    v_factor := v_factor / 100;
+  end if;
+  if v_to in ('USC', 'EUC', 'GBC') then
+    v_to := case v_to when 'USC' then 'USD' when 'EUC' then 'EUR' else 'GBP' end;
+    v_factor := v_factor * 100;
+  end if;
+  if v_from = v_to then return v_factor; end if;
+  v_rate := coalesce((p_rates ->> (v_from || v_to))::numeric, 1 / nullif((p_rates ->> (v_to || v_from))::numeric, 0));
+  if v_rate is not null then return v_rate * v_factor; end if;
+  foreach v_via in array array['USD', 'EUR'] loop
+    v_first := coalesce((p_rates ->> (v_from || v_via))::numeric, 1 / nullif((p_rates ->> (v_via || v_from))::numeric, 0));
+    v_second := coalesce((p_rates ->> (v_via || v_to))::numeric, 1 / nullif((p_rates ->> (v_to || v_via))::numeric, 0));
+    if v_first is not null and v_second is not null then return v_first * v_second * v_factor; end if;
+  end loop;
+  return null;
+end $$;
+
+create function private.no_order(p_reason text, p_raw numeric, p_warnings text[], p_explain text[]) returns private.sizing
+language sql immutable set search_path = '' as $$
+  select row('{}'::numeric[], p_raw, p_reason, p_warnings, p_explain || ('Nothing is placed: ' || p_reason || '.'))::private.sizing
+$$;
+
+-- Size of one copy. p_side, p_price (> 0), p_sl and p_tp are the master's; p_lots is its volume or, for an increase, the increase.
+-- p_rates: exchange rates for exchange_rate(). Longer than forty lines because the rules apply in this one order.
+create function private.size_order(
+  p_copier public.copiers, p_master private.funds, p_follower private.funds,
+  p_master_symbol public.account_symbols, p_follower_symbol public.account_symbols,
+  p_side text, p_lots numeric, p_price numeric, p_sl numeric, p_tp numeric, p_rates jsonb
+) returns private.sizing
+language plpgsql immutable set search_path = '' as $$
+declare
+  s public.account_symbols := p_follower_symbol;
+  v_num numeric;           -- raw lots = v_num / v_den
+  v_den numeric := 1;
+  v_raw numeric;
+  v_rate numeric;          -- follower's account currency for one unit of the symbol's profit currency
+  v_master_funds numeric;
+  v_follower_funds numeric;
+  v_funds_rate numeric;
+  v_stop numeric;          -- price of the follower's stop, at the master's price level
+  v_risk numeric;          -- money lost per lot if the stop is hit
+  v_limit numeric;
+  v_exposure numeric;
+  v_master_exposure numeric;
+  v_lots numeric;
+  v_cap numeric;
+  v_warnings text[] := '{}';
+  v_explain text[];
+  v_orders numeric[] := '{}';
+begin
+  v_explain := array[format('The master trades %s lots of %s.', private.plain(p_lots), p_master_symbol.name)];
+  v_stop := case when p_copier.reverse then p_tp else p_sl end;
+  v_rate := private.exchange_rate(s.profit_currency, p_follower.currency, p_rates);
+  v_risk := abs(p_price - v_stop) * s.contract_size * v_rate;
+
+  -- the raw size
+  case p_copier.sizing_mode
+    when 'multiplier' then
+      v_num := p_lots * p_copier.sizing_value;
+      v_explain := v_explain || format('Times the multiplier %s = %s.', private.plain(p_copier.sizing_value), private.plain(v_num));
+    when 'fixed' then
+      v_num := p_copier.sizing_value;
+      v_explain := v_explain || format('A fixed size of %s lots is set.', private.plain(v_num));
+    when 'risk_percent' then
+      if v_stop is null or v_stop <= 0 or v_stop = p_price then
+        return private.no_order('no_stop_loss', null, v_warnings, v_explain);
+      end if;
+      if p_follower.balance is null or p_follower.balance <= 0 or v_risk is null then
+        return private.no_order('stale_funds', null, v_warnings, v_explain);
+      end if;
+      v_num := p_follower.balance * p_copier.sizing_value;
+      v_den := 100 * v_risk;
+      v_explain := v_explain || format('%s %% of the balance %s is %s %s; one lot loses %s at the stop %s.',
+        private.plain(p_copier.sizing_value), private.plain(p_follower.balance), private.plain(v_num / 100), p_follower.currency,
+        private.plain(round(v_risk, 2)), private.plain(v_stop));
+    else
+      v_master_funds := case p_copier.sizing_mode when 'balance_ratio' then p_master.balance
+        when 'equity_ratio' then p_master.equity else p_master.free_margin end;
+      v_follower_funds := case p_copier.sizing_mode when 'balance_ratio' then p_follower.balance
+        when 'equity_ratio' then p_follower.equity else p_follower.free_margin end;
+      v_funds_rate := private.exchange_rate(p_master.currency, p_follower.currency, p_rates);
+      if v_master_funds is null or v_master_funds <= 0 or v_follower_funds is null or v_follower_funds <= 0 or v_funds_rate is null then
+        return private.no_order('stale_funds', null, v_warnings, v_explain);
+      end if;
+      v_num := p_lots * p_copier.sizing_value * v_follower_funds;
+      v_den := v_master_funds * v_funds_rate;
+      v_explain := v_explain || format('The %s is %s %s against the master''s %s %s: times %s = %s.', replace(p_copier.sizing_mode, '_', ' '),
+        private.plain(v_follower_funds), p_follower.currency, private.plain(round(v_den, 2)), p_follower.currency,
+        private.plain(round(p_copier.sizing_value * v_follower_funds / v_den, 6)), private.plain(round(v_num / v_den, 6)));
+  end case;
+
+  -- contract sizes
+  if p_master_symbol.contract_size <> s.contract_size and p_copier.sizing_mode not in ('fixed', 'risk_percent') then
+    if p_copier.contract_alignment then
+      v_num := v_num * p_master_symbol.contract_size;
+      v_den := v_den * s.contract_size;
+      v_explain := v_explain || format('One lot is %s units at the master and %s here: = %s.', private.plain(p_master_symbol.contract_size),
+        private.plain(s.contract_size), private.plain(round(v_num / v_den, 6)));
+    else
+      v_warnings := v_warnings || 'contract_sizes_differ'::text;
+      v_explain := v_explain || format('Contract sizes differ %s:%s and are not aligned.', private.plain(p_master_symbol.contract_size),
+        private.plain(s.contract_size));
+    end if;
+  end if;
+  v_raw := v_num / v_den;
+
+  -- caps on risk and leverage
+  if p_copier.max_risk_percent is not null and v_risk > 0 and p_follower.balance > 0 then
+    v_limit := p_follower.balance * p_copier.max_risk_percent / 100;
+    if v_raw * v_risk > v_limit then
+      v_num := v_limit; v_den := v_risk; v_raw := v_num / v_den;
+      v_warnings := v_warnings || 'risk_capped'::text;
+      v_explain := v_explain || format('Cut to %s: more would risk over %s %%.', private.plain(round(v_raw, 6)), private.plain(p_copier.max_risk_percent));
+    end if;
+  end if;
+  v_exposure := s.contract_size * p_price * v_rate;  -- of one lot, in the follower's currency
+  if p_copier.max_leverage is not null then
+    if v_exposure is null or p_follower.equity is null or p_follower.equity <= 0 then
+      return private.no_order('stale_funds', v_raw, v_warnings, v_explain);
+    end if;
+    if v_raw * v_exposure > p_copier.max_leverage * p_follower.equity then
+      if p_copier.max_leverage_policy = 'discard' then
+        return private.no_order('max_leverage', v_raw, v_warnings, v_explain);
+      end if;
+      v_num := p_copier.max_leverage * p_follower.equity; v_den := v_exposure; v_raw := v_num / v_den;
+      v_warnings := v_warnings || 'leverage_shrunk'::text;
+      v_explain := v_explain || format('Shrunk to %s by the leverage limit %s.', private.plain(round(v_raw, 6)), private.plain(p_copier.max_leverage));
+    end if;
+  end if;
+
+  -- floor to the step, minimum, maximum
+  v_lots := div(v_num, v_den * s.lots_step) * s.lots_step;
+  v_explain := v_explain || format('Rounded down to steps of %s: %s.', private.plain(s.lots_step), private.plain(v_lots));
+  if v_lots < s.lots_min then
+    if p_copier.min_policy = 'skip' then
+      return private.no_order('below_min', v_raw, v_warnings, v_explain);
+    end if;
+    if s.lots_min * v_den > p_copier.max_risk_coefficient * v_num then
+      return private.no_order('risk_coefficient', v_raw, v_warnings, v_explain);
+    end if;
+    v_lots := s.lots_min;
+    v_warnings := v_warnings || 'forced_min'::text;
+    v_explain := v_explain || format('Raised to the minimum %s.', private.plain(s.lots_min));
+  end if;
+  if p_copier.max_lots < v_lots then
+    v_lots := div(p_copier.max_lots, s.lots_step) * s.lots_step;
+    if v_lots < s.lots_min then
+      return private.no_order('below_min', v_raw, v_warnings, v_explain);
+    end if;
+    v_warnings := v_warnings || 'capped'::text;
+    v_explain := v_explain || format('Cut to the copier''s maximum: %s.', private.plain(v_lots));
+  end if;
+  v_cap := div(s.lots_max, s.lots_step) * s.lots_step;
+  if v_lots > v_cap and p_copier.max_policy = 'cap' then
+    v_lots := v_cap;
+    v_warnings := v_warnings || 'capped'::text;
+    v_explain := v_explain || format('Cut to the symbol''s maximum: %s.', private.plain(v_lots));
+  end if;
+
+  -- exposure against the master's own
+  if p_copier.sanity_factor is not null and p_master.equity > 0 and p_follower.equity > 0 and v_exposure is not null then
+    v_master_exposure := p_lots * p_master_symbol.contract_size * p_price
+      * private.exchange_rate(p_master_symbol.profit_currency, p_master.currency, p_rates);
+    if v_lots * v_exposure * p_master.equity > p_copier.sanity_factor * v_master_exposure * p_follower.equity then
+      return private.no_order('sanity', v_raw, v_warnings, v_explain);
+    end if;
+  end if;
+
+  -- one order, or several
+  while v_lots > v_cap and v_cap > 0 and cardinality(v_orders) < 100 loop
+    exit when v_lots - v_cap < s.lots_min;
+    v_orders := v_orders || v_cap;
+    v_lots := v_lots - v_cap;
+  end loop;
+  v_orders := v_orders || least(v_lots, v_cap);
+  if cardinality(v_orders) > 1 then
+    v_warnings := v_warnings || 'split'::text;
+    v_explain := v_explain || format('Split into %s orders, for one may not exceed %s.', cardinality(v_orders), private.plain(v_cap));
+  end if;
+  return row(v_orders, v_raw, null, v_warnings, v_explain)::private.sizing;
+end $$;
+
+-- A copier with nothing set: the defaults of the table's sizing columns (a test holds the two together).
+create function private.default_copier() returns public.copiers
+language sql immutable set search_path = '' as $$
+  select jsonb_populate_record(null::public.copiers, '{"sizing_mode": "multiplier", "sizing_value": 1, "contract_alignment": true,
+    "min_policy": "skip", "max_risk_coefficient": 5, "max_policy": "cap", "max_leverage_policy": "discard", "sanity_factor": 3,
+    "reverse": false}'::jsonb)
+$$;
+
+create function private.symbol_of(p jsonb) returns public.account_symbols
+language sql immutable set search_path = '' as $$ select jsonb_populate_record(null::public.account_symbols, p) $$;
+
+create function private.funds_of(p jsonb) returns private.funds
+language sql immutable set search_path = '' as $$ select jsonb_populate_record(null::private.funds, p) $$;
+
+-- What preview_copy answers; errors TC001 name the field that is missing or not as documented.
+-- Security definer: the parts it is made of are granted to nobody.
+create function private.preview_copy(p_request jsonb) returns jsonb
+language plpgsql immutable security definer set search_path = '' as $$
+declare
+  v_copier public.copiers;
+  v_master_symbol public.account_symbols;
+  v_follower_symbol public.account_symbols;
+  v_trade jsonb := p_request -> 'trade';
+  v_sizing private.sizing;
+  v_field text;
+begin
+  foreach v_field in array array['master', 'follower', 'trade'] loop
+    if jsonb_typeof(p_request -> v_field) is distinct from 'object' then
+      raise exception using errcode = 'TC001', message = format('preview_copy: "%s" is missing or not an object', v_field),
+        hint = 'See docs/protocol.md for the form of a request.';
+    end if;
+  end loop;
+  if jsonb_typeof(p_request #> '{follower,symbol}') is distinct from 'object' then
+    raise exception using errcode = 'TC001', message = 'preview_copy: "follower.symbol" is missing or not an object',
+      hint = 'Give at least name, contract_size, digits, tick_size, profit_currency, lots_min, lots_max and lots_step.';
+  end if;
+  foreach v_field in array array['lots', 'price'] loop
+    if not coalesce(private.is_number(v_trade -> v_field), false) or (v_trade ->> v_field)::numeric <= 0 then
+      raise exception using errcode = 'TC001', message = format('preview_copy: "trade.%s" must be a number above 0', v_field),
+        hint = 'Numbers are decimal strings such as "1.00".';
+    end if;
+  end loop;
+  begin
+    v_copier := jsonb_populate_record(private.default_copier(), coalesce(p_request -> 'copier', '{}'::jsonb));
+    v_follower_symbol := private.symbol_of(p_request #> '{follower,symbol}');
+    v_master_symbol := jsonb_populate_record(v_follower_symbol, coalesce(p_request #> '{master,symbol}', '{}'::jsonb));
+    v_sizing := private.size_order(v_copier, private.funds_of(p_request -> 'master'), private.funds_of(p_request -> 'follower'),
+      v_master_symbol, v_follower_symbol, coalesce(v_trade ->> 'side', 'buy'), (v_trade ->> 'lots')::numeric,
+      (v_trade ->> 'price')::numeric, nullif((v_trade ->> 'sl')::numeric, 0), nullif((v_trade ->> 'tp')::numeric, 0),
+      coalesce(p_request -> 'rates', '{}'::jsonb));
+  exception when invalid_text_representation or numeric_value_out_of_range or case_not_found or division_by_zero then
+    raise exception using errcode = 'TC001', message = 'preview_copy: a value is not of its documented form: ' || sqlerrm,
+      hint = 'Numbers are decimal strings; see docs/protocol.md for the allowed words.';
+  end;
+  return jsonb_build_object('orders', (select coalesce(jsonb_agg(private.plain(o)), '[]'::jsonb) from unnest(v_sizing.orders) o),
+    'raw_lots', private.plain(v_sizing.raw_lots), 'reason', v_sizing.reason, 'warnings', to_jsonb(v_sizing.warnings),
+    'explain', to_jsonb(v_sizing.explain));
+end $$;
+
+create function private.is_number(p jsonb) returns boolean
+language sql immutable set search_path = '' as $$
+  select case jsonb_typeof(p) when 'number' then true
+    when 'string' then pg_input_is_valid(p #>> '{}', 'numeric') and (p #>> '{}') !~* 'nan|inf' else false end
+$$;
+
+create function public.preview_copy(p_request jsonb) returns jsonb
+language sql stable security invoker set search_path = '' as $$ select private.preview_copy(p_request) $$;
+comment on function public.preview_copy(jsonb) is 'How large a copy would be, and why: the very function that the planner sizes with.';
+revoke all on function public.preview_copy(jsonb) from public, anon;
+grant execute on function public.preview_copy(jsonb) to authenticated, service_role;
+grant execute on function private.preview_copy(jsonb) to authenticated, service_role;

@@ -1,0 +1,92 @@
+-- Position links: which position of a follower copies which position of a master.
+
+create table public.position_links (
+  id bigint generated always as identity primary key,
+  user_id uuid not null,
+  copier_id uuid not null references public.copiers (id),
+  master_account_id uuid not null,
+  follower_account_id uuid not null,
+  master_ticket text not null,
+  master_side text not null,
+  generation integer not null default 1,
+  symbol text,
+  side text,
+  state text not null,
+  reason text,
+  seen_master_lots numeric not null,
+  base_master_lots numeric,
+  base_lots numeric,
+  wanted_lots numeric,
+  wanted_until timestamptz,
+  asked_price numeric,
+  asked_sl numeric,
+  asked_tp numeric,
+  modify_failures integer not null default 0,
+  close_failures integer not null default 0,
+  replan_at timestamptz,
+  report_session bigint not null default 0,
+  report_seq bigint not null default 0,
+  warnings text[] not null default '{}',
+  event_id bigint,
+  created_at timestamptz not null default now(),
+  ended_at timestamptz,
+  constraint one_link_per_generation unique (copier_id, master_ticket, generation),
+  constraint state_is_known check (state in ('live', 'ended')),
+  constraint ended_means_ended_at check ((state = 'ended') = (ended_at is not null)),
+  constraint ended_has_a_reason check (state = 'live' or reason is not null),
+  constraint live_knows_its_symbol check (state = 'ended' or (symbol is not null and side is not null))
+);
+comment on table public.position_links is
+  'One decision to copy (or not to copy) a position of a master: made once per copier, master position and generation, and latched. Ended links with a refusal''s reason are such latches.';
+comment on column public.position_links.master_side is 'side of the master''s position when the link was made; another side now is a flip, which ends the link and begins a generation';
+comment on column public.position_links.seen_master_lots is 'master volume up to which opens and increases were decided';
+comment on column public.position_links.base_master_lots is 'master volume that base_lots was sized from; reductions are base_lots x master now / base_master_lots';
+comment on column public.position_links.base_lots is 'volume held after the last fill or skipped increase';
+comment on column public.position_links.wanted_lots is 'netting followers: decided, but its deal waits until the symbol''s deal in flight is over';
+comment on column public.position_links.asked_sl is 'what was last asked of the broker, not what the broker made of it';
+comment on column public.position_links.report_seq is 'with report_session: number of the last report; an older look at the follower proves nothing about this link';
+comment on column public.position_links.replan_at is 'a refused close or modify is planned again from here on';
+
+-- the planner: links of a master position, newest generation first
+create index position_links_of_master on public.position_links (master_account_id, master_ticket, copier_id, generation desc);
+-- the planner: live links of a follower and symbol (netting), flattening
+create index position_links_live on public.position_links (follower_account_id, symbol) where state = 'live';
+-- maintain: what is due
+create index position_links_due on public.position_links (replan_at) where state = 'live' and replan_at is not null;
+create index position_links_wanted on public.position_links (wanted_until) where wanted_lots is not null;
+create index position_links_of_copier on public.position_links (copier_id, created_at);
+create index position_links_of_user on public.position_links (user_id, created_at);
+create index position_links_ended on public.position_links (ended_at) where state = 'ended';
+
+alter table public.position_links enable row level security;
+create policy "own links are readable" on public.position_links for select to authenticated
+  using (user_id = (select auth.uid()) or (select private.is_operator()));
+grant select on public.position_links to authenticated, service_role;
+
+create table private.link_legs (
+  link_id bigint not null references public.position_links (id) on delete cascade,
+  account_id uuid not null,
+  ticket text not null,
+  kind text not null,
+  lots numeric not null,
+  price numeric,
+  primary key (link_id, ticket),
+  constraint kind_is_known check (kind in ('position', 'order')),
+  constraint lots_are_positive check (lots > 0)
+);
+comment on table private.link_legs is
+  'What a link holds at its follower: usually one ticket, several after a split or an increase. On a netting account lots is the link''s share of the net position.';
+create index link_legs_of_ticket on private.link_legs (account_id, ticket);
+alter table private.link_legs enable row level security;
+
+create table private.net_ledgers (
+  account_id uuid not null references public.trading_accounts (id) on delete cascade,
+  symbol text not null,
+  net_lots numeric not null default 0,
+  asked_sl numeric,
+  asked_tp numeric,
+  primary key (account_id, symbol)
+);
+comment on table private.net_ledgers is
+  'Netting followers: the signed net volume that was last booked to links. What the broker''s net differs by is booked before anything is planned.';
+alter table private.net_ledgers enable row level security;

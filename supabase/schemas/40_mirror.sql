@@ -1,0 +1,153 @@
+-- The mirror: how a message about a position changes public.positions. Callers hold the account's plan lock.
+
+-- What is wrong with a position as docs/protocol.md describes it; null when nothing is.
+create function private.position_error(p jsonb) returns text
+language plpgsql stable set search_path = '' as $$
+declare
+  v_field text;
+begin
+  if jsonb_typeof(p) is distinct from 'object' then return 'position is missing or not an object'; end if;
+  foreach v_field in array array['ticket', 'symbol'] loop
+    if jsonb_typeof(p -> v_field) is distinct from 'string' or length(p ->> v_field) not between 1 and 64 then
+      return format('position.%s must be a text of 1 to 64 characters', v_field);
+    end if;
+  end loop;
+  if coalesce(p ->> 'kind', '') not in ('position', 'order') then return 'position.kind must be "position" or "order"'; end if;
+  if coalesce(p ->> 'side', '') not in ('buy', 'sell') then return 'position.side must be "buy" or "sell"'; end if;
+  if p ->> 'kind' = 'order' and coalesce(p ->> 'order_type', '') not in ('limit', 'stop') then
+    return 'position.order_type of an order must be "limit" or "stop"';
+  end if;
+  foreach v_field in array array['lots', 'price', 'sl', 'tp'] loop
+    if v_field in ('lots', 'price') or coalesce(jsonb_typeof(p -> v_field), 'null') <> 'null' then
+      if not coalesce(private.is_number(p -> v_field), false) then
+        return format('position.%s must be a decimal number', v_field);
+      elsif (p ->> v_field)::numeric < 0 or (p ->> v_field)::numeric > 1e12 then
+        return format('position.%s must not be negative (or above 1e12)', v_field);
+      end if;
+    end if;
+  end loop;
+  foreach v_field in array array['opened_at', 'expires_at'] loop
+    if coalesce(jsonb_typeof(p -> v_field), 'null') <> 'null' and not pg_input_is_valid(p ->> v_field, 'timestamptz') then
+      return format('position.%s must be a time such as 2026-01-31T12:00:00Z', v_field);
+    end if;
+  end loop;
+  if coalesce(jsonb_typeof(p -> 'tag'), 'null') <> 'null' and not pg_input_is_valid(p ->> 'tag', 'bigint') then
+    return 'position.tag must be an execution number';
+  end if;
+  return null;
+end $$;
+
+create type private.change as (applied boolean, type text, previous_lots numeric);
+comment on type private.change is 'What a message changed in the mirror; applied is false when something newer is known.';
+
+-- What kind of event leads from one state to the next; p_old.ticket null = was not known (or was closed).
+create function private.change_type(p_old public.positions, p_kind text, p_side text, p_lots numeric) returns text
+language sql immutable set search_path = '' as $$
+  select case
+    when p_lots = 0 then case when p_kind = 'order' then 'cancelled' else 'closed' end
+    when (p_old).ticket is null or (p_old).closed_at is not null then case when p_kind = 'order' then 'ordered' else 'opened' end
+    when p_kind = 'order' then 'amended'
+    when (p_old).kind = 'order' or (p_old).side <> p_side then 'opened'
+    when p_lots > (p_old).lots then 'increased'
+    when p_lots < (p_old).lots then 'reduced'
+    else 'modified' end
+$$;
+
+-- Applies one position. p_unseen: last moment the account was seen without the change. p_existing: first snapshot ever.
+create function private.apply_position(
+  p_account public.trading_accounts, p_session bigint, p_seq bigint, p jsonb, p_detected timestamptz, p_unseen timestamptz,
+  p_existing boolean, p_event_id bigint, p_close_reason text, p_now timestamptz
+) returns private.change
+language plpgsql security definer set search_path = '' as $$
+declare
+  o public.positions;
+  v_lots numeric := (p ->> 'lots')::numeric;
+  v_from text := nullif(p ->> 'replaces', p ->> 'ticket');
+  v_type text;
+  v_news boolean;
+  v_flip boolean;
+begin
+  select * into o from public.positions where account_id = p_account.id and ticket = p ->> 'ticket';
+  if (o.session, o.seq) >= (p_session, p_seq) then
+    return row(false, null, o.lots)::private.change;
+  end if;
+  if o.ticket is null and v_from is not null then
+    select * into o from public.positions where account_id = p_account.id and ticket = v_from and closed_at is null;
+  end if;
+  v_type := private.change_type(o, p ->> 'kind', p ->> 'side', v_lots);
+  v_news := v_type in ('opened', 'ordered', 'increased') or o.ticket is null;
+  v_flip := coalesce(v_type = 'opened' and o.closed_at is null and o.kind = 'position', false);
+
+  insert into public.positions as m (account_id, ticket, user_id, kind, symbol, side, order_type, lots, price, sl, tp, magic, comment, tag,
+    opened_at, expires_at, session, seq, existing, unseen_at, detected_at, first_seen_at, changed_at, last_event_id, closed_at, close_reason)
+  values (p_account.id, p ->> 'ticket', p_account.user_id, p ->> 'kind', p ->> 'symbol', p ->> 'side',
+    case when p ->> 'kind' = 'order' then p ->> 'order_type' end, v_lots, (p ->> 'price')::numeric,
+    nullif((p ->> 'sl')::numeric, 0), nullif((p ->> 'tp')::numeric, 0), p ->> 'magic', p ->> 'comment',
+    coalesce((p ->> 'tag')::bigint, o.tag), (p ->> 'opened_at')::timestamptz, (p ->> 'expires_at')::timestamptz, p_session, p_seq,
+    case when v_flip then false else coalesce(o.existing, p_existing) end,
+    case when v_news then p_unseen else o.unseen_at end, p_detected,
+    case when v_flip or o.ticket is null then p_now else o.first_seen_at end, p_now, p_event_id,
+    case when v_lots = 0 then p_now end, case when v_lots = 0 then coalesce(p_close_reason, 'client') end)
+  on conflict (account_id, ticket) do update set
+    kind = excluded.kind, symbol = excluded.symbol, side = excluded.side, order_type = excluded.order_type, lots = excluded.lots,
+    price = excluded.price, sl = excluded.sl, tp = excluded.tp, magic = excluded.magic, comment = excluded.comment, tag = excluded.tag,
+    opened_at = coalesce(excluded.opened_at, m.opened_at), expires_at = excluded.expires_at, session = excluded.session, seq = excluded.seq,
+    existing = excluded.existing, absent_snapshots = 0, unseen_at = excluded.unseen_at, detected_at = excluded.detected_at,
+    first_seen_at = excluded.first_seen_at, changed_at = excluded.changed_at,
+    last_event_id = coalesce(excluded.last_event_id, m.last_event_id), closed_at = excluded.closed_at,
+    close_reason = excluded.close_reason, replaced_by = null;
+
+  if o.ticket = v_from then  -- the lineage goes on under another ticket
+    update public.positions set lots = 0, closed_at = p_now, close_reason = 'replaced', replaced_by = p ->> 'ticket',
+      session = p_session, seq = p_seq where account_id = p_account.id and ticket = v_from;
+    update public.position_links set master_ticket = p ->> 'ticket' where master_account_id = p_account.id and master_ticket = v_from;
+    update private.link_legs set ticket = p ->> 'ticket' where account_id = p_account.id and ticket = v_from;
+  end if;
+  return row(true, v_type, coalesce(o.lots, 0))::private.change;
+end $$;
+
+-- Applies a good snapshot: what differs changes, what is missing for the second time (and has a lower number) is closed.
+-- Returns the changes as [{"position": …, "type", "previous_lots"}] for the caller to record, and the tickets still missing.
+create function private.apply_snapshot(
+  p_account public.trading_accounts, p_session bigint, p_seq bigint, p_positions jsonb, p_detected timestamptz, p_unseen timestamptz,
+  p_now timestamptz, out changes jsonb, out missing jsonb
+) language plpgsql security definer set search_path = '' as $$
+declare
+  p jsonb;
+  c private.change;
+  o public.positions;
+  v_first boolean := p_account.snapshot_session = 0;
+begin
+  changes := '[]'::jsonb;
+  for p in select value from jsonb_array_elements(p_positions) loop
+    select * into o from public.positions where account_id = p_account.id and ticket = p ->> 'ticket';
+    if o.closed_at is null and o.kind = p ->> 'kind' and o.side = p ->> 'side' and o.lots = (p ->> 'lots')::numeric
+      and o.sl is not distinct from nullif((p ->> 'sl')::numeric, 0) and o.tp is not distinct from nullif((p ->> 'tp')::numeric, 0)
+      and (o.kind = 'position' or o.price = (p ->> 'price')::numeric)
+    then
+      update public.positions set session = p_session, seq = p_seq, absent_snapshots = 0
+      where account_id = p_account.id and ticket = o.ticket and (session, seq) < (p_session, p_seq);
+    else
+      c := private.apply_position(p_account, p_session, p_seq, p, p_detected, p_unseen, v_first, null, null, p_now);
+      if c.applied then
+        changes := changes || jsonb_build_object('position', p, 'type', c.type, 'previous_lots', c.previous_lots);
+      end if;
+    end if;
+  end loop;
+
+  update public.positions m set absent_snapshots = m.absent_snapshots + 1
+  where m.account_id = p_account.id and m.closed_at is null and (m.session, m.seq) < (p_session, p_seq)
+    and not exists (select 1 from jsonb_array_elements(p_positions) e where e ->> 'ticket' = m.ticket);
+  for o in
+    select * from public.positions m where m.account_id = p_account.id and m.closed_at is null and m.absent_snapshots >= 2
+  loop
+    p := jsonb_build_object('ticket', o.ticket, 'kind', o.kind, 'symbol', o.symbol, 'side', o.side, 'order_type', o.order_type,
+      'lots', '0', 'price', o.price::text, 'sl', o.sl::text, 'tp', o.tp::text, 'magic', o.magic, 'comment', o.comment,
+      'opened_at', o.opened_at, 'expires_at', o.expires_at);
+    c := private.apply_position(p_account, p_session, p_seq, p, p_detected, p_unseen, false, null, 'client', p_now);
+    changes := changes || jsonb_build_object('position', p, 'type', c.type, 'previous_lots', c.previous_lots);
+  end loop;
+  select coalesce(jsonb_agg(m.ticket), '[]'::jsonb) into missing from public.positions m
+  where m.account_id = p_account.id and m.closed_at is null and m.absent_snapshots > 0;
+  update public.trading_accounts set snapshot_session = p_session where id = p_account.id and snapshot_session < p_session;
+end $$;

@@ -1,0 +1,181 @@
+-- The planner, level-triggered half: what live links hold is brought to what their master holds now.
+-- Closes, reductions, cancels and SL/TP are planned here from the state alone; opens and increases are decided once, in 44_decide.sql.
+
+-- A live link with everything a plan needs to know of it. "doomed": nothing of it shall be left. "frozen": its copier is off.
+create view private.link_states with (security_invoker = true) as
+select l.*, c.mode as copier_mode, fa.mode as account_mode, fa.copy_state,
+  coalesce(fa.copy_state = 'flattening' or m.closed_at is not null or m.side <> l.master_side, false) as doomed,
+  fa.copy_state <> 'flattening' and (c.mode = 'off' or fa.copy_state = 'off' or c.removed_at is not null) as frozen,
+  m.kind as master_kind, m.lots as master_lots, m.last_event_id as master_event_id, m.detected_at as master_detected_at,
+  m.price as master_price, m.expires_at as master_expires_at,
+  s.lots_min, s.lots_step,
+  private.on_tick(case when c.sl_mode = 'none' then null when c.reverse then m.tp else m.sl end, s.tick_size, l.side = 'sell') as wanted_sl,
+  private.on_tick(case when c.tp_mode = 'none' then null when c.reverse then m.sl else m.tp end, s.tick_size, l.side = 'buy') as wanted_tp,
+  held.position_lots, held.order_lots, held.legs,
+  flight.executions, flight.opens, flight.waiting, flight.open_step
+from public.position_links l
+join public.copiers c on c.id = l.copier_id
+join public.trading_accounts fa on fa.id = l.follower_account_id
+left join public.positions m on m.account_id = l.master_account_id and m.ticket = l.master_ticket
+left join public.account_symbols s on s.account_id = l.follower_account_id and s.name = l.symbol
+cross join lateral (
+  select coalesce(sum(g.lots) filter (where g.kind = 'position'), 0) as position_lots,
+    coalesce(sum(g.lots) filter (where g.kind = 'order'), 0) as order_lots, count(*) as legs
+  from private.link_legs g where g.link_id = l.id
+) held
+cross join lateral (
+  select count(*) as executions, count(*) filter (where q.action in ('open', 'increase', 'place')) as opens,
+    count(*) filter (where q.status = 'retrying') as waiting,
+    max(q.step_id) filter (where q.action in ('open', 'increase', 'place')) as open_step
+  from public.trade_execution_queue q where q.link_id = l.id and q.finalized_at is null
+) flight
+where l.state = 'live';
+comment on view private.link_states is 'Live links with their master''s mirror, their copier, what they hold and what is in flight for them.';
+
+-- Volume that a link shall hold after its master was reduced: the share of what it was opened with, exact, floored to the step;
+-- never rounded to nothing while the master is open (residual_hold).
+create function private.target_lots(p_base numeric, p_master_now numeric, p_master_base numeric, p_step numeric, p_min numeric, p_held numeric)
+returns numeric
+language sql immutable set search_path = '' as $$
+  select least(p_held, greatest(div(p_base * p_master_now, p_master_base * p_step) * p_step, p_min))
+$$;
+
+-- Books what a follower's own mirror shows to links that have nothing in flight: trimmed, closed or filled without us.
+-- A look at the account that is older than the link's last report proves nothing.
+create function private.book_links(p_links bigint[]) returns void
+language plpgsql security definer set search_path = '' as $$
+begin
+  with looks as materialized (
+    select g.link_id, g.ticket, g.lots as held, p.lots, p.kind, p.price
+    from public.position_links l
+    join public.trading_accounts a on a.id = l.follower_account_id and a.mode = 'hedging'
+    join private.link_legs g on g.link_id = l.id
+    join public.positions p on p.account_id = g.account_id and p.ticket = g.ticket
+    where l.id = any (p_links) and l.state = 'live' and (p.session, p.seq) > (l.report_session, l.report_seq)
+      and (p.lots < g.lots or p.kind <> g.kind)
+      and not exists (select 1 from public.trade_execution_queue q where q.link_id = l.id and q.finalized_at is null)
+  ), gone as (
+    delete from private.link_legs g using looks k where g.link_id = k.link_id and g.ticket = k.ticket and k.lots = 0
+  )
+  update private.link_legs g set lots = least(g.lots, k.lots), kind = k.kind, price = k.price
+  from looks k where g.link_id = k.link_id and g.ticket = k.ticket and k.lots > 0;
+
+  -- an order of ours that filled by itself: from now on there is a volume to reduce from
+  update public.position_links l set base_lots = h.lots, base_master_lots = l.seen_master_lots
+  from (select link_id, sum(lots) as lots from private.link_legs where link_id = any (p_links) and kind = 'position' group by link_id) h
+  where h.link_id = l.id and l.base_lots is null and l.state = 'live'
+    and not exists (select 1 from public.trade_execution_queue q where q.link_id = l.id and q.finalized_at is null);
+end $$;
+
+-- Ends links that hold nothing, want nothing and have nothing in flight.
+create function private.end_links(p_links bigint[], p_now timestamptz) returns void
+language sql security definer set search_path = '' as $$
+  update public.position_links l set state = 'ended', ended_at = p_now, replan_at = null,
+    reason = case when s.doomed then 'closed' else 'closed_by_follower' end
+  from private.link_states s
+  where l.id = any (p_links) and s.id = l.id and l.state = 'live' and s.legs = 0 and s.executions = 0 and l.wanted_lots is null
+    and (s.account_mode = 'hedging' or not exists (  -- a netting deal in flight may be this link's, too
+      select 1 from public.trade_execution_queue q
+      where q.account_id = s.follower_account_id and q.symbol = s.symbol and q.finalized_at is null))
+$$;
+
+-- Opens of a doomed link that wait for another attempt are in nobody's hands: they end here.
+create function private.drop_waiting_opens(p_links bigint[], p_now timestamptz) returns void
+language sql security definer set search_path = '' as $$
+  update public.trade_execution_queue q set status = 'cancelled', reason = 'already_closed', finalized_at = p_now, updated_at = p_now
+  from private.link_states s
+  where s.id = any (p_links) and s.doomed and q.link_id = s.id and q.status = 'retrying' and q.action in ('open', 'increase', 'place')
+$$;
+
+-- Records the pairs that new executions explain; a reason given earlier because the link was busy gives way.
+create function private.explain_executions(p_executions bigint[]) returns void
+language sql security definer set search_path = '' as $$
+  insert into public.copy_outcomes as o (event_id, copier_id, user_id, link_id, execution_id)
+  select distinct on (q.event_id, q.copier_id) q.event_id, q.copier_id, q.user_id, q.link_id, q.id
+  from public.trade_execution_queue q
+  where q.id = any (p_executions) and q.event_id is not null and q.copier_id is not null
+  order by q.event_id, q.copier_id, q.id
+  on conflict (event_id, copier_id) do update
+    set execution_id = excluded.execution_id, link_id = excluded.link_id, reason = null, detail = null
+    where o.execution_id is null
+$$;
+
+-- Plans one step for every link that needs one and has none in flight; a close is also planned beside an open step.
+-- One statement for any number of links. Returns the new executions. Longer than forty lines because it is that statement.
+create function private.plan_links(p_links bigint[], p_now timestamptz) returns bigint[]
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_new bigint[];
+begin
+  perform private.drop_waiting_opens(p_links, p_now);
+  update public.position_links l set seen_master_lots = m.lots
+  from public.positions m
+  where l.id = any (p_links) and l.state = 'live' and m.account_id = l.master_account_id and m.ticket = l.master_ticket
+    and m.closed_at is null and m.side = l.master_side and m.lots < l.seen_master_lots;
+
+  with states as materialized (
+    select s.*, private.target_lots(s.base_lots, s.master_lots, s.base_master_lots, s.lots_step, s.lots_min, s.position_lots) as target
+    from private.link_states s
+    where s.id = any (p_links) and s.account_mode = 'hedging' and not s.frozen
+  ), choices as (
+    select s.*, case
+        when s.doomed and s.executions > 0 and s.executions = s.opens then 'close_beside'
+        when s.executions > 0 then null
+        when s.doomed and s.legs > 0 and (s.close_failures = 0 or s.replan_at is null or s.replan_at <= p_now) then 'close'
+        when s.doomed then null
+        when s.master_kind = 'position' and s.position_lots - s.target >= s.lots_min
+          and (s.close_failures = 0 or s.replan_at is null or s.replan_at <= p_now) then 'reduce'
+        when s.master_kind = 'order' and s.order_lots > 0
+          and (s.master_price, s.wanted_sl, s.wanted_tp) is distinct from (s.asked_price, s.asked_sl, s.asked_tp) then 'amend'
+        when s.position_lots > 0 and ((s.wanted_sl, s.wanted_tp) is distinct from (s.asked_sl, s.asked_tp)
+          or (s.modify_failures between 1 and 2 and s.replan_at <= p_now)) then 'modify'
+      end as choice
+    from states s
+  ), steps as materialized (
+    select c.*, nextval('public.trade_execution_queue_id_seq') as step_id from choices c where c.choice is not null
+  ), legs as (
+    select t.id as link_id, g.ticket, g.kind, g.lots,
+      sum(g.lots) over (partition by t.id order by g.ticket desc) - g.lots as newer_lots
+    from steps t join private.link_legs g on g.link_id = t.id
+  ), orders as (
+    select t.id as link_id, 'close' as action, g.ticket, g.lots, 0::numeric as target_lots, null::bigint as after_id
+    from steps t join legs g on g.link_id = t.id where t.choice in ('close', 'close_beside') and g.kind = 'position'
+    union all
+    select t.id, 'cancel', g.ticket, g.lots, 0, null
+    from steps t join legs g on g.link_id = t.id where t.choice in ('close', 'close_beside') and g.kind = 'order'
+    union all
+    select t.id, 'close', null, 0, 0, t.open_step from steps t where t.choice = 'close_beside'
+    union all  -- the newest legs give first
+    select t.id, 'reduce', g.ticket, least(g.lots, t.position_lots - t.target - g.newer_lots),
+      g.lots - least(g.lots, t.position_lots - t.target - g.newer_lots), null
+    from steps t join legs g on g.link_id = t.id
+    where t.choice = 'reduce' and g.kind = 'position' and t.position_lots - t.target > g.newer_lots
+    union all
+    select t.id, 'modify', g.ticket, g.lots, null, null
+    from steps t join legs g on g.link_id = t.id where t.choice = 'modify' and g.kind = 'position'
+    union all
+    select t.id, 'amend', g.ticket, g.lots, null, null
+    from steps t join legs g on g.link_id = t.id where t.choice = 'amend' and g.kind = 'order'
+  ), asked as (
+    update public.position_links l set asked_sl = t.wanted_sl, asked_tp = t.wanted_tp,
+      asked_price = case when t.choice = 'amend' then t.master_price else l.asked_price end,
+      modify_failures = case when (t.wanted_sl, t.wanted_tp) is distinct from (l.asked_sl, l.asked_tp) then 0 else l.modify_failures end,
+      replan_at = null
+    from steps t where l.id = t.id and t.choice in ('modify', 'amend')
+  ), placed as (
+    insert into public.trade_execution_queue (step_id, after_id, link_id, lane, copier_id, user_id, account_id, master_account_id, event_id,
+      action, priority, symbol, side, order_type, lots, target_lots, ticket, price, sl, tp, master_price, master_lots, expires_at,
+      send_before, detected_at, queued_at, updated_at)
+    select t.step_id, o.after_id, t.id, t.id::text, t.copier_id, t.user_id, t.follower_account_id, t.master_account_id, t.master_event_id,
+      o.action, case o.action when 'reduce' then 20 when 'modify' then 30 when 'amend' then 30 else 10 end,
+      t.symbol, t.side, 'market', o.lots, o.target_lots, o.ticket, case when o.action = 'amend' then t.master_price end,
+      case when o.action in ('modify', 'amend') then t.wanted_sl end, case when o.action in ('modify', 'amend') then t.wanted_tp end,
+      t.master_price, t.master_lots, t.master_expires_at, p_now, t.master_detected_at, p_now, p_now
+    from steps t join orders o on o.link_id = t.id
+    returning id
+  )
+  select array_agg(id) into v_new from placed;
+  perform private.explain_executions(v_new);
+  perform private.end_links(p_links, p_now);
+  return v_new;
+end $$;

@@ -1,0 +1,189 @@
+-- The planner, decisions: opens and increases, once per copier, master position, generation and increase, latched whatever comes of them.
+
+-- Whether an account can be told to trade now; null = yes, else the reason.
+create function private.unreachable(p_account public.trading_accounts, p_lease_ends timestamptz, p_now timestamptz) returns text
+language sql immutable set search_path = '' as $$
+  select case
+    when p_account.removed_at is not null then 'account_removed'
+    when p_account.status = 'halted' then 'account_halted'
+    when p_lease_ends is null then 'follower_unassigned'
+    when p_lease_ends <= p_now or p_account.status = 'pending' then 'follower_offline' end
+$$;
+
+create function private.fresh_funds(p_account public.trading_accounts, p_now timestamptz) returns private.funds
+language sql stable set search_path = '' as $$
+  select case when p_account.funds_at > p_now - private.setting_s('funds_max_age_s')
+    then row(p_account.currency, p_account.balance, p_account.equity, p_account.free_margin)::private.funds
+    else row(p_account.currency, null, null, null)::private.funds end
+$$;
+
+-- A pending order under reverse: a buy limit becomes a sell stop.
+create function private.copied_order_type(p_type text, p_reverse boolean) returns text
+language sql immutable set search_path = '' as $$
+  select case when p_type is null then 'market' when not p_reverse then p_type when p_type = 'limit' then 'stop' else 'limit' end
+$$;
+
+-- Pairs (copier, master position) that wait for a decision: never seen, flipped, or increased.
+-- p_copiers null: all copiers of the masters. An old generation of a flip must be ended or have its close in flight.
+create function private.undecided(p_masters uuid[], p_tickets text[], p_copiers uuid[])
+returns table (copier_id uuid, master_account_id uuid, ticket text, kind text, link_id bigint, generation integer, delta numeric, close_step bigint)
+language sql stable security definer set search_path = '' as $$
+  select c.id, m.account_id, m.ticket,
+    case when l.id is null then 'new' when l.master_side <> m.side then 'flip' else 'increase' end,
+    l.id, coalesce(l.generation, 0) + 1,
+    case when l.id is null or l.master_side <> m.side then m.lots else m.lots - l.seen_master_lots end,
+    case when l.state = 'live' then f.close_step end
+  from (select distinct master, ticket from unnest(p_masters, p_tickets) as u (master, ticket)) x
+  join public.positions m on m.account_id = x.master and m.ticket = x.ticket and m.closed_at is null
+  join public.copiers c on c.master_account_id = x.master and c.removed_at is null and (p_copiers is null or c.id = any (p_copiers))
+  join public.trading_accounts fa on fa.id = c.follower_account_id
+  left join lateral (
+    select pl.* from public.position_links pl
+    where pl.master_account_id = x.master and pl.master_ticket = x.ticket and pl.copier_id = c.id
+    order by pl.generation desc limit 1
+  ) l on true
+  left join lateral (
+    select count(*) as executions, max(q.step_id) filter (where q.action = 'close') as close_step
+    from public.trade_execution_queue q where q.link_id = l.id and q.finalized_at is null
+  ) f on true
+  where case
+    when l.id is null then not m.existing and m.first_seen_at >= c.started_at and (m.kind = 'position' or c.copy_pending)
+    when l.master_side <> m.side then m.kind = 'position' and (l.state = 'ended' or f.close_step is not null or fa.mode = 'netting')
+    else l.state = 'live' and m.kind = 'position' and m.lots > l.seen_master_lots and f.executions = 0 and l.wanted_lots is null
+      and (l.base_lots is not null) end
+$$;
+
+-- Decides every pair that waits for it, for any number of followers in one statement, and queues the orders of hedging followers;
+-- what a netting follower shall open is latched as wanted_lots of its link, for 46_netting.sql. Returns the new executions.
+-- Longer than forty lines because it is that statement.
+create function private.decide(p_masters uuid[], p_tickets text[], p_copiers uuid[], p_now timestamptz) returns bigint[]
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_new bigint[];
+begin
+  with pairs as materialized (
+    select u.kind, u.link_id, u.generation, u.delta, u.close_step, c, m, ma, fa, v.lease_expires_at as lease_ends, ms,
+      case when (m.side = 'buy') = c.reverse then 'sell' else 'buy' end as side
+    from private.undecided(p_masters, p_tickets, p_copiers) u
+    join public.copiers c on c.id = u.copier_id
+    join public.positions m on m.account_id = u.master_account_id and m.ticket = u.ticket
+    join public.trading_accounts ma on ma.id = c.master_account_id
+    join public.trading_accounts fa on fa.id = c.follower_account_id
+    left join public.account_symbols ms on ms.account_id = ma.id and ms.name = m.symbol
+    left join public.account_vps_assignments a on a.account_id = fa.id
+    left join public.vps_instances v on v.id = a.vps_id and v.retired_at is null
+  ), ruled as materialized (
+    select p.*, case
+        when (p.fa).copy_state = 'flattening' then 'account_flattening'
+        when (p.fa).copy_state = 'off' then 'account_off'
+        when (p.fa).copy_state = 'monitor' then 'account_monitor'
+        when (p.c).mode = 'off' then 'copier_off'
+        when (p.c).mode = 'monitor' then 'copier_monitor'
+        when (p.m).unseen_at < p_now - make_interval(secs => (p.c).max_age_ms / 1000.0) then 'too_old'
+        when private.unreachable(p.fa, p.lease_ends, p_now) is not null then private.unreachable(p.fa, p.lease_ends, p_now)
+        when (p.ms).contract_size is null then 'symbol_unmapped' end as rule,
+      case when (p.ms).contract_size is not null then private.resolve_symbol((p.c).id, (p.fa).id, p.ms) end as fs
+    from pairs p
+  ), checked as (
+    select r.*, case
+        when r.rule is not null then r.rule
+        when (r.fs).name is null then 'symbol_unmapped'
+        when (r.fs).trade_mode in ('close_only', 'disabled') or ((r.fs).trade_mode = 'long_only' and r.side = 'sell')
+          or ((r.fs).trade_mode = 'short_only' and r.side = 'buy') then 'trade_disabled' end as verdict
+    from ruled r
+  ), sized as materialized (
+    select k.*, case when k.verdict is null then private.size_order(k.c, private.fresh_funds(k.ma, p_now), private.fresh_funds(k.fa, p_now),
+        k.ms, k.fs, (k.m).side, k.delta, (k.m).price, (k.m).sl, (k.m).tp,
+        case when (k.ma).currency = (k.fa).currency and (k.fs).profit_currency = (k.fa).currency and (k.ms).profit_currency = (k.ma).currency
+          then '{}'::jsonb
+          else private.quoted_rates(array[(k.fa).id, (k.ma).id],
+            array[(k.ma).currency, (k.fa).currency, (k.ms).profit_currency, (k.fs).profit_currency]) end) end as z,
+      private.on_tick(case when (k.c).sl_mode = 'none' then null when (k.c).reverse then (k.m).tp else (k.m).sl end,
+        (k.fs).tick_size, k.side = 'sell') as sl,
+      private.on_tick(case when (k.c).tp_mode = 'none' then null when (k.c).reverse then (k.m).sl else (k.m).tp end,
+        (k.fs).tick_size, k.side = 'buy') as tp
+    from checked k
+  ), decided as materialized (
+    select s.*, coalesce(s.verdict, (s.z).reason) as reason, (s.fa).mode = 'netting' as netting,
+      nextval('public.trade_execution_queue_id_seq') as step_id
+    from sized s
+  ), made as (
+    insert into public.position_links (user_id, copier_id, master_account_id, follower_account_id, master_ticket, master_side, generation,
+      symbol, side, state, reason, seen_master_lots, wanted_lots, wanted_until, asked_price, asked_sl, asked_tp, warnings, event_id,
+      created_at, ended_at)
+    select (d.c).user_id, (d.c).id, (d.c).master_account_id, (d.c).follower_account_id, (d.m).ticket, (d.m).side, d.generation,
+      (d.fs).name, d.side, case when d.reason is null then 'live' else 'ended' end, d.reason, (d.m).lots,
+      case when d.reason is null and d.netting then (select sum(o) from unnest((d.z).orders) o) end,
+      case when d.reason is null and d.netting then (d.m).unseen_at + make_interval(secs => (d.c).max_age_ms / 1000.0) end,
+      case when (d.m).kind = 'order' then (d.m).price end, d.sl, d.tp, coalesce((d.z).warnings, '{}'), (d.m).last_event_id,
+      p_now, case when d.reason is not null then p_now end
+    from decided d where d.kind in ('new', 'flip')
+    returning id, copier_id, master_ticket
+  ), grown as (
+    update public.position_links l set seen_master_lots = (d.m).lots,
+      wanted_lots = case when d.reason is null and d.netting then (select sum(o) from unnest((d.z).orders) o) end,
+      wanted_until = case when d.reason is null and d.netting then (d.m).unseen_at + make_interval(secs => (d.c).max_age_ms / 1000.0) end,
+      -- a skipped increase rebases the pair
+      base_master_lots = case when d.reason is null then l.base_master_lots else (d.m).lots end,
+      base_lots = case when d.reason is null then l.base_lots
+        else coalesce((select sum(g.lots) from private.link_legs g where g.link_id = l.id and g.kind = 'position'), 0) end
+    from decided d where d.kind = 'increase' and l.id = d.link_id
+    returning l.id, l.copier_id, l.master_ticket
+  ), linked as (
+    select d.*, x.id as its_link from decided d
+    join (select * from made union all select * from grown) x on x.copier_id = (d.c).id and x.master_ticket = (d.m).ticket
+  ), placed as (
+    insert into public.trade_execution_queue (step_id, after_id, link_id, lane, copier_id, user_id, account_id, master_account_id, event_id,
+      action, priority, symbol, side, order_type, lots, price, sl, tp, max_slippage_points, master_price, master_lots, expires_at, comment,
+      warnings, retry_until, send_before, detected_at, queued_at, updated_at)
+    select k.step_id, case when k.kind = 'flip' then k.close_step end, k.its_link, k.its_link::text, (k.c).id, (k.c).user_id, (k.fa).id,
+      (k.ma).id, (k.m).last_event_id,
+      case when k.kind = 'increase' then 'increase' when (k.m).kind = 'order' then 'place' else 'open' end, 40,
+      (k.fs).name, k.side, private.copied_order_type((k.m).order_type, (k.c).reverse), o.lots,
+      case when (k.m).kind = 'order' then (k.m).price end, k.sl, k.tp, (k.c).max_slippage_points, (k.m).price, (k.m).lots,
+      (k.m).expires_at, (k.c).comment, (k.z).warnings, p_now + make_interval(secs => (k.c).retry_window_s), p_now, (k.m).detected_at,
+      p_now, p_now
+    from linked k cross join lateral unnest((k.z).orders) as o (lots)
+    where k.reason is null and not k.netting
+    returning id
+  ), explained as (
+    insert into public.copy_outcomes (event_id, copier_id, user_id, link_id, reason, detail)
+    select (k.m).last_event_id, (k.c).id, (k.c).user_id, k.its_link, coalesce(k.reason, 'coalesced'),
+      case when k.reason is not null then array_to_string((k.z).explain, ' ') end
+    from linked k where (k.reason is not null or k.netting) and (k.m).last_event_id is not null
+    on conflict (event_id, copier_id) do update set reason = excluded.reason, detail = excluded.detail, link_id = excluded.link_id
+      where copy_outcomes.execution_id is null
+  )
+  select array_agg(id) into v_new from placed;
+  perform private.explain_executions(v_new);
+  return v_new;
+end $$;
+
+-- Gives every (event, copier) pair that nothing else has explained its one reason.
+create function private.explain_rest(p_events bigint[]) returns void
+language sql security definer set search_path = '' as $$
+  insert into public.copy_outcomes (event_id, copier_id, user_id, link_id, reason)
+  select e.id, c.id, c.user_id, l.id, case
+      when c.mode = 'off' or c.removed_at is not null then 'copier_off'
+      when fa.copy_state = 'off' then 'account_off'
+      when l.id is null and m.closed_at is not null and e.type in ('opened', 'ordered') then 'already_closed'
+      when l.id is null and e.type in ('opened', 'ordered') and not c.copy_pending and m.kind = 'order' then 'copied_at_fill'
+      when l.id is null and (m.existing or m.first_seen_at < c.started_at) then 'existing'
+      when l.id is null then 'not_copied'
+      when l.state = 'ended' and l.reason in ('closed_by_follower', 'closed') then l.reason
+      when l.state = 'ended' then 'not_copied'
+      when exists (select 1 from public.trade_execution_queue q where q.link_id = l.id and q.finalized_at is null) then 'coalesced'
+      when e.type = 'reduced' then 'residual_hold'
+      else 'no_change' end
+  from public.trade_events e
+  join public.copiers c on c.master_account_id = e.account_id and c.removed_at is null and c.created_at <= e.received_at
+  join public.trading_accounts fa on fa.id = c.follower_account_id
+  left join public.positions m on m.account_id = e.account_id and m.ticket = e.ticket
+  left join lateral (
+    select pl.id, pl.state, pl.reason from public.position_links pl
+    where pl.master_account_id = e.account_id and pl.master_ticket = e.ticket and pl.copier_id = c.id
+    order by pl.generation desc limit 1
+  ) l on true
+  where e.id = any (p_events) and e.received_at > clock_timestamp() - interval '1 day' and e.status = 'accepted'
+  on conflict (event_id, copier_id) do nothing
+$$;

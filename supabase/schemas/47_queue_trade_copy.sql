@@ -1,0 +1,220 @@
+-- queue_trade_copy: trade events of one account come in, executions for its followers go out, in one round trip.
+
+-- What is wrong with an event as docs/protocol.md describes it; null when nothing is.
+create function private.event_error(e jsonb) returns text
+language plpgsql stable set search_path = '' as $$
+declare
+  v_field text;
+  v_error text;
+  p jsonb;
+begin
+  if jsonb_typeof(e) is distinct from 'object' then return 'the event is not an object'; end if;
+  foreach v_field in array array['session', 'seq'] loop
+    if coalesce(jsonb_typeof(e -> v_field), '') <> 'number' or not pg_input_is_valid(e ->> v_field, 'bigint') or (e ->> v_field)::bigint < 1 then
+      return format('%s must be a whole number above 0', v_field);
+    end if;
+  end loop;
+  if coalesce(e ->> 'type', '') not in
+    ('opened', 'increased', 'reduced', 'modified', 'closed', 'ordered', 'amended', 'cancelled', 'snapshot') then
+    return 'type is not one of the known event types';
+  end if;
+  foreach v_field in array array['detected_at', 'unchanged_at'] loop
+    if coalesce(jsonb_typeof(e -> v_field), 'null') <> 'null' and not pg_input_is_valid(e ->> v_field, 'timestamptz') then
+      return format('%s must be a time such as 2026-01-31T12:00:00Z', v_field);
+    end if;
+  end loop;
+  if e ->> 'detected_at' is null then return 'detected_at is missing'; end if;
+  if e ->> 'type' = 'snapshot' then
+    if jsonb_typeof(e -> 'positions') is distinct from 'array' then return 'positions of a snapshot must be an array'; end if;
+    for p in select value from jsonb_array_elements(e -> 'positions') loop
+      v_error := private.position_error(p);
+      if v_error is not null then return v_error; end if;
+      if (p ->> 'lots')::numeric = 0 then return 'a snapshot holds only what is open: position.lots must be above 0'; end if;
+    end loop;
+    return null;
+  end if;
+  v_error := private.position_error(e -> 'position');
+  if v_error is not null then return v_error; end if;
+  if e ->> 'type' in ('closed', 'cancelled') <> ((e #>> '{position,lots}')::numeric = 0) then
+    return 'position.lots must be 0 for closed and cancelled, and above 0 for everything else';
+  end if;
+  if e ->> 'type' in ('closed', 'cancelled') and coalesce(e ->> 'evidence', '') not in ('deal', 'snapshots') then
+    return 'evidence of a close must be "deal" or "snapshots"';
+  end if;
+  return null;
+end $$;
+
+create function private.record_event(
+  p_account public.trading_accounts, p_id bigint, e jsonb, p_source text, p_type text, p_status text, p_code text, p_error text, p_position jsonb,
+  p_previous numeric, p_payload jsonb
+) returns void
+language sql security definer set search_path = '' as $$
+  insert into public.trade_events (id, account_id, user_id, session, seq, event_key, source, type, status, code, error, ticket, symbol, side,
+    lots, previous_lots, payload, detected_at, unchanged_at, decided_at)
+  overriding system value
+  values (p_id, p_account.id, p_account.user_id,
+    case when pg_input_is_valid(e ->> 'session', 'bigint') then (e ->> 'session')::bigint end,
+    case when pg_input_is_valid(e ->> 'seq', 'bigint') then (e ->> 'seq')::bigint end,
+    (e ->> 'session') || ':' || (e ->> 'seq'), p_source, coalesce(p_type, left(e ->> 'type', 20), '?'), p_status, p_code, p_error,
+    left(p_position ->> 'ticket', 64), left(p_position ->> 'symbol', 64), p_position ->> 'side',
+    case when private.is_number(p_position -> 'lots') then (p_position ->> 'lots')::numeric end, p_previous, p_payload,
+    case when pg_input_is_valid(e ->> 'detected_at', 'timestamptz') then (e ->> 'detected_at')::timestamptz end,
+    case when pg_input_is_valid(e ->> 'unchanged_at', 'timestamptz') then (e ->> 'unchanged_at')::timestamptz end, clock_timestamp())
+$$;
+
+-- Stores and applies one event; result as docs/protocol.md, plus "tickets" and "events" that it changed.
+create function private.take_event(p_account public.trading_accounts, e jsonb, p_now timestamptz) returns jsonb
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_id bigint := nextval('public.trade_events_id_seq');
+  v_error text := private.event_error(e);
+  v_key jsonb := jsonb_build_object('event_key', (e ->> 'session') || ':' || (e ->> 'seq'));
+  v_session bigint;
+  v_seq bigint;
+  v_known bigint;
+  v_detected timestamptz;
+  v_unseen timestamptz;
+  v_change private.change;
+  v_status text := 'accepted';
+  v_snapshot record;
+  v_found jsonb;
+  v_tickets jsonb := '[]';
+  v_events jsonb := '[]';
+begin
+  if v_error is not null then
+    perform private.record_event(p_account, v_id, e, 'agent', null, 'refused', 'TC401', v_error, e -> 'position', null,
+      case when octet_length(e::text) < 10000 then e else to_jsonb(left(e::text, 1000)) end);
+    return v_key || jsonb_build_object('status', 'refused', 'code', 'TC401', 'error', v_error);
+  end if;
+  v_session := (e ->> 'session')::bigint;
+  v_seq := (e ->> 'seq')::bigint;
+  if v_session > p_account.session then
+    v_error := format('session %s was never issued for this account; its newest is %s', v_session, p_account.session);
+    perform private.record_event(p_account, v_id, e, 'agent', null, 'refused', 'TC402', v_error, e -> 'position', null, e);
+    return v_key || jsonb_build_object('status', 'refused', 'code', 'TC402', 'error', v_error);
+  end if;
+  insert into private.event_keys (account_id, session, seq, event_id) values (p_account.id, v_session, v_seq, v_id)
+  on conflict do nothing returning event_id into v_known;
+  if v_known is null then
+    select event_id into v_known from private.event_keys where account_id = p_account.id and session = v_session and seq = v_seq;
+    return v_key || jsonb_build_object('status', 'duplicate', 'code', null, 'error', null, 'events', jsonb_build_array(v_known));
+  end if;
+  v_detected := least((e ->> 'detected_at')::timestamptz, p_now);
+  v_unseen := least(coalesce((e ->> 'unchanged_at')::timestamptz, p_account.seen_at, p_account.created_at), v_detected);
+
+  if v_session < p_account.snapshot_session then  -- a newer session's snapshot has spoken: history
+    v_status := 'history';
+    perform private.record_event(p_account, v_id, e, 'agent', null, v_status, null, null, e -> 'position', null, e);
+  elsif e ->> 'type' = 'snapshot' then
+    select * into v_snapshot from private.apply_snapshot(p_account, v_session, v_seq, e -> 'positions', v_detected, v_unseen, p_now);
+    perform private.record_event(p_account, v_id, e, 'agent', 'snapshot', v_status, null, null, null, null,
+      jsonb_build_object('positions', jsonb_array_length(e -> 'positions')));
+    for v_found in select value from jsonb_array_elements(v_snapshot.changes) loop
+      v_id := nextval('public.trade_events_id_seq');
+      perform private.record_event(p_account, v_id, e, 'snapshot', v_found ->> 'type', v_status, null, null, v_found -> 'position',
+        (v_found ->> 'previous_lots')::numeric, v_found -> 'position');
+      update public.positions set last_event_id = v_id where account_id = p_account.id and ticket = v_found #>> '{position,ticket}';
+      v_tickets := v_tickets || jsonb_build_array(v_found #>> '{position,ticket}');
+      v_events := v_events || to_jsonb(v_id);
+    end loop;
+    v_key := v_key || jsonb_build_object('missing', v_snapshot.missing);
+  else
+    v_change := private.apply_position(p_account, v_session, v_seq, e -> 'position', v_detected, v_unseen, false, v_id,
+      e ->> 'close_reason', p_now);
+    v_status := case when v_change.applied then 'accepted' else 'history' end;
+    perform private.record_event(p_account, v_id, e, 'agent', v_change.type, v_status, null, null, e -> 'position', v_change.previous_lots, e);
+    if v_change.applied then
+      v_tickets := jsonb_build_array(e #>> '{position,ticket}');
+      v_events := jsonb_build_array(v_id);
+    end if;
+  end if;
+  return v_key || jsonb_build_object('status', v_status, 'code', null, 'error', null, 'tickets', v_tickets, 'events', v_events);
+end $$;
+
+-- Links that a change of these tickets of an account concerns: it as master, and it as follower.
+create function private.links_of_tickets(p_account uuid, p_tickets text[]) returns bigint[]
+language sql stable security definer set search_path = '' as $$
+  select array_agg(id) from (
+    select l.id from public.position_links l
+    where l.master_account_id = p_account and l.master_ticket = any (p_tickets) and l.state = 'live'
+    union
+    select l.id from private.link_legs g join public.position_links l on l.id = g.link_id
+    where g.account_id = p_account and g.ticket = any (p_tickets) and l.state = 'live'
+    union
+    select l.id from public.positions p
+    join public.trading_accounts a on a.id = p_account and (a.mode = 'netting' or a.copy_state = 'flattening')
+    join public.position_links l on l.follower_account_id = p_account and l.symbol = p.symbol and l.state = 'live'
+    where p.account_id = p_account and p.ticket = any (p_tickets)
+  ) x
+$$;
+
+-- Followers of an account, and the account itself: whose plan locks a change of it needs.
+create function private.with_followers(p_accounts uuid[]) returns uuid[]
+language sql stable security definer set search_path = '' as $$
+  select array_agg(distinct id) from (
+    select unnest(p_accounts) as id
+    union
+    select c.follower_account_id from public.copiers c where c.master_account_id = any (p_accounts) and c.removed_at is null
+  ) x
+$$;
+
+create function private.queue_trade_copy(p_events jsonb) returns jsonb
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_vps uuid := private.agent_vps();
+  v_account public.trading_accounts;
+  v_now timestamptz;
+  v_results jsonb := '[]';
+  v_result jsonb;
+  v_event jsonb;
+  v_tickets text[] := '{}';
+  v_events bigint[] := '{}';
+  v_repeated bigint[] := '{}';
+  v_new bigint[];
+  v_again jsonb := '[]';
+begin
+  if octet_length(p_events::text) > 1000000 then
+    raise exception using errcode = 'TC002', message = 'queue_trade_copy: the payload is over 1 MB', hint = 'Send fewer events in one call.';
+  end if;
+  if jsonb_typeof(p_events -> 'events') is distinct from 'array' or not coalesce(pg_input_is_valid(p_events ->> 'account_id', 'uuid'), false)
+    or not coalesce(pg_input_is_valid(p_events ->> 'epoch', 'bigint'), false) then
+    raise exception using errcode = 'TC001', message = 'queue_trade_copy: account_id, epoch or the array "events" is missing or malformed',
+      hint = 'See docs/protocol.md for the form of the call.';
+  end if;
+  perform private.require_assignment(v_vps, (p_events ->> 'account_id')::uuid, (p_events ->> 'epoch')::bigint);
+  v_now := private.lock_accounts(private.with_followers(array[(p_events ->> 'account_id')::uuid]));
+
+  select * into v_account from public.trading_accounts where id = (p_events ->> 'account_id')::uuid;
+  for v_event in select value from jsonb_array_elements(p_events -> 'events') loop
+    v_result := private.take_event(v_account, v_event, v_now);
+    if v_result ->> 'status' = 'duplicate' then
+      v_repeated := v_repeated || array(select jsonb_array_elements_text(v_result -> 'events')::bigint);
+    elsif v_result ? 'tickets' then
+      v_tickets := v_tickets || array(select jsonb_array_elements_text(v_result -> 'tickets'));
+      v_events := v_events || array(select jsonb_array_elements_text(v_result -> 'events')::bigint);
+      if v_event ->> 'type' = 'snapshot' then
+        v_account.snapshot_session := greatest(v_account.snapshot_session, (v_event ->> 'session')::bigint);
+      end if;
+    end if;
+    v_results := v_results || (v_result - 'tickets' - 'events');
+  end loop;
+  if cardinality(v_tickets) > 0 then
+    v_new := private.plan(private.links_of_tickets(v_account.id, v_tickets),
+      array_fill(v_account.id, array[cardinality(v_tickets)]), v_tickets, null, v_now);
+    perform private.explain_rest(v_events);
+  end if;
+  if cardinality(v_repeated) > 0 then
+    select coalesce(jsonb_agg(private.execution_json(q)), '[]') into v_again from public.trade_execution_queue q
+    where q.event_id = any (v_repeated) and q.finalized_at is null and q.vps_id = v_vps;
+  end if;
+  return jsonb_build_object('results', v_results, 'executions', private.offer(v_new, v_vps, clock_timestamp()) || v_again,
+    'server_time', private.rfc3339(clock_timestamp()));
+end $$;
+
+create function public.queue_trade_copy(p_events jsonb) returns jsonb
+language sql volatile security invoker set search_path = '' as $$ select private.queue_trade_copy(p_events) $$;
+comment on function public.queue_trade_copy(jsonb) is
+  'Trade events of one account, from its agent: stored once, planned, and the executions of the calling VPS returned (docs/protocol.md).';
+revoke all on function public.queue_trade_copy(jsonb) from public, anon;
+grant execute on function public.queue_trade_copy(jsonb) to authenticated;
+grant execute on function private.queue_trade_copy(jsonb) to authenticated;

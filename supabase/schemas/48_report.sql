@@ -1,0 +1,311 @@
+-- report_executions: what came of executions. Reports are facts: accepted late and from any epoch, and planned on.
+
+-- Pause before the next attempt: doubling, capped by p_cap_s and by the setting, with jitter of a quarter.
+create function private.retry_delay(p_attempt integer, p_cap_s numeric) returns interval
+language sql volatile set search_path = '' as $$
+  select make_interval(secs => least(p_cap_s, (private.setting('retry_backoff_max_ms') #>> '{}')::numeric / 1000,
+    (private.setting('retry_backoff_ms') #>> '{}')::numeric / 1000 * 2 ^ least(p_attempt - 1, 16)) * (0.75 + random() * 0.5))
+$$;
+
+create function private.report_error(r jsonb) returns text
+language plpgsql stable set search_path = '' as $$
+declare
+  v_field text;
+  v_error text;
+  p jsonb;
+begin
+  if jsonb_typeof(r) is distinct from 'object' then return 'the report is not an object'; end if;
+  if not coalesce(pg_input_is_valid(r ->> 'execution_id', 'bigint'), false) then return 'execution_id must be an execution number'; end if;
+  foreach v_field in array array['attempt', 'session', 'seq'] loop
+    if not coalesce(pg_input_is_valid(r ->> v_field, 'bigint'), false) then return format('%s must be a whole number', v_field); end if;
+  end loop;
+  if coalesce(r ->> 'outcome', '') not in ('completed', 'rejected', 'expired', 'cancelled', 'unknown') then
+    return 'outcome is not one of completed, rejected, expired, cancelled, unknown';
+  end if;
+  foreach v_field in array array['filled_lots', 'price'] loop
+    if coalesce(jsonb_typeof(r -> v_field), 'null') <> 'null' and
+      (not coalesce(private.is_number(r -> v_field), false) or (r ->> v_field)::numeric < 0) then
+      return format('%s must be a decimal number, not negative', v_field);
+    end if;
+  end loop;
+  foreach v_field in array array['received_at', 'sent_at', 'done_at'] loop
+    if coalesce(jsonb_typeof(r -> v_field), 'null') <> 'null' and not pg_input_is_valid(r ->> v_field, 'timestamptz') then
+      return format('%s must be a time such as 2026-01-31T12:00:00Z', v_field);
+    end if;
+  end loop;
+  if coalesce(jsonb_typeof(r -> 'positions'), 'null') not in ('null', 'array') then return 'positions must be an array'; end if;
+  if jsonb_typeof(r -> 'positions') = 'array' then
+    for p in select value from jsonb_array_elements(r -> 'positions') loop
+      v_error := private.position_error(p);
+      if v_error is not null then return v_error; end if;
+    end loop;
+  end if;
+  return null;
+end $$;
+
+-- What a broker did, booked to the link of a hedging follower.
+create function private.book_fill(q public.trade_execution_queue, r jsonb) returns void
+language plpgsql security definer set search_path = '' as $$
+declare
+  p jsonb;
+  v_gone boolean := q.action in ('close', 'cancel') and coalesce(jsonb_array_length(r -> 'positions'), 0) = 0;
+begin
+  if q.action in ('open', 'increase', 'place') then
+    for p in select value from jsonb_array_elements(coalesce(r -> 'positions', '[]')) where (value ->> 'lots')::numeric > 0 loop
+      insert into private.link_legs (link_id, account_id, ticket, kind, lots, price)
+      values (q.link_id, q.account_id, p ->> 'ticket', p ->> 'kind', (p ->> 'lots')::numeric, (p ->> 'price')::numeric)
+      on conflict (link_id, ticket) do update set lots = excluded.lots, kind = excluded.kind, price = excluded.price;
+    end loop;
+    if q.action <> 'place' or exists (select 1 from private.link_legs g where g.link_id = q.link_id and g.kind = 'position') then
+      update public.position_links l set base_master_lots = coalesce(q.master_lots, l.base_master_lots),
+        base_lots = (select sum(g.lots) from private.link_legs g where g.link_id = l.id and g.kind = 'position')
+      where l.id = q.link_id;
+    end if;
+  elsif q.action in ('reduce', 'close', 'cancel') then
+    delete from private.link_legs g where g.link_id = q.link_id and (
+      (v_gone and (g.ticket = q.ticket or q.ticket is null and q.filled_lots > 0))
+      or exists (select 1 from jsonb_array_elements(coalesce(r -> 'positions', '[]')) e
+        where e ->> 'ticket' = g.ticket and (e ->> 'lots')::numeric = 0
+          and not exists (select 1 from jsonb_array_elements(r -> 'positions') n where n ->> 'replaces' = g.ticket)));
+    for p in select value from jsonb_array_elements(coalesce(r -> 'positions', '[]')) where (value ->> 'lots')::numeric > 0 loop
+      update private.link_legs g set ticket = p ->> 'ticket', lots = least(g.lots, (p ->> 'lots')::numeric)
+      where g.link_id = q.link_id and g.ticket in (p ->> 'ticket', p ->> 'replaces');
+    end loop;
+  end if;
+  update public.position_links l set close_failures = case when q.action in ('close', 'reduce', 'cancel') then 0 else l.close_failures end,
+    modify_failures = case when q.action in ('modify', 'amend') then 0 else l.modify_failures end, replan_at = null
+  where l.id = q.link_id and (l.close_failures > 0 or l.modify_failures > 0);
+end $$;
+
+-- An order that came to nothing: an open's link ends with its reason, a close or modify waits for its next time.
+create function private.book_failure(q public.trade_execution_queue, p_now timestamptz) returns void
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_opened bigint[];
+begin
+  if q.action in ('close', 'reduce', 'cancel') then
+    update public.position_links l set close_failures = l.close_failures + 1, replan_at = p_now + private.retry_delay(l.close_failures + 1, 30)
+    where l.id = q.link_id;
+  elsif q.action in ('modify', 'amend') then
+    update public.position_links l set modify_failures = l.modify_failures + 1, replan_at = p_now + private.retry_delay(l.modify_failures + 2, 30)
+    where l.id = q.link_id;
+  end if;
+  if q.parts is not null then
+    v_opened := array(select (e ->> 'link_id')::bigint from jsonb_array_elements(q.parts) e where (e ->> 'lots')::numeric > 0);
+  elsif q.action in ('open', 'increase', 'place') then
+    v_opened := array[q.link_id];
+  end if;
+  if q.status in ('rejected', 'expired', 'cancelled') and v_opened is not null then
+    update public.position_links l set state = 'ended', reason = q.reason, ended_at = p_now, replan_at = null
+    where l.id = any (v_opened) and l.state = 'live' and l.wanted_lots is null
+      and not exists (select 1 from private.link_legs g where g.link_id = l.id)
+      and not exists (select 1 from public.trade_execution_queue o where o.link_id = l.id and o.finalized_at is null and o.id <> q.id);
+    -- a part of it is held: what was not filled is a skipped increase
+    update public.position_links l set base_master_lots = coalesce(q.master_lots, l.base_master_lots),
+      base_lots = (select sum(g.lots) from private.link_legs g where g.link_id = l.id and g.kind = 'position')
+    where l.id = any (v_opened) and l.state = 'live' and exists (select 1 from private.link_legs g where g.link_id = l.id and g.kind = 'position');
+  end if;
+end $$;
+
+-- A fill that arrives for a link that has ended meanwhile (expired, rejected: the report overrules it): the link lives again.
+create function private.revive_link(q public.trade_execution_queue) returns void
+language sql security definer set search_path = '' as $$
+  update public.position_links l set state = 'live', ended_at = null, reason = null
+  where l.id = q.link_id and l.state = 'ended' and q.action in ('open', 'increase', 'place')
+$$;
+
+-- Status after a report: final, or on to another attempt. Closes, reductions and SL/TP are tried for ever; opens within their limits.
+create function private.next_status(q public.trade_execution_queue, r jsonb, p_now timestamptz, out status text, out reason text, out next_at timestamptz)
+language plpgsql volatile security definer set search_path = '' as $$
+declare
+  v_opens boolean := q.action in ('open', 'increase', 'place');
+  v_limit timestamptz;
+begin
+  reason := coalesce(r ->> 'reason', case when r ->> 'outcome' = 'completed' then null else r ->> 'outcome' end);
+  case r ->> 'outcome'
+    when 'completed' then status := 'completed'; reason := null;
+    when 'unknown' then status := 'unknown';
+    when 'cancelled' then status := 'cancelled';
+    when 'expired' then
+      status := case when v_opens then 'expired' else 'retrying' end;
+      next_at := p_now;
+    when 'rejected' then
+      v_limit := case when reason = 'market_closed' then q.retry_until
+        else q.queued_at + coalesce((select make_interval(secs => c.max_age_ms / 1000.0) from public.copiers c where c.id = q.copier_id), interval '5 s') end;
+      next_at := p_now + private.retry_delay(q.attempt, case when v_opens then 5 else 30 end);
+      if not coalesce((r ->> 'retryable')::boolean, false) then status := 'rejected';
+      elsif v_opens and next_at > v_limit then status := 'expired'; reason := 'too_old';
+      else status := 'retrying'; end if;
+  end case;
+  if status <> 'retrying' then next_at := null; end if;
+end $$;
+
+-- Takes one report; returns its result. Adds to p_links what is to be planned and to p_changes what changed on the account.
+create function private.take_report(p_vps uuid, r jsonb, p_now timestamptz, out result jsonb, out link_ids bigint[], out changes jsonb)
+language plpgsql security definer set search_path = '' as $$
+declare
+  q public.trade_execution_queue;
+  v_account public.trading_accounts;
+  n record;
+  p jsonb;
+  c private.change;
+  v_late boolean;
+begin
+  link_ids := '{}';
+  changes := '[]';
+  result := jsonb_build_object('execution_id', r ->> 'execution_id', 'status', 'refused', 'code', 'TC411', 'error', private.report_error(r));
+  if result ->> 'error' is not null then return; end if;
+  select * into q from public.trade_execution_queue where id = (r ->> 'execution_id')::bigint for update;
+  if q.id is null or q.account_id::text is distinct from r ->> 'account_id' or not exists (
+    select 1 from public.account_vps_assignments a where a.account_id = q.account_id and a.vps_id = p_vps) and q.vps_id is distinct from p_vps
+  then
+    result := result || jsonb_build_object('code', 'TC106', 'error', format('execution %s was never given to this VPS', r ->> 'execution_id'));
+    return;
+  end if;
+  select * into v_account from public.trading_accounts where id = q.account_id;
+  result := jsonb_build_object('execution_id', q.id::text, 'status', 'accepted', 'code', null, 'error', null);
+
+  -- the mirror takes the report's look at the account, whatever becomes of the execution
+  for p in select value from jsonb_array_elements(case when jsonb_typeof(r -> 'positions') = 'array' then r -> 'positions' else '[]' end) loop
+    c := private.apply_position(v_account, (r ->> 'session')::bigint, (r ->> 'seq')::bigint, p,
+      coalesce((r ->> 'done_at')::timestamptz, p_now), coalesce((r ->> 'sent_at')::timestamptz, p_now), false, null, null, p_now);
+    if c.applied and (c.type <> 'modified' or q.action = 'modify') then
+      changes := changes || jsonb_build_object('position', p, 'type', c.type, 'previous_lots', c.previous_lots);
+    end if;
+  end loop;
+
+  v_late := (r ->> 'attempt')::integer < q.attempt;
+  if q.status = 'completed' or (q.finalized_at is not null or v_late) and r ->> 'outcome' <> 'completed'
+    or (r ->> 'attempt')::integer > q.attempt then
+    result := result || jsonb_build_object('status', 'duplicate');
+    return;
+  end if;
+  n := private.next_status(q, r, p_now);
+  update public.trade_execution_queue x set status = n.status, reason = n.reason, message = left(r ->> 'message', 500),
+    next_attempt_at = n.next_at, adopted = x.adopted or coalesce((r ->> 'adopted')::boolean, false),
+    filled_lots = coalesce((r ->> 'filled_lots')::numeric, x.filled_lots), fill_price = coalesce((r ->> 'price')::numeric, x.fill_price),
+    received_at = coalesce((r ->> 'received_at')::timestamptz, x.received_at), sent_at = coalesce((r ->> 'sent_at')::timestamptz, x.sent_at),
+    done_at = coalesce((r ->> 'done_at')::timestamptz, x.done_at),
+    finalized_at = case when n.status in ('completed', 'rejected', 'expired', 'cancelled') then p_now end, updated_at = p_now
+  where x.id = q.id returning * into q;
+
+  update public.position_links l set report_session = (r ->> 'session')::bigint, report_seq = (r ->> 'seq')::bigint
+  where l.id = q.link_id and (l.report_session, l.report_seq) < ((r ->> 'session')::bigint, (r ->> 'seq')::bigint);
+  if q.status = 'completed' then
+    perform private.revive_link(q);
+    if q.parts is not null then
+      perform private.book_deal(q.account_id, q.symbol, case when q.action = 'open' then q.side when q.side = 'buy' then 'sell' else 'buy' end,
+        coalesce(q.filled_lots, q.lots), q.fill_price, null, q.parts);
+    elsif v_account.mode = 'hedging' then
+      perform private.book_fill(q, r);
+    end if;
+  elsif q.status in ('rejected', 'expired', 'cancelled') then
+    perform private.book_failure(q, p_now);
+  end if;
+  link_ids := array[q.link_id];
+  if q.parts is not null then
+    link_ids := link_ids || array(select (e ->> 'link_id')::bigint from jsonb_array_elements(q.parts) e);
+  end if;
+end $$;
+
+-- Puts retries that are due into the hands of agents again, under the next attempt number.
+create function private.requeue(p_accounts uuid[], p_now timestamptz) returns bigint[]
+language sql volatile security definer set search_path = '' as $$
+  with due as (
+    update public.trade_execution_queue q set status = 'queued', attempt = q.attempt + 1, next_attempt_at = null, offered_at = null, updated_at = p_now
+    where q.status = 'retrying' and q.next_attempt_at <= p_now and q.account_id = any (p_accounts)
+    returning q.id
+  )
+  select array_agg(id) from due
+$$;
+
+-- Records what reports changed on an account that is itself a master, as events, and plans on them.
+create function private.plan_changes(p_account uuid, p_changes jsonb, p_now timestamptz) returns bigint[]
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_account public.trading_accounts;
+  v_change jsonb;
+  v_id bigint;
+  v_events bigint[] := '{}';
+  v_tickets text[] := '{}';
+  v_new bigint[];
+begin
+  if not exists (select 1 from public.copiers c where c.master_account_id = p_account and c.removed_at is null) then return null; end if;
+  select * into v_account from public.trading_accounts where id = p_account;
+  for v_change in select value from jsonb_array_elements(p_changes) loop
+    v_id := nextval('public.trade_events_id_seq');
+    perform private.record_event(v_account, v_id, jsonb_build_object('detected_at', p_now, 'unchanged_at', p_now), 'report', v_change ->> 'type',
+      'accepted', null, null, v_change -> 'position', (v_change ->> 'previous_lots')::numeric, v_change -> 'position');
+    update public.positions set last_event_id = v_id, detected_at = p_now
+    where account_id = p_account and ticket = v_change #>> '{position,ticket}';
+    v_events := v_events || v_id;
+    v_tickets := v_tickets || (v_change #>> '{position,ticket}');
+  end loop;
+  if cardinality(v_tickets) = 0 then return null; end if;
+  v_new := private.plan(private.links_of_tickets(p_account, v_tickets), array_fill(p_account, array[cardinality(v_tickets)]), v_tickets, null, p_now);
+  perform private.explain_rest(v_events);
+  return v_new;
+end $$;
+
+-- Plans links, and the decisions that wait for them, whose locks the caller holds.
+create function private.plan_again(p_links bigint[], p_now timestamptz) returns bigint[]
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_masters uuid[];
+  v_tickets text[];
+  v_copiers uuid[];
+begin
+  select array_agg(l.master_account_id), array_agg(l.master_ticket), array_agg(distinct l.copier_id) into v_masters, v_tickets, v_copiers
+  from public.position_links l where l.id = any (p_links);
+  if v_masters is null then return null; end if;
+  return private.plan(p_links, v_masters, v_tickets, v_copiers, p_now);
+end $$;
+
+create function private.report_executions(p_reports jsonb) returns jsonb
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_vps uuid := private.agent_vps();
+  v_now timestamptz;
+  v_report jsonb;
+  v_taken record;
+  v_results jsonb := '[]';
+  v_links bigint[] := '{}';
+  v_changes jsonb := '{}';
+  v_account text;
+  v_accounts uuid[];
+  v_new bigint[];
+begin
+  if octet_length(p_reports::text) > 1000000 then
+    raise exception using errcode = 'TC002', message = 'report_executions: the payload is over 1 MB', hint = 'Send fewer reports in one call.';
+  end if;
+  if jsonb_typeof(p_reports -> 'reports') is distinct from 'array' then
+    raise exception using errcode = 'TC001', message = 'report_executions: the array "reports" is missing', hint = 'See docs/protocol.md.';
+  end if;
+  select array_agg(distinct (e ->> 'account_id')::uuid) into v_accounts from jsonb_array_elements(p_reports -> 'reports') e
+  where pg_input_is_valid(e ->> 'account_id', 'uuid');
+  v_now := private.lock_accounts(private.with_followers(v_accounts));
+
+  for v_report in select value from jsonb_array_elements(p_reports -> 'reports') loop
+    v_taken := private.take_report(v_vps, v_report, v_now);
+    v_results := v_results || v_taken.result;
+    v_links := v_links || v_taken.link_ids;
+    if v_taken.changes <> '[]' then
+      v_account := v_report ->> 'account_id';
+      v_changes := v_changes || jsonb_build_object(v_account, coalesce(v_changes -> v_account, '[]') || v_taken.changes);
+    end if;
+  end loop;
+  v_new := coalesce(private.plan_again(v_links, v_now), '{}') || coalesce(private.requeue(v_accounts, v_now), '{}');
+  for v_account in select jsonb_object_keys(v_changes) loop
+    v_new := v_new || coalesce(private.plan_changes(v_account::uuid, v_changes -> v_account, v_now), '{}');
+  end loop;
+  return jsonb_build_object('results', v_results, 'executions', private.offer(v_new, v_vps, clock_timestamp()),
+    'server_time', private.rfc3339(clock_timestamp()));
+end $$;
+
+create function public.report_executions(p_reports jsonb) returns jsonb
+language sql volatile security invoker set search_path = '' as $$ select private.report_executions(p_reports) $$;
+comment on function public.report_executions(jsonb) is
+  'What came of executions, from the agent that was given them; late reports count as well (docs/protocol.md).';
+revoke all on function public.report_executions(jsonb) from public, anon;
+grant execute on function public.report_executions(jsonb) to authenticated;
+grant execute on function private.report_executions(jsonb) to authenticated;

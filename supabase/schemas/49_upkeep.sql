@@ -1,0 +1,106 @@
+-- Upkeep of executions and links: what heartbeats hand out, and what time itself changes.
+
+-- Everything open of the accounts that a VPS works now, for vps_heartbeat. What nobody was offered yet is offered here.
+create function private.outstanding_executions(p_vps uuid) returns jsonb
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_now timestamptz := clock_timestamp();
+  v_unoffered bigint[];
+  v_rows jsonb;
+begin
+  select array_agg(q.id) into v_unoffered
+  from public.account_vps_assignments a
+  join public.trade_execution_queue q on q.account_id = a.account_id and q.finalized_at is null
+  where a.vps_id = p_vps and q.status = 'queued' and q.offered_at is null
+    and (q.action not in ('open', 'increase', 'place') or q.queued_at > v_now - interval '5 s');
+  if v_unoffered is not null then
+    perform private.offer(v_unoffered, p_vps, v_now);
+  end if;
+  select coalesce(jsonb_agg(private.execution_json(q) order by q.priority, q.id), '[]') into v_rows
+  from public.account_vps_assignments a
+  join public.trade_execution_queue q on q.account_id = a.account_id and q.finalized_at is null
+  where a.vps_id = p_vps and q.status in ('queued', 'executing', 'unknown') and q.offered_at is not null;
+  return v_rows;
+end $$;
+
+create function private.cancel_requests(p_vps uuid) returns jsonb
+language sql stable security definer set search_path = '' as $$
+  select coalesce(jsonb_agg(q.id::text), '[]')
+  from public.account_vps_assignments a
+  join public.trade_execution_queue q on q.account_id = a.account_id and q.finalized_at is null
+  where a.vps_id = p_vps and q.cancel_requested_at is not null
+$$;
+
+-- Symbols whose quotes an account's agent should report: those of open links and of its masters' open positions.
+create function private.watched_symbols(p_account uuid) returns text[]
+language sql stable security definer set search_path = '' as $$
+  select coalesce(array_agg(distinct symbol), '{}') from (
+    select l.symbol from public.position_links l where l.follower_account_id = p_account and l.state = 'live'
+    union all
+    select p.symbol from public.positions p where p.account_id = p_account and p.closed_at is null
+  ) s
+$$;
+
+-- Accounts with something that time has changed, that no one else is planning at this moment.
+create function private.lock_due(p_now timestamptz) returns uuid[]
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_due uuid[];
+begin
+  select array_agg(account_id) into v_due from (
+    select q.account_id from public.trade_execution_queue q where q.status = 'retrying' and q.next_attempt_at <= p_now
+    union
+    select q.account_id from public.trade_execution_queue q
+    where q.finalized_at is null and q.status in ('queued', 'executing') and q.send_before < p_now - interval '5 s'
+    union
+    select l.follower_account_id from public.position_links l where l.state = 'live' and l.replan_at <= p_now
+    union
+    select l.follower_account_id from public.position_links l where l.wanted_lots is not null and l.wanted_until <= p_now
+    union
+    select a.id from public.trading_accounts a where a.copy_state = 'flattening'
+  ) d;
+  return array(select account_id from private.plan_locks where account_id = any (v_due) order by account_id for no key update skip locked);
+end $$;
+
+-- Offered, past its deadline, and its agent has gone: what became of it is unknown. Never offered and too late: expired.
+create function private.judge_overdue(p_accounts uuid[], p_now timestamptz) returns bigint[]
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_links bigint[];
+  q public.trade_execution_queue;
+begin
+  update public.trade_execution_queue x set status = 'unknown', updated_at = p_now
+  where x.account_id = any (p_accounts) and x.status in ('queued', 'executing') and x.offered_at is not null and x.send_before < p_now - interval '5 s'
+    and not exists (
+      select 1 from public.account_vps_assignments a join public.vps_instances v on v.id = a.vps_id
+      where a.account_id = x.account_id and a.epoch = x.epoch and v.lease_expires_at > p_now);
+  for q in
+    update public.trade_execution_queue x set status = 'expired', reason = 'follower_offline', finalized_at = p_now, updated_at = p_now
+    where x.account_id = any (p_accounts) and x.status = 'queued' and x.offered_at is null and x.action in ('open', 'increase', 'place')
+      and x.queued_at < p_now - interval '5 s'
+    returning x.*
+  loop
+    perform private.book_failure(q, p_now);
+    v_links := v_links || q.link_id;
+  end loop;
+  return v_links;
+end $$;
+
+-- What time changes: retries, deadlines, links that wait, flattening accounts. Called by maintain() and by heartbeats; safe to run at once.
+create function private.maintain_executions() returns void
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_accounts uuid[] := private.lock_due(clock_timestamp());
+  v_now timestamptz := clock_timestamp();
+  v_links bigint[];
+  v_new bigint[];
+begin
+  if v_accounts is null or cardinality(v_accounts) = 0 then return; end if;
+  v_links := private.judge_overdue(v_accounts, v_now);
+  select coalesce(v_links, '{}') || coalesce(array_agg(l.id), '{}') into v_links from public.position_links l
+  where l.follower_account_id = any (v_accounts) and l.state = 'live'
+    and (l.replan_at <= v_now or l.wanted_until <= v_now
+      or exists (select 1 from public.trading_accounts a where a.id = l.follower_account_id and a.copy_state = 'flattening'));
+  v_new := coalesce(private.requeue(v_accounts, v_now), '{}') || coalesce(private.plan_again(v_links, v_now), '{}');
+  perform private.offer(v_new, null, clock_timestamp());
+end $$;

@@ -1,0 +1,134 @@
+-- What users do with copiers.
+
+-- Saves a copier: without "id" a new one, else the columns given. {"master_account_id", "follower_account_id", any column of copiers,
+-- "symbols": {"MASTER": "FOLLOWER"}} -> {"copier_id"}
+create function private.save_copier(p_copier jsonb) returns jsonb
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_user uuid := private.require_user();
+  v_old public.copiers;
+  v_new public.copiers;
+  v_unknown text;
+begin
+  if jsonb_typeof(p_copier) is distinct from 'object' then
+    raise exception using errcode = 'TC001', message = 'save_copier: the copier must be an object', hint = 'See docs/protocol.md.';
+  end if;
+  select string_agg(k, ', ') into v_unknown from jsonb_object_keys(p_copier) k
+  where k <> 'symbols' and k not in (select attname from pg_catalog.pg_attribute where attrelid = 'public.copiers'::regclass and attnum > 0
+    and attname not in ('user_id', 'started_at', 'created_at', 'updated_at', 'removed_at'));
+  if v_unknown is not null then
+    raise exception using errcode = 'TC301', message = format('save_copier: unknown setting: %s', v_unknown),
+      hint = 'The settings are the columns of the table copiers.';
+  end if;
+  if p_copier ? 'id' then
+    select * into v_old from public.copiers where id = (p_copier ->> 'id')::uuid and user_id = v_user and removed_at is null;
+    if v_old.id is null then
+      raise exception using errcode = 'TC106', message = format('save_copier: copier %s does not exist or is not yours', p_copier ->> 'id'),
+        hint = 'Check the id, or leave it out to make a new copier.';
+    end if;
+    p_copier := p_copier - 'master_account_id' - 'follower_account_id';
+  end if;
+  begin
+    v_new := jsonb_populate_record(v_old, p_copier - 'symbols');
+  exception when invalid_text_representation or numeric_value_out_of_range or invalid_datetime_format then
+    raise exception using errcode = 'TC302', message = 'save_copier: a value is not of its setting''s form: ' || sqlerrm,
+      hint = 'Numbers are decimal strings such as "0.5".';
+  end;
+  perform private.lock_accounts(array[v_new.master_account_id, v_new.follower_account_id]);
+  if (select count(*) from public.trading_accounts a where a.id in (v_new.master_account_id, v_new.follower_account_id)
+      and a.user_id = v_user and a.removed_at is null) <> 2 then
+    raise exception using errcode = 'TC106', message = 'save_copier: the master or the follower account does not exist, is not yours, or is one and the same',
+      hint = 'Connect both accounts first, and choose two different ones.';
+  end if;
+  begin
+    if v_old.id is null then
+      perform private.refuse_cycle(v_new.master_account_id, v_new.follower_account_id);
+      insert into public.copiers (user_id, master_account_id, follower_account_id)
+      values (v_user, v_new.master_account_id, v_new.follower_account_id) returning id into v_new.id;
+      select * into v_old from public.copiers where id = v_new.id;
+      v_new := jsonb_populate_record(v_old, p_copier - 'symbols');
+    end if;
+    update public.copiers set name = v_new.name, mode = v_new.mode, sizing_mode = v_new.sizing_mode, sizing_value = v_new.sizing_value,
+      contract_alignment = v_new.contract_alignment, min_policy = v_new.min_policy, max_risk_coefficient = v_new.max_risk_coefficient,
+      max_policy = v_new.max_policy, max_lots = v_new.max_lots, max_risk_percent = v_new.max_risk_percent, max_leverage = v_new.max_leverage,
+      max_leverage_policy = v_new.max_leverage_policy, sanity_factor = v_new.sanity_factor, reverse = v_new.reverse, sl_mode = v_new.sl_mode,
+      tp_mode = v_new.tp_mode, copy_pending = v_new.copy_pending, max_age_ms = v_new.max_age_ms, retry_window_s = v_new.retry_window_s,
+      max_slippage_points = v_new.max_slippage_points, comment = v_new.comment, updated_at = clock_timestamp()
+    where id = v_new.id;
+  exception
+    when check_violation or not_null_violation then
+      raise exception using errcode = 'TC303', message = 'save_copier: a setting is out of its range: ' || sqlerrm,
+        hint = 'See the settings'' allowed ranges in docs/protocol.md.';
+    when unique_violation then
+      raise exception using errcode = 'TC304', message = 'save_copier: these two accounts already have a copier', hint = 'Change that one instead.';
+  end;
+  if jsonb_typeof(p_copier -> 'symbols') = 'object' then
+    delete from public.symbol_mappings where copier_id = v_new.id;
+    insert into public.symbol_mappings (user_id, copier_id, master_symbol, follower_symbol)
+    select v_user, v_new.id, key, value from jsonb_each_text(p_copier -> 'symbols');
+  end if;
+  perform private.replan_copiers(array[v_new.id]);
+  return jsonb_build_object('copier_id', v_new.id);
+end $$;
+
+-- A copier that would close a circle is refused; copiers that are off count as well. One lock for all, so that two cannot close it together.
+create function private.refuse_cycle(p_master uuid, p_follower uuid) returns void
+language plpgsql security definer set search_path = '' as $$
+begin
+  perform pg_advisory_xact_lock(hashtext('private.refuse_cycle'));
+  if exists (
+    with recursive downstream (id) as (
+      select p_follower
+      union
+      select c.follower_account_id from downstream d join public.copiers c on c.master_account_id = d.id and c.removed_at is null
+    )
+    select 1 from downstream where id = p_master
+  ) then
+    raise exception using errcode = 'TC305', message = 'save_copier: the follower already leads, directly or through others, to the master',
+      detail = 'Such a circle would copy its own copies for ever.', hint = 'Remove a copier of the circle first.';
+  end if;
+end $$;
+
+-- Plans everything of these copiers after a change of their settings or mode: a resumed copier catches up on closes and SL/TP.
+create function private.replan_copiers(p_copiers uuid[]) returns void
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_now timestamptz;
+  v_links bigint[];
+  v_accounts uuid[];
+begin
+  select array_agg(distinct a) into v_accounts from public.copiers c, unnest(array[c.master_account_id, c.follower_account_id]) a
+  where c.id = any (p_copiers);
+  v_now := private.lock_accounts(v_accounts);
+  select array_agg(l.id) into v_links from public.position_links l
+  where l.state = 'live' and l.copier_id = any (p_copiers);
+  perform private.offer(private.plan_again(v_links, v_now), null, clock_timestamp());
+end $$;
+
+-- {"copier_id", "mode": "on|monitor|off"} -> {"copier_id", "mode"}
+create function private.set_copier_mode(p_request jsonb) returns jsonb
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_user uuid := private.require_user();
+begin
+  if coalesce(p_request ->> 'mode', '') not in ('on', 'monitor', 'off') then
+    raise exception using errcode = 'TC303', message = 'set_copier_mode: mode must be on, monitor or off';
+  end if;
+  update public.copiers set mode = p_request ->> 'mode', updated_at = clock_timestamp()
+  where id::text = p_request ->> 'copier_id' and (user_id = v_user or private.is_operator()) and removed_at is null;
+  if not found then
+    raise exception using errcode = 'TC106', message = format('set_copier_mode: copier %s does not exist or is not yours', p_request ->> 'copier_id');
+  end if;
+  perform private.replan_copiers(array[(p_request ->> 'copier_id')::uuid]);
+  return jsonb_build_object('copier_id', p_request ->> 'copier_id', 'mode', p_request ->> 'mode');
+end $$;
+
+create function public.save_copier(p_copier jsonb) returns jsonb
+language sql volatile security invoker set search_path = '' as $$ select private.save_copier(p_copier) $$;
+comment on function public.save_copier(jsonb) is 'Makes or changes a copier of the caller; refuses circles and settings out of range.';
+create function public.set_copier_mode(p_request jsonb) returns jsonb
+language sql volatile security invoker set search_path = '' as $$ select private.set_copier_mode(p_request) $$;
+comment on function public.set_copier_mode(jsonb) is 'Switches a copier: on, monitor (closes only) or off (frozen).';
+revoke all on function public.save_copier(jsonb), public.set_copier_mode(jsonb) from public, anon;
+grant execute on function public.save_copier(jsonb), public.set_copier_mode(jsonb) to authenticated;
+grant execute on function private.save_copier(jsonb), private.set_copier_mode(jsonb) to authenticated;
