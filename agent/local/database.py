@@ -57,7 +57,9 @@ class Database:
                         raise
                     time.sleep(0.1)  # autovacuum looks into a template now and then
             if template is not None:
+                # A copy does not inherit these; platform.sql gave them to the template.
                 admin.execute(sql.SQL("alter database {} owner to postgres").format(sql.Identifier(name)))
+                admin.execute(sql.SQL("grant create on database {} to supabase_auth_admin").format(sql.Identifier(name)))
         return cls(server, name)
 
     @classmethod

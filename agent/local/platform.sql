@@ -97,11 +97,12 @@ $$;
 do $$
 begin
   execute format('grant all on database %I to postgres, dashboard_user', current_database());
+  execute format('grant create on database %I to supabase_auth_admin', current_database());
 end
 $$;
 
 create schema if not exists extensions;
-grant usage on schema extensions to postgres, anon, authenticated, service_role;
+grant usage on schema extensions to postgres, anon, authenticated, service_role, supabase_auth_admin;
 grant create on schema extensions to postgres;
 create extension if not exists pgcrypto with schema extensions;
 create extension if not exists "uuid-ossp" with schema extensions;
@@ -549,6 +550,7 @@ $$;
 
 grant select on cron.job to postgres with grant option;
 grant select, delete on cron.job_run_details to postgres with grant option;
+grant select on all sequences in schema cron to postgres;  -- the REST server lists every sequence
 revoke execute on all functions in schema cron from public;
 grant execute on all functions in schema cron to postgres with grant option;
 
@@ -557,7 +559,7 @@ grant execute on all functions in schema cron to postgres with grant option;
 do $$
 begin
   if exists (select from pg_catalog.pg_available_extensions where name = 'supabase_vault') then
-    create extension if not exists supabase_vault;
+    create extension if not exists supabase_vault with schema vault;
   end if;
 end
 $$;
@@ -590,8 +592,20 @@ begin
   end loop;
 end
 $$;
+
+-- Hosted tells PostgREST to read the schema again after DDL; the gateway listens to the same channel.
+create or replace function extensions.pgrst_ddl_watch() returns event_trigger
+language plpgsql set search_path = '' as $$
+begin
+  notify pgrst, 'reload schema';
+end
+$$;
 do $$
 begin
+  if not exists (select from pg_catalog.pg_event_trigger where evtname = 'pgrst_ddl_watch') then
+    create event trigger pgrst_ddl_watch on ddl_command_end execute function extensions.pgrst_ddl_watch();
+    create event trigger pgrst_drop_watch on sql_drop execute function extensions.pgrst_ddl_watch();
+  end if;
   if not exists (select from pg_catalog.pg_event_trigger where evtname = 'refuse_platform_ddl') then
     create event trigger refuse_platform_ddl on ddl_command_end execute function extensions.refuse_platform_ddl();
     create event trigger refuse_platform_drop on sql_drop execute function extensions.refuse_platform_ddl();

@@ -1,0 +1,109 @@
+"""A pool of database connections for the RPC path: made for one pipelined transaction per request, heals after a restart."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Final, cast
+
+import psycopg
+from psycopg import AsyncConnection, pq
+from psycopg.adapt import Buffer, Dumper, Loader
+
+ACQUIRE_SECONDS: Final = 5.0
+CONNECT_SECONDS: Final = 3.0
+
+
+class JsonBody(bytes):
+    """JSON text that goes to Postgres as it came."""
+
+    __slots__ = ()
+
+
+class _JsonBodyDumper(Dumper):
+    oid = psycopg.adapters.types["json"].oid
+
+    def dump(self, obj: JsonBody) -> Buffer | None:
+        return bytes(obj)
+
+
+class _RawLoader(Loader):
+    format = pq.Format.TEXT
+
+    def load(self, data: Buffer) -> bytes:
+        return bytes(data)
+
+
+class DatabaseAway(Exception):
+    """No connection can be had, or it broke while in use (the outcome of the call is then unknown)."""
+
+
+class Sessions:
+    """At most `size` connections as the DSN's role, the most recently used first."""
+
+    def __init__(self, dsn: str, size: int = 16, *, application_name: str = "gateway") -> None:
+        self._dsn = dsn
+        self._application_name = application_name
+        self._idle: list[AsyncConnection] = []
+        self._free = asyncio.Semaphore(size)
+        self._closed = False
+
+    @contextlib.asynccontextmanager
+    async def lease(self) -> AsyncIterator[AsyncConnection]:
+        """One connection, autocommit. Raises DatabaseAway."""
+        try:
+            await asyncio.wait_for(self._free.acquire(), ACQUIRE_SECONDS)
+        except TimeoutError as error:
+            raise DatabaseAway("every connection is busy") from error
+        try:
+            connection = await self._take()
+            try:
+                yield connection
+            except asyncio.CancelledError:
+                # The client went away: Postgres may still be at work on this connection.
+                await _discard(connection)
+                raise
+            except psycopg.OperationalError as error:
+                if connection.closed or connection.broken:
+                    await self.forget()
+                    raise DatabaseAway(str(error)) from error
+                raise
+            finally:
+                if connection.closed or self._closed:
+                    await _discard(connection)
+                else:
+                    self._idle.append(connection)
+        finally:
+            self._free.release()
+
+    async def forget(self) -> None:
+        """Drop every idle connection: after a restart of the database all of them are dead."""
+        idle, self._idle = self._idle, []
+        for connection in idle:
+            await _discard(connection)
+
+    async def close(self) -> None:
+        """Close what is idle now and what comes back later."""
+        self._closed = True
+        await self.forget()
+
+    async def _take(self) -> AsyncConnection:
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.closed:
+                return connection
+        try:
+            connection = await asyncio.wait_for(
+                AsyncConnection.connect(self._dsn, autocommit=True, prepare_threshold=0, application_name=self._application_name),
+                CONNECT_SECONDS,
+            )
+        except (psycopg.OperationalError, TimeoutError) as error:
+            raise DatabaseAway(str(error)) from error
+        connection.prepared_max = 500
+        connection.adapters.register_dumper(JsonBody, _JsonBodyDumper)
+        connection.adapters.register_loader("json", _RawLoader)
+        return connection
+
+
+async def _discard(connection: AsyncConnection) -> None:
+    with contextlib.suppress(psycopg.Error, OSError):
+        await cast("AsyncConnection[object]", connection).close()
