@@ -9,7 +9,7 @@ create table public.vps_instances (
   capacity integer not null default 50,
   status text not null default 'enrolled',
   -- written by every heartbeat: none of these columns is indexed, so the update stays on its page (HOT)
-  lease_expires_at timestamptz not null default '-infinity',
+  lease_expires_at timestamptz not null default 'epoch',
   last_heartbeat_at timestamptz,
   last_tick_at timestamptz,
   clock_offset_ms numeric,
@@ -146,7 +146,7 @@ alter table public.connection_health_logs enable row level security;
 -- What runs by the clock, and when it last did. Only the holder of the advisory lock of that name writes its row.
 create table private.clockwork (
   name text primary key,
-  last_run_at timestamptz not null default '-infinity',
+  last_run_at timestamptz not null default 'epoch',
   last_xmin bigint not null default 0,
   last_error text
 );

@@ -70,7 +70,7 @@ begin
   end if;
   insert into public.account_vps_assignments as s (account_id, vps_id, epoch, begins_at, assigned_at)
   values (p_account, v_vps, coalesce(v_old.epoch, 0) + 1,
-    greatest(clock_timestamp(), v_old.begins_at, nullif(v_old_lease, 'infinity'), v_send_before), clock_timestamp())
+    greatest(clock_timestamp(), v_old.begins_at, v_old_lease, v_send_before), clock_timestamp())
   on conflict (account_id) do update
   set vps_id = excluded.vps_id, epoch = excluded.epoch, begins_at = excluded.begins_at, assigned_at = excluded.assigned_at,
       -- Two still to let go: the wait runs its full length.

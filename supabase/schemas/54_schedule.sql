@@ -1,6 +1,6 @@
 -- The clock. Heartbeats do the same work when it stands still (52_maintain.sql), so that a dead scheduler costs seconds.
 
-create extension if not exists pg_cron;
+create extension if not exists pg_cron with schema pg_catalog;
 
 -- By name: applying it again replaces the job.
 select cron.schedule('tradecopier-maintain', '3 seconds', 'select private.maintain()');

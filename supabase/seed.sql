@@ -1,0 +1,2 @@
+-- Reference data only, and there is none beside the settings, which come with the migrations (system_config), because
+-- a hosted project must have them too. Users are made by the Auth admin API: `tradecopier demo` does it for itself.

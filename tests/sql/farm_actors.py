@@ -1,0 +1,173 @@
+"""The verbs of the SQL tests: act as somebody, then `can` or `cannot`.
+
+Everybody connects as `authenticator` and takes role and claims for one transaction, exactly as the API does it.
+"""
+
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, LiteralString, cast
+from uuid import UUID
+
+import psycopg
+from psycopg import sql
+from psycopg.rows import dict_row
+
+from agent.local.database import Database
+
+Role = Literal["anon", "authenticated", "service_role"]
+Json = dict[str, Any]
+Row = dict[str, Any]
+
+_numbers = itertools.count(1)
+
+EURUSD: Json = {
+    "name": "EURUSD", "contract_size": "100000", "digits": 5, "tick_size": "0.00001", "profit_currency": "USD",
+    "margin_currency": "EUR", "lots_min": "0.01", "lots_max": "50", "lots_step": "0.01",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """Somebody who talks to the database through the API: a role, and for signed-in ones a user."""
+
+    connection: psycopg.Connection[Row]
+    role: Role
+    user_id: UUID | None = None
+    #: agents: their VPS
+    vps_id: UUID | None = None
+
+    @contextmanager
+    def transaction(self) -> Iterator[psycopg.Connection[Row]]:
+        """One request: role and claims hold until it ends."""
+        claims: Json = {"role": self.role}
+        if self.user_id is not None:
+            claims["sub"] = str(self.user_id)
+        with self.connection.transaction():
+            self.connection.execute(
+                "select set_config('role', %s, true), set_config('request.jwt.claims', %s, true)", (self.role, json.dumps(claims))
+            )
+            yield self.connection
+
+    def can(self, function: str, payload: object = None) -> Json:
+        """Call `public.<function>(payload)` and return its answer."""
+        with self.transaction() as request:
+            statement = sql.SQL("select public.{}({}) as answer").format(
+                sql.Identifier(function), sql.SQL("" if payload is None else "%s")
+            )
+            wrapped = payload if isinstance(payload, str) else json.dumps(payload, default=str)
+            row = request.execute(statement, None if payload is None else (wrapped,)).fetchone()
+            assert row is not None
+            return cast(Json, row["answer"])
+
+    def cannot(self, function: str, payload: object, code: str) -> str:
+        """The same call is refused with this SQLSTATE; returns the message."""
+        try:
+            answer = self.can(function, payload)
+        except psycopg.Error as error:
+            assert error.sqlstate == code, f"{function}: expected {code}: {error.sqlstate} {error}"
+            return str(error)
+        raise AssertionError(f"{function}: expected {code}, but it answered {answer}")
+
+    def sees(self, query: LiteralString, parameters: Sequence[object] = ()) -> list[Row]:
+        """Rows of a query under this actor's rights."""
+        with self.transaction() as request:
+            return request.execute(query, parameters).fetchall()
+
+
+class Farm:
+    """A database with verbs that make users, operators and VPSes the way the product makes them."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self._open: list[psycopg.Connection[Row]] = []
+        self.owner = self._connect("supabase_admin")
+        self._api = self._connect("authenticator")
+        self.anonymous = Actor(self._api, "anon")
+        self.service = Actor(self._api, "service_role")
+
+    def _connect(self, role: str) -> psycopg.Connection[Row]:
+        connection = psycopg.connect(self.database.dsn_of(role), autocommit=True, row_factory=dict_row)
+        self._open.append(connection)
+        return connection
+
+    def close(self) -> None:
+        for connection in self._open:
+            connection.close()
+
+    def elsewhere(self, actor: Actor) -> Actor:
+        """The same actor on a connection of its own, for races."""
+        return Actor(self._connect("authenticator"), actor.role, actor.user_id, actor.vps_id)
+
+    def rows(self, query: LiteralString, parameters: Sequence[object] = ()) -> list[Row]:
+        """Rows as the database's superuser sees them, who also runs statements that move time."""
+        cursor = self.owner.execute(query, parameters)
+        return cursor.fetchall() if cursor.description else []
+
+    def row(self, query: LiteralString, parameters: Sequence[object] = ()) -> Row:
+        (only,) = self.rows(query, parameters)
+        return only
+
+    def user(self, name: str = "user") -> Actor:
+        row = self.row(
+            "insert into auth.users (id, email) values (gen_random_uuid(), %s) returning id", (f"{name}-{next(_numbers)}@test.invalid",)
+        )
+        return Actor(self._api, "authenticated", row["id"])
+
+    def operator(self) -> Actor:
+        user = self.user("operator")
+        self.service.can("grant_operator", self.row("select email from auth.users where id = %s", (user.user_id,))["email"])
+        return user
+
+    def token(self, name: str | None = None) -> str:
+        return str(self.service.can("create_enrollment_token", {"name": name})["token"])
+
+    def agent(self, name: str, *, platforms: Sequence[str] = ("paper",), capacity: int = 50, beating: bool = True) -> Actor:
+        """An enrolled VPS; `beating`: it has sent its first heartbeat."""
+        user = self.user(f"agent-{name}")
+        enrolled = self.service.can("enroll_vps", {
+            "token": self.token(), "name": name, "platforms": list(platforms), "capacity": capacity,
+            "user_id": user.user_id, "secret_hash": "0" * 64,
+        })  # fmt: skip
+        agent = Actor(self._api, "authenticated", user.user_id, UUID(enrolled["vps_id"]))
+        if beating:
+            agent.can("vps_heartbeat", {})
+        return agent
+
+    def account(self, owner: Actor, **fields: object) -> UUID:
+        request: Json = {"platform": "paper", "server": "Paper", "login": str(next(_numbers)), "password": "swordfish"} | fields
+        return UUID(owner.can("connect_account", request)["account_id"])
+
+    def assignment(self, account: UUID) -> Row:
+        return self.row("select * from public.account_vps_assignments where account_id = %s", (account,))
+
+    def vps(self, agent: Actor) -> Row:
+        return self.row("select * from public.vps_instances where id = %s", (agent.vps_id,))
+
+    def session(self, agent: Actor, account: UUID) -> int:
+        return int(agent.can("open_session", {"account_id": account, "epoch": self.assignment(account)["epoch"]})["session"])
+
+    def lose_lease(self, agent: Actor, seconds: float = 1) -> None:
+        """The agent's lease ended `seconds` ago."""
+        self.rows(
+            "update public.vps_instances set lease_expires_at = now() - make_interval(secs => %s) where id = %s",
+            (seconds, agent.vps_id),
+        )
+
+    def maintain(self, *, gap: float = 3) -> Json:
+        """One run of maintain(), the last one being `gap` seconds ago."""
+        self.rows("update private.clockwork set last_run_at = now() - make_interval(secs => %s) where name = 'maintain'", (gap,))
+        return cast(Json, self.row("select private.maintain() as answer")["answer"])
+
+    def sent(self, topic: str, event: str | None = None) -> list[Row]:
+        """Broadcasts to a topic so far."""
+        return self.rows(
+            "select event, payload from realtime.messages where topic = %s and private and (%s::text is null or event = %s)"
+            " order by inserted_at",
+            (topic, event, event),
+        )
+
+    def clear_broadcasts(self) -> None:
+        self.rows("delete from realtime.messages where true")
