@@ -1,0 +1,187 @@
+"""The master trades what a statement says: prices are set to the statement's, and each action is detected before the next.
+
+Time is compressed. A stop that the statement shows is set only where no price of the statement would hit it too early, and
+before a price that hits one is set, the copies of earlier actions are waited for: in life they had minutes.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import ROUND_UP, Decimal
+
+from agent.demo.quiet import Observer, Worked
+from agent.demo.statement import Action, Statement
+from agent.failure import Failure
+from agent.model import Placed, Rejected, SymbolSpec
+from agent.paper.client import PaperClient, ticket_of
+from agent.paper.specs import REFERENCE_USD, infer_spec, instrument
+
+DETECT_S = 10.0
+LEVERAGE = 100
+SMALLEST_BALANCE = Decimal(1000)
+
+SEEN = """
+  select p.lots, p.closed_at is not null as gone from public.positions p
+  where p.account_id = %(account)s::uuid and p.ticket = %(ticket)s"""
+
+
+def specs_of(statement: Statement) -> dict[str, SymbolSpec]:
+    """What each symbol of the statement is, by its name and the digits of its prices."""
+    return {
+        name: infer_spec(name, max(-_exponent(price) for price in prices)) for name, prices in statement.symbols.items()
+    }
+
+
+def _exponent(number: Decimal) -> int:
+    exponent = number.as_tuple().exponent
+    return min(0, exponent) if isinstance(exponent, int) else 0
+
+
+def needed_balance(statement: Statement, size: Callable[[Decimal], Decimal] = lambda lots: lots) -> Decimal:
+    """A balance in USD that never stops out when every trade has `size(lots)`, whatever the order of its prices."""
+    specs = specs_of(statement)
+    held: dict[str, Decimal] = {}
+    peak = notional = at_risk = Decimal(0)
+    for action in statement.actions:
+        spec = specs[action.symbol]
+        per_price = spec.contract_size * REFERENCE_USD.get(spec.profit_currency, Decimal(1))
+        prices = statement.symbols[action.symbol]
+        match action.kind:
+            case "open":
+                held[action.key] = size(action.lots) * per_price * max(prices)
+                at_risk += size(action.lots) * per_price * (max(prices) - min(prices))
+            case "reduce":
+                continue
+            case "close":
+                notional -= held.pop(action.key)
+                continue
+        notional += held[action.key]
+        peak = max(peak, notional)
+    return _round_up(max(SMALLEST_BALANCE, 2 * (at_risk + 2 * peak / LEVERAGE)))
+
+
+def _round_up(number: Decimal) -> Decimal:
+    """To two significant digits, upwards."""
+    unit = Decimal(1).scaleb(number.adjusted() - 1)
+    return Decimal(f"{(number / unit).to_integral_value(ROUND_UP) * unit:f}")
+
+
+@dataclass(frozen=True, slots=True)
+class Levels:
+    sl: Decimal | None
+    tp: Decimal | None
+
+
+def safe_levels(actions: Sequence[Action]) -> dict[str, Levels]:
+    """For every position the levels of the statement that none of its prices reaches before the position's own close."""
+    ends = {action.key: n for n, action in enumerate(actions) if action.kind == "close"}
+    paths: dict[str, list[tuple[int, Decimal]]] = {}
+    for n, action in enumerate(actions):
+        paths.setdefault(instrument(action.symbol).plain, []).append((n, action.price))
+    safe: dict[str, Levels] = {}
+    for n, action in enumerate(actions):
+        if action.kind != "open" or (action.sl is None and action.tp is None):
+            continue
+        end = ends.get(action.key, len(actions))
+        prices = [price for at, price in paths[instrument(action.symbol).plain] if n <= at < end]
+        below, above = (action.sl, action.tp) if action.side == "buy" else (action.tp, action.sl)
+        below = below if below is not None and below < min(prices) else None
+        above = above if above is not None and above > max(prices) else None
+        safe[action.key] = Levels(below, above) if action.side == "buy" else Levels(above, below)
+    return safe
+
+
+class Replay:
+    """Drives book `master.login` through a statement. `detected` counts the actions that the master's agent has told."""
+
+    def __init__(self, statement: Statement, paper: PaperClient, observer: Observer, master: Worked) -> None:
+        self._statement = statement
+        self._paper = paper
+        self._observer = observer
+        self._master = master
+        self._levels = safe_levels(statement.actions)
+        self._tickets: dict[str, str] = {}
+        self._left: dict[str, Decimal] = {}
+        self.detected = 0
+
+    async def set_first_prices(self) -> None:
+        """Give every symbol its first price, so that all can be converted from the start."""
+        first = {instrument(name).plain: (prices[0], prices[0]) for name, prices in self._statement.symbols.items()}
+        await self._paper.set_prices(first)
+
+    async def run(self, *, speed: float | None, settle: Callable[[], Awaitable[None]]) -> None:
+        """Do every action, `speed` times as fast as in life (None: as fast as they are detected).
+
+        `settle` waits until the copies so far are done.
+        """
+        begun, start = time.monotonic(), self._statement.actions[0].at
+        for action in self._statement.actions:
+            if speed is not None:
+                due = begun + (action.at - start).total_seconds() / speed
+                await asyncio.sleep(max(0.0, due - time.monotonic()))
+            await self._act(action, settle)
+            await self._detect(action)
+            self.detected += 1
+
+    async def _act(self, action: Action, settle: Callable[[], Awaitable[None]]) -> None:
+        if action.kind == "close" and self._hits_a_level(action):
+            await settle()
+        await self._paper.set_prices({instrument(action.symbol).plain: (action.price, action.price)})
+        if action.kind == "open":
+            level = self._levels.get(action.key, Levels(None, None))
+            result = await self._paper.market(
+                self._master.login, action.symbol, action.side, action.lots, sl=level.sl, tp=level.tp
+            )
+            if isinstance(result, Rejected):
+                raise self._refused(action, result)
+            self._tickets[action.key] = ticket_of(result)
+            self._left[action.key] = action.lots
+            return
+        ticket = self._tickets[action.key]
+        if action.kind == "close" and not await self._holds(ticket):
+            self._left[action.key] = Decimal(0)
+            return  # its own stop was hit by this price
+        self._left[action.key] = Decimal(0) if action.kind == "close" else self._left[action.key] - action.lots
+        result = await self._paper.close_position(self._master.login, ticket, None if action.kind == "close" else action.lots)
+        match result:
+            case Placed(positions=positions):
+                rest = [position for position in positions if position.lots]
+                if rest:
+                    self._tickets[action.key] = rest[-1].ticket
+            case Rejected():
+                raise self._refused(action, result)
+
+    def _hits_a_level(self, action: Action) -> bool:
+        level = self._levels.get(action.key)
+        if level is None:
+            return False
+        below, above = (level.sl, level.tp) if action.side == "buy" else (level.tp, level.sl)
+        return (below is not None and action.price <= below) or (above is not None and action.price >= above)
+
+    async def _holds(self, ticket: str) -> bool:
+        return any(position.ticket == ticket for position in (await self._paper.book(self._master.login)).positions)
+
+    async def _detect(self, action: Action) -> None:
+        """Wait until the database holds what the action left of its position."""
+        parameters: Mapping[str, object] = {"account": self._master.account_id, "ticket": self._tickets[action.key]}
+        end = time.monotonic() + DETECT_S
+        while True:
+            rows = await self._observer.rows(SEEN, parameters)
+            if rows and rows[0]["lots"] == self._left[action.key]:
+                return
+            if time.monotonic() > end:
+                raise Failure(
+                    f"line {action.line} of the statement ({action.kind} {action.symbol}) was not detected within {DETECT_S:.0f} s",
+                    "look at the master's agent: its log stands in the folder that the demo named",
+                    code="TC652",
+                )
+            await asyncio.sleep(0.001)
+
+    def _refused(self, action: Action, result: Rejected) -> Failure:
+        return Failure(
+            f"line {action.line} of the statement ({action.kind} {action.lots} {action.symbol} at {action.price}) "
+            f"was refused by the master's broker: {result.reason} {result.message}".rstrip(),
+            "a statement needs trades that its own broker accepts; check that line",
+            code="TC651",
+        )

@@ -1,0 +1,175 @@
+"""The grammar of a scenario file: `read_scenario` turns a file into a `Scenario` or refuses it with file, line and what is expected."""
+
+from collections.abc import Mapping
+from decimal import Decimal
+from pathlib import Path
+from typing import cast
+
+from agent.model import Mode
+from agent.scenario.node import GrammarError, Node, read_document
+from agent.scenario.script import Account, Copier, Price, Scenario, Step, Symbol, Value
+from agent.scenario.steps import RESERVED, Names, read_step
+
+__all__ = ["DEFAULT_SYMBOLS", "GrammarError", "read_scenario"]
+
+#: what every account offers unless the file says otherwise
+DEFAULT_SYMBOLS = ("EURUSD", "GBPUSD", "USDJPY", "XAUUSD", "US30", "NAS100", "BTCUSD")
+PLATFORMS = ("paper", "mt5", "mt4", "ctrader")
+SPEC_NUMBERS = ("lots_min", "lots_step", "lots_max", "contract_size", "tick_size")
+SPEC_KEYS = (*SPEC_NUMBERS, "digits", "stops_level_points", "profit_currency", "margin_currency", "trade_mode")
+TRADE_MODES = ("full", "long_only", "short_only", "close_only", "disabled")
+TOP = ("name", "accounts", "symbols", "prices", "copiers", "steps")
+
+
+def read_scenario(path: Path) -> Scenario:
+    """Read one file. Raises `GrammarError` (with file:line) when it does not fit, also for a file that cannot be read."""
+    try:
+        content = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise GrammarError(f"{path}:1", "the file is not UTF-8 text") from None
+    except OSError as error:
+        raise GrammarError(str(path), f"the file cannot be read: {error.strerror}") from None
+    return parse_scenario(str(path), content)
+
+
+def parse_scenario(path: str, content: str) -> Scenario:
+    document = read_document(path, content)
+    top = document.entries("a scenario", TOP)
+    for key in ("accounts", "steps"):
+        if key not in top:
+            raise document.fault(f"a scenario needs {key}:")
+    accounts = _accounts(top["accounts"])
+    symbols = tuple(_symbol(key, node, accounts) for key, node in _optional(top, "symbols").items())
+    names = Names(accounts=frozenset(accounts), symbols=_offered(accounts, symbols))
+    copiers = tuple(_copier(node, accounts) for node in top["copiers"].items("copiers")) if "copiers" in top else ()
+    names.copiers = len(copiers)
+    prices = tuple(_price(key, node, names) for key, node in _optional(top, "prices").items())
+    return Scenario(
+        path=path,
+        name=top["name"].text("name") if "name" in top else Path(path).stem,
+        accounts=accounts,
+        symbols=symbols,
+        prices=prices,
+        copiers=copiers,
+        steps=tuple(_steps(top["steps"], names)),
+    )
+
+
+def _optional(top: Mapping[str, Node], key: str) -> dict[str, Node]:
+    return {} if key not in top or top[key].is_null() else top[key].entries(key)
+
+
+def _accounts(node: Node) -> dict[str, Account]:
+    found: dict[str, Account] = {}
+    for name, entry in node.entries("accounts").items():
+        if name in RESERVED:
+            raise entry.fault(f"an account cannot be called {name!r}: it is the name of a step")
+        if "." in name:
+            raise entry.fault(f"the account name {name!r} may not contain a dot")
+        found[name] = _account(name, entry)
+    if not found:
+        raise node.fault("a scenario needs at least one account")
+    return found
+
+
+def _account(name: str, node: Node) -> Account:
+    keys = {} if node.is_null() else node.entries(f"account {name}", ("platform", "currency", "balance", "leverage", "mode", "vps"))
+    account = Account(name=name, line=node.line)
+    return Account(
+        name=name,
+        line=node.line,
+        platform=keys["platform"].choice("platform", PLATFORMS) if "platform" in keys else account.platform,
+        currency=_currency(keys["currency"]) if "currency" in keys else account.currency,
+        balance=keys["balance"].number("balance", least=Decimal(0)) if "balance" in keys else account.balance,
+        leverage=keys["leverage"].whole("leverage", least=1) if "leverage" in keys else account.leverage,
+        mode=cast("Mode", keys["mode"].choice("mode", ("hedging", "netting"))) if "mode" in keys else account.mode,
+        vps=keys["vps"].text("vps") if "vps" in keys else None,
+    )
+
+
+def _currency(node: Node) -> str:
+    value = node.text("a currency")
+    if len(value) != 3 or not value.isascii() or not value.isupper():
+        raise node.fault(f"{value!r} is not a currency such as USD")
+    return value
+
+
+def _owner(key: str, accounts: Mapping[str, Account] | frozenset[str]) -> tuple[str | None, str]:
+    """`F.EURUSD.m` → F, EURUSD.m when F is an account; `EURUSD` → everybody's."""
+    account, dot, rest = key.partition(".")
+    return (account, rest) if dot and rest and account in accounts else (None, key)
+
+
+def _symbol(key: str, node: Node, accounts: Mapping[str, Account]) -> Symbol:
+    account, name = _owner(key, accounts)
+    prefix, _, rest = key.partition(".")
+    if account is None and any(plain in rest for plain in DEFAULT_SYMBOLS):
+        raise node.fault(f"there is no account {prefix!r}; an account's own symbol is written ACCOUNT.SYMBOL")
+    spec: dict[str, str | int | Decimal] = {}
+    for field, value in ({} if node.is_null() else node.entries(f"symbol {key}", SPEC_KEYS)).items():
+        match field:
+            case "digits" | "stops_level_points":
+                spec[field] = value.whole(field, least=0)
+            case "trade_mode":
+                spec[field] = value.choice(field, TRADE_MODES)
+            case "profit_currency" | "margin_currency":
+                spec[field] = _currency(value)
+            case _:
+                spec[field] = value.number(field, above=Decimal(0))
+    return Symbol(account=account, name=name, spec=spec, line=node.line)
+
+
+def _offered(accounts: Mapping[str, Account], symbols: tuple[Symbol, ...]) -> dict[str, frozenset[str]]:
+    """Names of what each account offers: the defaults, less those that the file gives it under a suffixed name, and the file's own."""
+    offered: dict[str, frozenset[str]] = {}
+    for account in accounts:
+        own = {symbol.name for symbol in symbols if symbol.account in (None, account)}
+        renamed = {plain for plain in DEFAULT_SYMBOLS if any(plain in name and plain != name for name in own)}
+        offered[account] = frozenset((set(DEFAULT_SYMBOLS) - renamed) | own)
+    return offered
+
+
+def _price(key: str, node: Node, names: Names) -> Price:
+    account, symbol = _owner(key, names.accounts)
+    offering = (account,) if account is not None else tuple(names.accounts)
+    if not any(symbol in names.symbols[name] for name in offering):
+        raise node.fault(f"no account offers the symbol {symbol!r}; name it under symbols:")
+    pair = node.items(f"the price of {key}")
+    if len(pair) != 2:
+        raise node.fault(f"the price of {key} must be [bid, ask]")
+    bid, ask = (item.number("a price", above=Decimal(0)) for item in pair)
+    if ask < bid:
+        raise node.fault(f"the ask of {key} is below its bid; write [bid, ask]")
+    return Price(account=account, symbol=symbol, bid=bid, ask=ask, line=node.line)
+
+
+def _copier(node: Node, accounts: Mapping[str, Account]) -> Copier:
+    keys = node.entries("a copier")
+    ends: dict[str, str] = {}
+    for end in ("master", "follower"):
+        if end not in keys:
+            raise node.fault(f"a copier needs {end}:")
+        ends[end] = keys.pop(end).choice(end, accounts)
+    if ends["master"] == ends["follower"]:
+        raise node.fault("a copier's follower must be another account than its master")
+    return Copier(**ends, columns={name: read_value(name, value) for name, value in keys.items()}, line=node.line)
+
+
+def read_value(name: str, node: Node) -> Value:
+    """A column's value: true/false, null, an exact number, or text."""
+    if node.is_null():
+        return None
+    text = node.text(name)
+    if node.is_plain() and text in ("true", "false"):
+        return text == "true"
+    try:
+        return node.number(name)
+    except GrammarError:
+        return text
+
+
+def _steps(node: Node, names: Names) -> list[Step]:
+    return [
+        read_step(step, names, read_price=lambda key, value: _price(key, value, names), read_value=read_value)
+        for step in node.items("steps")
+    ]

@@ -1,0 +1,192 @@
+"""Runs a scenario: its accounts on the farm, its steps as the humans of those accounts, its expectations once nothing is in flight."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import assert_never
+
+from agent.demo.quiet import Hanging
+from agent.model import Placed, Position, Rejected
+from agent.paper.records import Request
+from agent.scenario.compare import book_fits, reasons_fit, say_book, say_expected
+from agent.scenario.script import (
+    Action,
+    Cancel,
+    ChangeCopier,
+    Close,
+    CloseBy,
+    Drop,
+    ExpectBook,
+    ExpectReasons,
+    ExpectSent,
+    FailOrders,
+    FailSnapshots,
+    Modify,
+    Open,
+    Place,
+    Replay,
+    Scenario,
+    SetPrices,
+    Step,
+)
+from agent.scenario.stage import Stage
+
+SETTLE_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """What is told about one expectation, or about a step that could not be done."""
+
+    ok: bool
+    where: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{'ok    ' if self.ok else 'FAILED'} {self.where} {self.text}"
+
+
+class StepFailed(Exception):
+    """A step could not be done: the rest of its file is not run."""
+
+
+class Runner:
+    """One scenario on its stage. `tell` gets a line per expectation, as it is known."""
+
+    def __init__(self, scenario: Scenario, stage: Stage, tell: Callable[[Line], None]) -> None:
+        self._scenario = scenario
+        self._stage = stage
+        self._tell = tell
+        self._aliases: dict[tuple[str, str], str] = {}
+        self.failed = 0
+
+    async def run(self) -> bool:
+        """True when every expectation was met."""
+        for step in self._scenario.steps:
+            try:
+                await self._step(step)
+            except (StepFailed, Hanging) as error:
+                what = "still in flight after 10 s: " if isinstance(error, Hanging) else ""
+                self._say(step, False, f"{what}{error}")
+                return False
+        return self.failed == 0
+
+    def _say(self, step: Step, ok: bool, text: str) -> None:
+        self.failed += not ok
+        self._tell(Line(ok, f"{self._scenario.path}:{step.line}", text))
+
+    async def _step(self, step: Step) -> None:
+        match step:
+            case Open() | Place() | Close() | Modify() | Cancel() | CloseBy():
+                await self._act(step)
+            case SetPrices(prices=prices):
+                await self._stage.set_prices(prices)
+            case ChangeCopier(index=index, columns=columns):
+                await self._stage.change_copier(index, columns)
+            case FailOrders(account=account, count=count, kind=kind):
+                await self._stage.paper.fault(self._login(account), kind, next_orders=count)
+            case FailSnapshots(account=account, count=count, kind=snapshot):
+                await self._stage.paper.fault_snapshot(self._login(account), snapshot, times=count)
+            case Drop():
+                await self._stage.drop(step)
+            case Replay(events=events, account=account):
+                await self._stage.replay(account or self._scenario.copiers[0].master, events)
+            case ExpectBook() | ExpectReasons() | ExpectSent():
+                await self._stage.settle(SETTLE_S)
+                await self._expect(step)
+            case _:
+                assert_never(step)
+
+    # --- what humans do -------------------------------------------------------------------------------------
+
+    def _login(self, account: str) -> str:
+        return self._stage.accounts[account].login
+
+    async def _act(self, step: Action) -> None:
+        paper, login = self._stage.paper, self._login(step.account)
+        match step:
+            case Open(side=side, symbol=symbol, lots=lots, sl=sl, tp=tp):
+                self._name(step, await paper.market(login, symbol, side, lots, sl=sl or None, tp=tp or None), step.alias)
+            case Place(order_type=order_type, side=side, symbol=symbol, lots=lots, price=price, sl=sl, tp=tp):
+                place = paper.limit if order_type == "limit" else paper.stop
+                self._name(step, await place(login, symbol, side, lots, price, sl=sl or None, tp=tp or None), step.alias)
+            case Close():
+                for held in await self._held(step.account, step.target):
+                    self._demand(step, await paper.close_position(login, held.ticket, step.lots))
+            case Modify():
+                for held in await self._held(step.account, step.target):
+                    await self._modify(step, login, held)
+            case Cancel():
+                for held in await self._held(step.account, step.target):
+                    self._demand(step, await paper.cancel(login, held.ticket))
+            case CloseBy():
+                one, other = [(await self._held(step.account, name))[0] for name in (step.target, step.other)]
+                request = Request(kind="close_by", ticket=one.ticket, other_ticket=other.ticket)
+                self._demand(step, await paper.submit(login, request))
+            case _:
+                assert_never(step)
+
+    async def _modify(self, step: Modify, login: str, held: Position) -> None:
+        sl = held.sl if step.sl is None else step.sl or None
+        tp = held.tp if step.tp is None else step.tp or None
+        if held.kind == "order":
+            price = step.price or held.price
+            self._demand(step, await self._stage.paper.amend(login, held.ticket, price=price, sl=sl, tp=tp))
+        elif step.price is not None:
+            raise StepFailed(f"{step.target} is an open position: it has no price that could be changed")
+        else:
+            self._demand(step, await self._stage.paper.modify(login, held.ticket, sl=sl, tp=tp))
+
+    def _demand(self, step: Action, result: Placed | Rejected) -> Placed:
+        if isinstance(result, Rejected):
+            raise StepFailed(f"the broker of {step.account} refused it: {result.reason} {result.message}".rstrip())
+        return result
+
+    def _name(self, step: Open | Place, result: Placed | Rejected, alias: str | None) -> None:
+        left = [position for position in self._demand(step, result).positions if position.lots]
+        if alias is not None and left:
+            self._aliases[step.account, alias] = left[-1].ticket
+
+    async def _held(self, account: str, target: str) -> list[Position]:
+        """What `target` names on the account now: an alias (also under a later ticket), else everything of a symbol."""
+        book = await self._stage.paper.book(self._login(account))
+        everything = [*book.positions, *book.orders]
+        ticket = self._aliases.get((account, target))
+        if ticket is None:
+            held = [position for position in everything if position.symbol == target]
+        else:
+            held = [position for position in everything if ticket == position.ticket]
+            held = held or [position for position in everything if position.replaces == ticket]
+            if held:
+                self._aliases[account, target] = held[-1].ticket
+        if not held:
+            raise StepFailed(f"{account} holds no {target} now")
+        return held
+
+    # --- what shall be --------------------------------------------------------------------------------------
+
+    async def _expect(self, step: ExpectBook | ExpectReasons | ExpectSent) -> None:
+        match step:
+            case ExpectBook(kind=kind, books=books):
+                for name, expected in books.items():
+                    view = await self._stage.paper.book(self._login(name))
+                    book = view.positions if kind == "position" else view.orders
+                    what = "holds" if kind == "position" else "has the orders"
+                    self._compare(step, book_fits(expected, book), f"{name} {what}", say_expected(expected), say_book(book))
+            case ExpectReasons(counts=reasons):
+                for name, wanted in reasons.items():
+                    recorded = await self._stage.reasons(name)
+                    self._compare(step, reasons_fit(wanted, recorded), f"{name} recorded", _say(wanted), _say(recorded))
+            case ExpectSent(counts=counts):
+                for name, number in counts.items():
+                    sent = await self._stage.sent(name)
+                    self._compare(step, sent == number, f"{name}'s agent sent", f"{number} orders", f"{sent} orders")
+            case _:
+                assert_never(step)
+
+    def _compare(self, step: Step, ok: bool, what: str, expected: str, actual: str) -> None:
+        self._say(step, ok, f"{what} {expected}" if ok else f"{what}: expected {expected}, is {actual}")
+
+
+def _say(counts: Mapping[str, int]) -> str:
+    return "{" + ", ".join(f"{reason}: {count}" for reason, count in sorted(counts.items())) + "}"
+

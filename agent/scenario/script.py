@@ -1,0 +1,230 @@
+"""What a scenario file says, as values: accounts, symbols, prices, copiers, steps. Numbers are exact `Decimal`s.
+
+Names of accounts and of what they hold (`as:`) are local to the file. `line` is where the thing stands in it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Literal
+
+from agent.model import Mode, OrderType, Side
+
+OrderFault = Literal["reject", "timeout_executed", "timeout_lost", "partial", "requote", "no_money", "market_closed", "hang"]
+SnapshotFault = Literal["none", "empty", "error", "stale"]
+
+#: a value of a copier's column: text, an exact number, a switch, or null
+Value = str | Decimal | bool | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Account:
+    name: str
+    line: int
+    platform: str = "paper"
+    currency: str = "USD"
+    balance: Decimal = Decimal(10000)
+    leverage: int = 100
+    mode: Mode = "hedging"
+    #: accounts that name the same VPS share one agent; None: a VPS of its own
+    vps: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Symbol:
+    """`account` None: every account has it so. `spec` holds only what the file says."""
+
+    account: str | None
+    name: str
+    spec: Mapping[str, str | int | Decimal]
+    line: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Price:
+    """Bid and ask of a symbol, on one account or (`account` None) on every account that has it."""
+
+    account: str | None
+    symbol: str
+    bid: Decimal
+    ask: Decimal
+    line: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Copier:
+    master: str
+    follower: str
+    columns: Mapping[str, Value]
+    line: int
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Steps: what the human of an account does
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Open:
+    account: str
+    side: Side
+    symbol: str
+    lots: Decimal
+    sl: Decimal | None
+    tp: Decimal | None
+    alias: str | None
+    line: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """A pending order."""
+
+    account: str
+    side: Side
+    order_type: OrderType
+    symbol: str
+    lots: Decimal
+    price: Decimal
+    sl: Decimal | None
+    tp: Decimal | None
+    alias: str | None
+    line: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Close:
+    """`target` is an alias of the account, or a symbol: then everything that it holds of it. `lots` None: all."""
+
+    account: str
+    target: str
+    lots: Decimal | None
+    line: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Modify:
+    """What is None stays as it is; a level of 0 removes it. `price` only for a pending order."""
+
+    account: str
+    target: str
+    price: Decimal | None
+    sl: Decimal | None
+    tp: Decimal | None
+    line: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cancel:
+    account: str
+    target: str
+    line: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CloseBy:
+    account: str
+    target: str
+    other: str
+    line: int
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Steps: what happens around them
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetPrices:
+    prices: tuple[Price, ...]
+    line: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChangeCopier:
+    index: int
+    columns: Mapping[str, Value]
+    line: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailOrders:
+    account: str
+    count: int
+    kind: OrderFault
+    line: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailSnapshots:
+    account: str
+    count: int
+    kind: SnapshotFault
+    line: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drop:
+    """`what`: broadcasts or database (for `seconds`, beginning now), agent (killed and started again), vps (gone for good)."""
+
+    what: Literal["broadcasts", "database", "agent", "vps"]
+    seconds: float
+    name: str
+    line: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replay:
+    """Deliver the last `events` events of `account` once more, newest first. None: the master of the first copier."""
+
+    events: int
+    account: str | None
+    line: int
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Steps: what shall be
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holding:
+    """One position or pending order that is expected; a key that the file leaves out is not in `keys`."""
+
+    keys: Mapping[str, str | Decimal]
+    line: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpectBook:
+    """The whole book of an account, in any order: positions, or pending orders."""
+
+    kind: Literal["position", "order"]
+    books: Mapping[str, tuple[Holding, ...]]
+    line: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpectReasons:
+    counts: Mapping[str, Mapping[str, int]]
+    line: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpectSent:
+    counts: Mapping[str, int]
+    line: int
+
+
+Action = Open | Place | Close | Modify | Cancel | CloseBy
+Surrounding = SetPrices | ChangeCopier | FailOrders | FailSnapshots | Drop | Replay
+Expectation = ExpectBook | ExpectReasons | ExpectSent
+Step = Action | Surrounding | Expectation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scenario:
+    path: str
+    name: str
+    accounts: Mapping[str, Account]
+    symbols: tuple[Symbol, ...] = ()
+    prices: tuple[Price, ...] = ()
+    copiers: tuple[Copier, ...] = ()
+    steps: tuple[Step, ...] = field(default=())

@@ -1,0 +1,259 @@
+"""The steps of a scenario: one mapping with one key each, read strictly."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import cast, get_args
+
+from agent.model import OrderType, Side
+from agent.scenario.node import Node
+from agent.scenario.script import (
+    Action,
+    Cancel,
+    ChangeCopier,
+    Close,
+    CloseBy,
+    Drop,
+    ExpectBook,
+    ExpectReasons,
+    ExpectSent,
+    FailOrders,
+    FailSnapshots,
+    Holding,
+    Modify,
+    Open,
+    OrderFault,
+    Place,
+    Price,
+    Replay,
+    SetPrices,
+    SnapshotFault,
+    Step,
+    Value,
+)
+
+#: keys of steps that are not an account's name
+RESERVED = ("price", "copier", "fault", "drop", "replay", "expect", "expect_orders", "expect_reasons", "expect_sent")
+PENDING = ("buy_limit", "sell_limit", "buy_stop", "sell_stop")
+SIDES = ("buy", "sell")
+ZERO = Decimal(0)
+
+
+@dataclass(slots=True)
+class Names:
+    """What may be named so far: accounts, what each offers, how many copiers there are, and each account's aliases (`as:`)."""
+
+    accounts: frozenset[str]
+    symbols: Mapping[str, frozenset[str]]
+    copiers: int = 0
+    aliases: dict[str, set[str]] = field(default_factory=dict)
+
+    def learn(self, account: str, alias: str | None) -> None:
+        if alias is not None:
+            self.aliases.setdefault(account, set()).add(alias)
+
+
+def read_step(
+    node: Node, names: Names, *, read_price: Callable[[str, Node], Price], read_value: Callable[[str, Node], Value]
+) -> Step:
+    """One step. Raises `GrammarError`."""
+    entries = node.entries("a step", (*names.accounts, *RESERVED))
+    if len(entries) != 1:
+        raise node.fault("a step is one mapping with one key, like {M: {…}} or {expect: {…}}")
+    [(key, body)] = entries.items()
+    match key:
+        case "price":
+            prices = tuple(read_price(name, value) for name, value in body.entries("price").items())
+            return SetPrices(prices=prices, line=node.line)
+        case "copier":
+            return _change_copier(body, names, read_value)
+        case "fault":
+            return _fault(body, names)
+        case "drop":
+            return _drop(body, names)
+        case "replay":
+            keys = body.entries("replay", ("events", "account"))
+            events = _need(body, keys, "events", "replay").whole("events", least=1)
+            account = keys["account"].choice("account", names.accounts) if "account" in keys else None
+            return Replay(events=events, account=account, line=node.line)
+        case "expect" | "expect_orders":
+            return _expect_book(key, body, names)
+        case "expect_reasons":
+            counts = {
+                account: {reason: count.whole(f"the count of {reason}", least=0) for reason, count in value.entries(account).items()}
+                for account, value in body.entries(key, names.accounts).items()
+            }
+            return ExpectReasons(counts=counts, line=node.line)
+        case "expect_sent":
+            sent = {account: n.whole(account, least=0) for account, n in body.entries(key, names.accounts).items()}
+            return ExpectSent(counts=sent, line=node.line)
+        case _:
+            return _action(key, body, names)
+
+
+def _need(node: Node, keys: Mapping[str, Node], key: str, what: str) -> Node:
+    if key not in keys:
+        raise node.fault(f"{what} needs {key}:")
+    return keys[key]
+
+
+VERBS: Mapping[str, tuple[str, ...]] = {
+    "open": ("symbol", "lots", "sl", "tp", "as"),
+    "order": ("symbol", "lots", "price", "sl", "tp", "as"),
+    "close": ("lots",),
+    "modify": ("sl", "tp", "price"),
+    "cancel": (),
+    "close_by": ("with",),
+}
+
+
+def _action(account: str, node: Node, names: Names) -> Action:
+    every = dict.fromkeys(key for verb, rest in VERBS.items() for key in (verb, *rest))
+    keys = node.entries(f"a step of {account}", every)
+    verbs = [verb for verb in VERBS if verb in keys]
+    if len(verbs) != 1:
+        raise node.fault(f"a step of {account} does one of {', '.join(VERBS)}")
+    verb = verbs[0]
+    if extra := [key for key in keys if key != verb and key not in VERBS[verb]]:
+        raise keys[extra[0]].fault(f"{verb} has no key {extra[0]!r}; it knows {', '.join(VERBS[verb]) or 'none'}")
+    match verb:
+        case "open" | "order":
+            return _entry(account, verb, node, keys, names)
+        case "close":
+            lots = keys["lots"].number("lots", above=ZERO) if "lots" in keys else None
+            return Close(account=account, target=_target(account, keys[verb], names), lots=lots, line=node.line)
+        case "modify":
+            if len(keys) == 1:
+                raise node.fault("modify needs sl:, tp: or price:")
+            target = _target(account, keys[verb], names)
+            price = keys["price"].number("price", above=ZERO) if "price" in keys else None
+            return Modify(account=account, target=target, price=price, sl=_level(keys, "sl"), tp=_level(keys, "tp"), line=node.line)
+        case "cancel":
+            return Cancel(account=account, target=_target(account, keys[verb], names), line=node.line)
+        case _:
+            other = _target(account, _need(node, keys, "with", verb), names)
+            return CloseBy(account=account, target=_target(account, keys[verb], names), other=other, line=node.line)
+
+
+def _entry(account: str, verb: str, node: Node, keys: Mapping[str, Node], names: Names) -> Open | Place:
+    symbol = _need(node, keys, "symbol", verb)
+    name = symbol.text("symbol")
+    if name not in names.symbols[account]:
+        raise symbol.fault(f"{account} does not offer the symbol {name!r}; name it under symbols: as {account}.{name}")
+    lots = _need(node, keys, "lots", verb).number("lots", above=ZERO)
+    alias = keys["as"].text("as") if "as" in keys else None
+    names.learn(account, alias)
+    sl, tp = _level(keys, "sl"), _level(keys, "tp")
+    if verb == "open":
+        side = cast("Side", keys[verb].choice("open", SIDES))
+        return Open(account=account, side=side, symbol=name, lots=lots, sl=sl, tp=tp, alias=alias, line=node.line)
+    kind = keys[verb].choice("order", PENDING)
+    price = _need(node, keys, "price", verb).number("price", above=ZERO)
+    pending_side, order_type = kind.split("_")
+    return Place(
+        account=account,
+        side=cast("Side", pending_side),
+        order_type=cast("OrderType", order_type),
+        symbol=name,
+        lots=lots,
+        price=price,
+        sl=sl,
+        tp=tp,
+        alias=alias,
+        line=node.line,
+    )
+
+
+def _level(keys: Mapping[str, Node], key: str) -> Decimal | None:
+    """0 (or null) says "no level"; a key that is left out says nothing."""
+    if key not in keys:
+        return None
+    return ZERO if keys[key].is_null() else keys[key].number(key, least=ZERO)
+
+
+def _target(account: str, node: Node, names: Names) -> str:
+    value = node.text("what it is about")
+    if value in names.aliases.get(account, ()) or value in names.symbols[account]:
+        return value
+    known = sorted(names.aliases.get(account, ()))
+    raise node.fault(f"{account} has no {value!r}; name what an earlier step called so with as: ({', '.join(known) or 'none'}), or a symbol")
+
+
+def _change_copier(node: Node, names: Names, read_value: Callable[[str, Node], Value]) -> ChangeCopier:
+    keys = node.entries("copier")
+    index = _need(node, keys, "set", "copier").whole("set", least=0)
+    if index >= names.copiers:
+        raise keys["set"].fault(f"there is no copier {index}; the file has {names.copiers}, counted from 0")
+    columns = {name: read_value(name, value) for name, value in keys.items() if name != "set"}
+    if not columns:
+        raise node.fault("copier needs what shall change, like mode: monitor")
+    if fixed := [name for name in ("master", "follower") if name in columns]:
+        raise keys[fixed[0]].fault(f"the {fixed[0]} of a copier cannot change")
+    return ChangeCopier(index=index, columns=columns, line=node.line)
+
+
+def _fault(node: Node, names: Names) -> FailOrders | FailSnapshots:
+    keys = node.entries("fault", ("account", "next_orders", "kind", "snapshot", "times"))
+    account = _need(node, keys, "account", "fault").choice("account", names.accounts)
+    if "snapshot" in keys:
+        if wrong := [key for key in ("next_orders", "kind") if key in keys]:
+            raise keys[wrong[0]].fault(f"a snapshot fault has no {wrong[0]}; write {{account: {account}, snapshot: empty, times: 2}}")
+        kind = cast("SnapshotFault", keys["snapshot"].choice("snapshot", get_args(SnapshotFault)))
+        times = keys["times"].whole("times", least=1) if "times" in keys else 1
+        return FailSnapshots(account=account, count=times, kind=kind, line=node.line)
+    if "times" in keys:
+        raise keys["times"].fault("times: belongs to a snapshot fault; orders are counted by next_orders:")
+    order_kind = cast("OrderFault", _need(node, keys, "kind", "fault").choice("kind", get_args(OrderFault)))
+    count = keys["next_orders"].whole("next_orders", least=1) if "next_orders" in keys else 1
+    return FailOrders(account=account, count=count, kind=order_kind, line=node.line)
+
+
+def _drop(node: Node, names: Names) -> Drop:
+    keys = node.entries("drop", ("broadcasts", "database", "agent", "vps"))
+    if len(keys) != 1:
+        raise node.fault("drop takes one of broadcasts: 3s, database: 3s, agent: F, vps: A")
+    [(what, value)] = keys.items()
+    match what:
+        case "broadcasts" | "database":
+            return Drop(what=what, seconds=value.seconds(what), name="", line=node.line)
+        case "agent":
+            return Drop(what="agent", seconds=0, name=value.choice("agent", names.accounts), line=node.line)
+        case _:
+            return Drop(what="vps", seconds=0, name=value.text("vps"), line=node.line)
+
+
+HOLDING: Mapping[str, tuple[str, ...]] = {
+    "expect": ("symbol", "side", "lots", "price", "sl", "tp"),
+    "expect_orders": ("symbol", "side", "type", "order", "lots", "price", "sl", "tp"),
+}
+
+
+def _expect_book(key: str, node: Node, names: Names) -> ExpectBook:
+    books = {
+        account: tuple(_holding(key, item) for item in _items(value, f"the book of {account}"))
+        for account, value in node.entries(key, names.accounts).items()
+    }
+    return ExpectBook(kind="position" if key == "expect" else "order", books=books, line=node.line)
+
+
+def _items(node: Node, what: str) -> Iterable[Node]:
+    return () if node.is_null() else node.items(what)
+
+
+def _holding(step: str, node: Node) -> Holding:
+    found: dict[str, str | Decimal] = {}
+    for key, value in node.entries("an expected position" if step == "expect" else "an expected order", HOLDING[step]).items():
+        match key:
+            case "symbol":
+                found[key] = value.text(key)
+            case "side":
+                found[key] = value.choice(key, SIDES)
+            case "type":
+                found[key] = value.choice(key, ("limit", "stop"))
+            case "order":
+                found["side"], found["type"] = value.choice(key, PENDING).split("_")
+            case "sl" | "tp":
+                found[key] = ZERO if value.is_null() else value.number(key, least=ZERO)
+            case _:
+                found[key] = value.number(key, least=ZERO)
+    return Holding(keys=found, line=node.line)

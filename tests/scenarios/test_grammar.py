@@ -1,0 +1,123 @@
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from agent.scenario.grammar import parse_scenario, read_scenario
+from agent.scenario.node import GrammarError
+from agent.scenario.script import Close, Copier, ExpectBook, Modify, Open, Scenario
+
+HEAD = """name: x
+accounts:
+  M: {currency: USD, balance: 10000}
+  F: {vps: A}
+copiers:
+  - {master: M, follower: F, sizing_mode: multiplier, sizing_value: 0.1, reverse: true, comment: "1", max_lots: null}
+steps:
+"""
+
+
+def parse(*steps: str, head: str = HEAD) -> Scenario:
+    return parse_scenario("s.yaml", head + "".join(f"  - {step}\n" for step in steps))
+
+
+def test_numbers_are_exact() -> None:
+    [step] = parse("M: {open: buy, symbol: EURUSD, lots: 0.30000000000000000001}").steps
+    assert isinstance(step, Open)
+    assert step.lots == Decimal("0.30000000000000000001")
+
+
+def test_columns_of_a_copier_keep_their_kind() -> None:
+    [copier] = parse("price: {EURUSD: [1, 2]}").copiers
+    assert isinstance(copier, Copier)
+    assert dict(copier.columns) == {
+        "sizing_mode": "multiplier", "sizing_value": Decimal("0.1"), "reverse": True, "comment": Decimal(1), "max_lots": None,
+    }  # fmt: skip
+
+
+def test_a_level_of_zero_and_one_left_out_differ() -> None:
+    steps = parse("M: {open: buy, symbol: EURUSD, lots: 1, as: p}", "M: {modify: p, sl: 0}").steps
+    assert isinstance(steps[1], Modify)
+    assert (steps[1].sl, steps[1].tp) == (Decimal(0), None)
+
+
+def test_a_user_may_close_by_symbol() -> None:
+    [step] = parse("F: {close: EURUSD}").steps
+    assert isinstance(step, Close)
+    assert step.target == "EURUSD"
+
+
+def test_keys_left_out_of_an_expectation_are_not_compared() -> None:
+    [step] = parse("expect: {F: [{symbol: EURUSD}]}").steps
+    assert isinstance(step, ExpectBook)
+    assert dict(step.books["F"][0].keys) == {"symbol": "EURUSD"}
+
+
+def test_a_suffixed_symbol_takes_the_place_of_the_plain_one() -> None:
+    head = HEAD.replace("copiers:", "symbols:\n  F.EURUSD.m: {digits: 5}\ncopiers:")
+    with pytest.raises(GrammarError, match="F does not offer the symbol 'EURUSD'"):
+        parse("F: {open: buy, symbol: EURUSD, lots: 1}", head=head)
+    assert parse("F: {open: buy, symbol: EURUSD.m, lots: 1}", head=head).steps
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        ("M: {open: long, symbol: EURUSD, lots: 1}", "one of buy, sell"),
+        ("M: {open: buy, symbol: EURUSD, lots: 1e3}", "must be a decimal number"),
+        ("M: {open: buy, symbol: EURUSD, lots: .inf}", "must be a decimal number"),
+        ("M: {open: buy, symbol: EURUSD, lots: 0}", "more than 0"),
+        ("M: {open: buy, symbol: EURUSD}", "needs lots"),
+        ("M: {open: buy, symbol: DOGE, lots: 1}", "does not offer the symbol"),
+        ("M: {open: buy, symbol: EURUSD, lots: 1, close: p}", "does one of"),
+        ("M: {close: p}", "has no 'p'"),
+        ("M: {modify: EURUSD}", "needs sl:, tp: or price:"),
+        ("M: {cancel: EURUSD, lots: 1}", "has no key 'lots'"),
+        ("X: {close: EURUSD}", "has no key 'X'"),
+        ("{M: {close: EURUSD}, F: {close: EURUSD}}", "one key"),
+        ("price: {EURUSD: [1.2, 1.1]}", "below its bid"),
+        ("price: {EURUSD: 1.2}", "must be a list"),
+        ("price: {NONE: [1, 2]}", "no account offers"),
+        ("copier: {set: 1, mode: off}", "there is no copier 1"),
+        ("copier: {set: 0}", "what shall change"),
+        ("fault: {account: F, kind: explode}", "must be one of reject"),
+        ("fault: {account: F, snapshot: empty, kind: reject}", "has no kind"),
+        ("drop: {broadcasts: soon}", "a time such as 3s"),
+        ("drop: {agent: nobody}", "must be one of"),
+        ("replay: {events: 0}", "at least 1"),
+        ("expect: {F: {symbol: EURUSD}}", "must be a list"),
+        ("expect: {F: [{lot: 1}]}", "has no key 'lot'"),
+        ("expect_reasons: {F: {below_min: -1}}", "whole number"),
+        ("expect_sent: {F: 1.5}", "whole number"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_its_line(step: str, message: str) -> None:
+    with pytest.raises(GrammarError, match=message) as caught:
+        parse("price: {EURUSD: [1, 2]}", step)
+    assert caught.value.code == "TC640"
+    assert "s.yaml:9:" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "empty"),
+        ("steps: []\n", "needs accounts"),
+        ("accounts: {M: {}}\n", "needs steps"),
+        ("accounts: {M: {}}\naccounts: {}\nsteps: []\n", "s.yaml:2: 'accounts' stands twice"),
+        ("accounts: {expect: {}}\nsteps: []\n", "name of a step"),
+        ("accounts: {M: {platform: mt9}}\nsteps: []\n", "one of paper"),
+        ("accounts: {M: {}\nsteps: [\n", "not YAML"),
+        ("accounts: {M: {}}\nsymbols: {G.EURUSD: {}}\nsteps: []\n", "s.yaml:2: there is no account 'G'"),
+        ("accounts: {M: {}}\ncopiers: [{master: M, follower: M}]\nsteps: []\n", "another account"),
+        ("- a\n", "must be a mapping"),
+    ],
+)
+def test_a_file_that_is_no_scenario_is_refused(content: str, message: str) -> None:
+    with pytest.raises(GrammarError, match=message):
+        parse_scenario("s.yaml", content)
+
+
+def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(GrammarError, match="cannot be read"):
+        read_scenario(tmp_path / "none.yaml")
