@@ -1,4 +1,4 @@
-import type { SupabaseClient } from "@supabase/supabase-js";
+import type { AuthError, SupabaseClient } from "@supabase/supabase-js";
 import { Problem, unavailable } from "../_shared/problem.ts";
 import { serviceClient } from "../_shared/supabase.ts";
 
@@ -23,7 +23,7 @@ export async function createAgentUser(admin: SupabaseClient): Promise<string> {
     password: randomSecret(),
     email_confirm: true,
   });
-  if (error) throw authProblem(error.status, "the agent's user could not be created");
+  if (error) throw authProblem(error, "the agent's user could not be created");
   return data.user.id;
 }
 
@@ -46,20 +46,23 @@ export type Session = { access_token: string; refresh_token: string; expires_in:
 export async function signInAgent(admin: SupabaseClient, userId: string, email: string): Promise<Session> {
   const password = randomSecret();
   const { error: unchanged } = await admin.auth.admin.updateUserById(userId, { password });
-  if (unchanged) throw authProblem(unchanged.status, "the agent's user could not be prepared for signing in");
+  if (unchanged) throw authProblem(unchanged, "the agent's user could not be prepared for signing in");
 
   const { data, error } = await serviceClient().auth.signInWithPassword({ email, password });
   if (error?.code === "invalid_credentials") {
     // the same agent signed in a moment ago in another request, which set its own password in between
     throw unavailable("two sign-ins of this agent met");
   }
-  if (error) throw authProblem(error.status, "the agent could not be signed in");
+  if (error) throw authProblem(error, "the agent could not be signed in");
   const { access_token, refresh_token, expires_in } = data.session;
   return { access_token, refresh_token, expires_in };
 }
 
-function authProblem(status: number | undefined, message: string): Problem {
-  if (status === 429) {
+function authProblem(error: AuthError, message: string): Problem {
+  console.error(
+    JSON.stringify({ event: "auth_call_failed", what: message, error: error.name, status: error.status, code: error.code }),
+  );
+  if (error.status === 429) {
     return new Problem(429, "TC142", message, "Too many sign-ins at once: wait half a minute and try again.", 30);
   }
   return unavailable(message);
