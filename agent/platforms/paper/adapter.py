@@ -161,8 +161,10 @@ class PaperAdapter:
         pending: tuple[Position, ...] = await self._read("orders", tuple[Position, ...])
         return pending
 
-    async def changes(self) -> AsyncIterator[Change]:
-        line = self._connected()
+    def changes(self) -> AsyncIterator[Change]:
+        return self._changes_of(self._connected())
+
+    async def _changes_of(self, line: _Line) -> AsyncIterator[Change]:
         while (change := await line.changes.get()) is not None:
             if isinstance(change, PaperLost):
                 # the next reader of this line must hear of it too
