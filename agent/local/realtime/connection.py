@@ -236,9 +236,9 @@ class Connection:
             raise Refused("TopicNameRequired", "You must provide a topic name")
         if self.limits.private_only and not config.private:
             raise Refused("PrivateOnly", "This project only allows private channels")
-        self.server.joins.count()
         if self.server.joins.over:
             raise Refused("ClientJoinRateLimitReached", "Too many joins per second", disconnect=True)
+        self.server.joins.count()
         if len(self._channels) >= self.limits.channels_per_connection:
             raise Refused("ChannelRateLimitReached", "Too many channels")
 

@@ -105,12 +105,12 @@ class RealtimeServer:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def streaming(self, timeout_s: float = 5) -> bool:
-        """Wait for the stream; False if it does not come (the database is down)."""
+    async def streaming(self) -> bool:
+        """Wait for the stream a moment; False if it does not come (the database is down)."""
         if self._live.is_set():
             return True
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._live.wait(), timeout_s)
+            await asyncio.wait_for(self._live.wait(), self.limits.database_wait_s)
         return self._live.is_set()
 
     # Called in the stream's thread
@@ -157,7 +157,7 @@ class RealtimeServer:
 
     async def _sweeper(self) -> None:
         while True:
-            await asyncio.sleep(min(_SWEEP_S, self.limits.idle_timeout_s / 2))
+            await asyncio.sleep(min(_SWEEP_S, self.limits.idle_timeout_s / 2, self.limits.no_channel_timeout_s / 2))
             now = time.monotonic()
             for connection in list(self._connections):
                 if connection.overdue(now):
