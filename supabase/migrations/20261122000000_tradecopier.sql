@@ -170,16 +170,24 @@ comment on function private.setting(text) is 'The value of a setting; raises TC2
 
 
 create function private.setting_s(p_key text) returns interval
-language sql stable
+language plpgsql stable
 set search_path = ''
-as $$ select make_interval(secs => (private.setting(p_key) #>> '{}')::double precision) $$;
+as $$
+begin
+  return make_interval(secs => (private.setting(p_key) #>> '{}')::double precision);
+end
+$$;
 comment on function private.setting_s(text) is 'A setting whose unit is seconds, as an interval.';
 
 
 create function private.setting_days(p_key text) returns interval
-language sql stable
+language plpgsql stable
 set search_path = ''
-as $$ select make_interval(days => (private.setting(p_key) #>> '{}')::integer) $$;
+as $$
+begin
+  return make_interval(days => (private.setting(p_key) #>> '{}')::integer);
+end
+$$;
 comment on function private.setting_days(text) is 'A setting whose unit is days, as an interval.';
 
 
@@ -1297,7 +1305,10 @@ create type private.sizing as (orders numeric[], raw_lots numeric, reason text, 
 comment on type private.sizing is 'orders: lots of each order, empty with a reason when there is nothing to place.';
 
 create function private.plain(p numeric) returns text
-language sql immutable set search_path = '' as $$ select trim_scale(p)::text $$;
+language plpgsql immutable set search_path = '' as $$
+begin
+  return trim_scale(p)::text;
+end $$;
 
 -- Units of p_to for one unit of p_from, by rates like {"EURUSD": "1.0850"}: direct, inverse, or across USD or EUR.
 -- Cent currencies count as their hundredth (USC = USD / 100). Null when the rates do not say.
@@ -1333,9 +1344,10 @@ begin
 end $$;
 
 create function private.no_order(p_reason text, p_raw numeric, p_warnings text[], p_explain text[]) returns private.sizing
-language sql immutable set search_path = '' as $$
-  select row('{}'::numeric[], p_raw, p_reason, p_warnings, p_explain || ('Nothing is placed: ' || p_reason || '.'))::private.sizing
-$$;
+language plpgsql immutable set search_path = '' as $$
+begin
+  return row('{}'::numeric[], p_raw, p_reason, p_warnings, p_explain || ('Nothing is placed: ' || p_reason || '.'))::private.sizing;
+end $$;
 
 -- Size of one copy. p_side, p_price (> 0), p_sl and p_tp are the master's; p_lots is its volume or, for an increase, the increase.
 -- p_rates: exchange rates for exchange_rate(). Longer than forty lines because the rules apply in this one order.
@@ -1499,17 +1511,24 @@ end $$;
 
 -- A copier with nothing set: the defaults of the table's sizing columns (a test holds the two together).
 create function private.default_copier() returns public.copiers
-language sql immutable set search_path = '' as $$
-  select jsonb_populate_record(null::public.copiers, '{"sizing_mode": "multiplier", "sizing_value": 1, "contract_alignment": true,
+language plpgsql immutable set search_path = '' as $$
+begin
+  return jsonb_populate_record(null::public.copiers, '{"sizing_mode": "multiplier", "sizing_value": 1, "contract_alignment": true,
     "min_policy": "skip", "max_risk_coefficient": 5, "max_policy": "cap", "max_leverage_policy": "discard", "sanity_factor": 3,
-    "reverse": false}'::jsonb)
-$$;
+    "reverse": false}'::jsonb);
+end $$;
 
 create function private.symbol_of(p jsonb) returns public.account_symbols
-language sql immutable set search_path = '' as $$ select jsonb_populate_record(null::public.account_symbols, p) $$;
+language plpgsql immutable set search_path = '' as $$
+begin
+  return jsonb_populate_record(null::public.account_symbols, p);
+end $$;
 
 create function private.funds_of(p jsonb) returns private.funds
-language sql immutable set search_path = '' as $$ select jsonb_populate_record(null::private.funds, p) $$;
+language plpgsql immutable set search_path = '' as $$
+begin
+  return jsonb_populate_record(null::private.funds, p);
+end $$;
 
 -- What preview_copy answers; errors TC001 name the field that is missing or not as documented.
 -- Security definer: the parts it is made of are granted to nobody.
@@ -1557,10 +1576,11 @@ begin
 end $$;
 
 create function private.is_number(p jsonb) returns boolean
-language sql immutable set search_path = '' as $$
-  select case jsonb_typeof(p) when 'number' then true
-    when 'string' then pg_input_is_valid(p #>> '{}', 'numeric') and (p #>> '{}') !~* 'nan|inf' else false end
-$$;
+language plpgsql immutable set search_path = '' as $$
+begin
+  return case jsonb_typeof(p) when 'number' then true
+    when 'string' then pg_input_is_valid(p #>> '{}', 'numeric') and (p #>> '{}') !~* 'nan|inf' else false end;
+end $$;
 
 create function public.preview_copy(p_request jsonb) returns jsonb
 language sql stable security invoker set search_path = '' as $$ select private.preview_copy(p_request) $$;
@@ -1949,23 +1969,25 @@ create policy "own executions are readable" on public.trade_execution_queue for 
 grant select on public.trade_execution_queue to authenticated, service_role;
 
 create function private.rfc3339(p_at timestamptz) returns text
-language sql immutable set search_path = '' as $$
-  select to_char(p_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
-$$;
+language plpgsql immutable set search_path = '' as $$
+begin
+  return to_char(p_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"');
+end $$;
 
 -- An execution as agents read it (docs/protocol.md).
 create function private.execution_json(p public.trade_execution_queue) returns jsonb
-language sql stable set search_path = '' as $$
-  select jsonb_build_object(
+language plpgsql stable set search_path = '' as $$
+begin
+  return jsonb_build_object(
     'id', p.id::text, 'attempt', p.attempt, 'account_id', p.account_id, 'epoch', p.epoch, 'link_id', p.link_id::text,
     'lane', p.lane, 'step_id', p.step_id::text, 'after_id', p.after_id::text, 'action', p.action, 'priority', p.priority,
     'symbol', p.symbol, 'side', p.side, 'order_type', p.order_type, 'lots', trim_scale(p.lots)::text,
     'target_lots', trim_scale(p.target_lots)::text, 'ticket', p.ticket, 'price', p.price::text, 'sl', p.sl::text,
     'tp', p.tp::text, 'max_slippage_points', p.max_slippage_points, 'master_price', p.master_price::text,
-    'expires_at', private.rfc3339(p.expires_at), 'comment', p.comment, 'investigate', p.status = 'unknown',
-    'detected_at', private.rfc3339(p.detected_at), 'queued_at', private.rfc3339(p.queued_at),
-    'send_before', private.rfc3339(p.send_before))
-$$;
+    'expires_at', p.expires_at, 'comment', p.comment, 'investigate', p.status = 'unknown',
+    'detected_at', p.detected_at, 'queued_at', p.queued_at,
+    'send_before', p.send_before);
+end $$;
 
 -- Puts executions into the hands of the agents that work their accounts: stamps epoch and deadline, broadcasts to other VPSes
 -- (at most 100 executions and 200 KB a message), and returns the array for the calling VPS.
@@ -2018,13 +2040,15 @@ end $$;
 
 -- What is left of a symbol's name without the broker's prefix and suffix, in upper case: EURUSD of "eurusd.m", "EURUSDpro", "#EURUSD".
 create function private.symbol_root(p_name text) returns text
-language sql immutable set search_path = '' as $$
-  select case
-    when bare ~ '^(AUD|CAD|CHF|CNH|CZK|DKK|EUR|GBP|HKD|HUF|ILS|JPY|MXN|NOK|NZD|PLN|RUB|SEK|SGD|THB|TRY|USD|ZAR|XAU|XAG|XPT|XPD|BTC|ETH|LTC){2}'
-      then left(bare, 6)
-    else regexp_replace(bare, '[^A-Z0-9].*$', '') end
-  from (select upper(regexp_replace(p_name, '^[^A-Za-z0-9]+', ''))) as s (bare)
-$$;
+language plpgsql immutable set search_path = '' as $$
+begin
+  return (
+    select case
+      when bare ~ '^(AUD|CAD|CHF|CNH|CZK|DKK|EUR|GBP|HKD|HUF|ILS|JPY|MXN|NOK|NZD|PLN|RUB|SEK|SGD|THB|TRY|USD|ZAR|XAU|XAG|XPT|XPD|BTC|ETH|LTC){2}'
+        then left(bare, 6)
+      else regexp_replace(bare, '[^A-Z0-9].*$', '') end
+    from (select upper(regexp_replace(p_name, '^[^A-Za-z0-9]+', ''))) as s (bare));
+end $$;
 
 -- the planner: candidates of a follower for the master's symbol; exchange rates by pair
 create index account_symbols_by_root on public.account_symbols (account_id, private.symbol_root(name));
@@ -2058,25 +2082,28 @@ end $$;
 
 -- Mid prices of every pair of the currencies that the accounts themselves quote, as {"EURUSD": "1.0850"}.
 create function private.quoted_rates(p_accounts uuid[], p_currencies text[]) returns jsonb
-language sql stable security definer set search_path = '' as $$
-  select coalesce(jsonb_object_agg(pair, ((bid + ask) / 2)::text), '{}'::jsonb)
-  from (
-    select distinct on (pair) private.symbol_root(s.name) as pair, s.bid, s.ask
-    from (select distinct left(c, 3) as currency from unnest(p_currencies || array['USD', 'EUR']) c) a
-    join (select distinct left(c, 3) as currency from unnest(p_currencies || array['USD', 'EUR']) c) b on a.currency <> b.currency
-    join public.account_symbols s on s.account_id = any (p_accounts) and private.symbol_root(s.name) = a.currency || b.currency
-    where s.bid > 0 and s.ask > 0
-    order by pair, s.quoted_at desc nulls last
-  ) quotes
-$$;
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return (
+    select coalesce(jsonb_object_agg(pair, ((bid + ask) / 2)::text), '{}'::jsonb)
+    from (
+      select distinct on (pair) private.symbol_root(s.name) as pair, s.bid, s.ask
+      from (select distinct left(c, 3) as currency from unnest(p_currencies || array['USD', 'EUR']) c) a
+      join (select distinct left(c, 3) as currency from unnest(p_currencies || array['USD', 'EUR']) c) b on a.currency <> b.currency
+      join public.account_symbols s on s.account_id = any (p_accounts) and private.symbol_root(s.name) = a.currency || b.currency
+      where s.bid > 0 and s.ask > 0
+      order by pair, s.quoted_at desc nulls last
+    ) quotes);
+end $$;
 
 -- A level moved onto the symbol's ticks, away from the price it protects: down for a buy's stop, up for a sell's.
 create function private.on_tick(p_price numeric, p_tick numeric, p_up boolean) returns numeric
-language sql immutable set search_path = '' as $$
-  select case when p_price is null or p_tick is null or p_tick <= 0 then p_price
+language plpgsql immutable set search_path = '' as $$
+begin
+  return case when p_price is null or p_tick is null or p_tick <= 0 then p_price
     when p_up then -div(-p_price, p_tick) * p_tick + case when mod(p_price, p_tick) > 0 then p_tick else 0 end
-    else div(p_price, p_tick) * p_tick end
-$$;
+    else div(p_price, p_tick) * p_tick end;
+end $$;
 
 -- 40_mirror.sql
 -- The mirror: how a message about a position changes public.positions. Callers hold the account's plan lock.
@@ -2123,16 +2150,17 @@ comment on type private.change is 'What a message changed in the mirror; applied
 
 -- What kind of event leads from one state to the next; p_old.ticket null = was not known (or was closed).
 create function private.change_type(p_old public.positions, p_kind text, p_side text, p_lots numeric) returns text
-language sql immutable set search_path = '' as $$
-  select case
+language plpgsql immutable set search_path = '' as $$
+begin
+  return case
     when p_lots = 0 then case when p_kind = 'order' then 'cancelled' else 'closed' end
     when (p_old).ticket is null or (p_old).closed_at is not null then case when p_kind = 'order' then 'ordered' else 'opened' end
     when p_kind = 'order' then 'amended'
     when (p_old).kind = 'order' or (p_old).side <> p_side then 'opened'
     when p_lots > (p_old).lots then 'increased'
     when p_lots < (p_old).lots then 'reduced'
-    else 'modified' end
-$$;
+    else 'modified' end;
+end $$;
 
 -- Applies one position. p_unseen: last moment the account was seen without the change. p_existing: first snapshot ever.
 create function private.apply_position(
@@ -2272,9 +2300,10 @@ comment on view private.link_states is 'Live links with their master''s mirror, 
 -- never rounded to nothing while the master is open (residual_hold).
 create function private.target_lots(p_base numeric, p_master_now numeric, p_master_base numeric, p_step numeric, p_min numeric, p_held numeric)
 returns numeric
-language sql immutable set search_path = '' as $$
-  select least(p_held, greatest(div(p_base * p_master_now, p_master_base * p_step) * p_step, p_min))
-$$;
+language plpgsql immutable set search_path = '' as $$
+begin
+  return least(p_held, greatest(div(p_base * p_master_now, p_master_base * p_step) * p_step, p_min));
+end $$;
 
 -- Books what a follower's own mirror shows to links that have nothing in flight: trimmed, closed or filled without us.
 -- A look at the account that is older than the link's last report proves nothing.
@@ -2305,27 +2334,30 @@ end $$;
 
 -- Ends links that hold nothing, want nothing and have nothing in flight.
 create function private.end_links(p_links bigint[], p_now timestamptz) returns void
-language sql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = '' as $$
+begin
   update public.position_links l set state = 'ended', ended_at = p_now, replan_at = null,
     reason = case when s.doomed then 'closed' else 'closed_by_follower' end
   from private.link_states s
   where l.id = any (p_links) and s.id = l.id and l.state = 'live' and s.legs = 0 and s.executions = 0 and l.wanted_lots is null
     and (s.account_mode = 'hedging' or not exists (  -- a netting deal in flight may be this link's, too
       select 1 from public.trade_execution_queue q
-      where q.account_id = s.follower_account_id and q.symbol = s.symbol and q.finalized_at is null))
-$$;
+      where q.account_id = s.follower_account_id and q.symbol = s.symbol and q.finalized_at is null));
+end $$;
 
 -- Opens of a doomed link that wait for another attempt are in nobody's hands: they end here.
 create function private.drop_waiting_opens(p_links bigint[], p_now timestamptz) returns void
-language sql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = '' as $$
+begin
   update public.trade_execution_queue q set status = 'cancelled', reason = 'already_closed', finalized_at = p_now, updated_at = p_now
   from private.link_states s
-  where s.id = any (p_links) and s.doomed and q.link_id = s.id and q.status = 'retrying' and q.action in ('open', 'increase', 'place')
-$$;
+  where s.id = any (p_links) and s.doomed and q.link_id = s.id and q.status = 'retrying' and q.action in ('open', 'increase', 'place');
+end $$;
 
 -- Records the pairs that new executions explain; a reason given earlier because the link was busy gives way.
 create function private.explain_executions(p_executions bigint[]) returns void
-language sql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = '' as $$
+begin
   insert into public.copy_outcomes as o (event_id, copier_id, user_id, link_id, execution_id)
   select distinct on (q.event_id, q.copier_id) q.event_id, q.copier_id, q.user_id, q.link_id, q.id
   from public.trade_execution_queue q
@@ -2333,8 +2365,8 @@ language sql security definer set search_path = '' as $$
   order by q.event_id, q.copier_id, q.id
   on conflict (event_id, copier_id) do update
     set execution_id = excluded.execution_id, link_id = excluded.link_id, reason = null, detail = null
-    where o.execution_id is null
-$$;
+    where o.execution_id is null;
+end $$;
 
 -- Plans one step for every link that needs one and has none in flight; a close is also planned beside an open step.
 -- One statement for any number of links. Returns the new executions. Longer than forty lines because it is that statement.
@@ -2421,38 +2453,43 @@ end $$;
 
 -- Whether an account can be told to trade now; null = yes, else the reason.
 create function private.unreachable(p_account public.trading_accounts, p_lease_ends timestamptz, p_now timestamptz) returns text
-language sql immutable set search_path = '' as $$
-  select case
+language plpgsql immutable set search_path = '' as $$
+begin
+  return case
     when p_account.removed_at is not null then 'account_removed'
     when p_account.status = 'halted' then 'account_halted'
     when p_lease_ends is null then 'follower_unassigned'
-    when p_lease_ends <= p_now or p_account.status = 'pending' then 'follower_offline' end
-$$;
+    when p_lease_ends <= p_now or p_account.status = 'pending' then 'follower_offline' end;
+end $$;
 
 create function private.fresh_funds(p_account public.trading_accounts, p_now timestamptz) returns private.funds
-language sql stable set search_path = '' as $$
-  select case when p_account.funds_at > p_now - private.setting_s('funds_max_age_s')
+language plpgsql stable set search_path = '' as $$
+begin
+  return case when p_account.funds_at > p_now - private.setting_s('funds_max_age_s')
     then row(p_account.currency, p_account.balance, p_account.equity, p_account.free_margin)::private.funds
-    else row(p_account.currency, null, null, null)::private.funds end
-$$;
+    else row(p_account.currency, null, null, null)::private.funds end;
+end $$;
 
 -- A pending order under reverse: a buy limit becomes a sell stop.
 create function private.copied_order_type(p_type text, p_reverse boolean) returns text
-language sql immutable set search_path = '' as $$
-  select case when p_type is null then 'market' when not p_reverse then p_type when p_type = 'limit' then 'stop' else 'limit' end
-$$;
+language plpgsql immutable set search_path = '' as $$
+begin
+  return case when p_type is null then 'market' when not p_reverse then p_type when p_type = 'limit' then 'stop' else 'limit' end;
+end $$;
 
 -- Pairs (copier, master position) that wait for a decision: never seen, flipped, or increased.
 -- p_copiers null: all copiers of the masters. An old generation of a flip must be ended or have its close in flight.
 create function private.undecided(p_masters uuid[], p_tickets text[], p_copiers uuid[])
 returns table (copier_id uuid, master_account_id uuid, ticket text, kind text, link_id bigint, generation integer, delta numeric, close_step bigint)
-language sql stable security definer set search_path = '' as $$
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return query
   select c.id, m.account_id, m.ticket,
     case when l.id is null then 'new' when l.master_side <> m.side then 'flip' else 'increase' end,
     l.id, coalesce(l.generation, 0) + 1,
     case when l.id is null or l.master_side <> m.side then m.lots else m.lots - l.seen_master_lots end,
     case when l.state = 'live' then f.close_step end
-  from (select distinct master, ticket from unnest(p_masters, p_tickets) as u (master, ticket)) x
+  from (select distinct u.master, u.ticket from unnest(p_masters, p_tickets) as u (master, ticket)) x
   join public.positions m on m.account_id = x.master and m.ticket = x.ticket and m.closed_at is null
   join public.copiers c on c.master_account_id = x.master and c.removed_at is null and (p_copiers is null or c.id = any (p_copiers))
   join public.trading_accounts fa on fa.id = c.follower_account_id
@@ -2469,8 +2506,8 @@ language sql stable security definer set search_path = '' as $$
     when l.id is null then not m.existing and m.first_seen_at >= c.started_at and (m.kind = 'position' or c.copy_pending)
     when l.master_side <> m.side then m.kind = 'position' and (l.state = 'ended' or f.close_step is not null or fa.mode = 'netting')
     else l.state = 'live' and m.kind = 'position' and m.lots > l.seen_master_lots and f.executions = 0 and l.wanted_lots is null
-      and (l.base_lots is not null) end
-$$;
+      and (l.base_lots is not null) end;
+end $$;
 
 -- Decides every pair that waits for it, for any number of followers in one statement, and queues the orders of hedging followers;
 -- what a netting follower shall open is latched as wanted_lots of its link, for 46_netting.sql. Returns the new executions.
@@ -2580,7 +2617,8 @@ end $$;
 
 -- Gives every (event, copier) pair that nothing else has explained its one reason.
 create function private.explain_rest(p_events bigint[]) returns void
-language sql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = '' as $$
+begin
   insert into public.copy_outcomes (event_id, copier_id, user_id, link_id, reason)
   select e.id, c.id, c.user_id, l.id, case
       when c.mode = 'off' or c.removed_at is not null then 'copier_off'
@@ -2604,15 +2642,18 @@ language sql security definer set search_path = '' as $$
     order by pl.generation desc limit 1
   ) l on true
   where e.id = any (p_events) and e.received_at > clock_timestamp() - interval '1 day' and e.status = 'accepted'
-  on conflict (event_id, copier_id) do nothing
-$$;
+  on conflict (event_id, copier_id) do nothing;
+end $$;
 
 -- 46_netting.sql
 -- Netting followers: the unit of flight is (account, symbol). One deal of summed deltas, booked to reductions first; each link keeps its
 -- share of the net position as its leg, and what the broker's net and the ledger differ by is booked before anything is planned.
 
 create function private.sign_of(p_side text) returns integer
-language sql immutable set search_path = '' as $$ select case p_side when 'buy' then 1 else -1 end $$;
+language plpgsql immutable set search_path = '' as $$
+begin
+  return case p_side when 'buy' then 1 else -1 end;
+end $$;
 
 -- Adds p_lots (signed: + more, - less) to a link's share.
 create function private.book_share(p_link bigint, p_account uuid, p_symbol text, p_lots numeric, p_price numeric) returns void
@@ -2659,7 +2700,9 @@ end $$;
 -- What each live link of a netting symbol wants changed, in lots of the link (+ more, - less).
 create function private.net_deltas(p_account uuid, p_symbol text, p_now timestamptz)
 returns table (link_id bigint, side text, delta numeric, opens boolean, wanted_sl numeric, wanted_tp numeric, held numeric)
-language sql stable security definer set search_path = '' as $$
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return query
   select s.id, s.side, case
       when s.frozen then 0
       when s.doomed then -s.position_lots
@@ -2669,8 +2712,8 @@ language sql stable security definer set search_path = '' as $$
     end,
     s.wanted_lots is not null and not s.doomed and not s.frozen, s.wanted_sl, s.wanted_tp, s.position_lots
   from private.link_states s
-  where s.follower_account_id = p_account and s.symbol = p_symbol
-$$;
+  where s.follower_account_id = p_account and s.symbol = p_symbol;
+end $$;
 
 -- Drops what was decided but not dealt in time, or is not wanted any more.
 create function private.drop_wanted(p_account uuid, p_symbol text, p_now timestamptz) returns void
@@ -2844,8 +2887,8 @@ begin
   loop
     v_one := private.plan_net(v_unit.follower_account_id, v_unit.symbol, p_now);
     if v_one is not null then v_new := v_new || v_one; end if;
+    perform private.end_links(p_links, p_now);
   end loop;
-  perform private.end_links(p_links, p_now);
   return v_new;
 end $$;
 
@@ -2857,8 +2900,11 @@ declare
   v_new bigint[];
   v_decided bigint[];
 begin
-  perform private.book_links(p_links);
-  v_new := coalesce(private.plan_links(p_links, p_now), '{}') || coalesce(private.decide(p_masters, p_tickets, p_copiers, p_now), '{}');
+  if p_links is not null then
+    perform private.book_links(p_links);
+    v_new := private.plan_links(p_links, p_now);
+  end if;
+  v_new := coalesce(v_new, '{}') || coalesce(private.decide(p_masters, p_tickets, p_copiers, p_now), '{}');
   select array_agg(l.id) into v_decided from public.position_links l
   where l.master_account_id = any (p_masters) and l.master_ticket = any (p_tickets) and l.state = 'live'
     and (p_copiers is null or l.copier_id = any (p_copiers));
@@ -2916,7 +2962,8 @@ create function private.record_event(
   p_account public.trading_accounts, p_id bigint, e jsonb, p_source text, p_type text, p_status text, p_code text, p_error text, p_position jsonb,
   p_previous numeric, p_payload jsonb
 ) returns void
-language sql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = '' as $$
+begin
   insert into public.trade_events (id, account_id, user_id, session, seq, event_key, source, type, status, code, error, ticket, symbol, side,
     lots, previous_lots, payload, detected_at, unchanged_at, decided_at)
   overriding system value
@@ -2927,8 +2974,8 @@ language sql security definer set search_path = '' as $$
     left(p_position ->> 'ticket', 64), left(p_position ->> 'symbol', 64), p_position ->> 'side',
     case when private.is_number(p_position -> 'lots') then (p_position ->> 'lots')::numeric end, p_previous, p_payload,
     case when pg_input_is_valid(e ->> 'detected_at', 'timestamptz') then (e ->> 'detected_at')::timestamptz end,
-    case when pg_input_is_valid(e ->> 'unchanged_at', 'timestamptz') then (e ->> 'unchanged_at')::timestamptz end, clock_timestamp())
-$$;
+    case when pg_input_is_valid(e ->> 'unchanged_at', 'timestamptz') then (e ->> 'unchanged_at')::timestamptz end, clock_timestamp());
+end $$;
 
 -- Stores and applies one event; result as docs/protocol.md, plus "tickets" and "events" that it changed.
 create function private.take_event(p_account public.trading_accounts, e jsonb, p_now timestamptz) returns jsonb
@@ -3001,30 +3048,34 @@ end $$;
 
 -- Links that a change of these tickets of an account concerns: it as master, and it as follower.
 create function private.links_of_tickets(p_account uuid, p_tickets text[]) returns bigint[]
-language sql stable security definer set search_path = '' as $$
-  select array_agg(id) from (
-    select l.id from public.position_links l
-    where l.master_account_id = p_account and l.master_ticket = any (p_tickets) and l.state = 'live'
-    union
-    select l.id from private.link_legs g join public.position_links l on l.id = g.link_id
-    where g.account_id = p_account and g.ticket = any (p_tickets) and l.state = 'live'
-    union
-    select l.id from public.positions p
-    join public.trading_accounts a on a.id = p_account and (a.mode = 'netting' or a.copy_state = 'flattening')
-    join public.position_links l on l.follower_account_id = p_account and l.symbol = p.symbol and l.state = 'live'
-    where p.account_id = p_account and p.ticket = any (p_tickets)
-  ) x
-$$;
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return (
+    select array_agg(id) from (
+      select l.id from public.position_links l
+      where l.master_account_id = p_account and l.master_ticket = any (p_tickets) and l.state = 'live'
+      union
+      select l.id from private.link_legs g join public.position_links l on l.id = g.link_id
+      where g.account_id = p_account and g.ticket = any (p_tickets) and l.state = 'live'
+      union
+      select l.id from public.positions p
+      join public.trading_accounts a on a.id = p_account and (a.mode = 'netting' or a.copy_state = 'flattening')
+      join public.position_links l on l.follower_account_id = p_account and l.symbol = p.symbol and l.state = 'live'
+      where p.account_id = p_account and p.ticket = any (p_tickets)
+    ) x);
+end $$;
 
 -- Followers of an account, and the account itself: whose plan locks a change of it needs.
 create function private.with_followers(p_accounts uuid[]) returns uuid[]
-language sql stable security definer set search_path = '' as $$
-  select array_agg(distinct id) from (
-    select unnest(p_accounts) as id
-    union
-    select c.follower_account_id from public.copiers c where c.master_account_id = any (p_accounts) and c.removed_at is null
-  ) x
-$$;
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return (
+    select array_agg(distinct id) from (
+      select unnest(p_accounts) as id
+      union
+      select c.follower_account_id from public.copiers c where c.master_account_id = any (p_accounts) and c.removed_at is null
+    ) x);
+end $$;
 
 create function private.queue_trade_copy(p_events jsonb) returns jsonb
 language plpgsql security definer set search_path = '' as $$
@@ -3092,10 +3143,11 @@ grant execute on function private.queue_trade_copy(jsonb) to authenticated;
 
 -- Pause before the next attempt: doubling, capped by p_cap_s and by the setting, with jitter of a quarter.
 create function private.retry_delay(p_attempt integer, p_cap_s numeric) returns interval
-language sql volatile set search_path = '' as $$
-  select make_interval(secs => least(p_cap_s, (private.setting('retry_backoff_max_ms') #>> '{}')::numeric / 1000,
-    (private.setting('retry_backoff_ms') #>> '{}')::numeric / 1000 * 2 ^ least(p_attempt - 1, 16)) * (0.75 + random() * 0.5))
-$$;
+language plpgsql volatile set search_path = '' as $$
+begin
+  return make_interval(secs => least(p_cap_s, (private.setting('retry_backoff_max_ms') #>> '{}')::numeric / 1000,
+    (private.setting('retry_backoff_ms') #>> '{}')::numeric / 1000 * 2 ^ least(p_attempt - 1, 16)) * (0.75 + random() * 0.5));
+end $$;
 
 create function private.report_error(r jsonb) returns text
 language plpgsql stable set search_path = '' as $$
@@ -3199,10 +3251,11 @@ end $$;
 
 -- A fill that arrives for a link that has ended meanwhile (expired, rejected: the report overrules it): the link lives again.
 create function private.revive_link(q public.trade_execution_queue) returns void
-language sql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = '' as $$
+begin
   update public.position_links l set state = 'live', ended_at = null, reason = null
-  where l.id = q.link_id and l.state = 'ended' and q.action in ('open', 'increase', 'place')
-$$;
+  where l.id = q.link_id and l.state = 'ended' and q.action in ('open', 'increase', 'place');
+end $$;
 
 -- Status after a report: final, or on to another attempt. Closes, reductions and SL/TP are tried for ever; opens within their limits.
 create function private.next_status(q public.trade_execution_queue, r jsonb, p_now timestamptz, out status text, out reason text, out next_at timestamptz)
@@ -3300,14 +3353,18 @@ end $$;
 
 -- Puts retries that are due into the hands of agents again, under the next attempt number.
 create function private.requeue(p_accounts uuid[], p_now timestamptz) returns bigint[]
-language sql volatile security definer set search_path = '' as $$
+language plpgsql volatile security definer set search_path = '' as $$
+declare
+  v_ids bigint[];
+begin
   with due as (
     update public.trade_execution_queue q set status = 'queued', attempt = q.attempt + 1, next_attempt_at = null, offered_at = null, updated_at = p_now
     where q.status = 'retrying' and q.next_attempt_at <= p_now and q.account_id = any (p_accounts)
     returning q.id
   )
-  select array_agg(id) from due
-$$;
+  select array_agg(id) into v_ids from due;
+  return v_ids;
+end $$;
 
 -- Records what reports changed on an account that is itself a master, as events, and plans on them.
 create function private.plan_changes(p_account uuid, p_changes jsonb, p_now timestamptz) returns bigint[]
@@ -3427,22 +3484,26 @@ begin
 end $$;
 
 create function private.cancel_requests(p_vps uuid) returns jsonb
-language sql stable security definer set search_path = '' as $$
-  select coalesce(jsonb_agg(q.id::text), '[]')
-  from public.account_vps_assignments a
-  join public.trade_execution_queue q on q.account_id = a.account_id and q.finalized_at is null
-  where a.vps_id = p_vps and q.cancel_requested_at is not null
-$$;
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return (
+    select coalesce(jsonb_agg(q.id::text), '[]')
+    from public.account_vps_assignments a
+    join public.trade_execution_queue q on q.account_id = a.account_id and q.finalized_at is null
+    where a.vps_id = p_vps and q.cancel_requested_at is not null);
+end $$;
 
 -- Symbols whose quotes an account's agent should report: those of open links and of its masters' open positions.
 create function private.watched_symbols(p_account uuid) returns text[]
-language sql stable security definer set search_path = '' as $$
-  select coalesce(array_agg(distinct symbol), '{}') from (
-    select l.symbol from public.position_links l where l.follower_account_id = p_account and l.state = 'live'
-    union all
-    select p.symbol from public.positions p where p.account_id = p_account and p.closed_at is null
-  ) s
-$$;
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return (
+    select coalesce(array_agg(distinct symbol), '{}') from (
+      select l.symbol from public.position_links l where l.follower_account_id = p_account and l.state = 'live'
+      union all
+      select p.symbol from public.positions p where p.account_id = p_account and p.closed_at is null
+    ) s);
+end $$;
 
 -- Accounts with something that time has changed, that no one else is planning at this moment.
 create function private.lock_due(p_now timestamptz) returns uuid[]

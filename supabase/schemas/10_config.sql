@@ -38,16 +38,24 @@ comment on function private.setting(text) is 'The value of a setting; raises TC2
 
 
 create function private.setting_s(p_key text) returns interval
-language sql stable
+language plpgsql stable
 set search_path = ''
-as $$ select make_interval(secs => (private.setting(p_key) #>> '{}')::double precision) $$;
+as $$
+begin
+  return make_interval(secs => (private.setting(p_key) #>> '{}')::double precision);
+end
+$$;
 comment on function private.setting_s(text) is 'A setting whose unit is seconds, as an interval.';
 
 
 create function private.setting_days(p_key text) returns interval
-language sql stable
+language plpgsql stable
 set search_path = ''
-as $$ select make_interval(days => (private.setting(p_key) #>> '{}')::integer) $$;
+as $$
+begin
+  return make_interval(days => (private.setting(p_key) #>> '{}')::integer);
+end
+$$;
 comment on function private.setting_days(text) is 'A setting whose unit is days, as an interval.';
 
 

@@ -7,7 +7,10 @@ create type private.sizing as (orders numeric[], raw_lots numeric, reason text, 
 comment on type private.sizing is 'orders: lots of each order, empty with a reason when there is nothing to place.';
 
 create function private.plain(p numeric) returns text
-language sql immutable set search_path = '' as $$ select trim_scale(p)::text $$;
+language plpgsql immutable set search_path = '' as $$
+begin
+  return trim_scale(p)::text;
+end $$;
 
 -- Units of p_to for one unit of p_from, by rates like {"EURUSD": "1.0850"}: direct, inverse, or across USD or EUR.
 -- Cent currencies count as their hundredth (USC = USD / 100). Null when the rates do not say.
@@ -43,9 +46,10 @@ begin
 end $$;
 
 create function private.no_order(p_reason text, p_raw numeric, p_warnings text[], p_explain text[]) returns private.sizing
-language sql immutable set search_path = '' as $$
-  select row('{}'::numeric[], p_raw, p_reason, p_warnings, p_explain || ('Nothing is placed: ' || p_reason || '.'))::private.sizing
-$$;
+language plpgsql immutable set search_path = '' as $$
+begin
+  return row('{}'::numeric[], p_raw, p_reason, p_warnings, p_explain || ('Nothing is placed: ' || p_reason || '.'))::private.sizing;
+end $$;
 
 -- Size of one copy. p_side, p_price (> 0), p_sl and p_tp are the master's; p_lots is its volume or, for an increase, the increase.
 -- p_rates: exchange rates for exchange_rate(). Longer than forty lines because the rules apply in this one order.
@@ -209,17 +213,24 @@ end $$;
 
 -- A copier with nothing set: the defaults of the table's sizing columns (a test holds the two together).
 create function private.default_copier() returns public.copiers
-language sql immutable set search_path = '' as $$
-  select jsonb_populate_record(null::public.copiers, '{"sizing_mode": "multiplier", "sizing_value": 1, "contract_alignment": true,
+language plpgsql immutable set search_path = '' as $$
+begin
+  return jsonb_populate_record(null::public.copiers, '{"sizing_mode": "multiplier", "sizing_value": 1, "contract_alignment": true,
     "min_policy": "skip", "max_risk_coefficient": 5, "max_policy": "cap", "max_leverage_policy": "discard", "sanity_factor": 3,
-    "reverse": false}'::jsonb)
-$$;
+    "reverse": false}'::jsonb);
+end $$;
 
 create function private.symbol_of(p jsonb) returns public.account_symbols
-language sql immutable set search_path = '' as $$ select jsonb_populate_record(null::public.account_symbols, p) $$;
+language plpgsql immutable set search_path = '' as $$
+begin
+  return jsonb_populate_record(null::public.account_symbols, p);
+end $$;
 
 create function private.funds_of(p jsonb) returns private.funds
-language sql immutable set search_path = '' as $$ select jsonb_populate_record(null::private.funds, p) $$;
+language plpgsql immutable set search_path = '' as $$
+begin
+  return jsonb_populate_record(null::private.funds, p);
+end $$;
 
 -- What preview_copy answers; errors TC001 name the field that is missing or not as documented.
 -- Security definer: the parts it is made of are granted to nobody.
@@ -267,10 +278,11 @@ begin
 end $$;
 
 create function private.is_number(p jsonb) returns boolean
-language sql immutable set search_path = '' as $$
-  select case jsonb_typeof(p) when 'number' then true
-    when 'string' then pg_input_is_valid(p #>> '{}', 'numeric') and (p #>> '{}') !~* 'nan|inf' else false end
-$$;
+language plpgsql immutable set search_path = '' as $$
+begin
+  return case jsonb_typeof(p) when 'number' then true
+    when 'string' then pg_input_is_valid(p #>> '{}', 'numeric') and (p #>> '{}') !~* 'nan|inf' else false end;
+end $$;
 
 create function public.preview_copy(p_request jsonb) returns jsonb
 language sql stable security invoker set search_path = '' as $$ select private.preview_copy(p_request) $$;

@@ -93,23 +93,25 @@ create policy "own executions are readable" on public.trade_execution_queue for 
 grant select on public.trade_execution_queue to authenticated, service_role;
 
 create function private.rfc3339(p_at timestamptz) returns text
-language sql immutable set search_path = '' as $$
-  select to_char(p_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
-$$;
+language plpgsql immutable set search_path = '' as $$
+begin
+  return to_char(p_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"');
+end $$;
 
 -- An execution as agents read it (docs/protocol.md).
 create function private.execution_json(p public.trade_execution_queue) returns jsonb
-language sql stable set search_path = '' as $$
-  select jsonb_build_object(
+language plpgsql stable set search_path = '' as $$
+begin
+  return jsonb_build_object(
     'id', p.id::text, 'attempt', p.attempt, 'account_id', p.account_id, 'epoch', p.epoch, 'link_id', p.link_id::text,
     'lane', p.lane, 'step_id', p.step_id::text, 'after_id', p.after_id::text, 'action', p.action, 'priority', p.priority,
     'symbol', p.symbol, 'side', p.side, 'order_type', p.order_type, 'lots', trim_scale(p.lots)::text,
     'target_lots', trim_scale(p.target_lots)::text, 'ticket', p.ticket, 'price', p.price::text, 'sl', p.sl::text,
     'tp', p.tp::text, 'max_slippage_points', p.max_slippage_points, 'master_price', p.master_price::text,
-    'expires_at', private.rfc3339(p.expires_at), 'comment', p.comment, 'investigate', p.status = 'unknown',
-    'detected_at', private.rfc3339(p.detected_at), 'queued_at', private.rfc3339(p.queued_at),
-    'send_before', private.rfc3339(p.send_before))
-$$;
+    'expires_at', p.expires_at, 'comment', p.comment, 'investigate', p.status = 'unknown',
+    'detected_at', p.detected_at, 'queued_at', p.queued_at,
+    'send_before', p.send_before);
+end $$;
 
 -- Puts executions into the hands of the agents that work their accounts: stamps epoch and deadline, broadcasts to other VPSes
 -- (at most 100 executions and 200 KB a message), and returns the array for the calling VPS.

@@ -2,13 +2,15 @@
 
 -- What is left of a symbol's name without the broker's prefix and suffix, in upper case: EURUSD of "eurusd.m", "EURUSDpro", "#EURUSD".
 create function private.symbol_root(p_name text) returns text
-language sql immutable set search_path = '' as $$
-  select case
-    when bare ~ '^(AUD|CAD|CHF|CNH|CZK|DKK|EUR|GBP|HKD|HUF|ILS|JPY|MXN|NOK|NZD|PLN|RUB|SEK|SGD|THB|TRY|USD|ZAR|XAU|XAG|XPT|XPD|BTC|ETH|LTC){2}'
-      then left(bare, 6)
-    else regexp_replace(bare, '[^A-Z0-9].*$', '') end
-  from (select upper(regexp_replace(p_name, '^[^A-Za-z0-9]+', ''))) as s (bare)
-$$;
+language plpgsql immutable set search_path = '' as $$
+begin
+  return (
+    select case
+      when bare ~ '^(AUD|CAD|CHF|CNH|CZK|DKK|EUR|GBP|HKD|HUF|ILS|JPY|MXN|NOK|NZD|PLN|RUB|SEK|SGD|THB|TRY|USD|ZAR|XAU|XAG|XPT|XPD|BTC|ETH|LTC){2}'
+        then left(bare, 6)
+      else regexp_replace(bare, '[^A-Z0-9].*$', '') end
+    from (select upper(regexp_replace(p_name, '^[^A-Za-z0-9]+', ''))) as s (bare));
+end $$;
 
 -- the planner: candidates of a follower for the master's symbol; exchange rates by pair
 create index account_symbols_by_root on public.account_symbols (account_id, private.symbol_root(name));
@@ -42,22 +44,25 @@ end $$;
 
 -- Mid prices of every pair of the currencies that the accounts themselves quote, as {"EURUSD": "1.0850"}.
 create function private.quoted_rates(p_accounts uuid[], p_currencies text[]) returns jsonb
-language sql stable security definer set search_path = '' as $$
-  select coalesce(jsonb_object_agg(pair, ((bid + ask) / 2)::text), '{}'::jsonb)
-  from (
-    select distinct on (pair) private.symbol_root(s.name) as pair, s.bid, s.ask
-    from (select distinct left(c, 3) as currency from unnest(p_currencies || array['USD', 'EUR']) c) a
-    join (select distinct left(c, 3) as currency from unnest(p_currencies || array['USD', 'EUR']) c) b on a.currency <> b.currency
-    join public.account_symbols s on s.account_id = any (p_accounts) and private.symbol_root(s.name) = a.currency || b.currency
-    where s.bid > 0 and s.ask > 0
-    order by pair, s.quoted_at desc nulls last
-  ) quotes
-$$;
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return (
+    select coalesce(jsonb_object_agg(pair, ((bid + ask) / 2)::text), '{}'::jsonb)
+    from (
+      select distinct on (pair) private.symbol_root(s.name) as pair, s.bid, s.ask
+      from (select distinct left(c, 3) as currency from unnest(p_currencies || array['USD', 'EUR']) c) a
+      join (select distinct left(c, 3) as currency from unnest(p_currencies || array['USD', 'EUR']) c) b on a.currency <> b.currency
+      join public.account_symbols s on s.account_id = any (p_accounts) and private.symbol_root(s.name) = a.currency || b.currency
+      where s.bid > 0 and s.ask > 0
+      order by pair, s.quoted_at desc nulls last
+    ) quotes);
+end $$;
 
 -- A level moved onto the symbol's ticks, away from the price it protects: down for a buy's stop, up for a sell's.
 create function private.on_tick(p_price numeric, p_tick numeric, p_up boolean) returns numeric
-language sql immutable set search_path = '' as $$
-  select case when p_price is null or p_tick is null or p_tick <= 0 then p_price
+language plpgsql immutable set search_path = '' as $$
+begin
+  return case when p_price is null or p_tick is null or p_tick <= 0 then p_price
     when p_up then -div(-p_price, p_tick) * p_tick + case when mod(p_price, p_tick) > 0 then p_tick else 0 end
-    else div(p_price, p_tick) * p_tick end
-$$;
+    else div(p_price, p_tick) * p_tick end;
+end $$;

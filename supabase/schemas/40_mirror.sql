@@ -42,16 +42,17 @@ comment on type private.change is 'What a message changed in the mirror; applied
 
 -- What kind of event leads from one state to the next; p_old.ticket null = was not known (or was closed).
 create function private.change_type(p_old public.positions, p_kind text, p_side text, p_lots numeric) returns text
-language sql immutable set search_path = '' as $$
-  select case
+language plpgsql immutable set search_path = '' as $$
+begin
+  return case
     when p_lots = 0 then case when p_kind = 'order' then 'cancelled' else 'closed' end
     when (p_old).ticket is null or (p_old).closed_at is not null then case when p_kind = 'order' then 'ordered' else 'opened' end
     when p_kind = 'order' then 'amended'
     when (p_old).kind = 'order' or (p_old).side <> p_side then 'opened'
     when p_lots > (p_old).lots then 'increased'
     when p_lots < (p_old).lots then 'reduced'
-    else 'modified' end
-$$;
+    else 'modified' end;
+end $$;
 
 -- Applies one position. p_unseen: last moment the account was seen without the change. p_existing: first snapshot ever.
 create function private.apply_position(

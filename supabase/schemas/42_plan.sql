@@ -36,9 +36,10 @@ comment on view private.link_states is 'Live links with their master''s mirror, 
 -- never rounded to nothing while the master is open (residual_hold).
 create function private.target_lots(p_base numeric, p_master_now numeric, p_master_base numeric, p_step numeric, p_min numeric, p_held numeric)
 returns numeric
-language sql immutable set search_path = '' as $$
-  select least(p_held, greatest(div(p_base * p_master_now, p_master_base * p_step) * p_step, p_min))
-$$;
+language plpgsql immutable set search_path = '' as $$
+begin
+  return least(p_held, greatest(div(p_base * p_master_now, p_master_base * p_step) * p_step, p_min));
+end $$;
 
 -- Books what a follower's own mirror shows to links that have nothing in flight: trimmed, closed or filled without us.
 -- A look at the account that is older than the link's last report proves nothing.
@@ -69,27 +70,30 @@ end $$;
 
 -- Ends links that hold nothing, want nothing and have nothing in flight.
 create function private.end_links(p_links bigint[], p_now timestamptz) returns void
-language sql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = '' as $$
+begin
   update public.position_links l set state = 'ended', ended_at = p_now, replan_at = null,
     reason = case when s.doomed then 'closed' else 'closed_by_follower' end
   from private.link_states s
   where l.id = any (p_links) and s.id = l.id and l.state = 'live' and s.legs = 0 and s.executions = 0 and l.wanted_lots is null
     and (s.account_mode = 'hedging' or not exists (  -- a netting deal in flight may be this link's, too
       select 1 from public.trade_execution_queue q
-      where q.account_id = s.follower_account_id and q.symbol = s.symbol and q.finalized_at is null))
-$$;
+      where q.account_id = s.follower_account_id and q.symbol = s.symbol and q.finalized_at is null));
+end $$;
 
 -- Opens of a doomed link that wait for another attempt are in nobody's hands: they end here.
 create function private.drop_waiting_opens(p_links bigint[], p_now timestamptz) returns void
-language sql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = '' as $$
+begin
   update public.trade_execution_queue q set status = 'cancelled', reason = 'already_closed', finalized_at = p_now, updated_at = p_now
   from private.link_states s
-  where s.id = any (p_links) and s.doomed and q.link_id = s.id and q.status = 'retrying' and q.action in ('open', 'increase', 'place')
-$$;
+  where s.id = any (p_links) and s.doomed and q.link_id = s.id and q.status = 'retrying' and q.action in ('open', 'increase', 'place');
+end $$;
 
 -- Records the pairs that new executions explain; a reason given earlier because the link was busy gives way.
 create function private.explain_executions(p_executions bigint[]) returns void
-language sql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = '' as $$
+begin
   insert into public.copy_outcomes as o (event_id, copier_id, user_id, link_id, execution_id)
   select distinct on (q.event_id, q.copier_id) q.event_id, q.copier_id, q.user_id, q.link_id, q.id
   from public.trade_execution_queue q
@@ -97,8 +101,8 @@ language sql security definer set search_path = '' as $$
   order by q.event_id, q.copier_id, q.id
   on conflict (event_id, copier_id) do update
     set execution_id = excluded.execution_id, link_id = excluded.link_id, reason = null, detail = null
-    where o.execution_id is null
-$$;
+    where o.execution_id is null;
+end $$;
 
 -- Plans one step for every link that needs one and has none in flight; a close is also planned beside an open step.
 -- One statement for any number of links. Returns the new executions. Longer than forty lines because it is that statement.

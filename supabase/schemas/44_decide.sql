@@ -2,38 +2,43 @@
 
 -- Whether an account can be told to trade now; null = yes, else the reason.
 create function private.unreachable(p_account public.trading_accounts, p_lease_ends timestamptz, p_now timestamptz) returns text
-language sql immutable set search_path = '' as $$
-  select case
+language plpgsql immutable set search_path = '' as $$
+begin
+  return case
     when p_account.removed_at is not null then 'account_removed'
     when p_account.status = 'halted' then 'account_halted'
     when p_lease_ends is null then 'follower_unassigned'
-    when p_lease_ends <= p_now or p_account.status = 'pending' then 'follower_offline' end
-$$;
+    when p_lease_ends <= p_now or p_account.status = 'pending' then 'follower_offline' end;
+end $$;
 
 create function private.fresh_funds(p_account public.trading_accounts, p_now timestamptz) returns private.funds
-language sql stable set search_path = '' as $$
-  select case when p_account.funds_at > p_now - private.setting_s('funds_max_age_s')
+language plpgsql stable set search_path = '' as $$
+begin
+  return case when p_account.funds_at > p_now - private.setting_s('funds_max_age_s')
     then row(p_account.currency, p_account.balance, p_account.equity, p_account.free_margin)::private.funds
-    else row(p_account.currency, null, null, null)::private.funds end
-$$;
+    else row(p_account.currency, null, null, null)::private.funds end;
+end $$;
 
 -- A pending order under reverse: a buy limit becomes a sell stop.
 create function private.copied_order_type(p_type text, p_reverse boolean) returns text
-language sql immutable set search_path = '' as $$
-  select case when p_type is null then 'market' when not p_reverse then p_type when p_type = 'limit' then 'stop' else 'limit' end
-$$;
+language plpgsql immutable set search_path = '' as $$
+begin
+  return case when p_type is null then 'market' when not p_reverse then p_type when p_type = 'limit' then 'stop' else 'limit' end;
+end $$;
 
 -- Pairs (copier, master position) that wait for a decision: never seen, flipped, or increased.
 -- p_copiers null: all copiers of the masters. An old generation of a flip must be ended or have its close in flight.
 create function private.undecided(p_masters uuid[], p_tickets text[], p_copiers uuid[])
 returns table (copier_id uuid, master_account_id uuid, ticket text, kind text, link_id bigint, generation integer, delta numeric, close_step bigint)
-language sql stable security definer set search_path = '' as $$
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return query
   select c.id, m.account_id, m.ticket,
     case when l.id is null then 'new' when l.master_side <> m.side then 'flip' else 'increase' end,
     l.id, coalesce(l.generation, 0) + 1,
     case when l.id is null or l.master_side <> m.side then m.lots else m.lots - l.seen_master_lots end,
     case when l.state = 'live' then f.close_step end
-  from (select distinct master, ticket from unnest(p_masters, p_tickets) as u (master, ticket)) x
+  from (select distinct u.master, u.ticket from unnest(p_masters, p_tickets) as u (master, ticket)) x
   join public.positions m on m.account_id = x.master and m.ticket = x.ticket and m.closed_at is null
   join public.copiers c on c.master_account_id = x.master and c.removed_at is null and (p_copiers is null or c.id = any (p_copiers))
   join public.trading_accounts fa on fa.id = c.follower_account_id
@@ -50,8 +55,8 @@ language sql stable security definer set search_path = '' as $$
     when l.id is null then not m.existing and m.first_seen_at >= c.started_at and (m.kind = 'position' or c.copy_pending)
     when l.master_side <> m.side then m.kind = 'position' and (l.state = 'ended' or f.close_step is not null or fa.mode = 'netting')
     else l.state = 'live' and m.kind = 'position' and m.lots > l.seen_master_lots and f.executions = 0 and l.wanted_lots is null
-      and (l.base_lots is not null) end
-$$;
+      and (l.base_lots is not null) end;
+end $$;
 
 -- Decides every pair that waits for it, for any number of followers in one statement, and queues the orders of hedging followers;
 -- what a netting follower shall open is latched as wanted_lots of its link, for 46_netting.sql. Returns the new executions.
@@ -161,7 +166,8 @@ end $$;
 
 -- Gives every (event, copier) pair that nothing else has explained its one reason.
 create function private.explain_rest(p_events bigint[]) returns void
-language sql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = '' as $$
+begin
   insert into public.copy_outcomes (event_id, copier_id, user_id, link_id, reason)
   select e.id, c.id, c.user_id, l.id, case
       when c.mode = 'off' or c.removed_at is not null then 'copier_off'
@@ -185,5 +191,5 @@ language sql security definer set search_path = '' as $$
     order by pl.generation desc limit 1
   ) l on true
   where e.id = any (p_events) and e.received_at > clock_timestamp() - interval '1 day' and e.status = 'accepted'
-  on conflict (event_id, copier_id) do nothing
-$$;
+  on conflict (event_id, copier_id) do nothing;
+end $$;

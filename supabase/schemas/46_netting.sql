@@ -2,7 +2,10 @@
 -- share of the net position as its leg, and what the broker's net and the ledger differ by is booked before anything is planned.
 
 create function private.sign_of(p_side text) returns integer
-language sql immutable set search_path = '' as $$ select case p_side when 'buy' then 1 else -1 end $$;
+language plpgsql immutable set search_path = '' as $$
+begin
+  return case p_side when 'buy' then 1 else -1 end;
+end $$;
 
 -- Adds p_lots (signed: + more, - less) to a link's share.
 create function private.book_share(p_link bigint, p_account uuid, p_symbol text, p_lots numeric, p_price numeric) returns void
@@ -49,7 +52,9 @@ end $$;
 -- What each live link of a netting symbol wants changed, in lots of the link (+ more, - less).
 create function private.net_deltas(p_account uuid, p_symbol text, p_now timestamptz)
 returns table (link_id bigint, side text, delta numeric, opens boolean, wanted_sl numeric, wanted_tp numeric, held numeric)
-language sql stable security definer set search_path = '' as $$
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return query
   select s.id, s.side, case
       when s.frozen then 0
       when s.doomed then -s.position_lots
@@ -59,8 +64,8 @@ language sql stable security definer set search_path = '' as $$
     end,
     s.wanted_lots is not null and not s.doomed and not s.frozen, s.wanted_sl, s.wanted_tp, s.position_lots
   from private.link_states s
-  where s.follower_account_id = p_account and s.symbol = p_symbol
-$$;
+  where s.follower_account_id = p_account and s.symbol = p_symbol;
+end $$;
 
 -- Drops what was decided but not dealt in time, or is not wanted any more.
 create function private.drop_wanted(p_account uuid, p_symbol text, p_now timestamptz) returns void
@@ -234,8 +239,8 @@ begin
   loop
     v_one := private.plan_net(v_unit.follower_account_id, v_unit.symbol, p_now);
     if v_one is not null then v_new := v_new || v_one; end if;
+    perform private.end_links(p_links, p_now);
   end loop;
-  perform private.end_links(p_links, p_now);
   return v_new;
 end $$;
 
@@ -247,8 +252,11 @@ declare
   v_new bigint[];
   v_decided bigint[];
 begin
-  perform private.book_links(p_links);
-  v_new := coalesce(private.plan_links(p_links, p_now), '{}') || coalesce(private.decide(p_masters, p_tickets, p_copiers, p_now), '{}');
+  if p_links is not null then
+    perform private.book_links(p_links);
+    v_new := private.plan_links(p_links, p_now);
+  end if;
+  v_new := coalesce(v_new, '{}') || coalesce(private.decide(p_masters, p_tickets, p_copiers, p_now), '{}');
   select array_agg(l.id) into v_decided from public.position_links l
   where l.master_account_id = any (p_masters) and l.master_ticket = any (p_tickets) and l.state = 'live'
     and (p_copiers is null or l.copier_id = any (p_copiers));

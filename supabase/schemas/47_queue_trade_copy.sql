@@ -48,7 +48,8 @@ create function private.record_event(
   p_account public.trading_accounts, p_id bigint, e jsonb, p_source text, p_type text, p_status text, p_code text, p_error text, p_position jsonb,
   p_previous numeric, p_payload jsonb
 ) returns void
-language sql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = '' as $$
+begin
   insert into public.trade_events (id, account_id, user_id, session, seq, event_key, source, type, status, code, error, ticket, symbol, side,
     lots, previous_lots, payload, detected_at, unchanged_at, decided_at)
   overriding system value
@@ -59,8 +60,8 @@ language sql security definer set search_path = '' as $$
     left(p_position ->> 'ticket', 64), left(p_position ->> 'symbol', 64), p_position ->> 'side',
     case when private.is_number(p_position -> 'lots') then (p_position ->> 'lots')::numeric end, p_previous, p_payload,
     case when pg_input_is_valid(e ->> 'detected_at', 'timestamptz') then (e ->> 'detected_at')::timestamptz end,
-    case when pg_input_is_valid(e ->> 'unchanged_at', 'timestamptz') then (e ->> 'unchanged_at')::timestamptz end, clock_timestamp())
-$$;
+    case when pg_input_is_valid(e ->> 'unchanged_at', 'timestamptz') then (e ->> 'unchanged_at')::timestamptz end, clock_timestamp());
+end $$;
 
 -- Stores and applies one event; result as docs/protocol.md, plus "tickets" and "events" that it changed.
 create function private.take_event(p_account public.trading_accounts, e jsonb, p_now timestamptz) returns jsonb
@@ -133,30 +134,34 @@ end $$;
 
 -- Links that a change of these tickets of an account concerns: it as master, and it as follower.
 create function private.links_of_tickets(p_account uuid, p_tickets text[]) returns bigint[]
-language sql stable security definer set search_path = '' as $$
-  select array_agg(id) from (
-    select l.id from public.position_links l
-    where l.master_account_id = p_account and l.master_ticket = any (p_tickets) and l.state = 'live'
-    union
-    select l.id from private.link_legs g join public.position_links l on l.id = g.link_id
-    where g.account_id = p_account and g.ticket = any (p_tickets) and l.state = 'live'
-    union
-    select l.id from public.positions p
-    join public.trading_accounts a on a.id = p_account and (a.mode = 'netting' or a.copy_state = 'flattening')
-    join public.position_links l on l.follower_account_id = p_account and l.symbol = p.symbol and l.state = 'live'
-    where p.account_id = p_account and p.ticket = any (p_tickets)
-  ) x
-$$;
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return (
+    select array_agg(id) from (
+      select l.id from public.position_links l
+      where l.master_account_id = p_account and l.master_ticket = any (p_tickets) and l.state = 'live'
+      union
+      select l.id from private.link_legs g join public.position_links l on l.id = g.link_id
+      where g.account_id = p_account and g.ticket = any (p_tickets) and l.state = 'live'
+      union
+      select l.id from public.positions p
+      join public.trading_accounts a on a.id = p_account and (a.mode = 'netting' or a.copy_state = 'flattening')
+      join public.position_links l on l.follower_account_id = p_account and l.symbol = p.symbol and l.state = 'live'
+      where p.account_id = p_account and p.ticket = any (p_tickets)
+    ) x);
+end $$;
 
 -- Followers of an account, and the account itself: whose plan locks a change of it needs.
 create function private.with_followers(p_accounts uuid[]) returns uuid[]
-language sql stable security definer set search_path = '' as $$
-  select array_agg(distinct id) from (
-    select unnest(p_accounts) as id
-    union
-    select c.follower_account_id from public.copiers c where c.master_account_id = any (p_accounts) and c.removed_at is null
-  ) x
-$$;
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return (
+    select array_agg(distinct id) from (
+      select unnest(p_accounts) as id
+      union
+      select c.follower_account_id from public.copiers c where c.master_account_id = any (p_accounts) and c.removed_at is null
+    ) x);
+end $$;
 
 create function private.queue_trade_copy(p_events jsonb) returns jsonb
 language plpgsql security definer set search_path = '' as $$

@@ -2,10 +2,11 @@
 
 -- Pause before the next attempt: doubling, capped by p_cap_s and by the setting, with jitter of a quarter.
 create function private.retry_delay(p_attempt integer, p_cap_s numeric) returns interval
-language sql volatile set search_path = '' as $$
-  select make_interval(secs => least(p_cap_s, (private.setting('retry_backoff_max_ms') #>> '{}')::numeric / 1000,
-    (private.setting('retry_backoff_ms') #>> '{}')::numeric / 1000 * 2 ^ least(p_attempt - 1, 16)) * (0.75 + random() * 0.5))
-$$;
+language plpgsql volatile set search_path = '' as $$
+begin
+  return make_interval(secs => least(p_cap_s, (private.setting('retry_backoff_max_ms') #>> '{}')::numeric / 1000,
+    (private.setting('retry_backoff_ms') #>> '{}')::numeric / 1000 * 2 ^ least(p_attempt - 1, 16)) * (0.75 + random() * 0.5));
+end $$;
 
 create function private.report_error(r jsonb) returns text
 language plpgsql stable set search_path = '' as $$
@@ -109,10 +110,11 @@ end $$;
 
 -- A fill that arrives for a link that has ended meanwhile (expired, rejected: the report overrules it): the link lives again.
 create function private.revive_link(q public.trade_execution_queue) returns void
-language sql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = '' as $$
+begin
   update public.position_links l set state = 'live', ended_at = null, reason = null
-  where l.id = q.link_id and l.state = 'ended' and q.action in ('open', 'increase', 'place')
-$$;
+  where l.id = q.link_id and l.state = 'ended' and q.action in ('open', 'increase', 'place');
+end $$;
 
 -- Status after a report: final, or on to another attempt. Closes, reductions and SL/TP are tried for ever; opens within their limits.
 create function private.next_status(q public.trade_execution_queue, r jsonb, p_now timestamptz, out status text, out reason text, out next_at timestamptz)
@@ -210,14 +212,18 @@ end $$;
 
 -- Puts retries that are due into the hands of agents again, under the next attempt number.
 create function private.requeue(p_accounts uuid[], p_now timestamptz) returns bigint[]
-language sql volatile security definer set search_path = '' as $$
+language plpgsql volatile security definer set search_path = '' as $$
+declare
+  v_ids bigint[];
+begin
   with due as (
     update public.trade_execution_queue q set status = 'queued', attempt = q.attempt + 1, next_attempt_at = null, offered_at = null, updated_at = p_now
     where q.status = 'retrying' and q.next_attempt_at <= p_now and q.account_id = any (p_accounts)
     returning q.id
   )
-  select array_agg(id) from due
-$$;
+  select array_agg(id) into v_ids from due;
+  return v_ids;
+end $$;
 
 -- Records what reports changed on an account that is itself a master, as events, and plans on them.
 create function private.plan_changes(p_account uuid, p_changes jsonb, p_now timestamptz) returns bigint[]

@@ -24,22 +24,26 @@ begin
 end $$;
 
 create function private.cancel_requests(p_vps uuid) returns jsonb
-language sql stable security definer set search_path = '' as $$
-  select coalesce(jsonb_agg(q.id::text), '[]')
-  from public.account_vps_assignments a
-  join public.trade_execution_queue q on q.account_id = a.account_id and q.finalized_at is null
-  where a.vps_id = p_vps and q.cancel_requested_at is not null
-$$;
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return (
+    select coalesce(jsonb_agg(q.id::text), '[]')
+    from public.account_vps_assignments a
+    join public.trade_execution_queue q on q.account_id = a.account_id and q.finalized_at is null
+    where a.vps_id = p_vps and q.cancel_requested_at is not null);
+end $$;
 
 -- Symbols whose quotes an account's agent should report: those of open links and of its masters' open positions.
 create function private.watched_symbols(p_account uuid) returns text[]
-language sql stable security definer set search_path = '' as $$
-  select coalesce(array_agg(distinct symbol), '{}') from (
-    select l.symbol from public.position_links l where l.follower_account_id = p_account and l.state = 'live'
-    union all
-    select p.symbol from public.positions p where p.account_id = p_account and p.closed_at is null
-  ) s
-$$;
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return (
+    select coalesce(array_agg(distinct symbol), '{}') from (
+      select l.symbol from public.position_links l where l.follower_account_id = p_account and l.state = 'live'
+      union all
+      select p.symbol from public.positions p where p.account_id = p_account and p.closed_at is null
+    ) s);
+end $$;
 
 -- Accounts with something that time has changed, that no one else is planning at this moment.
 create function private.lock_due(p_now timestamptz) returns uuid[]
