@@ -85,7 +85,12 @@ class Watcher:
         self._on_refused = on_refused
         self._settings = settings or WatcherSettings()
         self._outbox = EventOutbox(
-            session, journal, backbone, submit=submit, events_per_call=self._settings.events_per_call
+            session,
+            journal,
+            backbone,
+            submit=submit,
+            events_per_call=self._settings.events_per_call,
+            on_missing=self._show_again,
         )
         self._inbox: deque[Change] = deque()
         self._held: list[_Held] = []
@@ -116,6 +121,12 @@ class Watcher:
         self._read_at = 0.0
         self._session.news.set()
 
+    def _show_again(self) -> None:
+        """What ended while nobody watched is closed by a second good snapshot: it need not wait for the next regular read."""
+        self._publish += 1
+        self._read_at = min(self._read_at, boot_time() + self._settings.confirm_after.total_seconds())
+        self._session.news.set()
+
     def _explain(self, errors: BaseExceptionGroup[BaseException]) -> None:
         """Of several failures the one that decides what happens next."""
         refusal, _ = errors.split(BackboneRefused)
@@ -133,7 +144,7 @@ class Watcher:
 
     async def _listen(self) -> None:
         async for change in self._session.adapter.changes():
-            self._inbox.append(change)
+            self._inbox.append(self._on_database_clock(change) if isinstance(change, Changed) else change)
             self._session.news.set()
         raise AdapterError("the stream of changes ended")
 
@@ -216,9 +227,14 @@ class Watcher:
                 evidence=change.evidence if ended else None,
                 close_reason=change.close_reason if kind == "closed" else None,
                 detected_at=change.detected_at,
-                unchanged_at=change.unchanged_at,
+                unchanged_at=min(change.unchanged_at, change.detected_at),
             )
         )
+
+    def _on_database_clock(self, change: Changed) -> Changed:
+        """Adapters stamp what they see with this machine's clock."""
+        offset = timedelta(milliseconds=self._clock.offset_ms)
+        return replace(change, detected_at=change.detected_at + offset, unchanged_at=change.unchanged_at + offset)
 
     # -- reads ----------------------------------------------------------------------------------------------
 

@@ -1,0 +1,383 @@
+"""The laws of seeing: pushes are news, reads are witnesses, absence needs evidence."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+from engine_desk import ACCOUNT, Desk, DeskAdapter, FakeDatabase, eventually, execution, open_session, position, running_lease
+
+from agent.clock import DatabaseClock
+from agent.engine import TradeCopyEngine
+from agent.journal import Journal
+from agent.model import AccountId, Event, Execution, ExecutionId, Ticket
+from agent.platforms.protocol import AdapterError
+from agent.session import AccountSession, BackboneRefused
+from agent.watcher import Watcher, WatcherSettings
+
+QUICK = WatcherSettings(
+    verify_every=timedelta(seconds=30), confirm_after=timedelta(milliseconds=5), hold_limit=timedelta(milliseconds=100)
+)
+
+
+class Scene:
+    def __init__(self, desk: Desk, journal: Journal, session: AccountSession, settings: WatcherSettings, database: FakeDatabase) -> None:
+        self.desk, self.journal, self.session, self.database = desk, journal, session, database
+        self.submitted: list[Execution] = []
+        self.refusals: list[tuple[AccountId, str]] = []
+        self.watcher = Watcher(
+            session, journal, database, DatabaseClock(), submit=self.submitted.extend,
+            on_refused=lambda account, code: self.refusals.append((account, code)), settings=settings,
+        )  # fmt: skip
+        self.running = asyncio.create_task(self.watcher.run())
+
+    @property
+    def adapter(self) -> DeskAdapter:
+        assert isinstance(self.session.adapter, DeskAdapter)
+        return self.session.adapter
+
+    async def told(self, count: int) -> list[Event]:
+        await eventually(lambda: len(self.database.events) >= count)
+        return self.database.events
+
+    async def reads(self, count: int) -> None:
+        """Let the account be read so many more times."""
+        wanted = self.desk.read_count + count
+        while self.desk.read_count < wanted:
+            before = self.desk.read_count
+            self.watcher._read_at = 0.0
+            self.session.news.set()
+            await eventually(lambda seen=before: self.desk.read_count > seen)  # type: ignore[misc]
+        before = self.desk.read_count
+        self.watcher._read_at = 0.0
+        self.session.news.set()
+        # one more read: the last of the wanted ones has then been judged
+        await eventually(lambda: self.desk.read_count > before)
+
+
+Open = Callable[..., Awaitable[Scene]]
+
+
+@asynccontextmanager
+async def stage(folder: Path) -> AsyncIterator[Open]:
+    journal = await Journal.open(folder / "journal.sqlite")
+    scenes: list[Scene] = []
+
+    async def open_scene(
+        desk: Desk, *, settings: WatcherSettings = QUICK, database: FakeDatabase | None = None, number: int = 1, ready: bool = True
+    ) -> Scene:
+        scene = Scene(desk, journal, await open_session(desk, number=number), settings, database or FakeDatabase())
+        scenes.append(scene)
+        if ready:
+            async with asyncio.timeout(5):
+                await scene.watcher.ready()
+        return scene
+
+    yield open_scene
+    for scene in scenes:
+        scene.running.cancel()
+        with suppress(asyncio.CancelledError, AdapterError):
+            await scene.running
+    await journal.close()
+
+
+@pytest.fixture
+async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
+    """An account that holds one position, its snapshot told."""
+    desk = Desk()
+    desk.put(position("1"))
+    async with stage(tmp_path) as open_scene:
+        yield await open_scene(desk)
+
+
+# -- pushes ---------------------------------------------------------------------------------------------------
+
+
+async def test_the_first_event_of_a_session_is_a_snapshot_of_everything(scene: Scene) -> None:
+    (snapshot,) = scene.database.events
+    assert snapshot.type == "snapshot"
+    assert [each.ticket for each in snapshot.positions] == ["1"]
+    assert snapshot.unchanged_at is None
+
+
+async def test_every_change_is_named_by_comparison_with_what_was_known(scene: Scene) -> None:
+    held = position("2")
+    changes = [
+        held,
+        replace(held, lots=Decimal("2.00"), price=Decimal("1.2")),
+        replace(held, lots=Decimal("0.50")),
+        replace(held, lots=Decimal("0.50"), sl=Decimal("1.0")),
+        replace(held, lots=Decimal(0)),
+        position("3", kind="order", order_type="limit"),
+        position("3", kind="order", order_type="limit", price=Decimal("1.05")),
+        position("3", kind="order", order_type="limit", lots="0"),
+    ]
+    for change in changes:
+        scene.desk.put(change)
+    events = await scene.told(1 + len(changes))
+    assert [event.type for event in events[1:]] == [
+        "opened", "increased", "reduced", "modified", "closed", "ordered", "amended", "cancelled",
+    ]  # fmt: skip
+    assert [event.evidence for event in events if event.type in ("closed", "cancelled")] == ["deal", "deal"]
+    assert [event.seq for event in events] == sorted({event.seq for event in events})
+
+
+async def test_a_flip_of_a_netting_position_is_told_as_reduced_with_the_new_side(scene: Scene) -> None:
+    scene.desk.put(position("1", side="sell", lots="3.00"))
+    events = await scene.told(2)
+    assert events[1].type == "reduced"
+    assert events[1].position is not None
+    assert (events[1].position.side, events[1].position.lots) == ("sell", Decimal("3.00"))
+
+
+async def test_a_filled_order_is_an_opened_position_that_continues_it(scene: Scene) -> None:
+    scene.desk.put(position("7", kind="order", order_type="limit"))
+    await scene.told(2)
+    scene.desk.held.pop(Ticket("7"))
+    scene.desk.put(position("8", replaces="7"))
+    events = await scene.told(3)
+    await scene.reads(4)
+    assert scene.database.types() == ["snapshot", "ordered", "opened"]
+    assert events[2].position is not None
+    assert events[2].position.replaces == "7"
+
+
+async def test_a_push_that_says_what_is_known_is_no_event(scene: Scene) -> None:
+    scene.desk.put(position("1", comment="only a comment"))
+    scene.desk.put(position("2"))
+    events = await scene.told(2)
+    assert [event.type for event in events] == ["snapshot", "opened"]
+
+
+async def test_adapter_times_are_told_on_the_database_clock(tmp_path: Path) -> None:
+    desk = Desk()
+    async with stage(tmp_path) as open_scene:
+        scene = await open_scene(desk)
+        ahead = datetime.now(UTC) + timedelta(hours=1)
+        scene.watcher._clock.measure(ahead - timedelta(hours=1), ahead, ahead - timedelta(hours=1))
+        desk.put(position("1"))
+        event = (await scene.told(2))[1]
+        assert event.detected_at > ahead - timedelta(seconds=1)
+        assert event.unchanged_at is not None
+        assert event.unchanged_at <= event.detected_at
+
+
+# -- reads ----------------------------------------------------------------------------------------------------
+
+
+async def test_an_empty_read_closes_nothing(scene: Scene) -> None:
+    scene.desk.reads.extend(["empty", "empty"])
+    await scene.reads(6)
+    assert scene.database.types() == ["snapshot"]
+
+
+async def test_a_failed_read_says_nothing(scene: Scene) -> None:
+    scene.desk.reads.extend(["error"] * 5)
+    await scene.reads(6)
+    assert scene.database.types() == ["snapshot"]
+
+
+async def test_an_old_book_does_not_undo_a_reduction(scene: Scene) -> None:
+    scene.desk.put(position("1", lots="0.40"))
+    await scene.told(2)
+    scene.desk.reads.extend(["stale", "stale"])
+    await scene.reads(6)
+    assert scene.database.types() == ["snapshot", "reduced"]
+
+
+async def test_an_old_book_does_not_bring_a_closed_position_back(scene: Scene) -> None:
+    scene.desk.put(position("1", lots="0"))
+    await scene.told(2)
+    scene.desk.reads.extend(["stale", "stale"])
+    await scene.reads(6)
+    assert scene.database.types() == ["snapshot", "closed"]
+
+
+async def test_an_empty_read_is_not_good_while_margin_is_in_use(scene: Scene) -> None:
+    scene.desk.margin = Decimal(100)
+    scene.desk.reads.extend(["empty"] * 8)
+    await scene.reads(9)
+    assert scene.database.types() == ["snapshot"]
+
+
+async def test_a_position_that_good_reads_lack_is_closed_with_that_evidence(scene: Scene) -> None:
+    scene.desk.put(position("2"))
+    await scene.told(2)
+    scene.desk.put(position("1", lots="0"), push=False)
+    await scene.reads(4)
+    events = await scene.told(3)
+    assert (events[2].type, events[2].evidence) == ("closed", "snapshots")
+    assert events[2].position is not None
+    assert (events[2].position.ticket, events[2].position.lots) == ("1", 0)
+
+
+async def test_a_vanished_ticket_without_a_closing_deal_waits_for_reads(scene: Scene) -> None:
+    scene.adapter.push(position("1", lots="0"), None)
+    await scene.reads(5)
+    assert scene.database.types() == ["snapshot"]
+
+
+async def test_after_a_gap_everything_is_read_and_what_is_new_is_told_at_once(scene: Scene) -> None:
+    before = datetime.now(UTC)
+    scene.desk.put(position("2"), push=False)
+    scene.adapter.resync()
+    events = await scene.told(2)
+    assert events[1].type == "opened"
+    assert events[1].unchanged_at is not None
+    assert events[1].unchanged_at < before
+
+
+async def test_the_account_is_read_now_and_then_without_being_asked(tmp_path: Path) -> None:
+    desk = Desk()
+    desk.put(position("1"))
+    async with stage(tmp_path) as open_scene:
+        scene = await open_scene(desk, settings=replace(QUICK, verify_every=timedelta(milliseconds=20)))
+        desk.put(position("1", sl=Decimal("1.0")), push=False)
+        events = await scene.told(2)
+        assert events[1].type == "modified"
+        await eventually(lambda: scene.journal.last_seen(ACCOUNT))
+
+
+async def test_a_resync_tells_the_whole_state_even_if_nothing_differs(scene: Scene) -> None:
+    scene.watcher.resync()
+    events = await scene.told(2)
+    assert [event.type for event in events] == ["snapshot", "snapshot"]
+    assert events[1].unchanged_at is not None
+
+
+async def test_after_a_restart_a_read_that_lacks_what_was_last_seen_must_be_confirmed(tmp_path: Path) -> None:
+    desk = Desk()
+    desk.put(position("1"))
+    desk.put(position("2"))
+    async with stage(tmp_path) as open_scene:
+        first = await open_scene(desk, settings=replace(QUICK, verify_every=timedelta(milliseconds=10)))
+        await eventually(lambda: first.journal.last_seen(ACCOUNT))
+        first.running.cancel()
+        seen = first.journal.last_seen(ACCOUNT)
+        desk.reads.extend(["empty", "empty"])
+        second = await open_scene(desk, number=2)
+        (snapshot,) = second.database.events
+        assert [each.ticket for each in snapshot.positions] == ["1", "2"]
+        assert seen is not None
+        assert snapshot.unchanged_at == seen.at
+
+
+# -- our own orders ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pushed_first", [True, False])
+async def test_an_order_of_ours_that_its_report_tells_is_no_event(pushed_first: bool, tmp_path: Path) -> None:
+    desk = Desk(pushes_own=pushed_first)
+    async with stage(tmp_path) as open_scene:
+        scene = await open_scene(desk)
+        async with TradeCopyEngine(scene.journal, scene.database, DatabaseClock(), running_lease()) as engine:
+            await engine.attach(scene.session)
+            gate = desk.gates[1] = asyncio.Event()
+            engine.submit([execution(1)])
+            await eventually(lambda: desk.tags)
+            gate.set()
+            await eventually(lambda: scene.database.outcome(1) == "completed")
+            desk.put(desk.held[Ticket("T1")])
+            await scene.reads(4)
+            assert scene.database.types() == ["snapshot"]
+            desk.put(replace(desk.held[Ticket("T1")], lots=Decimal("0.20")))
+            events = await scene.told(2)
+            assert events[1].type == "reduced"
+
+
+async def test_a_held_change_is_told_when_the_report_does_not_come_in_time(tmp_path: Path) -> None:
+    desk = Desk(pushes_own=True)
+    async with stage(tmp_path) as open_scene:
+        scene = await open_scene(desk)
+        async with TradeCopyEngine(scene.journal, scene.database, DatabaseClock(), running_lease()) as engine:
+            await engine.attach(scene.session)
+            desk.gates[1] = asyncio.Event()
+            engine.submit([execution(1)])
+            events = await scene.told(2)
+            assert events[1].type == "opened"
+            assert events[1].position is not None
+            assert events[1].position.tag == ExecutionId(1)
+
+
+# -- delivery -----------------------------------------------------------------------------------------------------
+
+
+async def test_what_happens_during_a_call_goes_with_the_next_one(scene: Scene) -> None:
+    scene.database.hold_events = asyncio.Event()
+    scene.desk.put(position("2"))
+    await eventually(lambda: scene.watcher._outbox._sending)
+    for ticket in ("3", "4", "5"):
+        scene.desk.put(position(ticket))
+    await eventually(lambda: len(scene.watcher._outbox._waiting) == 3)
+    scene.database.hold_events.set()
+    await scene.told(5)
+    assert scene.database.calls == [1, 1, 3]
+
+
+async def test_a_trailing_stop_sends_only_its_last_state_but_no_partial_close_is_merged(scene: Scene) -> None:
+    scene.database.hold_events = asyncio.Event()
+    scene.desk.put(position("2"))
+    await eventually(lambda: scene.watcher._outbox._sending)
+    for step in range(20):
+        scene.desk.put(position("1", sl=Decimal(1) + Decimal(step) / 1000))
+    scene.desk.put(position("1", lots="0.80", sl=Decimal("1.019")))
+    scene.desk.put(position("1", lots="0.60", sl=Decimal("1.019")))
+    scene.desk.put(position("1", lots="0.60", sl=Decimal("1.02")))
+    await eventually(lambda: len(scene.watcher._outbox._waiting) == 4)
+    scene.database.hold_events.set()
+    events = await scene.told(6)
+    assert [event.type for event in events[2:]] == ["modified", "reduced", "reduced", "modified"]
+    assert events[2].position is not None
+    assert events[2].position.sl == Decimal("1.019")
+
+
+async def test_events_of_a_lost_session_follow_the_first_snapshot_of_the_next(tmp_path: Path) -> None:
+    desk = Desk()
+    desk.put(position("1"))
+    async with stage(tmp_path) as open_scene:
+        first = await open_scene(desk)
+        first.database.hold_events = asyncio.Event()
+        desk.put(position("2"))
+        await eventually(lambda: first.watcher._outbox._sending)
+        first.adapter.lose()
+        with pytest.raises(AdapterError, match="lost"):
+            await first.running
+        second = await open_scene(desk, number=2)
+        events = await second.told(2)
+        assert [(event.session, event.type) for event in events] == [(2, "snapshot"), (1, "opened")]
+        await eventually(lambda: second.watcher._outbox.idle)
+        assert await second.journal.undelivered_events(ACCOUNT, 3) == []
+
+
+async def test_a_poisoned_event_does_not_hold_up_its_batch(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
+    scene.database.hold_events = asyncio.Event()
+    scene.desk.put(position("2"))
+    await eventually(lambda: scene.watcher._outbox._sending)
+    for ticket in range(3, 10):
+        scene.desk.put(position(str(ticket)))
+    await eventually(lambda: len(scene.watcher._outbox._waiting) == 7)
+    scene.database.poison = {sorted(event.seq for event in scene.watcher._outbox._waiting.values())[3]}
+    scene.database.hold_events.set()
+    events = await scene.told(8)
+    assert len({event.seq for event in events}) == 8
+    await eventually(lambda: "event_refused" in caplog.text)
+
+
+@pytest.mark.parametrize("code", ["TC103", "TC104"])
+async def test_a_refused_account_ends_the_watch_and_says_so(code: str, scene: Scene) -> None:
+    scene.database.refuse_events.append(BackboneRefused(code, "not yours"))
+    scene.desk.put(position("2"))
+    async with asyncio.timeout(5):
+        await scene.running
+    assert scene.refusals == [(ACCOUNT, code)]
+
+
+async def test_a_lost_connection_ends_the_watch_with_its_cause(scene: Scene) -> None:
+    scene.adapter.lose()
+    with pytest.raises(AdapterError, match="the connection is lost"):
+        async with asyncio.timeout(5):
+            await scene.running
