@@ -6,7 +6,7 @@ is accepted. Events that an earlier session could not deliver follow the first s
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from agent.journal import Journal, JournalError
 from agent.model import Event, Ticket
@@ -30,13 +30,16 @@ class EventOutbox:
         submit: Submit,
         events_per_call: int,
         retry_after: float = RETRY_AFTER,
+        on_missing: Callable[[], None] = lambda: None,
     ) -> None:
+        """`on_missing`: the database holds something open that a snapshot lacked; it wants to see a second one."""
         self._session = session
         self._journal = journal
         self._backbone = backbone
         self._submit = submit
         self._events_per_call = events_per_call
         self._retry_after = retry_after
+        self._on_missing = on_missing
         self._waiting: dict[tuple[int, int], Event] = {}
         self._last_of: dict[Ticket, tuple[int, int]] = {}
         self._sending = False
@@ -119,6 +122,8 @@ class EventOutbox:
             return
         self._submit(answer.executions)
         self._drop(batch)
+        if any(result.missing for result in answer.results):
+            self._on_missing()
         for event, result in zip(batch, answer.results, strict=False):
             if result.status == "refused":
                 self._refused(event, result.code, result.error)

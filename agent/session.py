@@ -44,6 +44,8 @@ class EventResult:
     status: Literal["accepted", "duplicate", "history", "refused"]
     code: str | None = None
     error: str | None = None
+    #: a snapshot's: tickets that the database holds open and it lacks; a second good snapshot closes them
+    missing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

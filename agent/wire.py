@@ -423,6 +423,7 @@ def _event_result(raw: Json) -> EventResult:
         status=cast(Literal["accepted", "duplicate", "history", "refused"], one_of(raw, "status", EVENT_STATUSES)),
         code=optional_text(raw, "code"),
         error=optional_text(raw, "error"),
+        missing=tuple(str(ticket) for ticket in as_list(raw.get("missing") or [], "missing")),
     )
 
 
