@@ -1,6 +1,6 @@
 # Every target may be run again at any time. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench types migration parity lock
+.PHONY: help setup demo test check format bench types migration parity lock
 PYTHON ?= python3
 BIN := .venv/bin
 # more arguments for the command that a target runs, as in: make demo ARGS="--seconds 20"
@@ -25,6 +25,9 @@ test: setup ## every test
 
 check: setup ## style, types, import rules, schema drift, advisors
 	@$(BIN)/python scripts/check.py $(ARGS)
+
+format: setup ## bring every file into the layout that check wants
+	@$(BIN)/ruff check --quiet --fix-only . ; $(BIN)/ruff format . && node_modules/.bin/biome check --write .
 
 bench: setup ## every benchmark, one after the other
 	@for name in copy fanout; do $(BIN)/tradecopier bench $$name $(ARGS) || exit 1; done
