@@ -74,6 +74,10 @@ class Observer:
         self._paper = paper
         self._connection: psycopg.AsyncConnection[dict[str, object]] | None = None
 
+    def another(self) -> "Observer":
+        """A second pair of eyes with a connection of its own; close it, too."""
+        return Observer(self._database, self._paper)
+
     async def close(self) -> None:
         if self._connection is not None:
             await self._connection.close()

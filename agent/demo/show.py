@@ -1,0 +1,215 @@
+"""The demo itself: puts up the cast, lets the master trade, shows what happens, and measures it at the end."""
+
+import asyncio
+import contextlib
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Final
+
+from rich.console import Console
+
+from agent.demo.backend import Person
+from agent.demo.cast import Cast, replaying_cast, trading_cast
+from agent.demo.figures import Copying, measure
+from agent.demo.quiet import Hanging, Worked
+from agent.demo.replay import Replay
+from agent.demo.shelter import Shelter
+from agent.demo.statement import Statement
+from agent.demo.table import show
+from agent.demo.trader import Trader
+from agent.paper.specs import DEFAULT_PRICES
+
+VPS_NAMES: Final = ("vps-a", "vps-b", "vps-c")
+EMAIL: Final = "demo@tradecopier.test"
+SETTLE_S: Final = 20.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """`seconds` None: until Ctrl-C, or until the statement ends. `speed` None: as fast as actions are detected."""
+
+    seconds: float | None = None
+    statement: Statement | None = None
+    speed: float | None = None
+    seed: int = 1
+    deeds_per_second: float = 3.0
+
+
+@dataclass(slots=True)
+class Scene:
+    """The running demo."""
+
+    shelter: Shelter
+    owner: Person
+    master: Worked
+    copiers: list[Copying]
+    console: Console
+
+    @property
+    def accounts(self) -> list[Worked]:
+        return [self.master, *(copier.follower for copier in self.copiers)]
+
+
+async def run_demo(options: Options, console: Console | None = None) -> dict[str, object]:
+    """Run a demo and return its figures. Ctrl-C (or SIGTERM) ends the trading; the figures are still taken."""
+    out = console or Console()
+    cast = trading_cast() if options.statement is None else replaying_cast(options.statement)
+    with _stopped_by_signals() as stop:
+        async with _scene(cast, out) as scene:
+            begun = time.monotonic()
+            events = await _perform(scene, options, stop)
+            seconds = time.monotonic() - begun
+            out.print("waiting until every copy is done", highlight=False)
+            await _settle(scene)
+            figures = await measure(
+                scene.shelter.farm.observer, scene.shelter.farm.paper, scene.copiers, seconds=seconds, events=events
+            )
+    out.print(_summary(figures), highlight=False)
+    return figures
+
+
+# --- before ---------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def _scene(cast: Cast, out: Console) -> AsyncIterator[Scene]:
+    with out.status("starting") as status:
+
+        def say(text: str) -> None:
+            if out.is_terminal:
+                status.update(text)
+            else:
+                out.print(f"… {text}", highlight=False, markup=False)
+
+        async with Shelter.open("demo", say=say) as shelter:
+            scene = await _put_up(shelter, cast, out, say)
+            status.stop()
+            _invite(scene)
+            yield scene
+            say("ending")
+
+
+async def _put_up(shelter: Shelter, cast: Cast, out: Console, say: Callable[[str], None]) -> Scene:
+    farm = shelter.farm
+    owner = await farm.backend.sign_up(EMAIL)
+    vpses = await farm.add_vpses(VPS_NAMES)
+    await farm.paper.set_prices(DEFAULT_PRICES)
+    master = await farm.open_account(cast.master, owner.user_id, vpses[0])
+    copiers = []
+    for follower in cast.followers:
+        account = await farm.open_account(follower.opening, owner.user_id, vpses[follower.role.vps])
+        copiers.append(Copying(master=master, follower=account, settings=follower.settings))
+    scene = Scene(shelter, owner, master, copiers, out)
+    await farm.wait_connected(scene.accounts)
+    say("connecting the copiers")
+    for follower, copying in zip(cast.followers, copiers, strict=True):
+        await farm.save_copier(owner, master, copying.follower, {"name": follower.role.name, **follower.role.columns})
+    return scene
+
+
+def _invite(scene: Scene) -> None:
+    scene.console.print(f"dashboard  {scene.shelter.stack.url}", highlight=False)
+    scene.console.print(f"login      {scene.owner.email}  password {scene.owner.password}", highlight=False, markup=False)
+
+
+# --- the play -------------------------------------------------------------------------------------------------
+
+
+async def _perform(scene: Scene, options: Options, stop: asyncio.Event) -> int | None:
+    """Let the master trade. Returns how many actions of a statement were detected (None: no statement)."""
+    replay = _replay(scene, options)
+    begun = time.monotonic()
+
+    def headline() -> str:
+        elapsed = f"{time.monotonic() - begun:.0f} s"
+        if replay is not None and options.statement is not None:
+            return f"{elapsed}: {replay.detected} of {len(options.statement.actions)} statement actions detected"
+        return f"{elapsed}{'' if options.seconds is None else f' of {options.seconds:.0f} s'}: the master trades"
+
+    async with asyncio.TaskGroup() as group:
+        picture = group.create_task(_picture(scene, headline))
+        play = group.create_task(_trade(scene, options) if replay is None else _follow(scene, replay, options))
+        ended = group.create_task(stop.wait())
+        await asyncio.wait({play, ended}, timeout=options.seconds, return_when=asyncio.FIRST_COMPLETED)
+        for task in (picture, play, ended):
+            task.cancel()
+    if play.done() and not play.cancelled():
+        play.result()
+    return None if replay is None else replay.detected
+
+
+async def _picture(scene: Scene, headline: Callable[[], str]) -> None:
+    eyes = scene.shelter.farm.observer.another()
+    try:
+        await show(scene.console, eyes, headline)
+    finally:
+        await eyes.close()
+
+
+def _replay(scene: Scene, options: Options) -> Replay | None:
+    if options.statement is None:
+        return None
+    farm = scene.shelter.farm
+    return Replay(options.statement, farm.paper, farm.observer, scene.master)
+
+
+async def _trade(scene: Scene, options: Options) -> None:
+    farm = scene.shelter.farm
+    await farm.paper.start_feed(seed=options.seed)
+    trader = Trader(farm.paper, scene.master.login, tuple(DEFAULT_PRICES), seed=options.seed)
+    try:
+        await trader.run(per_second=options.deeds_per_second)
+    finally:
+        await farm.paper.stop_feed()
+
+
+async def _follow(scene: Scene, replay: Replay, options: Options) -> None:
+    async def settle() -> None:
+        with contextlib.suppress(Hanging):
+            await scene.shelter.farm.observer.wait_quiet(scene.accounts, limit_s=2)
+
+    await replay.set_first_prices()
+    await replay.run(speed=options.speed, settle=settle)
+
+
+# --- after ----------------------------------------------------------------------------------------------------
+
+
+async def _settle(scene: Scene) -> None:
+    try:
+        await scene.shelter.farm.observer.wait_quiet(scene.accounts, limit_s=SETTLE_S)
+    except Hanging as error:
+        scene.console.print(f"still in flight after {SETTLE_S:.0f} s: {error}", highlight=False, markup=False)
+
+
+def _summary(figures: dict[str, object]) -> str:
+    parts = ("events", "executions", "skipped", "success_rate", "latency_ms", "stages_ms", "divergence", "duplicates", "unexplained")
+    return "\n".join(f"{name:13}{figures[name]}" for name in parts)
+
+
+@contextlib.contextmanager
+def _stopped_by_signals() -> Iterator[asyncio.Event]:
+    """An event that Ctrl-C and SIGTERM set; a second Ctrl-C interrupts at once."""
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+    task = asyncio.current_task()
+
+    def on_signal() -> None:
+        if stop.is_set() and task is not None:
+            task.cancel()
+        stop.set()
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    try:
+        for number in numbers:
+            loop.add_signal_handler(number, on_signal)
+    except (NotImplementedError, RuntimeError, ValueError):
+        yield stop  # not the main thread, or Windows: Ctrl-C raises KeyboardInterrupt instead
+        return
+    try:
+        yield stop
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)
