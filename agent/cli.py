@@ -91,6 +91,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
             group.invoke(ctx)
     except click.exceptions.Exit as leave:
         return leave.exit_code
+    except SystemExit as leave:
+        return leave.code if isinstance(leave.code, int) else int(leave.code is not None)
     except (click.Abort, KeyboardInterrupt):
         _say("interrupted")
         return 130

@@ -219,7 +219,7 @@ class RealTimeTradeEventSystem:
             log.warning("token_renewal_failed", extra={"error": str(error)})
 
     def _discard(self, subscription: Subscription) -> None:
-        """Close the old socket beside the new one: a dead connection takes ten seconds to close."""
+        """Close the old socket beside the new one: closing a dead connection takes a while."""
         task = asyncio.get_running_loop().create_task(subscription.discard(), name="discard-socket")
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)

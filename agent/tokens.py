@@ -135,22 +135,26 @@ class Tokens:
 
     async def keep_fresh(self) -> NoReturn:
         """Refresh for ever at 80 % of the token's life. Outages and refusals are logged and tried again."""
-        waits = backoff(1, 60, self._rng)
         while True:
             current = self._pair
             if current is not None:
                 self._changed.clear()
                 if await self._replaced_meanwhile(self._refresh_in(current)):
                     continue
+            await self._renew_at_last(current)
+
+    async def _renew_at_last(self, current: TokenPair | None) -> None:
+        """Try until the token is another one."""
+        for wait in backoff(1, 60, self._rng):
             try:
                 await self.renew(rejected=None if current is None else current.access)
-                waits = backoff(1, 60, self._rng)
+                return
             except Unreachable as error:
                 log.warning("token_refresh_failed", extra={"error": str(error)})
-                await self._sleep(next(waits))
+                await self._sleep(wait)
             except SignInRefused as error:
                 log.error("sign_in_refused", extra={"error": str(error)})
-                await self._sleep(next(waits) + 30)
+                await self._sleep(wait + 30)
 
     def _refresh_in(self, pair: TokenPair) -> float:
         return max(0.0, pair.expires_in * (REFRESH_AT - self._rng.uniform(0, JITTER)))

@@ -1,0 +1,193 @@
+"""The heartbeat's pace and what it brings, on a virtual clock."""
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from agent.clock import DatabaseClock, Lease, boot_time
+from agent.health import HealthSettings, HeartbeatLoop, Machine
+from agent.model import AccountId, Assignment, Execution, ExecutionId
+from agent.retry import Refused, Unreachable
+from agent.wire import Heartbeat
+
+NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
+EMPTY = Heartbeat(
+    vps_id="1", name="a", status="online", server_time=NOW, lease_ms=15_000, last_tick_at=NOW, topic="vps:1", assignments=(),
+    executions=(), cancel=(ExecutionId(9),), unreadable=frozenset({AccountId("b")}),
+)  # fmt: skip
+
+
+class Agent:
+    """The heartbeat's surroundings: the database's answers, what is in flight, and a clock that the test moves."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.beats: list[float] = []
+        self.figures: list[Mapping[str, object]] = []
+        self.failures: list[Exception] = []
+        self.answer = EMPTY
+        self.in_flight = 0
+        self.in_doubt = False
+        self.wanted: list[tuple[tuple[Assignment, ...], frozenset[AccountId]]] = []
+        self.cancelled: list[ExecutionId] = []
+        self.submitted = 0
+        self.ticks: list[datetime | None] = []
+        self.lease = Lease()
+        self.stop_at = 30.0
+        self.asked_at: list[float] = []
+        self.changes: dict[float, str] = {}
+        self.loop = HeartbeatLoop(
+            self, self, self, self, lease=self.lease, clock=DatabaseClock(), machine=lambda: {"cpu_percent": 1.0}, wait=self.wait
+        )
+
+    async def heartbeat(self, figures: Mapping[str, object], lease: Lease) -> tuple[Heartbeat, float]:
+        self.beats.append(self.now)
+        self.figures.append(figures)
+        if self.failures:
+            raise self.failures.pop(0)
+        lease.renew(boot_time(), self.answer.lease_ms)
+        return self.answer, 1.5
+
+    def submit(self, executions: Iterable[Execution]) -> None:
+        self.submitted += 1
+
+    def cancel(self, ids: Iterable[ExecutionId]) -> None:
+        self.cancelled += ids
+
+    def heartbeat_said(self, last_tick_at: datetime | None, server_time: datetime) -> None:
+        self.ticks.append(last_tick_at)
+
+    def want(self, assignments: Iterable[Assignment], unreadable: frozenset[AccountId] = frozenset()) -> None:
+        self.wanted.append((tuple(assignments), unreadable))
+
+    def statuses(self) -> list[dict[str, object]]:
+        return [{"account_id": "a", "status": "connected"}]
+
+    async def wait(self, event: asyncio.Event, seconds: float) -> bool:
+        """Time passes at once, unless the event was set or the test is over."""
+        await asyncio.sleep(0)
+        if event.is_set():
+            return True
+        self.now += seconds
+        if change := self.changes.pop(self.now, None):
+            exec_change(self, change)
+        if self.now >= self.stop_at:
+            raise asyncio.CancelledError
+        return event.is_set()
+
+    async def run(self, seconds: float) -> list[float]:
+        self.stop_at = seconds
+        with suppress(asyncio.CancelledError):
+            await self.loop.run()
+        return self.beats
+
+
+def exec_change(agent: Agent, change: str) -> None:
+    match change:
+        case "trade":
+            agent.in_flight = 1
+        case "ask":
+            agent.loop.beat_now()
+            agent.loop.beat_now()
+        case _:
+            raise AssertionError(change)
+
+
+@pytest.fixture
+def agent() -> Agent:
+    return Agent()
+
+
+async def test_at_rest_it_beats_every_five_seconds(agent: Agent) -> None:
+    assert await agent.run(21) == [0, 5, 10, 15, 20]
+
+
+async def test_with_something_in_flight_it_beats_every_second(agent: Agent) -> None:
+    agent.in_flight = 1
+    assert await agent.run(4) == [0, 1, 2, 3]
+
+
+async def test_with_the_socket_in_doubt_it_beats_every_second(agent: Agent) -> None:
+    agent.in_doubt = True
+    assert await agent.run(4) == [0, 1, 2, 3]
+
+
+async def test_a_trade_that_begins_during_a_rest_ends_the_rest(agent: Agent) -> None:
+    agent.changes = {7.0: "trade"}
+    assert await agent.run(9) == [0, 5, 7, 8]
+
+
+async def test_asked_twice_it_beats_once_and_at_once(agent: Agent) -> None:
+    agent.changes = {2.0: "ask"}
+    assert await agent.run(8) == [0, 2, 7]
+
+
+async def test_an_outage_is_asked_every_second_but_never_faster(agent: Agent) -> None:
+    agent.failures = [Unreachable("vps_heartbeat", "down") for _ in range(4)]
+    agent.changes = {2.0: "ask"}
+    assert (await agent.run(10))[:5] == [0, 1, 2, 3, 4]
+
+
+async def test_what_it_brings_is_handed_on(agent: Agent) -> None:
+    await agent.run(1)
+    assert agent.wanted == [((), frozenset({AccountId("b")}))]
+    assert agent.cancelled == [9]
+    assert agent.submitted == 1
+    assert agent.ticks == [NOW]
+    assert agent.loop.answered.is_set()
+
+
+async def test_it_tells_the_machine_the_offset_and_the_accounts(agent: Agent) -> None:
+    await agent.run(6)
+    first, second = agent.figures
+    assert first["cpu_percent"] == 1.0
+    assert first["accounts"] == [{"account_id": "a", "status": "connected"}]
+    assert first["rtt_ms"] is None
+    assert second["rtt_ms"] == 1.5
+    assert second["offset_ms"] == 0.0
+
+
+async def test_a_lease_that_ends_is_said_loudly_once(agent: Agent, caplog: pytest.LogCaptureFixture) -> None:
+    agent.answer = replace(EMPTY, lease_ms=0)
+    agent.lease.renew(boot_time(), 60_000)
+    await agent.loop.beat()
+    agent.lease.revoke()
+    for _ in range(3):
+        await agent.loop.beat()
+    assert [record.message for record in caplog.records if record.levelname == "CRITICAL"] == ["lease_over"]
+
+
+@pytest.mark.parametrize("code", ["TC101", "TC102"])
+async def test_a_retired_agent_stops_everything_and_asks_seldom(agent: Agent, code: str) -> None:
+    agent.lease.renew(boot_time(), 60_000)
+    agent.failures = [Refused("vps_heartbeat", "retired", code=code)] * 3
+    assert await agent.run(100) == [0, 30, 60, 90, 95]
+    assert agent.wanted[:3] == [((), frozenset())] * 3
+
+
+async def test_a_retired_agent_has_no_lease(agent: Agent) -> None:
+    agent.lease.renew(boot_time(), 60_000)
+    agent.failures = [Refused("vps_heartbeat", "retired", code="TC102")]
+    await agent.loop.beat()
+    assert agent.lease.remaining() == 0
+
+
+async def test_another_refusal_does_not_take_the_accounts_away(agent: Agent) -> None:
+    agent.failures = [Refused("vps_heartbeat", "bad field", code="TC001")]
+    await agent.loop.beat()
+    assert agent.wanted == []
+
+
+def test_the_machines_figures_are_percentages_and_megabytes(tmp_path: Path) -> None:
+    figures = Machine(tmp_path).figures()
+    for name in ("cpu_percent", "memory_percent", "disk_percent"):
+        value = figures[name]
+        assert isinstance(value, float)
+        assert 0 <= value <= 100
+    assert figures["rss_mb"]
+    assert HealthSettings().every == 5
