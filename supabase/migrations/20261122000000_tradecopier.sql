@@ -613,6 +613,8 @@ create table public.trading_accounts (
   snapshot_session bigint not null default 0,
   seen_at timestamptz,
   copy_state text not null default 'on',
+  flatten_manual boolean not null default false,
+  flat_snapshots integer not null default 0,
   secret_id uuid,
   settings jsonb not null default '{}',
   removed_at timestamptz,
@@ -651,6 +653,8 @@ comment on column public.trading_accounts.session_opened_at is 'When it was open
 comment on column public.trading_accounts.snapshot_session is 'The last session whose first snapshot was applied.';
 comment on column public.trading_accounts.seen_at is 'Last moment its agent had it connected and clean: a change found after a gap is as old as this.';
 comment on column public.trading_accounts.copy_state is 'on; monitor (decide, place nothing); off (leave everything alone); flattening (closing all, then off).';
+comment on column public.trading_accounts.flatten_manual is 'Whether flattening closes what the user opened by hand, too.';
+comment on column public.trading_accounts.flat_snapshots is 'Good snapshots in a row that showed nothing left while flattening; two end it.';
 comment on column public.trading_accounts.secret_id is 'Its password in Vault; null: it needs none.';
 comment on column public.trading_accounts.settings is 'What its platform wants to know besides; no secrets.';
 comment on column public.trading_accounts.removed_at is 'When its user removed it; the row stays for the history.';
@@ -2645,6 +2649,56 @@ begin
   on conflict (event_id, copier_id) do nothing;
 end $$;
 
+-- 45_flatten.sql
+-- Flattening: a state of an account, not a list. It outranks every mode, latches opens, closes whatever appears until two good snapshots
+-- in a row show nothing left, and then switches the account off.
+
+-- What is open on the account and no link holds: the user's own trades. Closed as well when flatten_manual says so.
+create function private.plan_flatten(p_account uuid, p_now timestamptz) returns bigint[]
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_new bigint[];
+begin
+  with loose as (
+    select p.*, nextval('public.trade_execution_queue_id_seq') as step_id
+    from public.positions p
+    join public.trading_accounts a on a.id = p.account_id and a.copy_state = 'flattening' and (a.flatten_manual or p.tag is not null)
+    where p.account_id = p_account and p.closed_at is null
+      and not exists (
+        select 1 from private.link_legs g join public.position_links l on l.id = g.link_id and l.state = 'live'
+        where g.account_id = p.account_id and g.ticket in (p.ticket, p.symbol))
+      and not exists (
+        select 1 from public.trade_execution_queue q
+        where q.account_id = p.account_id and q.symbol = p.symbol and q.finalized_at is null and (q.ticket = p.ticket or a.mode = 'netting'))
+  ), placed as (
+    insert into public.trade_execution_queue (step_id, lane, user_id, account_id, action, priority, symbol, side, lots, target_lots, ticket,
+      send_before, queued_at, updated_at)
+    select f.step_id, 'flatten:' || f.ticket, f.user_id, f.account_id, case f.kind when 'order' then 'cancel' else 'close' end, 10, f.symbol,
+      f.side, f.lots, 0, f.ticket, p_now, p_now, p_now
+    from loose f
+    returning id
+  )
+  select array_agg(id) into v_new from placed;
+  return coalesce(v_new, '{}');
+end $$;
+
+-- Counts a good snapshot that shows nothing left to close; the second in a row switches the account off.
+create function private.count_flat_snapshot(p_account uuid, p_now timestamptz) returns void
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_left boolean;
+begin
+  select exists (select 1 from public.trade_execution_queue q where q.account_id = p_account and q.finalized_at is null)
+    or exists (
+      select 1 from public.positions p join public.trading_accounts a on a.id = p.account_id
+      where p.account_id = p_account and p.closed_at is null and (a.flatten_manual or p.tag is not null
+        or exists (select 1 from private.link_legs g where g.account_id = p.account_id and g.ticket in (p.ticket, p.symbol))))
+  into v_left;
+  update public.trading_accounts a set flat_snapshots = case when v_left then 0 else a.flat_snapshots + 1 end,
+    copy_state = case when not v_left and a.flat_snapshots >= 1 then 'off' else a.copy_state end
+  where a.id = p_account and a.copy_state = 'flattening';
+end $$;
+
 -- 46_netting.sql
 -- Netting followers: the unit of flight is (account, symbol). One deal of summed deltas, booked to reductions first; each link keeps its
 -- share of the net position as its leg, and what the broker's net and the ledger differ by is booked before anything is planned.
@@ -3033,6 +3087,9 @@ begin
       v_events := v_events || to_jsonb(v_id);
     end loop;
     v_key := v_key || jsonb_build_object('missing', v_snapshot.missing);
+    if p_account.copy_state = 'flattening' then
+      perform private.count_flat_snapshot(p_account.id, p_now);
+    end if;
   else
     v_change := private.apply_position(p_account, v_session, v_seq, e -> 'position', v_detected, v_unseen, false, v_id,
       e ->> 'close_reason', p_now);
@@ -3121,6 +3178,9 @@ begin
     v_new := private.plan(private.links_of_tickets(v_account.id, v_tickets),
       array_fill(v_account.id, array[cardinality(v_tickets)]), v_tickets, null, v_now);
     perform private.explain_rest(v_events);
+  end if;
+  if v_account.copy_state = 'flattening' then
+    v_new := coalesce(v_new, '{}') || private.plan_flatten(v_account.id, v_now);
   end if;
   if cardinality(v_repeated) > 0 then
     select coalesce(jsonb_agg(private.execution_json(q)), '[]') into v_again from public.trade_execution_queue q
@@ -3505,6 +3565,14 @@ begin
     ) s);
 end $$;
 
+-- Whether the account's agent shall send another good snapshot: something is missing once, or the account is being flattened.
+create function private.wants_snapshot(p_account uuid, p_copy_state text) returns boolean
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return p_copy_state = 'flattening'
+    or exists (select 1 from public.positions p where p.account_id = p_account and p.closed_at is null and p.absent_snapshots > 0);
+end $$;
+
 -- Accounts with something that time has changed, that no one else is planning at this moment.
 create function private.lock_due(p_now timestamptz) returns uuid[]
 language plpgsql security definer set search_path = '' as $$
@@ -3558,6 +3626,7 @@ declare
   v_now timestamptz := clock_timestamp();
   v_links bigint[];
   v_new bigint[];
+  v_account uuid;
 begin
   if v_accounts is null or cardinality(v_accounts) = 0 then return; end if;
   v_links := private.judge_overdue(v_accounts, v_now);
@@ -3566,6 +3635,9 @@ begin
     and (l.replan_at <= v_now or l.wanted_until <= v_now
       or exists (select 1 from public.trading_accounts a where a.id = l.follower_account_id and a.copy_state = 'flattening'));
   v_new := coalesce(private.requeue(v_accounts, v_now), '{}') || coalesce(private.plan_again(v_links, v_now), '{}');
+  for v_account in select a.id from public.trading_accounts a where a.id = any (v_accounts) and a.copy_state = 'flattening' loop
+    v_new := v_new || private.plan_flatten(v_account, v_now);
+  end loop;
   perform private.offer(v_new, null, clock_timestamp());
 end $$;
 
@@ -3620,6 +3692,13 @@ begin
   join public.account_vps_assignments s on s.account_id = told.account_id
   where a.id = told.account_id and s.vps_id = p_vps and (told.session is null or told.session = a.session)
     and (a.status, a.status_reason) is distinct from (told.status, told.error);
+
+  -- Every few seconds, and last of all: the row of a connected account says when it was last seen.
+  update public.trading_accounts a set seen_at = now()
+  from jsonb_to_recordset(p_accounts) as said (account_id uuid, session bigint, status text)
+  join public.account_vps_assignments s on s.account_id = said.account_id
+  where a.id = said.account_id and s.vps_id = p_vps and said.session = a.session and said.status = 'connected'
+    and (a.seen_at is null or a.seen_at < now() - interval '1 second');
 end
 $$;
 comment on function private.note_account_states(uuid, jsonb) is 'Writes down what a heartbeat says about the connections of the VPS''s accounts.';
@@ -3660,7 +3739,7 @@ as $$
   select coalesce(jsonb_agg(jsonb_build_object(
     'account_id', a.id, 'epoch', s.epoch, 'platform', a.platform, 'server', a.server, 'login', a.login, 'mode', a.mode,
     'currency', a.currency, 'settings', a.settings, 'begins_at', private.rfc3339(s.begins_at),
-    'watch_symbols', to_jsonb(private.watched_symbols(a.id))) order by a.id), '[]')
+    'watch_symbols', to_jsonb(private.watched_symbols(a.id)), 'resync', private.wants_snapshot(a.id, a.copy_state)) order by a.id), '[]')
   from public.account_vps_assignments s
   join public.trading_accounts a on a.id = s.account_id
   where s.vps_id = p_vps and a.removed_at is null
@@ -4865,15 +4944,73 @@ begin
   return jsonb_build_object('copier_id', p_request ->> 'copier_id', 'mode', p_request ->> 'mode');
 end $$;
 
+-- The caller's account, or any for an operator; TC106 otherwise.
+create function private.require_account(p_request jsonb) returns uuid
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_user uuid := private.require_user();
+  v_account uuid;
+begin
+  select a.id into v_account from public.trading_accounts a
+  where a.id = private.uuid_of(p_request, 'account_id') and (a.user_id = v_user or private.is_operator()) and a.removed_at is null;
+  if v_account is null then
+    raise exception using errcode = 'TC106', message = format('account %s does not exist or is not yours', p_request ->> 'account_id'),
+      hint = 'Check the id.';
+  end if;
+  return v_account;
+end $$;
+
+-- {"account_id", "include_manual": false} -> {"account_id", "copy_state"}. Repeating it changes nothing but include_manual.
+create function private.flatten_account(p_request jsonb) returns jsonb
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_account uuid := private.require_account(p_request);
+  v_now timestamptz;
+  v_links bigint[];
+begin
+  v_now := private.lock_accounts(private.with_followers(array[v_account]));
+  update public.trading_accounts set copy_state = 'flattening', flatten_manual = coalesce((p_request ->> 'include_manual')::boolean, false),
+    flat_snapshots = 0
+  where id = v_account;
+  -- opens that are on their way and still unsent need not be sent
+  update public.trade_execution_queue q set cancel_requested_at = v_now, updated_at = v_now
+  where q.account_id = v_account and q.finalized_at is null and q.action in ('open', 'increase', 'place') and q.cancel_requested_at is null;
+  select array_agg(l.id) into v_links from public.position_links l where l.follower_account_id = v_account and l.state = 'live';
+  perform private.offer(coalesce(private.plan_again(v_links, v_now), '{}') || private.plan_flatten(v_account, v_now), null, clock_timestamp());
+  return jsonb_build_object('account_id', v_account, 'copy_state', 'flattening');
+end $$;
+
+-- {"account_id", "state": "on|monitor|off"} -> {"account_id", "copy_state"}: on; monitor = closes only; off = frozen.
+create function private.pause_account(p_request jsonb) returns jsonb
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_account uuid := private.require_account(p_request);
+begin
+  if coalesce(p_request ->> 'state', '') not in ('on', 'monitor', 'off') then
+    raise exception using errcode = 'TC303', message = 'pause_account: state must be on, monitor or off';
+  end if;
+  perform private.lock_accounts(private.with_followers(array[v_account]));
+  update public.trading_accounts set copy_state = p_request ->> 'state', flat_snapshots = 0 where id = v_account;
+  perform private.replan_copiers(array(select c.id from public.copiers c where c.follower_account_id = v_account and c.removed_at is null));
+  return jsonb_build_object('account_id', v_account, 'copy_state', p_request ->> 'state');
+end $$;
+
+create function public.flatten_account(p_request jsonb) returns jsonb
+language sql volatile security invoker set search_path = '' as $$ select private.flatten_account(p_request) $$;
+comment on function public.flatten_account(jsonb) is 'Closes every copy on an account (and manual trades, if asked), until it is flat; then switches it off.';
+create function public.pause_account(p_request jsonb) returns jsonb
+language sql volatile security invoker set search_path = '' as $$ select private.pause_account(p_request) $$;
+comment on function public.pause_account(jsonb) is 'Copying into an account: on, monitor (closes only) or off (frozen).';
 create function public.save_copier(p_copier jsonb) returns jsonb
 language sql volatile security invoker set search_path = '' as $$ select private.save_copier(p_copier) $$;
 comment on function public.save_copier(jsonb) is 'Makes or changes a copier of the caller; refuses circles and settings out of range.';
 create function public.set_copier_mode(p_request jsonb) returns jsonb
 language sql volatile security invoker set search_path = '' as $$ select private.set_copier_mode(p_request) $$;
 comment on function public.set_copier_mode(jsonb) is 'Switches a copier: on, monitor (closes only) or off (frozen).';
-revoke all on function public.save_copier(jsonb), public.set_copier_mode(jsonb) from public, anon;
-grant execute on function public.save_copier(jsonb), public.set_copier_mode(jsonb) to authenticated;
-grant execute on function private.save_copier(jsonb), private.set_copier_mode(jsonb) to authenticated;
+revoke all on function public.save_copier(jsonb), public.set_copier_mode(jsonb), public.flatten_account(jsonb), public.pause_account(jsonb)
+  from public, anon;
+grant execute on function public.save_copier(jsonb), public.set_copier_mode(jsonb), public.flatten_account(jsonb), public.pause_account(jsonb),
+  private.save_copier(jsonb), private.set_copier_mode(jsonb), private.flatten_account(jsonb), private.pause_account(jsonb) to authenticated;
 
 -- 60_views.sql
 -- Views for people: Studio, the dashboard, checks.

@@ -24,6 +24,8 @@ create table public.trading_accounts (
   snapshot_session bigint not null default 0,
   seen_at timestamptz,
   copy_state text not null default 'on',
+  flatten_manual boolean not null default false,
+  flat_snapshots integer not null default 0,
   secret_id uuid,
   settings jsonb not null default '{}',
   removed_at timestamptz,
@@ -62,6 +64,8 @@ comment on column public.trading_accounts.session_opened_at is 'When it was open
 comment on column public.trading_accounts.snapshot_session is 'The last session whose first snapshot was applied.';
 comment on column public.trading_accounts.seen_at is 'Last moment its agent had it connected and clean: a change found after a gap is as old as this.';
 comment on column public.trading_accounts.copy_state is 'on; monitor (decide, place nothing); off (leave everything alone); flattening (closing all, then off).';
+comment on column public.trading_accounts.flatten_manual is 'Whether flattening closes what the user opened by hand, too.';
+comment on column public.trading_accounts.flat_snapshots is 'Good snapshots in a row that showed nothing left while flattening; two end it.';
 comment on column public.trading_accounts.secret_id is 'Its password in Vault; null: it needs none.';
 comment on column public.trading_accounts.settings is 'What its platform wants to know besides; no secrets.';
 comment on column public.trading_accounts.removed_at is 'When its user removed it; the row stays for the history.';

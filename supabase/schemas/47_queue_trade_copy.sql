@@ -119,6 +119,9 @@ begin
       v_events := v_events || to_jsonb(v_id);
     end loop;
     v_key := v_key || jsonb_build_object('missing', v_snapshot.missing);
+    if p_account.copy_state = 'flattening' then
+      perform private.count_flat_snapshot(p_account.id, p_now);
+    end if;
   else
     v_change := private.apply_position(p_account, v_session, v_seq, e -> 'position', v_detected, v_unseen, false, v_id,
       e ->> 'close_reason', p_now);
@@ -207,6 +210,9 @@ begin
     v_new := private.plan(private.links_of_tickets(v_account.id, v_tickets),
       array_fill(v_account.id, array[cardinality(v_tickets)]), v_tickets, null, v_now);
     perform private.explain_rest(v_events);
+  end if;
+  if v_account.copy_state = 'flattening' then
+    v_new := coalesce(v_new, '{}') || private.plan_flatten(v_account.id, v_now);
   end if;
   if cardinality(v_repeated) > 0 then
     select coalesce(jsonb_agg(private.execution_json(q)), '[]') into v_again from public.trade_execution_queue q

@@ -45,6 +45,14 @@ begin
     ) s);
 end $$;
 
+-- Whether the account's agent shall send another good snapshot: something is missing once, or the account is being flattened.
+create function private.wants_snapshot(p_account uuid, p_copy_state text) returns boolean
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return p_copy_state = 'flattening'
+    or exists (select 1 from public.positions p where p.account_id = p_account and p.closed_at is null and p.absent_snapshots > 0);
+end $$;
+
 -- Accounts with something that time has changed, that no one else is planning at this moment.
 create function private.lock_due(p_now timestamptz) returns uuid[]
 language plpgsql security definer set search_path = '' as $$
@@ -98,6 +106,7 @@ declare
   v_now timestamptz := clock_timestamp();
   v_links bigint[];
   v_new bigint[];
+  v_account uuid;
 begin
   if v_accounts is null or cardinality(v_accounts) = 0 then return; end if;
   v_links := private.judge_overdue(v_accounts, v_now);
@@ -106,5 +115,8 @@ begin
     and (l.replan_at <= v_now or l.wanted_until <= v_now
       or exists (select 1 from public.trading_accounts a where a.id = l.follower_account_id and a.copy_state = 'flattening'));
   v_new := coalesce(private.requeue(v_accounts, v_now), '{}') || coalesce(private.plan_again(v_links, v_now), '{}');
+  for v_account in select a.id from public.trading_accounts a where a.id = any (v_accounts) and a.copy_state = 'flattening' loop
+    v_new := v_new || private.plan_flatten(v_account, v_now);
+  end loop;
   perform private.offer(v_new, null, clock_timestamp());
 end $$;

@@ -48,6 +48,13 @@ begin
   join public.account_vps_assignments s on s.account_id = told.account_id
   where a.id = told.account_id and s.vps_id = p_vps and (told.session is null or told.session = a.session)
     and (a.status, a.status_reason) is distinct from (told.status, told.error);
+
+  -- Every few seconds, and last of all: the row of a connected account says when it was last seen.
+  update public.trading_accounts a set seen_at = now()
+  from jsonb_to_recordset(p_accounts) as said (account_id uuid, session bigint, status text)
+  join public.account_vps_assignments s on s.account_id = said.account_id
+  where a.id = said.account_id and s.vps_id = p_vps and said.session = a.session and said.status = 'connected'
+    and (a.seen_at is null or a.seen_at < now() - interval '1 second');
 end
 $$;
 comment on function private.note_account_states(uuid, jsonb) is 'Writes down what a heartbeat says about the connections of the VPS''s accounts.';
@@ -88,7 +95,7 @@ as $$
   select coalesce(jsonb_agg(jsonb_build_object(
     'account_id', a.id, 'epoch', s.epoch, 'platform', a.platform, 'server', a.server, 'login', a.login, 'mode', a.mode,
     'currency', a.currency, 'settings', a.settings, 'begins_at', private.rfc3339(s.begins_at),
-    'watch_symbols', to_jsonb(private.watched_symbols(a.id))) order by a.id), '[]')
+    'watch_symbols', to_jsonb(private.watched_symbols(a.id)), 'resync', private.wants_snapshot(a.id, a.copy_state)) order by a.id), '[]')
   from public.account_vps_assignments s
   join public.trading_accounts a on a.id = s.account_id
   where s.vps_id = p_vps and a.removed_at is null

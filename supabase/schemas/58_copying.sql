@@ -123,12 +123,70 @@ begin
   return jsonb_build_object('copier_id', p_request ->> 'copier_id', 'mode', p_request ->> 'mode');
 end $$;
 
+-- The caller's account, or any for an operator; TC106 otherwise.
+create function private.require_account(p_request jsonb) returns uuid
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_user uuid := private.require_user();
+  v_account uuid;
+begin
+  select a.id into v_account from public.trading_accounts a
+  where a.id = private.uuid_of(p_request, 'account_id') and (a.user_id = v_user or private.is_operator()) and a.removed_at is null;
+  if v_account is null then
+    raise exception using errcode = 'TC106', message = format('account %s does not exist or is not yours', p_request ->> 'account_id'),
+      hint = 'Check the id.';
+  end if;
+  return v_account;
+end $$;
+
+-- {"account_id", "include_manual": false} -> {"account_id", "copy_state"}. Repeating it changes nothing but include_manual.
+create function private.flatten_account(p_request jsonb) returns jsonb
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_account uuid := private.require_account(p_request);
+  v_now timestamptz;
+  v_links bigint[];
+begin
+  v_now := private.lock_accounts(private.with_followers(array[v_account]));
+  update public.trading_accounts set copy_state = 'flattening', flatten_manual = coalesce((p_request ->> 'include_manual')::boolean, false),
+    flat_snapshots = 0
+  where id = v_account;
+  -- opens that are on their way and still unsent need not be sent
+  update public.trade_execution_queue q set cancel_requested_at = v_now, updated_at = v_now
+  where q.account_id = v_account and q.finalized_at is null and q.action in ('open', 'increase', 'place') and q.cancel_requested_at is null;
+  select array_agg(l.id) into v_links from public.position_links l where l.follower_account_id = v_account and l.state = 'live';
+  perform private.offer(coalesce(private.plan_again(v_links, v_now), '{}') || private.plan_flatten(v_account, v_now), null, clock_timestamp());
+  return jsonb_build_object('account_id', v_account, 'copy_state', 'flattening');
+end $$;
+
+-- {"account_id", "state": "on|monitor|off"} -> {"account_id", "copy_state"}: on; monitor = closes only; off = frozen.
+create function private.pause_account(p_request jsonb) returns jsonb
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_account uuid := private.require_account(p_request);
+begin
+  if coalesce(p_request ->> 'state', '') not in ('on', 'monitor', 'off') then
+    raise exception using errcode = 'TC303', message = 'pause_account: state must be on, monitor or off';
+  end if;
+  perform private.lock_accounts(private.with_followers(array[v_account]));
+  update public.trading_accounts set copy_state = p_request ->> 'state', flat_snapshots = 0 where id = v_account;
+  perform private.replan_copiers(array(select c.id from public.copiers c where c.follower_account_id = v_account and c.removed_at is null));
+  return jsonb_build_object('account_id', v_account, 'copy_state', p_request ->> 'state');
+end $$;
+
+create function public.flatten_account(p_request jsonb) returns jsonb
+language sql volatile security invoker set search_path = '' as $$ select private.flatten_account(p_request) $$;
+comment on function public.flatten_account(jsonb) is 'Closes every copy on an account (and manual trades, if asked), until it is flat; then switches it off.';
+create function public.pause_account(p_request jsonb) returns jsonb
+language sql volatile security invoker set search_path = '' as $$ select private.pause_account(p_request) $$;
+comment on function public.pause_account(jsonb) is 'Copying into an account: on, monitor (closes only) or off (frozen).';
 create function public.save_copier(p_copier jsonb) returns jsonb
 language sql volatile security invoker set search_path = '' as $$ select private.save_copier(p_copier) $$;
 comment on function public.save_copier(jsonb) is 'Makes or changes a copier of the caller; refuses circles and settings out of range.';
 create function public.set_copier_mode(p_request jsonb) returns jsonb
 language sql volatile security invoker set search_path = '' as $$ select private.set_copier_mode(p_request) $$;
 comment on function public.set_copier_mode(jsonb) is 'Switches a copier: on, monitor (closes only) or off (frozen).';
-revoke all on function public.save_copier(jsonb), public.set_copier_mode(jsonb) from public, anon;
-grant execute on function public.save_copier(jsonb), public.set_copier_mode(jsonb) to authenticated;
-grant execute on function private.save_copier(jsonb), private.set_copier_mode(jsonb) to authenticated;
+revoke all on function public.save_copier(jsonb), public.set_copier_mode(jsonb), public.flatten_account(jsonb), public.pause_account(jsonb)
+  from public, anon;
+grant execute on function public.save_copier(jsonb), public.set_copier_mode(jsonb), public.flatten_account(jsonb), public.pause_account(jsonb),
+  private.save_copier(jsonb), private.set_copier_mode(jsonb), private.flatten_account(jsonb), private.pause_account(jsonb) to authenticated;

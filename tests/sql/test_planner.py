@@ -232,7 +232,9 @@ def test_a_refused_close_is_tried_for_ever(world: World) -> None:
     for _ in range(6):
         for e in world.open_executions():
             world.report(e, "rejected", reason="market_closed", retryable=True)
-        world.db.execute("update public.trade_execution_queue set next_attempt_at = now() - interval '1 s' where status = 'retrying'")
+        world.db.execute(
+            "update public.trade_execution_queue set next_attempt_at = now() - interval '1 s' where status = 'retrying'"
+        )
         world.db.execute("select private.maintain_executions()")
     (e,) = world.open_executions()
     assert (e["status"], e["attempt"]) == ("queued", 7)
@@ -387,3 +389,77 @@ def test_split_orders_are_one_step_and_reduce_together(world: World) -> None:
     world.send("M", world.event("closed", p | {"lots": "0"}))
     world.settle()
     assert world.book("S") == []
+
+
+def test_flattening_closes_what_appears_and_ends_in_off(world: World) -> None:
+    world.copy("M", "F")
+    world.opened("M")
+    world.settle()
+    world.opened("M")
+    (late,) = world.open_executions("F")
+    world.send("F", world.event("opened", world.position("0.20")))  # the user's own
+    world.as_user("flatten_account", {"account_id": world.accounts["F"]})
+    assert world.one("select cancel_requested_at from public.trade_execution_queue where id = %s", late["id"]) is not None
+    closes = [e for e in world.open_executions("F") if e["action"] == "close"]
+    assert len(closes) == 2
+    world.fill(next(e for e in closes if e["ticket"] is not None))
+    ticket = world.fill(late)
+    world.report(next(e for e in closes if e["ticket"] is None), positions=[world.position("0", ticket=ticket)], filled_lots="1.00")
+    world.opened("M")
+    assert world.book("F") == [("buy", "0.20")]
+    own = world.rows("select ticket from public.positions where account_id = %s and closed_at is null", world.accounts["F"])[0]["ticket"]
+    for state in ("flattening", "off"):
+        world.send("F", world.event("snapshot", positions=[world.position("0.20", ticket=own)]))
+        assert world.one("select copy_state from public.trading_accounts where id = %s", world.accounts["F"]) == state
+    assert world.reasons("F") == {"account_flattening": 1}
+
+
+def test_flattening_with_manual_trades_closes_them_too(world: World) -> None:
+    world.send("F", world.event("opened", world.position("0.20")))
+    world.as_user("flatten_account", {"account_id": world.accounts["F"], "include_manual": True})
+    world.settle()
+    assert world.book("F") == []
+
+
+def test_malformed_calls_write_nothing(world: World) -> None:
+    for argument in ({}, {"account_id": "x", "epoch": 1, "events": []}, {"account_id": world.accounts["M"], "epoch": 1, "events": {}}):
+        with pytest.raises(Exception, match="queue_trade_copy") as refused:
+            world.as_agent("M", "queue_trade_copy", argument)
+        assert getattr(refused.value, "sqlstate", "") == "TC001"
+    with pytest.raises(Exception, match="1 MB"):
+        world.send("M", world.event("opened", world.position(comment="x" * 1_100_000)))
+    assert world.one("select count(*) from public.trade_events") == 0
+
+
+def test_a_report_of_someone_elses_execution_is_refused(world: World) -> None:
+    world.add_account("S", vps="c")
+    world.copy("M", "F")
+    world.opened("M")
+    (e,) = world.open_executions("F")
+    answer = world.as_agent(
+        "S",
+        "report_executions",
+        {"reports": [{"account_id": world.accounts["F"], "session": 1, "seq": 1, "execution_id": str(e["id"]), "attempt": 1, "outcome": "completed"}]},
+    )
+    assert answer["results"][0]["code"] == "TC106"
+    assert world.open_executions("F")[0]["status"] == "queued"
+
+
+def test_preview_says_what_and_why(world: World) -> None:
+    symbol = {"name": "EURUSD", "contract_size": "100000", "digits": 5, "tick_size": "0.00001", "profit_currency": "USD",
+              "lots_min": "0.01", "lots_max": "50", "lots_step": "0.01"}  # fmt: skip
+    funds = {"currency": "USD", "balance": "5000", "equity": "5000", "free_margin": "5000"}
+    request = {
+        "copier": {"sizing_mode": "balance_ratio", "sizing_value": "1"},
+        "master": funds | {"currency": "EUR", "balance": "10000", "equity": "10000", "symbol": symbol},
+        "follower": funds | {"symbol": symbol},
+        "trade": {"side": "buy", "lots": "1.00", "price": "1.10000", "sl": None, "tp": None},
+        "rates": {"EURUSD": "1.0850"},
+    }
+    answer = world.as_user("preview_copy", request)
+    assert answer["orders"] == ["0.46"]
+    assert answer["raw_lots"].startswith("0.460829")
+    assert answer["reason"] is None
+    assert answer["explain"]
+    with pytest.raises(Exception, match=r"trade\.lots"):
+        world.as_user("preview_copy", request | {"trade": {"lots": "NaN", "price": "1"}})

@@ -1,0 +1,48 @@
+-- Flattening: a state of an account, not a list. It outranks every mode, latches opens, closes whatever appears until two good snapshots
+-- in a row show nothing left, and then switches the account off.
+
+-- What is open on the account and no link holds: the user's own trades. Closed as well when flatten_manual says so.
+create function private.plan_flatten(p_account uuid, p_now timestamptz) returns bigint[]
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_new bigint[];
+begin
+  with loose as (
+    select p.*, nextval('public.trade_execution_queue_id_seq') as step_id
+    from public.positions p
+    join public.trading_accounts a on a.id = p.account_id and a.copy_state = 'flattening' and (a.flatten_manual or p.tag is not null)
+    where p.account_id = p_account and p.closed_at is null
+      and not exists (
+        select 1 from private.link_legs g join public.position_links l on l.id = g.link_id and l.state = 'live'
+        where g.account_id = p.account_id and g.ticket in (p.ticket, p.symbol))
+      and not exists (
+        select 1 from public.trade_execution_queue q
+        where q.account_id = p.account_id and q.symbol = p.symbol and q.finalized_at is null and (q.ticket = p.ticket or a.mode = 'netting'))
+  ), placed as (
+    insert into public.trade_execution_queue (step_id, lane, user_id, account_id, action, priority, symbol, side, lots, target_lots, ticket,
+      send_before, queued_at, updated_at)
+    select f.step_id, 'flatten:' || f.ticket, f.user_id, f.account_id, case f.kind when 'order' then 'cancel' else 'close' end, 10, f.symbol,
+      f.side, f.lots, 0, f.ticket, p_now, p_now, p_now
+    from loose f
+    returning id
+  )
+  select array_agg(id) into v_new from placed;
+  return coalesce(v_new, '{}');
+end $$;
+
+-- Counts a good snapshot that shows nothing left to close; the second in a row switches the account off.
+create function private.count_flat_snapshot(p_account uuid, p_now timestamptz) returns void
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_left boolean;
+begin
+  select exists (select 1 from public.trade_execution_queue q where q.account_id = p_account and q.finalized_at is null)
+    or exists (
+      select 1 from public.positions p join public.trading_accounts a on a.id = p.account_id
+      where p.account_id = p_account and p.closed_at is null and (a.flatten_manual or p.tag is not null
+        or exists (select 1 from private.link_legs g where g.account_id = p.account_id and g.ticket in (p.ticket, p.symbol))))
+  into v_left;
+  update public.trading_accounts a set flat_snapshots = case when v_left then 0 else a.flat_snapshots + 1 end,
+    copy_state = case when not v_left and a.flat_snapshots >= 1 then 'off' else a.copy_state end
+  where a.id = p_account and a.copy_state = 'flattening';
+end $$;
