@@ -74,7 +74,7 @@ def mypy() -> Verdict:
     tests = ROOT / "tests"
     folders = sorted(path for path in tests.iterdir() if path.is_dir() and any(path.rglob("*.py")))
     # a test may compare a ticket with the text that it is
-    lenient = (tool("mypy"), "--no-strict-equality")
+    lenient = (tool("mypy"), "--no-strict-equality", "--cache-dir=.mypy_cache/tests")
     runs = [run(tool("mypy")), run(*lenient, *sorted(tests.glob("*.py")))]
     runs += [run(*lenient, folder, MYPYPATH=str(folder)) for folder in folders]
     return Verdict(all(one.ok for one in runs), "\n".join(one.said for one in runs if not one.ok))
