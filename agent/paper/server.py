@@ -107,6 +107,7 @@ class PaperServer:
         return len(sessions)
 
     def _announce(self, login: str, changes: tuple[BookChange, ...]) -> None:
+        self.settle()
         for session in self.sessions_of(login):
             session.push(changes)
         self.wake(login)

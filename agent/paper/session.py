@@ -2,6 +2,7 @@
 
 import asyncio
 import hmac
+import logging
 import socket
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 #: unread bytes after which a session that does not listen is cut off
 _BACKLOG_MAX = 32 * 1024 * 1024
+_ADVANCE_MAX_S = 10 * 366 * 86400
+logger = logging.getLogger(__name__)
 Handler = Callable[[dict[str, Any]], object]
 Later = Awaitable[object]
 
@@ -50,7 +53,6 @@ class Session:
             while line := await self._reader.readline():
                 if not self._hung:
                     self._receive(line)
-                self._server.settle()
         except (OSError, ValueError):
             # a line over the limit, or a reset: either way there is nobody to talk to any more
             pass
@@ -81,29 +83,41 @@ class Session:
             if handler is None:
                 raise MalformedMessage(f"there is no operation {message.get('op')!r} here")
             reply = handler(message)
-        except (MalformedMessage, BrokerError) as error:
+        except Exception as error:
             self._refuse(number, error)
             return
         if isinstance(reply, Awaitable):
             task = asyncio.ensure_future(self._reply_later(number, reply))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-        elif reply is not NO_REPLY:
-            self._send({"id": number, "ok": reply})
+        else:
+            self._answer(number, reply)
 
     async def _reply_later(self, number: object, later: Later) -> None:
         try:
             reply = await later
-        except (MalformedMessage, BrokerError) as error:
+        except Exception as error:
             self._refuse(number, error)
         else:
-            if reply is not NO_REPLY:
-                self._send({"id": number, "ok": reply})
-        self._server.settle()
+            self._answer(number, reply)
 
-    def _refuse(self, number: object, error: MalformedMessage | BrokerError) -> None:
-        code = error.code if isinstance(error, BrokerError) else "malformed"
-        self._send({"id": number, "error": {"code": code, "message": str(error)}})
+    def _answer(self, number: object, reply: object) -> None:
+        """What is said is kept first: a crash takes back nothing that anybody heard."""
+        self._server.settle()
+        if reply is not NO_REPLY:
+            self._send({"id": number, "ok": reply})
+
+    def _refuse(self, number: object, error: Exception) -> None:
+        """Say what is wrong. A bug must not take the session with it, and never passes for a definite no."""
+        match error:
+            case BrokerError():
+                code = error.code
+            case MalformedMessage():
+                code = "malformed"
+            case _:
+                code = "internal"
+                logger.error("request_failed", exc_info=error)
+        self._send({"id": number, "error": {"code": code, "message": str(error) or type(error).__name__}})
 
     # --- who are you -------------------------------------------------------------------------------
 
@@ -234,7 +248,10 @@ class Session:
         clock = self._broker.clock
         if not isinstance(clock, VirtualClock):
             raise BrokerError("real_clock", "this paper broker runs on the real clock, which cannot be moved")
-        now = clock.advance(timedelta(seconds=decode(float, message.get("seconds"))))
+        seconds: float = decode(float, message.get("seconds"))
+        if not 0 <= seconds < _ADVANCE_MAX_S:
+            raise MalformedMessage(f"seconds: {seconds} is not between 0 and {_ADVANCE_MAX_S}")
+        now = clock.advance(timedelta(seconds=seconds))
         self._broker.pass_time()
 
         async def once_woken() -> object:

@@ -8,7 +8,9 @@ import pytest
 from trading import LOGIN, Trading
 
 from agent.model import SymbolSpec
+from agent.paper.broker import BrokerError
 from agent.paper.profile import Profile
+from agent.paper.records import Request
 from agent.paper.specs import infer_spec
 
 D = Decimal
@@ -202,8 +204,6 @@ def test_tickets_never_repeat_between_books() -> None:
 
 
 def trading_request() -> Any:
-    from agent.paper.records import Request
-
     return Request(kind="market", symbol="EURUSD", lots=D("0.1"))
 
 
@@ -222,7 +222,7 @@ def test_a_flip_closes_the_old_ticket_and_opens_another() -> None:
     long = trading.open("buy", "0.50")
     answer = trading.send("market", side="sell", lots="0.80")
     gone, short = answer.positions
-    assert (gone.ticket, gone.lots, gone.side) == (long.ticket, 0, "buy")
+    assert (gone.ticket, gone.lots, gone.side) == (long.ticket, D(0), "buy")
     assert (short.side, short.lots) == ("sell", D("0.30"))
     assert short.ticket != long.ticket
     assert [(deal.entry, deal.lots) for deal in trading.book.deals[1:]] == [
@@ -295,8 +295,6 @@ def test_an_order_in_the_past_is_refused() -> None:
 
 @pytest.mark.parametrize("prices", [("0", "1"), ("1.2", "1.1"), ("-1", "1"), ("NaN", "1"), ("1", "Infinity")])
 def test_prices_that_are_none_are_refused_whole(prices: tuple[str, str]) -> None:
-    from agent.paper.broker import BrokerError
-
     trading = Trading()
     with pytest.raises(BrokerError):
         trading.broker.set_prices({"GBPUSD": (D("1.2"), D("1.3")), "EURUSD": (D(prices[0]), D(prices[1]))})

@@ -1,6 +1,7 @@
 """A broker's moods: reproducible by seed, and only for programs."""
 
 from collections import Counter
+from dataclasses import replace
 from decimal import Decimal
 
 from trading import LOGIN, Trading
@@ -28,8 +29,6 @@ def test_equal_seeds_give_equal_outcomes() -> None:
 
 
 def test_another_seed_gives_other_outcomes() -> None:
-    from dataclasses import replace
-
     assert answers(MOODY) != answers(replace(MOODY, seed=12))
 
 

@@ -54,6 +54,8 @@ def play(trading: Trading, steps: list[tuple[object, ...]]) -> None:
                 trading.broker.set_prices({"EURUSD": (bid, bid + D("0.00010"))})
             case ("fault", kind):
                 trading.broker.fault(LOGIN, kind)  # type: ignore[arg-type]
+            case _:
+                raise AssertionError(step)
 
 
 def send(trading: Trading, **fields: object) -> None:
@@ -91,7 +93,7 @@ def test_what_is_held_is_what_was_dealt(book: dict[str, object], steps: list[tup
     dealt: Counter[tuple[str, str]] = Counter()
     for deal in trading.book.deals:
         if deal.entry != "balance":
-            dealt[deal.symbol, deal.side] += deal.lots if deal.entry == "in" else -deal.lots  # type: ignore[assignment]
+            dealt[deal.symbol, deal.side] += deal.lots if deal.entry == "in" else -deal.lots
     held: Counter[tuple[str, str]] = Counter()
     for position in trading.positions:
         held[position.symbol, position.side] += position.lots  # type: ignore[assignment]

@@ -7,9 +7,10 @@ from contextlib import asynccontextmanager
 from decimal import Decimal
 from typing import Any
 
+from counterparties import Counterparty
+
 from agent.model import Change, Changed, ExecutionId, Login, Mode, Order, Placed, Position, Result, Side, Ticket
 from agent.platforms.protocol import Adapter
-from counterparties import Counterparty
 
 WAIT_S = 5.0
 

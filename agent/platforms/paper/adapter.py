@@ -199,6 +199,8 @@ class PaperAdapter:
                 reply = await line.connection.call("order", request=_request(order))
             answer: Answer = decode(Answer, reply)
         except PaperRefused as error:
+            if error.code != "malformed":
+                return Unknown(message=str(error))
             return Rejected(reason="invalid_request", retryable=False, message=str(error))
         except TimeoutError:
             # whoever does not answer an order is not to be trusted with the next one: connect anew
