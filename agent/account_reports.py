@@ -59,9 +59,10 @@ class AccountReports:
         adapter = self._session.adapter
         names = await adapter.symbols()
         held = [position.symbol for position in await adapter.positions()]
-        wanted = names if len(names) <= FEW_SYMBOLS else (*self._watched, *held)
-        fresh = await self._read_specs(wanted)
-        quotes = await self._read_quotes({*self._watched, *held})
+        few = names if len(names) <= FEW_SYMBOLS else ()
+        fresh = await self._read_specs({*few, *self._watched, *held})
+        # A quote of a symbol without its specification would have the whole report refused.
+        quotes = await self._read_quotes(fresh.keys() & {*self._watched, *held})
         await self._send(state, fresh, quotes)
 
     async def keep(self) -> NoReturn:
@@ -82,7 +83,7 @@ class AccountReports:
     async def _look(self, *, figures: bool) -> None:
         new_names = self._watched - self._specs.keys() - self._unknown
         specs = await self._read_specs(new_names)
-        quotes = await self._read_quotes(self._watched - self._unknown)
+        quotes = await self._read_quotes(self._watched & (self._specs.keys() | specs.keys()))
         state = await self._session.adapter.account() if figures else None
         if specs or quotes or (state is not None and state != self._figures):
             await self._send(state if state != self._figures else None, specs, quotes)

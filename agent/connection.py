@@ -77,6 +77,9 @@ class AccountConnection:
         self._session: int | None = None
         self._refusal: asyncio.Future[str] | None = None
         self._reports: AccountReports | None = None
+        self._watcher: Watcher | None = None
+        #: the last session that was opened; once `run` has ended nothing of it is in hand
+        self.last_session: int | None = None
         self._was_ready = False
 
     @property
@@ -90,6 +93,11 @@ class AccountConnection:
             self._reports.watch(assignment.watch_symbols)
         if _essence(before) != _essence(assignment):
             self._changed.set()
+
+    def resync(self) -> None:
+        """The database wants to see the whole account again."""
+        if self._watcher is not None:
+            self._watcher.resync()
 
     def status(self, account_id: AccountId) -> dict[str, object]:
         return {"account_id": account_id, "session": self._session, "status": self._status, "error": self._error}
@@ -180,6 +188,7 @@ class AccountConnection:
             await self._close(adapter)
 
     def _new_session(self, assignment: Assignment, adapter: Adapter, seq: SeqCounter, answer: Session) -> AccountSession:
+        self.last_session = answer.session
         known = answer.continues is not None and self._parts.journal.knows_session(assignment.account_id, answer.continues)
         return AccountSession(
             account_id=assignment.account_id,
@@ -202,6 +211,7 @@ class AccountConnection:
         watcher = Watcher(session, parts.journal, parts.plane, parts.clock, submit=parts.engine.submit, on_refused=self._refused)
         try:
             await parts.engine.attach(session)
+            self._watcher = watcher
             self._session = session.session
             self._set("connected", None)
             log.info(
@@ -210,8 +220,7 @@ class AccountConnection:
             )
             await self._run_all(watcher, reports)
         finally:
-            self._reports = None
-            self._session = None
+            self._reports = self._watcher = self._session = None
             await parts.engine.detach(session.account_id, drain=self.wanted is None)
 
     async def _run_all(self, watcher: Watcher, reports: AccountReports) -> None:

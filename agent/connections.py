@@ -3,12 +3,14 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable
-from typing import NoReturn
+from typing import Final, NoReturn
 
 from agent.connection import AccountConnection, ConnectionSettings, Parts
 from agent.model import AccountId, Assignment
 
 log = logging.getLogger(__name__)
+
+RELEASED: Final = "released"
 
 
 class VPSConnectionManager:
@@ -19,8 +21,10 @@ class VPSConnectionManager:
         parts: Parts,
         settings: ConnectionSettings | None = None,
         *,
+        on_released: Callable[[], None] = lambda: None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
+        """`on_released` is called when an account was let go: the next heartbeat says so, and its new VPS may begin."""
         self._parts = parts
         self._settings = settings or ConnectionSettings()
         self._sleep = sleep
@@ -28,6 +32,9 @@ class VPSConnectionManager:
         self._group: asyncio.TaskGroup | None = None
         self._tasks: dict[AccountId, asyncio.Task[None]] = {}
         self._stopping = False
+        self._on_released = on_released
+        #: accounts let go and their last sessions, until the database was told
+        self._released: dict[AccountId, int] = {}
 
     def want(self, assignments: Iterable[Assignment], unreadable: frozenset[AccountId] = frozenset()) -> None:
         """The accounts of this agent now, whole. Others are drained and disconnected, `unreadable` ones stay as they are."""
@@ -46,7 +53,24 @@ class VPSConnectionManager:
 
     def statuses(self) -> list[dict[str, object]]:
         """`accounts` of a heartbeat."""
-        return [connection.status(account_id) for account_id, connection in self._connections.items()]
+        current = [connection.status(account_id) for account_id, connection in self._connections.items()]
+        released: list[dict[str, object]] = [
+            {"account_id": account_id, "session": session, "status": RELEASED, "error": None}
+            for account_id, session in self._released.items()
+            if account_id not in self._connections
+        ]
+        return current + released
+
+    def told(self, accounts: list[dict[str, object]]) -> None:
+        """The database has received these `statuses`."""
+        for account in accounts:
+            if account["status"] == RELEASED:
+                self._released.pop(AccountId(str(account["account_id"])), None)
+
+    def resync(self, account_ids: Iterable[AccountId]) -> None:
+        for account_id in account_ids:
+            if (connection := self._connections.get(account_id)) is not None:
+                connection.resync()
 
     @property
     def connected(self) -> int:
@@ -88,5 +112,8 @@ class VPSConnectionManager:
             return
         if connection.wanted is None:
             del self._connections[account_id]
+            if connection.last_session is not None and not task.cancelled():
+                self._released[account_id] = connection.last_session
+                self._on_released()
         elif not task.cancelled() and not self._stopping:
             self._start(account_id, connection)

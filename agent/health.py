@@ -58,6 +58,10 @@ class Events(Protocol):
 class Connections(Protocol):
     def want(self, assignments: Iterable[Assignment], unreadable: frozenset[AccountId] = frozenset()) -> None: ...
 
+    def resync(self, account_ids: Iterable[AccountId]) -> None: ...
+
+    def told(self, accounts: list[dict[str, object]]) -> None: ...
+
     def statuses(self) -> list[dict[str, object]]: ...
 
 
@@ -143,8 +147,9 @@ class HeartbeatLoop:
 
     async def beat(self) -> None:
         """One heartbeat; what it brings is handed on. Failures are counted, never raised."""
+        accounts = self._connections.statuses()
         try:
-            answer, self._rtt_ms = await self._plane.heartbeat(self._figures(), self._lease)
+            answer, self._rtt_ms = await self._plane.heartbeat(self._figures(accounts), self._lease)
         except Refused as error:
             self._on_refused(error)
         except (CallFailed, WireError) as error:
@@ -154,15 +159,16 @@ class HeartbeatLoop:
                 extra={"error": str(error), "failures": self._failures, "lease_s": round(self._lease.remaining(), 1)},
             )
         else:
+            self._connections.told(accounts)
             self._on_answer(answer)
         self._watch_lease()
 
-    def _figures(self) -> dict[str, object]:
+    def _figures(self, accounts: list[dict[str, object]]) -> dict[str, object]:
         return {
             **self._machine(),
             "offset_ms": round(self._clock.offset_ms, 3),
             "rtt_ms": None if self._rtt_ms is None else round(self._rtt_ms, 3),
-            "accounts": self._connections.statuses(),
+            "accounts": accounts,
         }
 
     def _on_answer(self, answer: Heartbeat) -> None:
@@ -171,6 +177,7 @@ class HeartbeatLoop:
         self._failures, self._refused = 0, False
         self.answer = answer
         self._connections.want(answer.assignments, answer.unreadable)
+        self._connections.resync(answer.resync)
         self._engine.cancel(answer.cancel)
         self._engine.submit(answer.executions)
         self._events.heartbeat_said(answer.last_tick_at, answer.server_time)

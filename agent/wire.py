@@ -456,6 +456,8 @@ class Heartbeat:
     cancel: tuple[ExecutionId, ...]
     #: accounts whose assignment could not be read; they are kept as they are, never taken for removed
     unreadable: frozenset[AccountId]
+    #: accounts whose whole state the database wants to see again
+    resync: frozenset[AccountId]
 
 
 def heartbeat_from_json(value: object) -> Heartbeat:
@@ -475,6 +477,7 @@ def heartbeat_from_json(value: object) -> Heartbeat:
         executions=executions(raw.get("executions", [])),
         cancel=execution_ids(raw.get("cancel", []), "cancel"),
         unreadable=frozenset(_account_ids(listed) - readable),
+        resync=frozenset(_account_ids([item for item in listed if isinstance(item, dict) and item.get("resync") is True])),
     )
 
 

@@ -19,6 +19,7 @@ NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 EMPTY = Heartbeat(
     vps_id="1", name="a", status="online", server_time=NOW, lease_ms=15_000, last_tick_at=NOW, topic="vps:1", assignments=(),
     executions=(), cancel=(ExecutionId(9),), unreadable=frozenset({AccountId("b")}),
+    resync=frozenset({AccountId("c")}),
 )  # fmt: skip
 
 
@@ -36,6 +37,8 @@ class Agent:
         self.wanted: list[tuple[tuple[Assignment, ...], frozenset[AccountId]]] = []
         self.cancelled: list[ExecutionId] = []
         self.submitted = 0
+        self.resynced: list[AccountId] = []
+        self.told_accounts: list[dict[str, object]] = []
         self.ticks: list[datetime | None] = []
         self.lease = Lease()
         self.stop_at = 30.0
@@ -64,6 +67,12 @@ class Agent:
 
     def want(self, assignments: Iterable[Assignment], unreadable: frozenset[AccountId] = frozenset()) -> None:
         self.wanted.append((tuple(assignments), unreadable))
+
+    def resync(self, account_ids: Iterable[AccountId]) -> None:
+        self.resynced += account_ids
+
+    def told(self, accounts: list[dict[str, object]]) -> None:
+        self.told_accounts += accounts
 
     def statuses(self) -> list[dict[str, object]]:
         return [{"account_id": "a", "status": "connected"}]
@@ -138,6 +147,8 @@ async def test_what_it_brings_is_handed_on(agent: Agent) -> None:
     assert agent.wanted == [((), frozenset({AccountId("b")}))]
     assert agent.cancelled == [9]
     assert agent.submitted == 1
+    assert agent.resynced == ["c"]
+    assert agent.told_accounts == agent.statuses()
     assert agent.ticks == [NOW]
     assert agent.loop.answered.is_set()
 
@@ -181,6 +192,7 @@ async def test_another_refusal_does_not_take_the_accounts_away(agent: Agent) -> 
     agent.failures = [Refused("vps_heartbeat", "bad field", code="TC001")]
     await agent.loop.beat()
     assert agent.wanted == []
+    assert agent.told_accounts == []
 
 
 def test_the_machines_figures_are_percentages_and_megabytes(tmp_path: Path) -> None:
