@@ -198,6 +198,7 @@ class AccountConnection:
             adapter=adapter,
             begins_at=answer.begins_at,
             opened_at=self._parts.clock.now(),
+            mode=assignment.mode,
             seq=seq,
         )
 

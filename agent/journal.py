@@ -1,8 +1,8 @@
 """The agent's memory on disk: what was begun, what came of it, and what the database does not know yet.
 
 SQLite in WAL mode, owned by one process and worked by one thread: the event loop hands over operations and, where an order
-depends on it, waits for the commit. Operations that wait together share one commit. A row of an execution is on the disk
-(`synchronous=FULL`) before its order is sent; everything else may be lost with the power and is then found again.
+depends on it, waits for the commit. Operations that wait together share one commit. The row of an execution is committed
+before its order is sent and outlives any kill; about a power cut see `agent/journal_file.py`.
 
 A missing journal is a fresh one with a new identity: then nothing is known, and what was queued before is looked for at
 the broker. A damaged one is set aside beside it, loudly, and counts as missing.
@@ -22,7 +22,7 @@ from typing import Literal, TypeVar, cast
 
 from pydantic import TypeAdapter
 
-from agent.journal_file import JournalBusy, JournalError, open_file
+from agent.journal_file import JournalBusy, JournalError, boot_mark, close_file, open_file
 from agent.model import AccountId, Event, Execution, ExecutionId, Report, Ticket
 
 __all__ = ["Entry", "Journal", "JournalBusy", "JournalError", "LastSeen"]
@@ -78,6 +78,8 @@ class Journal:
         self._connection = connection
         self._loop = loop
         self._queue: queue.SimpleQueue[_Operation | None] = queue.SimpleQueue()
+        #: no way to notice a power cut: then every order waits for the flush
+        self._flush_orders = boot_mark() is None
         self._failed = False
         self._closed = False
         self.identity: str = connection.execute("select value from meta where name = 'identity'").fetchone()[0]
@@ -104,7 +106,7 @@ class Journal:
     # -- executions -----------------------------------------------------------------------------------------
 
     async def begin(self, execution: Execution) -> Entry | None:
-        """Put an attempt on the disk before its order is sent. None: it is new, send it. Else: what is known of it already."""
+        """Commit an attempt before its order is sent. None: it is new, send it. Else: what is known of it already."""
         body = _write(EXECUTION, execution)
 
         def work(connection: sqlite3.Connection) -> Entry | None:
@@ -114,7 +116,7 @@ class Journal:
             )
             return None if added.rowcount == 1 else _find(connection, execution.id, execution.attempt)
 
-        return await self._ask(work, durable=True)
+        return await self._ask(work, durable=self._flush_orders)
 
     async def entry(self, execution_id: ExecutionId, attempt: int) -> Entry | None:
         return await self._ask(lambda connection: _find(connection, execution_id, attempt))
@@ -176,9 +178,7 @@ class Journal:
         """Delivered, refused for good, or overtaken by a later one."""
         rows = list(keys)
         self._tell(
-            lambda connection: connection.executemany(
-                "delete from events where account_id = ? and session = ? and seq = ?", rows
-            )
+            lambda connection: connection.executemany("delete from events where account_id = ? and session = ? and seq = ?", rows)
         )
 
     async def undelivered_events(self, account_id: AccountId, before_session: int) -> list[Event]:
@@ -199,9 +199,11 @@ class Journal:
     async def remember_session(self, account_id: AccountId, session: int) -> None:
         """On the disk before the session trades: only then does a later session continue it."""
         await self._ask(
-            lambda connection: connection.execute(
-                "insert into sessions values (?, ?, ?) on conflict do nothing", (account_id, session, _now())
-            ).rowcount,
+            lambda connection: (
+                connection.execute(
+                    "insert into sessions values (?, ?, ?) on conflict do nothing", (account_id, session, _now())
+                ).rowcount
+            ),
             durable=True,
         )
         self._sessions.add((account_id, session))
@@ -286,7 +288,7 @@ class Journal:
                     break
             self._settle(batch, self._commit(batch))
             if ending:
-                self._connection.close()
+                close_file(self._connection)
                 return
 
     def _commit(self, batch: Sequence[_Operation]) -> list[object]:

@@ -49,6 +49,11 @@ class Lookout:
             case _:
                 assert_never(execution.action)
 
+    async def look_once(self, execution: Execution) -> Ending | None:
+        """Has its order turned up by now?"""
+        answer = await self._ask_once(execution)
+        return _adopted(answer) if isinstance(answer, Found) else None
+
     async def _adopt(self, execution: Execution) -> Ending:
         """An order with our tag: adopt it, or be sure that there is none. It is never sent again."""
         found = await self._find(execution)
@@ -134,13 +139,11 @@ def _adopted(found: Found) -> Ending:
 
 def _gone() -> Ending:
     """Something ended it; the account's own events say what. Nothing is claimed about the ticket here."""
-    return Ending(outcome="rejected", reason="already_closed", message="the ticket is not open any more")
+    return Ending(outcome="rejected", reason="position_not_found", message="the ticket is not open any more")
 
 
 def _not_done(position: Position) -> Ending:
-    return Ending(
-        outcome="expired", reason="not_found_after_unknown", message="it was not carried out", positions=(position,)
-    )
+    return Ending(outcome="expired", reason="not_found_after_unknown", message="it was not carried out", positions=(position,))
 
 
 def _is_as_wanted(position: Position, execution: Execution) -> bool:

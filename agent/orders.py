@@ -134,9 +134,7 @@ def ending_of(results: Sequence[Result]) -> Ending:
             return replace(done, outcome="unknown", reason="unknown", message=result.message)
     for result in results:
         if isinstance(result, Rejected):
-            return replace(
-                done, outcome="rejected", reason=result.reason, retryable=result.retryable, message=result.message
-            )
+            return replace(done, outcome="rejected", reason=result.reason, retryable=result.retryable, message=result.message)
     return done
 
 

@@ -16,7 +16,7 @@ from agent.model import AccountId, Event, Execution, ExecutionId, Mode, Position
 from agent.platforms.protocol import Adapter
 
 #: refusals that concern the whole account: this agent must stop working it (docs/protocol.md)
-ACCOUNT_REFUSALS = frozenset({"TC103", "TC104"})
+ACCOUNT_REFUSALS = frozenset({"TC101", "TC102", "TC103", "TC104", "TC208"})
 
 
 class BackboneRefused(Exception):
@@ -32,7 +32,7 @@ class BackboneRefused(Exception):
 
     @property
     def concerns_account(self) -> bool:
-        """True when the account is no longer ours, or the lease is over: stop the session."""
+        """True when the account, the session or the whole agent is not accepted any more: stop the session."""
         return self.code in ACCOUNT_REFUSALS
 
 

@@ -7,13 +7,13 @@ outside the account's slots.
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 
 from agent.clock import DatabaseClock, Lease, boot_time
 from agent.journal import Entry, Journal, JournalError
-from agent.lanes import ENDING, Lanes, Work
+from agent.lanes import ENDING, OPENING, Lanes, Work
 from agent.lookout import Lookout, Pace
 from agent.model import Action, ExecutionId, Order, Placed, Position, Rejected, Report, Result, Unknown
 from agent.orders import NEEDS_TICKET, Ending, cancelled, ending_of, expired, flight_of, left_behind, orders_of
@@ -38,6 +38,8 @@ class EngineSettings:
     longest_wait: timedelta = timedelta(seconds=10)
     drain_timeout: timedelta = timedelta(seconds=35)
     report_batch: int = 100
+    #: so long after an open was given up it is looked for once more
+    late_looks: tuple[timedelta, ...] = (timedelta(seconds=10), timedelta(minutes=1), timedelta(minutes=10))
     pace: Pace = field(default_factory=Pace)
 
 
@@ -127,9 +129,12 @@ class AccountTrader:
             return
         for work in self._lanes.startable():
             self._stop_timer(work)
-            task = asyncio.create_task(self._run(work), name=f"execution-{work.execution.id}")
-            self._tasks[task] = work
-            task.add_done_callback(self._finished)
+            self._start(self._run(work), work)
+
+    def _start(self, way: Coroutine[None, None, None], work: Work) -> None:
+        task = asyncio.create_task(way, name=f"execution-{work.execution.id}")
+        self._tasks[task] = work
+        task.add_done_callback(self._finished)
 
     def _begin(self) -> None:
         self._wake = None
@@ -169,7 +174,19 @@ class AccountTrader:
             self._moved.set()
         else:
             self._tell_end(work, ending)
+            if ending.reason == "not_found_after_unknown" and work.execution.action in OPENING:
+                self._start(self._look_again(work), work)
         self._pump()
+
+    async def _look_again(self, work: Work) -> None:
+        """An open that left no trace is watched for: a broker may be slower than its settle time."""
+        for pause in self._settings.late_looks:
+            await asyncio.sleep(pause.total_seconds())
+            found = await self._lookout.look_once(work.execution)
+            if found is not None and not self._stopped:
+                log.warning("order_turned_up_late", extra={"execution_id": work.execution.id})
+                self._tell_end(work, found)
+                return
 
     async def _send(self, work: Work) -> Ending | Report:
         if (why := self._why_not(work)) is not None:

@@ -47,8 +47,9 @@ ReadFault = Literal["empty", "error", "stale"]
 
 
 async def eventually(predicate: Callable[[], object], *, seconds: float = 10) -> None:
+    """Wait for a condition that belongs to several objects, so that no single event tells of it."""
     async with asyncio.timeout(seconds):
-        while not predicate():
+        while not predicate():  # noqa: ASYNC110
             await asyncio.sleep(0.002)
 
 

@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from engine_desk import running_lease
+
 from agent.clock import DatabaseClock
 from agent.engine import TradeCopyEngine
 from agent.journal import EXECUTION, Journal
 from agent.model import AccountId, Event, Login, Order, Report, Result
 from agent.platforms.paper.adapter import PaperAdapter
 from agent.session import AccountSession, QueueAnswer, ReportAnswer, SeqCounter
-from engine_desk import running_lease
 
 
 def die() -> NoReturn:

@@ -325,6 +325,19 @@ async def test_an_unknown_open_that_is_not_found_is_never_sent_again(farm: Farm)
     assert farm.desk.tags == [1]
 
 
+async def test_an_order_that_turns_up_after_it_was_given_up_is_adopted(tmp_path: Path) -> None:
+    settings = replace(QUICK, late_looks=(timedelta(milliseconds=5),) * 1000)
+    async with running(tmp_path, settings) as farm:
+        await farm.engine.attach(await open_session(farm.desk))
+        farm.desk.faults[1] = "lost"
+        farm.engine.submit([execution(1, seconds=0.05)])
+        await eventually(lambda: farm.database.outcome(1) == "expired/not_found_after_unknown")
+        farm.desk.execute(_order(ExecutionId(1)))
+        await eventually(lambda: farm.database.outcome(1) == "completed")
+        assert farm.database.reports[-1].adopted
+        assert farm.desk.tags == [1]
+
+
 async def test_absence_proves_nothing_until_it_is_conclusive(farm: Farm) -> None:
     farm.desk.conclusive = False
     farm.desk.faults[1] = "lost"

@@ -9,7 +9,7 @@ from decimal import Decimal
 from pathlib import Path
 from random import Random
 
-from engine_desk import Desk, Fault, FakeDatabase, eventually, execution, open_session, running_lease
+from engine_desk import Desk, FakeDatabase, Fault, eventually, execution, open_session, running_lease
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -51,9 +51,7 @@ plans = st.integers(1, 5).flatmap(
         Plan,
         lanes=st.lists(st.integers(0, 2), min_size=size, max_size=size),
         closes=st.lists(st.booleans(), min_size=size, max_size=size),
-        faults=st.lists(
-            st.sampled_from([None, None, "reject", "lost", "executed", "hang"]), min_size=size, max_size=size
-        ),
+        faults=st.lists(st.sampled_from([None, None, "reject", "lost", "executed", "hang"]), min_size=size, max_size=size),
         interruptions=st.lists(st.sampled_from([None, "reconnect", "restart", "journal lost"]), max_size=3),
         seed=st.integers(0, 10_000),
     )
@@ -85,6 +83,7 @@ async def live(plan: Plan, folder: Path) -> tuple[Desk, list[FakeDatabase]]:
                 engine.submit(wanted)
             continues = True
             if interruption is None:
+
                 def all_told() -> bool:
                     ended = {r.execution_id for each in databases for r in each.reports if r.outcome in FINAL}
                     return engine.in_flight == 0 and ended >= {each.id for each in wanted}

@@ -133,7 +133,9 @@ def test_everything_ends_exactly_once_whatever_names_whatever(
     ]
     shuffled = list(works)
     random.shuffle(shuffled)  # type: ignore[attr-defined]
-    lanes, ended, running = Lanes(at_once), [], []
+    lanes = Lanes(at_once)
+    ended: list[Work] = []
+    running: list[Work] = []
     while shuffled or running or len(lanes):
         if shuffled:
             ended += lanes.add([shuffled.pop()])

@@ -25,7 +25,9 @@ QUICK = WatcherSettings(
 
 
 class Scene:
-    def __init__(self, desk: Desk, journal: Journal, session: AccountSession, settings: WatcherSettings, database: FakeDatabase) -> None:
+    def __init__(
+        self, desk: Desk, journal: Journal, session: AccountSession, settings: WatcherSettings, database: FakeDatabase
+    ) -> None:
         self.desk, self.journal, self.session, self.database = desk, journal, session, database
         self.submitted: list[Execution] = []
         self.refusals: list[tuple[AccountId, str]] = []
@@ -68,7 +70,12 @@ async def stage(folder: Path) -> AsyncIterator[Open]:
     scenes: list[Scene] = []
 
     async def open_scene(
-        desk: Desk, *, settings: WatcherSettings = QUICK, database: FakeDatabase | None = None, number: int = 1, ready: bool = True
+        desk: Desk,
+        *,
+        settings: WatcherSettings = QUICK,
+        database: FakeDatabase | None = None,
+        number: int = 1,
+        ready: bool = True,
     ) -> Scene:
         scene = Scene(desk, journal, await open_session(desk, number=number), settings, database or FakeDatabase())
         scenes.append(scene)
@@ -212,7 +219,7 @@ async def test_a_position_that_good_reads_lack_is_closed_with_that_evidence(scen
     events = await scene.told(3)
     assert (events[2].type, events[2].evidence) == ("closed", "snapshots")
     assert events[2].position is not None
-    assert (events[2].position.ticket, events[2].position.lots) == ("1", 0)
+    assert events[2].position == position("1", lots="0")
 
 
 async def test_a_vanished_ticket_without_a_closing_deal_waits_for_reads(scene: Scene) -> None:
