@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
@@ -21,6 +22,17 @@ from agent.paper.records import (
 ZERO = Decimal(0)
 #: told of every change as (kind of record, key, record or None when it is gone), for keeping
 Keep = Callable[[str, str, object | None], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Exposure:
+    """All positions of one symbol and side together. `value` = Σ lots × open price."""
+
+    lots: Decimal = ZERO
+    value: Decimal = ZERO
+
+    def plus(self, lots: Decimal, price: Decimal) -> "Exposure":
+        return Exposure(self.lots + lots, self.value + lots * price)
 
 
 def opposite(side: Side) -> Side:
@@ -50,6 +62,8 @@ class Book:
         self.moods = Moods(profile, drawn)
         self.balance = ZERO
         self.positions: dict[str, Position] = {}
+        #: sums of `positions` by symbol and side, so that figures do not cost more the more is held
+        self.exposure: dict[str, dict[Side, Exposure]] = {}
         self.orders: dict[str, Position] = {}
         #: last known state of what is gone, lots 0
         self.gone: dict[str, Position] = {}
@@ -79,8 +93,7 @@ class Book:
 
     def put(self, position: Position) -> Position:
         """Hold this state of a position or order from now on, and tell everybody."""
-        shelf = self.positions if position.kind == "position" else self.orders
-        shelf[position.ticket] = position
+        self._shelve(position)
         self.keep("held", position.ticket, position)
         self._changes.append(BookChange(position=position))
         return position
@@ -94,9 +107,7 @@ class Book:
         continued: bool = False,
     ) -> Position:
         """Let go of a position or order. `continued`: another ticket replaces it, whose own change says so."""
-        shelf = self.positions if position.kind == "position" else self.orders
-        shelf.pop(position.ticket, None)
-        self.gone[position.ticket] = position
+        self._shelve(position)
         self.keep("held", position.ticket, position)
         if not continued:
             self._changes.append(BookChange(position=position, evidence=evidence, close_reason=reason))
@@ -162,9 +173,22 @@ class Book:
 
     def restore_held(self, position: Position) -> None:
         """Take a kept position or order back, without telling anybody."""
+        self._shelve(position)
+
+    def _shelve(self, position: Position) -> None:
+        shelf = self.positions if position.kind == "position" else self.orders
+        before = shelf.pop(position.ticket, None) if not position.lots else shelf.get(position.ticket)
+        if before is not None and before.kind == "position":
+            self._expose(before, -before.lots)
         if not position.lots:
             self.gone[position.ticket] = position
-        elif position.kind == "position":
-            self.positions[position.ticket] = position
-        else:
-            self.orders[position.ticket] = position
+            return
+        shelf[position.ticket] = position
+        if position.kind == "position":
+            self._expose(position, position.lots)
+
+    def _expose(self, position: Position, lots: Decimal) -> None:
+        sides = self.exposure.setdefault(position.symbol, {"buy": Exposure(), "sell": Exposure()})
+        sides[position.side] = sides[position.side].plus(lots, position.price)
+        if not sides["buy"].lots and not sides["sell"].lots:
+            del self.exposure[position.symbol]

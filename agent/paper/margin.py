@@ -2,16 +2,18 @@
 
 Profit = (close − open) × lots × contract size, in the profit currency. Margin = lots × contract size / leverage in the
 margin currency for currency pairs; × open price for everything whose margin currency is its profit currency. Of opposite
-positions in one symbol only the larger side needs margin.
+positions in one symbol only the larger side needs margin. Sums are rounded once, at the end.
 """
 
-from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Mapping
 from decimal import ROUND_HALF_UP, Decimal
+from types import MappingProxyType
 
-from agent.model import AccountState, Position, Quote, SymbolSpec
-from agent.paper.book import ZERO, Book
+from agent.model import AccountState, Position, Quote, Side, SymbolSpec
+from agent.paper.book import ZERO, Book, Exposure
 from agent.paper.market import Market
+
+_UNCHANGED: Mapping[str, Mapping[Side, Exposure]] = MappingProxyType({})
 
 
 def money(book: Book, amount: Decimal) -> Decimal:
@@ -20,7 +22,7 @@ def money(book: Book, amount: Decimal) -> Decimal:
 
 
 def profit_of(book: Book, market: Market, position: Position, price: Decimal, lots: Decimal) -> Decimal:
-    """What closing `lots` of `position` at `price` earns, in the account's currency."""
+    """What closing `lots` of `position` at `price` earns, in the account's currency, rounded."""
     spec = book.symbols[position.symbol]
     points = price - position.price if position.side == "buy" else position.price - price
     earned = points * lots * spec.contract_size
@@ -32,33 +34,45 @@ def closing_price(position: Position, quote: Quote) -> Decimal:
 
 
 def floating_profit(book: Book, market: Market, position: Position) -> Decimal:
+    """What closing one position now would earn; nothing as long as its symbol has no quote."""
     quote = market.quote(book.login, position.symbol)
     return ZERO if quote is None else profit_of(book, market, position, closing_price(position, quote), position.lots)
 
 
-def margin_of(book: Book, market: Market, spec: SymbolSpec, lots: Decimal, price: Decimal) -> Decimal:
-    """Margin of one position by itself, in the account's currency, not rounded."""
-    needed = lots * spec.contract_size / book.leverage
-    if spec.margin_currency == spec.profit_currency:
-        needed *= price
-    return needed * market.rate(book.login, spec.margin_currency, book.currency)
+def equity(book: Book, market: Market) -> Decimal:
+    """Balance and all floating profit, in the account's currency."""
+    floating = ZERO
+    for symbol, sides in book.exposure.items():
+        quote = market.quote(book.login, symbol)
+        if quote is None:
+            continue
+        spec = book.symbols[symbol]
+        buy, sell = sides["buy"], sides["sell"]
+        points = quote.bid * buy.lots - buy.value + sell.value - quote.ask * sell.lots
+        floating += points * spec.contract_size * market.rate(book.login, spec.profit_currency, book.currency)
+    return book.balance + money(book, floating)
 
 
-def margin(book: Book, market: Market, positions: Iterable[Position]) -> Decimal:
-    """Margin of all `positions` together, in the account's currency."""
-    sides: defaultdict[str, dict[str, Decimal]] = defaultdict(lambda: {"buy": ZERO, "sell": ZERO})
-    for position in positions:
-        spec = book.symbols[position.symbol]
-        sides[position.symbol][position.side] += margin_of(book, market, spec, position.lots, position.price)
-    return money(book, sum((max(both.values()) for both in sides.values()), ZERO))
+def margin(book: Book, market: Market, changed: Mapping[str, Mapping[Side, Exposure]] = _UNCHANGED) -> Decimal:
+    """Margin of everything held, as if the symbols in `changed` were held so."""
+    held = {**book.exposure, **changed} if changed else book.exposure
+    total = ZERO
+    for symbol, sides in held.items():
+        spec = book.symbols[symbol]
+        rate = market.rate(book.login, spec.margin_currency, book.currency)
+        total += max(_margin_base(spec, side) for side in sides.values()) * rate
+    return money(book, total / book.leverage)
+
+
+def _margin_base(spec: SymbolSpec, exposure: Exposure) -> Decimal:
+    in_price = spec.margin_currency == spec.profit_currency
+    return (exposure.value if in_price else exposure.lots) * spec.contract_size
 
 
 def state(book: Book, market: Market, server: str) -> AccountState:
     """The account's figures at the present quotes."""
-    floating = sum((floating_profit(book, market, position) for position in book.positions.values()), ZERO)
-    used = margin(book, market, book.positions.values())
-    equity = book.balance + floating
+    used, worth = margin(book, market), equity(book, market)
     return AccountState(
         login=book.login, server=server, currency=book.currency, mode=book.mode, leverage=book.leverage,
-        balance=book.balance, equity=equity, margin=used, free_margin=equity - used,
+        balance=book.balance, equity=worth, margin=used, free_margin=worth - used,
     )  # fmt: skip

@@ -3,16 +3,15 @@
 Every path checks everything before it changes anything: a `Refusal` leaves the book as it was.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import assert_never
 
-from agent.model import ExecutionId, Position, Quote, Side, SymbolSpec, Ticket
+from agent.model import ExecutionId, Position, Quote, Side, SymbolSpec
 from agent.paper import checks
-from agent.paper.book import ZERO, opposite
+from agent.paper.book import ZERO, Exposure, opposite
 from agent.paper.desk import Desk, Terms
-from agent.paper.margin import floating_profit, margin, money
+from agent.paper.margin import equity, margin, money
 from agent.paper.profile import share_of
 from agent.paper.records import Answer, OrderRecord, Request
 from agent.paper.refusals import Refusal
@@ -126,27 +125,25 @@ class Matching:
     def check_money(self, spec: SymbolSpec, side: Side, lots: Decimal, price: Decimal) -> None:
         """NO_MONEY unless the margin afterwards is covered; what needs no more margin than before always passes."""
         book, market = self._book, self._market
-        before = margin(book, market, book.positions.values())
-        after = margin(book, market, self._hypothetical(spec, side, lots, price))
+        before = margin(book, market)
+        after = margin(book, market, {spec.name: self._hypothetical(spec, side, lots, price)})
         if after <= before:
             return
-        floating = sum((floating_profit(book, market, position) for position in book.positions.values()), ZERO)
-        equity = book.balance + floating - money(book, book.profile.commission_per_lot * lots)
-        if equity < after:
-            raise Refusal("no_money", f"margin {after} {book.currency} needed, equity {equity}")
+        worth = equity(book, market) - money(book, book.profile.commission_per_lot * lots)
+        if worth < after:
+            raise Refusal("no_money", f"margin {after} {book.currency} needed, equity {worth}")
 
-    def _hypothetical(self, spec: SymbolSpec, side: Side, lots: Decimal, price: Decimal) -> Iterable[Position]:
-        held = list(self._book.positions.values())
-        new = Position(ticket=_NO_TICKET, kind="position", symbol=spec.name, side=side, lots=lots, price=price)
-        net = self._book.net(spec.name) if self._book.mode == "netting" else None
-        if net is None:
-            return [*held, new]
-        held.remove(net)
-        if net.side == side:
-            return [*held, net, new]
-        if lots <= net.lots:
-            return [*held, replace(net, lots=net.lots - lots)]
-        return [*held, replace(new, lots=lots - net.lots)]
+    def _hypothetical(self, spec: SymbolSpec, side: Side, lots: Decimal, price: Decimal) -> dict[Side, Exposure]:
+        """What would be held in the symbol after a deal."""
+        sides = dict(self._book.exposure.get(spec.name, {"buy": Exposure(), "sell": Exposure()}))
+        other = opposite(side)
+        if self._book.mode == "netting" and (against := sides[other]).lots:
+            left = against.lots - lots
+            average = against.value / against.lots
+            sides[other] = Exposure().plus(max(left, ZERO), average)
+            lots = max(-left, ZERO)
+        sides[side] = sides[side].plus(lots, price)
+        return sides
 
     # --- levels and pending orders -----------------------------------------------------------------
 
@@ -234,9 +231,6 @@ class Matching:
         )  # fmt: skip
         self._book.record(record)
         return Answer(status="done", lots=filled, price=price, positions=touched)
-
-
-_NO_TICKET = Ticket("")
 
 
 def _terms(request: Request) -> Terms:

@@ -7,7 +7,7 @@ from agent.model import Position, Quote
 from agent.paper import checks
 from agent.paper.book import ZERO
 from agent.paper.desk import Desk, Terms
-from agent.paper.margin import closing_price, floating_profit, margin
+from agent.paper.margin import closing_price, equity, floating_profit, margin
 from agent.paper.matching import Matching
 from agent.paper.records import DealReason, OrderRecord
 from agent.paper.refusals import Refusal
@@ -28,6 +28,8 @@ class Triggers:
             if quote is not None and _reached(order, quote):
                 self._fill(order, quote)
         for position in list(self._book.positions.values()):
+            if position.sl is None and position.tp is None:
+                continue
             quote = self._market.quote(self._book.login, position.symbol)
             if quote is not None:
                 self._protect(position, quote)
@@ -44,16 +46,15 @@ class Triggers:
         """Close the largest loser until the margin level is above the limit (MetaTrader's order)."""
         while self._book.positions:
             book, market = self._book, self._market
-            used = margin(book, market, book.positions.values())
-            floating = {ticket: floating_profit(book, market, held) for ticket, held in book.positions.items()}
-            equity = book.balance + sum(floating.values(), ZERO)
-            if used <= 0 or equity * 100 > used * book.profile.stop_out_percent:
+            used, worth = margin(book, market), equity(book, market)
+            if used <= 0 or worth * 100 > used * book.profile.stop_out_percent:
                 return
+            floating = {ticket: floating_profit(book, market, held) for ticket, held in book.positions.items()}
             worst = book.positions[min(floating, key=lambda ticket: floating[ticket])]
             quote = market.quote(book.login, worst.symbol)
             if quote is None:
                 return
-            level = (equity * 100 / used).quantize(Decimal("0.01"))
+            level = (worth * 100 / used).quantize(Decimal("0.01"))
             self._close(worst, closing_price(worst, quote), "stop_out", f"so {level}%")
 
     def _fill(self, order: Position, quote: Quote) -> None:
