@@ -1299,6 +1299,19 @@ create policy "own protection rules are readable" on public.protection_rules for
   using (user_id = (select auth.uid()) or (select private.is_operator()));
 grant select on public.copiers, public.symbol_mappings, public.protection_rules to authenticated, service_role;
 
+-- 21_copier_audit.sql
+-- What users change about their copiers stands in audit_log.
+
+create trigger audited after insert or update or delete on public.copiers for each row
+  execute function private.audit('id', 'user_id', 'name', 'master_account_id', 'follower_account_id', 'mode', 'sizing_mode',
+    'sizing_value', 'contract_alignment', 'min_policy', 'max_risk_coefficient', 'max_policy', 'max_lots', 'max_risk_percent',
+    'max_leverage', 'max_leverage_policy', 'sanity_factor', 'reverse', 'sl_mode', 'tp_mode', 'copy_pending', 'max_age_ms',
+    'retry_window_s', 'max_slippage_points', 'comment', 'removed_at');
+create trigger audited after insert or update or delete on public.symbol_mappings for each row
+  execute function private.audit('id', 'user_id', 'copier_id', 'master_symbol', 'follower_symbol');
+create trigger audited after insert or update or delete on public.protection_rules for each row
+  execute function private.audit('id', 'user_id', 'account_id', 'kind', 'threshold', 'action', 'time_zone', 'enabled');
+
 -- 22_sizing.sql
 -- Sizing: how large a copy is. One pure function, used by the planner and, through preview_copy, by users.
 -- All volumes are exact: quotients are taken with div() on numerator and denominator, never on a rounded ratio.
@@ -2343,7 +2356,7 @@ begin
   update public.position_links l set state = 'ended', ended_at = p_now, replan_at = null,
     reason = case when s.doomed then 'closed' else 'closed_by_follower' end
   from private.link_states s
-  where l.id = any (p_links) and s.id = l.id and l.state = 'live' and s.legs = 0 and s.executions = 0 and l.wanted_lots is null
+  where l.id = any (p_links) and s.id = any (p_links) and s.id = l.id and l.state = 'live' and s.legs = 0 and s.executions = 0 and l.wanted_lots is null
     and (s.account_mode = 'hedging' or not exists (  -- a netting deal in flight may be this link's, too
       select 1 from public.trade_execution_queue q
       where q.account_id = s.follower_account_id and q.symbol = s.symbol and q.finalized_at is null));
