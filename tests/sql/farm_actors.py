@@ -12,7 +12,9 @@ from typing import Any, Literal, LiteralString, cast
 from uuid import UUID
 
 import psycopg
+import pytest
 from psycopg import sql
+from psycopg.pq import ExecStatus
 from psycopg.rows import dict_row
 
 from agent.local.database import Database
@@ -64,12 +66,10 @@ class Actor:
 
     def cannot(self, function: str, payload: object, code: str) -> str:
         """The same call is refused with this SQLSTATE; returns the message."""
-        try:
-            answer = self.can(function, payload)
-        except psycopg.Error as error:
-            assert error.sqlstate == code, f"{function}: expected {code}: {error.sqlstate} {error}"
-            return str(error)
-        raise AssertionError(f"{function}: expected {code}, but it answered {answer}")
+        with pytest.raises(psycopg.Error) as refused:
+            self.can(function, payload)
+        assert refused.value.sqlstate == code, f"{function}: expected {code}: {refused.value}"
+        return str(refused.value)
 
     def sees(self, query: LiteralString, parameters: Sequence[object] = ()) -> list[Row]:
         """Rows of a query under this actor's rights."""
@@ -104,7 +104,8 @@ class Farm:
     def rows(self, query: LiteralString, parameters: Sequence[object] = ()) -> list[Row]:
         """Rows as the database's superuser sees them, who also runs statements that move time."""
         cursor = self.owner.execute(query, parameters)
-        return cursor.fetchall() if cursor.description else []
+        answered = cursor.pgresult is not None and cursor.pgresult.status == ExecStatus.TUPLES_OK
+        return cursor.fetchall() if answered else []
 
     def row(self, query: LiteralString, parameters: Sequence[object] = ()) -> Row:
         (only,) = self.rows(query, parameters)
@@ -112,7 +113,8 @@ class Farm:
 
     def user(self, name: str = "user") -> Actor:
         row = self.row(
-            "insert into auth.users (id, email) values (gen_random_uuid(), %s) returning id", (f"{name}-{next(_numbers)}@test.invalid",)
+            "insert into auth.users (id, email) values (gen_random_uuid(), %s) returning id",
+            (f"{name}-{next(_numbers)}@test.invalid",),
         )
         return Actor(self._api, "authenticated", row["id"])
 

@@ -45,7 +45,9 @@ def test_without_a_vps_the_account_waits_and_is_placed_by_maintain(farm: Farm) -
         ({"password": "x" * 1001}, "TC001", "password"),
     ],
 )
-def test_a_senseless_account_is_refused_and_nothing_is_stored(farm: Farm, broken: dict[str, object], code: str, named: str) -> None:
+def test_a_senseless_account_is_refused_and_nothing_is_stored(
+    farm: Farm, broken: dict[str, object], code: str, named: str
+) -> None:
     request: dict[str, object] = {"platform": "paper", "server": "Paper", "login": "7", "password": "p"}
     assert named in farm.user().cannot("connect_account", request | broken, code)
     assert farm.row("select (select count(*) from public.trading_accounts) + (select count(*) from vault.secrets) as n")["n"] == 0
@@ -98,7 +100,9 @@ def test_copy_partners_are_placed_side_by_side(farm: Farm) -> None:
             "platform": "paper", "server": "Paper", "login": str(uuid4()), "user_id": user.user_id, "vps_id": agent.vps_id,
         })  # fmt: skip
     master = farm.row("select account_id from public.account_vps_assignments where vps_id = %s", (a.vps_id,))["account_id"]
-    follower = farm.row("select account_id from public.account_vps_assignments where vps_id = %s limit 1", (b.vps_id,))["account_id"]
+    follower = farm.row("select account_id from public.account_vps_assignments where vps_id = %s limit 1", (b.vps_id,))[
+        "account_id"
+    ]
     farm.rows(
         "insert into public.copiers (user_id, master_account_id, follower_account_id) values (%s, %s, %s)",
         (user.user_id, master, follower),
@@ -169,8 +173,14 @@ def test_no_password_stands_anywhere_but_in_vault(farm: Farm) -> None:
     account = farm.account(user, password="open-sesame-1")
     user.can("update_account", {"account_id": account, "password": "open-sesame-2", "name": "New name"})
     assert agent.can("account_credentials", {"account_id": account, "epoch": 1})["password"] == "open-sesame-2"
-    for table in ("public.trading_accounts", "public.audit_log", "vault.secrets", "realtime.messages", "public.connection_health_logs"):
-        text = farm.owner.execute(f"select coalesce(string_agg(t::text, ''), '') as text from {table} t").fetchone()  # type: ignore[arg-type]
+    for table in (
+        "public.trading_accounts",
+        "public.audit_log",
+        "vault.secrets",
+        "realtime.messages",
+        "public.connection_health_logs",
+    ):
+        text = farm.owner.execute(f"select coalesce(string_agg(t::text, ''), '') as text from {table} t").fetchone()
         assert text is not None
         assert "open-sesame" not in text["text"], table
 
@@ -207,14 +217,28 @@ def test_state_funds_and_symbols_are_written_down(farm: Farm) -> None:
     measured = datetime.now(UTC) - timedelta(seconds=2)
     agent.can("report_account_state", state(
         account, session, currency="EUR", leverage=100, mode="netting", balance="1000.5", equity="999.25", margin="10",
-        free_margin="989.25", measured_at=measured.isoformat(), symbols=[EURUSD | {"bid": "1.1", "ask": "1.2", "quoted_at": measured.isoformat()}],
+        free_margin="989.25", measured_at=measured.isoformat(),
+        symbols=[EURUSD | {"bid": "1.1", "ask": "1.2", "quoted_at": measured.isoformat()}],
     ))  # fmt: skip
     (row,) = user.sees("select * from public.trading_accounts")
-    assert (row["currency"], row["leverage"], row["mode"], str(row["equity"]), row["funds_at"]) == ("EUR", 100, "netting", "999.25", measured)
+    assert (row["currency"], row["leverage"], row["mode"], str(row["equity"]), row["funds_at"]) == (
+        "EUR",
+        100,
+        "netting",
+        "999.25",
+        measured,
+    )
     (symbol,) = user.sees("select * from public.account_symbols")
-    assert (symbol["name"], str(symbol["bid"]), str(symbol["lots_step"]), symbol["trade_mode"]) == ("EURUSD", "1.1", "0.01", "full")
+    assert (symbol["name"], str(symbol["bid"]), str(symbol["lots_step"]), symbol["trade_mode"]) == (
+        "EURUSD",
+        "1.1",
+        "0.01",
+        "full",
+    )
     assert len(user.sees("select * from public.account_snapshots")) == 1
-    assert [r["status"] for r in user.sees("select status from public.connection_health_logs where account_id is not null")] == ["connected"]
+    assert [r["status"] for r in user.sees("select status from public.connection_health_logs where account_id is not null")] == [
+        "connected"
+    ]
 
 
 def test_an_older_reading_never_overrules_a_newer_one(farm: Farm) -> None:
@@ -238,7 +262,9 @@ def test_a_known_symbol_is_updated_by_its_name_and_quote_alone(farm: Farm) -> No
     session = farm.session(agent, account)
     agent.can("report_account_state", state(account, session, symbols=[EURUSD]))
     at = datetime.now(UTC).isoformat()
-    agent.can("report_account_state", state(account, session, symbols=[{"name": "EURUSD", "bid": "1.3", "ask": "1.4", "quoted_at": at}]))
+    agent.can(
+        "report_account_state", state(account, session, symbols=[{"name": "EURUSD", "bid": "1.3", "ask": "1.4", "quoted_at": at}])
+    )
     row = farm.row("select * from public.account_symbols")
     assert (str(row["bid"]), str(row["contract_size"])) == ("1.3", "100000")
 
@@ -247,7 +273,7 @@ def test_a_known_symbol_is_updated_by_its_name_and_quote_alone(farm: Farm) -> No
     "broken",
     [
         {"status": "fine"}, {"symbols": {}}, {"symbols": [{"name": "GBPUSD"}]}, {"symbols": [EURUSD | {"lots_step": "NaN"}]},
-        {"symbols": [EURUSD | {"lots_min": "-1"}]}, {"symbols": [EURUSD | {"tick_size": "small"}]}, {"balance": "NaN", "equity": "1"},
+        {"symbols": [EURUSD | {"lots_min": "-1"}]}, {"symbols": [EURUSD | {"tick_size": "small"}]}, {"balance": "NaN"},
         {"symbols": [EURUSD | {"bid": "Infinity", "ask": "1", "quoted_at": "2026-01-01T00:00:00Z"}]},
         {"mode": "sideways"}, {"leverage": 0}, {"measured_at": "soon"}, {"session": "x"}, {"epoch": None},
     ],
@@ -270,6 +296,11 @@ def test_heartbeats_carry_changes_of_state(farm: Farm) -> None:
     for _ in range(3):
         agent.can("vps_heartbeat", {"accounts": [said]})
     agent.can("vps_heartbeat", {"accounts": [said | {"session": session + 1, "status": "halted"}]})
-    assert farm.row("select status, status_reason from public.trading_accounts") == {"status": "degraded", "status_reason": "no quotes"}
-    states = user.sees("select status, previous_status from public.connection_health_logs where account_id is not null order by id")
+    assert farm.row("select status, status_reason from public.trading_accounts") == {
+        "status": "degraded",
+        "status_reason": "no quotes",
+    }
+    states = user.sees(
+        "select status, previous_status from public.connection_health_logs where account_id is not null order by id"
+    )
     assert [row["status"] for row in states] == ["connected", "degraded"]

@@ -17,10 +17,28 @@ def test_changes_of_accounts_assignments_vpses_and_settings_are_written_down(far
     ]
     kinds = {(e["entity"], e["action"], e["actor"]) for e in entries}
     assert {
-        ("operators", "inserted", "service"), ("enrollment_tokens", "inserted", "service"), ("vps_instances", "inserted", "service"),
-        ("vps_instances", "updated", "agent"), ("trading_accounts", "inserted", "user"), ("account_vps_assignments", "inserted", "user"),
-        ("system_config", "updated", "operator"), ("vps_instances", "updated", "operator"),
-    } <= kinds  # fmt: skip
+        ("operators", "inserted", "service"),
+        ("enrollment_tokens", "inserted", "service"),
+        ("vps_instances", "inserted", "service"),
+        ("vps_instances", "updated", "agent"),
+        ("vps_instances", "updated", "operator"),
+        ("trading_accounts", "inserted", "user"),
+        ("account_vps_assignments", "inserted", "user"),
+        ("system_config", "updated", "operator"),
+    } <= kinds
+
+
+def test_a_changed_copier_says_what_it_was_before(farm: Farm) -> None:
+    user = farm.user()
+    copier = user.can("save_copier", {"master_account_id": farm.account(user), "follower_account_id": farm.account(user)})[
+        "copier_id"
+    ]
+    user.can("save_copier", {"id": copier, "sizing_value": "0.5", "symbols": {"US30": "DJ30"}})
+    entries = user.sees(
+        "select action, details from public.audit_log where entity = 'copiers' and entity_id = %s order by id", (copier,)
+    )
+    assert entries[-1] == {"action": "updated", "details": {"sizing_value": [1, 0.5]}}
+    assert len(user.sees("select from public.audit_log where entity = 'symbol_mappings'")) == 1
 
 
 def test_heartbeats_and_figures_leave_no_entries(farm: Farm) -> None:
@@ -34,14 +52,20 @@ def test_heartbeats_and_figures_leave_no_entries(farm: Farm) -> None:
     assert farm.row("select count(*) from public.audit_log") == before
 
 
-@pytest.mark.parametrize("statement", ["update public.audit_log set actor = 'user' where true", "delete from public.audit_log where true",
-                                       "truncate public.audit_log"])  # fmt: skip
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "update public.audit_log set actor = 'user' where true",
+        "delete from public.audit_log where true",
+        "truncate public.audit_log",
+    ],
+)
 def test_the_log_is_append_only_even_for_its_owner(farm: Farm, statement: str) -> None:
     farm.user()
     farm.operator()
     farm.rows("set role postgres")
     with pytest.raises(psycopg.Error, match="append-only") as refused:
-        farm.owner.execute(statement)  # type: ignore[arg-type]
+        farm.owner.execute(statement)
     assert refused.value.sqlstate == "TC240"
 
 
@@ -66,7 +90,8 @@ def test_retention_removes_what_is_past_it_and_nothing_else(farm: Farm) -> None:
 
 def test_a_setting_keeps_its_type(farm: Farm) -> None:
     operator = farm.operator()
-    for value in ("20", None, {}, 0, -1):
+    values: tuple[object, ...] = ("20", None, {}, 0, -1)
+    for value in values:
         operator.cannot("set_setting", {"key": "lease_s", "value": value}, "TC001")
     operator.cannot("set_setting", {"key": "no_such", "value": 1}, "TC200")
     farm.user().cannot("set_setting", {"key": "lease_s", "value": 20}, "TC107")

@@ -51,7 +51,10 @@ def test_two_machines_with_one_token_make_one_vps(farm: Farm) -> None:
 
 def test_an_expired_or_invented_token_is_refused(farm: Farm) -> None:
     token = farm.token()
-    farm.rows("update public.enrollment_tokens set created_at = now() - interval '2 days', expires_at = now() - interval '1 day' where true")
+    farm.rows(
+        "update public.enrollment_tokens set created_at = now() - interval '2 days', expires_at = now() - interval '1 day'"
+        " where true"
+    )
     assert "expired" in farm.service.cannot("check_enrollment", {"token": token, "name": "a", "platforms": ["paper"]}, "TC210")
     farm.service.cannot("enroll_vps", request(farm, token), "TC210")
     farm.service.cannot("enroll_vps", request(farm, "tce_" + "0" * 64), "TC210")
@@ -101,7 +104,8 @@ def test_neither_token_nor_secret_is_stored(farm: Farm) -> None:
     token = farm.token()
     farm.service.can("enroll_vps", request(farm, token))
     text = farm.row(
-        "select (select string_agg(t::text, '') from public.enrollment_tokens t) || (select string_agg(s::text, '') from private.vps_secrets s)"
+        "select (select string_agg(t::text, '') from public.enrollment_tokens t)"
+        " || (select string_agg(s::text, '') from private.vps_secrets s)"
         " || (select string_agg(l::text, '') from public.audit_log l) as text"
     )["text"]
     assert token not in text

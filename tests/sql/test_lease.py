@@ -11,7 +11,12 @@ def test_the_first_heartbeat_makes_a_vps_online_and_gives_it_a_lease(farm: Farm)
     agent = farm.agent("a", beating=False)
     assert farm.vps(agent)["status"] == "enrolled"
     answer = agent.can("vps_heartbeat", {"agent_version": "1.2", "cpu_percent": 3.5, "offset_ms": "-1.25", "rtt_ms": 2})
-    assert (answer["status"], answer["lease_ms"], answer["assignments"], answer["topic"]) == ("online", 15000, [], f"vps:{agent.vps_id}")
+    assert (answer["status"], answer["lease_ms"], answer["assignments"], answer["topic"]) == (
+        "online",
+        15000,
+        [],
+        f"vps:{agent.vps_id}",
+    )
     row = farm.row("select *, lease_expires_at - last_heartbeat_at as lease from public.vps_instances")
     assert timedelta(seconds=15) <= row["lease"] < timedelta(seconds=16)
     assert (row["agent_version"], str(row["clock_offset_ms"])) == ("1.2", "-1.25")
@@ -28,7 +33,14 @@ def test_a_heartbeat_lists_the_accounts_with_their_epochs(farm: Farm) -> None:
 
 def test_a_malformed_heartbeat_is_refused_and_changes_nothing(farm: Farm) -> None:
     agent = farm.agent("a", beating=False)
-    for broken in ({"cpu_percent": "NaN"}, {"rtt_ms": "fast"}, {"rss_mb": "1e400"}, {"accounts": {}}, {"accounts": [{"account_id": "x"}]}):
+    senseless: list[dict[str, object]] = [
+        {"cpu_percent": "NaN"},
+        {"rtt_ms": "fast"},
+        {"rss_mb": "1e400"},
+        {"accounts": {}},
+        {"accounts": [{"account_id": "x"}]},
+    ]
+    for broken in senseless:
         agent.cannot("vps_heartbeat", broken, "TC001")
     assert farm.vps(agent)["status"] == "enrolled"
 
@@ -96,6 +108,46 @@ def test_a_second_move_does_not_shorten_the_wait_for_the_first(farm: Farm) -> No
     assert farm.assignment(account)["begins_at"] == lease
 
 
+def test_the_new_agent_waits_until_every_order_in_flight_is_past_its_deadline(farm: Farm) -> None:
+    a = farm.agent("a")
+    user = farm.user()
+    account = farm.account(user)
+    farm.session(a, account)
+    b = farm.agent("b")
+    farm.lose_lease(a, 60)
+    farm.rows(
+        "insert into public.trade_execution_queue (step_id, lane, user_id, account_id, action, priority, symbol, side, lots,"
+        " send_before, offered_at, queued_at, updated_at)"
+        " values (1, '1', %s, %s, 'open', 40, 'EURUSD', 'buy', 1, now() + interval '4 seconds', now(), now(), now())",
+        (user.user_id, account),
+    )
+    farm.maintain()
+    moved = farm.row(
+        "select s.vps_id, s.begins_at - q.send_before as after"
+        " from public.account_vps_assignments s join public.trade_execution_queue q using (account_id)"
+    )
+    assert moved == {"vps_id": b.vps_id, "after": timedelta(0)}
+
+
+def test_a_session_cannot_be_opened_while_its_account_moves(farm: Farm) -> None:
+    a = farm.agent("a")
+    account = farm.account(farm.user())
+    b = farm.agent("b")
+    racing = farm.elsewhere(a)
+    refused: list[str] = []
+    late = Thread(target=lambda: refused.append(racing.cannot("open_session", {"account_id": account, "epoch": 1}, "TC103")))
+    with farm.service.transaction() as move:
+        move.execute(
+            "select public.assign_account(jsonb_build_object('account_id', %s::text, 'vps_id', %s::text))", (account, b.vps_id)
+        )
+        late.start()
+        while not farm.rows("select from pg_locks where not granted"):
+            assert late.is_alive()
+    late.join(30)
+    assert len(refused) == 1, "it waited for the move, then saw it"
+    assert farm.row("select session from public.trading_accounts")["session"] == 0
+
+
 def test_an_account_that_was_never_opened_moves_without_a_wait(farm: Farm) -> None:
     a = farm.agent("a")
     account = farm.account(farm.user())
@@ -148,7 +200,9 @@ def test_heartbeats_alone_do_the_work_when_the_scheduler_is_dead(farm: Farm) -> 
     farm.rows("update private.clockwork set last_run_at = now() - interval '5 seconds' where true")
     second.can("vps_heartbeat", {})
     assert farm.assignment(account)["vps_id"] == second.vps_id
-    assert farm.row("select last_run_at > now() - interval '3 seconds' as ran from private.clockwork where name = 'maintain'")["ran"]
+    assert farm.row("select last_run_at > now() - interval '3 seconds' as ran from private.clockwork where name = 'maintain'")[
+        "ran"
+    ]
 
 
 def test_a_heartbeat_leaves_the_work_to_a_scheduler_that_is_alive(farm: Farm) -> None:

@@ -1,0 +1,11 @@
+-- What users change about their copiers stands in audit_log.
+
+create trigger audited after insert or update or delete on public.copiers for each row
+  execute function private.audit('id', 'user_id', 'name', 'master_account_id', 'follower_account_id', 'mode', 'sizing_mode',
+    'sizing_value', 'contract_alignment', 'min_policy', 'max_risk_coefficient', 'max_policy', 'max_lots', 'max_risk_percent',
+    'max_leverage', 'max_leverage_policy', 'sanity_factor', 'reverse', 'sl_mode', 'tp_mode', 'copy_pending', 'max_age_ms',
+    'retry_window_s', 'max_slippage_points', 'comment', 'removed_at');
+create trigger audited after insert or update or delete on public.symbol_mappings for each row
+  execute function private.audit('id', 'user_id', 'copier_id', 'master_symbol', 'follower_symbol');
+create trigger audited after insert or update or delete on public.protection_rules for each row
+  execute function private.audit('id', 'user_id', 'account_id', 'kind', 'threshold', 'action', 'time_zone', 'enabled');
