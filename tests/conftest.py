@@ -2,8 +2,6 @@
 
 import itertools
 import os
-import shutil
-import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from agent.local.database import Database
-from agent.local.lodging import remove_folder
+from agent.local.lodging import temporary_folder
 from agent.local.postgres import PostgresServer
 
 if TYPE_CHECKING:
@@ -23,16 +21,8 @@ _numbers = itertools.count(1)
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[PostgresServer]:
     """The one server of this test run, in a folder of its own; nothing of it is left afterwards."""
-    folder = Path(tempfile.mkdtemp(prefix="tradecopier-test-"))
-    folder.chmod(0o711)  # the server may run as another user
-    server = PostgresServer(folder, durable=False)
-    try:
-        server.start()
+    with temporary_folder() as folder, PostgresServer(folder, durable=False) as server:
         yield server
-    finally:
-        server.stop()
-        remove_folder(folder / "postgres")
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

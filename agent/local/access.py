@@ -65,6 +65,8 @@ class Access:
         bearer = bearer_of(request)
         if bearer is None:
             raise AccessRefused(_function_refusal("Missing authorization header"))
+        if bearer.startswith("sb_"):
+            raise AccessRefused(_function_refusal("Invalid JWT"))
         try:
             return self._token(bearer)
         except AccessRefused as error:

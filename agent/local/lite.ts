@@ -54,6 +54,8 @@ function open(connection: ReturnType<typeof connect>) {
 const authConnection = connect(settings.auth_dsn, 4);
 // Only auth's tables; what platform.sql made is left as it is.
 await authConnection.driver.unsafe(getAuthSchemaSql());
+// REST looks up the session of a user's token.
+await authConnection.driver.unsafe("grant select, insert, update, delete on all tables in schema auth to postgres");
 const auth = open(authConnection);
 const restConnection = connect(settings.rest_dsn, 8);
 let rest = open(restConnection);

@@ -6,6 +6,8 @@ import os
 import pwd
 import shutil
 import stat
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -99,6 +101,18 @@ def remove_folder(path: Path) -> None:
         path.unlink()
     elif path.exists():
         shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A data folder for one short life of a stack or a server; nothing of it is left afterwards."""
+    folder = Path(tempfile.mkdtemp(prefix="tradecopier-"))
+    folder.chmod(0o711)  # the server may run as another user
+    try:
+        yield folder
+    finally:
+        remove_folder(folder / "postgres")
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _digest(path: Path) -> str:

@@ -6,7 +6,7 @@ import os
 import secrets
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -208,6 +208,22 @@ class Stack:
             if response.status != 200:
                 raise Failure(f"the user {email} could not be made: {answer.get('msg')}", "see gateway.log", code="TC628")
         return str(answer["id"]), chosen
+
+    async def call(self, function: str, arguments: Mapping[str, object]) -> object:
+        """Call a database function as service_role. Raises Failure with the database's own words."""
+        async with (
+            aiohttp.ClientSession(self.url, headers={"apikey": self.secret_key}) as client,
+            client.post(f"/rest/v1/rpc/{function}", json=dict(arguments)) as response,
+        ):
+            answer: object = await response.json() if response.content_length != 0 and response.status != 204 else None
+        if response.status >= 400:
+            words = answer if isinstance(answer, dict) else {}
+            raise Failure(
+                f"{function}: {words.get('message', response.status)}",
+                str(words.get("hint") or f"see {self.data / 'gateway.log'}"),
+                code=str(words.get("code", "TC628")),
+            )
+        return answer
 
     async def _find_user(self, client: aiohttp.ClientSession, email: str) -> str:
         page = 1

@@ -9,13 +9,15 @@ import pytest
 from postgrest import APIError, AsyncPostgrestClient
 
 from agent.local.database import Database
+from agent.local.postgres import PostgresServer
 
 if TYPE_CHECKING:
     from agent.local.stack import Stack
 
 FUNCTIONS = """
 create function public.probe_echo(p_value jsonb) returns jsonb language sql as $$ select p_value $$;
-create function public.probe_add(p_a integer, p_b integer default 10) returns integer language sql stable as $$ select p_a + p_b $$;
+create function public.probe_add(p_a integer, p_b integer default 10) returns integer language sql stable
+  as $$ select p_a + p_b $$;
 create function public.probe_overload(p_a integer) returns text language sql as $$ select 'one' $$;
 create function public.probe_overload(p_a integer, p_b integer) returns text language sql as $$ select 'two' $$;
 create function public.probe_rows(p_count integer) returns table (n integer, t text) language sql stable
@@ -48,11 +50,26 @@ revoke execute on function public.probe_secret() from public, anon, authenticate
 """
 
 
-@pytest.fixture
-def database(database: Database) -> Iterator[Database]:
-    with database.connect("postgres") as connection:
+@pytest.fixture(scope="module")
+def database(postgres_server: PostgresServer, template_database: Database) -> Iterator[Database]:
+    """One for all tests here: none of them changes what another reads."""
+    copy = Database.create(postgres_server, "test_rpc", template_database)
+    with copy.connect("postgres") as connection:
         connection.execute(FUNCTIONS.encode())
-    return database
+    yield copy
+    copy.drop()
+
+
+@pytest.fixture(scope="module")
+def stack(database: Database, tmp_path_factory: pytest.TempPathFactory) -> Iterator["Stack"]:
+    from agent.local.stack import Stack
+
+    running = Stack(tmp_path_factory.mktemp("rpc"), database=database)
+    try:
+        asyncio.run(running.start())
+        yield running
+    finally:
+        asyncio.run(running.close())
 
 
 @pytest.fixture
@@ -212,8 +229,8 @@ async def test_many_calls_at_once_are_all_answered(http: httpx.AsyncClient) -> N
 
 async def test_the_official_client_calls_and_sees_errors(stack: "Stack") -> None:
     async with AsyncPostgrestClient(f"{stack.url}/rest/v1", headers={"apikey": stack.publishable_key}) as client:
-        answer = await client.rpc("probe_echo", {"p_value": {"a": "1.00"}}).execute()
-        assert answer.data == {"a": "1.00"}
+        answer = await client.rpc("probe_echo", {"p_value": "1.00"}).execute()
+        assert answer.data == "1.00"
         with pytest.raises(APIError) as raised:
             await client.rpc("probe_raise", {"p_code": "TC103"}).execute()
     assert (raised.value.code, raised.value.message, raised.value.hint) == ("TC103", "it went wrong", "the hint")
