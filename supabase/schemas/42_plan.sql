@@ -75,7 +75,7 @@ begin
   update public.position_links l set state = 'ended', ended_at = p_now, replan_at = null,
     reason = case when s.doomed then 'closed' else 'closed_by_follower' end
   from private.link_states s
-  where l.id = any (p_links) and s.id = l.id and l.state = 'live' and s.legs = 0 and s.executions = 0 and l.wanted_lots is null
+  where l.id = any (p_links) and s.id = any (p_links) and s.id = l.id and l.state = 'live' and s.legs = 0 and s.executions = 0 and l.wanted_lots is null
     and (s.account_mode = 'hedging' or not exists (  -- a netting deal in flight may be this link's, too
       select 1 from public.trade_execution_queue q
       where q.account_id = s.follower_account_id and q.symbol = s.symbol and q.finalized_at is null));
