@@ -130,7 +130,7 @@ begin
     when 'cancelled' then status := 'cancelled';
     when 'expired' then
       status := case when v_opens then 'expired' else 'retrying' end;
-      next_at := p_now;
+      next_at := case when q.attempt = 1 then p_now else p_now + private.retry_delay(q.attempt, 5) end;
     when 'rejected' then
       v_limit := case when reason = 'market_closed' then q.retry_until
         else q.queued_at + coalesce((select make_interval(secs => c.max_age_ms / 1000.0) from public.copiers c where c.id = q.copier_id), interval '5 s') end;
