@@ -4,6 +4,7 @@ import asyncio
 import secrets
 import sys
 from asyncio.subprocess import PIPE, Process
+from collections import deque
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
@@ -19,7 +20,8 @@ _STOP_TIMEOUT_S = 5.0
 class PaperProcess:
     """Use as `async with PaperProcess() as broker`; `start` and `stop` by hand serve a restart with the same `data`.
 
-    Programs log in at `address` with `token` as their password.
+    Programs log in at `address` with `token` as their password. With `virtual_clock` no latency ends and nothing expires
+    until `PaperClient.advance`.
     """
 
     def __init__(self, *, token: str | None = None, port: int = 0, data: Path | None = None, virtual_clock: bool = False) -> None:
@@ -28,6 +30,9 @@ class PaperProcess:
         self._data = data
         self._virtual_clock = virtual_clock
         self._process: Process | None = None
+        #: the last it said on standard error, read all the time: a full pipe would stop it
+        self._said: deque[bytes] = deque(maxlen=20)
+        self._listening: asyncio.Task[None] | None = None
         self._address: str | None = None
 
     @property
@@ -58,6 +63,7 @@ class PaperProcess:
             start_new_session=True,
         )  # fmt: skip
         self._process = process
+        self._listening = asyncio.create_task(self._listen(process), name="paper-stderr")
         stdin, stdout = process.stdin, process.stdout
         assert stdin is not None
         assert stdout is not None
@@ -74,8 +80,7 @@ class PaperProcess:
             line = b""
         if not line:
             await self.kill()
-            said = b"" if process.stderr is None else await process.stderr.read()
-            raise PaperLost(f"the paper broker did not start: {said.decode(errors='replace').strip()[-500:]}")
+            raise PaperLost(f"the paper broker did not start: {self.said[-500:]}")
         self._address = decode(str, parse(line).get("address"))
         self._port = int(self._address.rpartition(":")[2])
 
@@ -86,13 +91,13 @@ class PaperProcess:
     async def stop(self) -> None:
         """End it and wait until it is gone."""
         process = self._process
-        if process is None or process.returncode is not None:
+        if process is None:
             return
-        if process.stdin is not None:
+        if process.returncode is None and process.stdin is not None:
             process.stdin.close()
         try:
             async with asyncio.timeout(_STOP_TIMEOUT_S):
-                await process.wait()
+                await self._ended(process)
         except TimeoutError:
             await self.kill()
 
@@ -102,4 +107,20 @@ class PaperProcess:
         if process is not None and process.returncode is None:
             with suppress(ProcessLookupError):
                 process.kill()
-            await process.wait()
+        if process is not None:
+            await self._ended(process)
+
+    @property
+    def said(self) -> str:
+        """The last lines that it wrote to standard error."""
+        return b"".join(self._said).decode(errors="replace").strip()
+
+    async def _ended(self, process: Process) -> None:
+        await process.wait()
+        if self._listening is not None:
+            await self._listening
+
+    async def _listen(self, process: Process) -> None:
+        if process.stderr is not None:
+            async for line in process.stderr:
+                self._said.append(line)

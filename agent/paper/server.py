@@ -5,6 +5,7 @@ line), prints `{"address": …}` and ends when standard input does: it dies with
 """
 
 import asyncio
+import gc
 import sys
 import threading
 from collections.abc import Iterable
@@ -186,6 +187,8 @@ async def serve(settings: ServerSettings) -> None:
 
 def main() -> None:
     settings = ServerSettings.model_validate_json(sys.stdin.buffer.readline())
+    # books only grow: looking through all of them for garbage again and again would only delay orders
+    gc.set_threshold(50_000, 50, 1000)
     with suppress(KeyboardInterrupt):
         asyncio.run(serve(settings))
 

@@ -110,6 +110,38 @@ async def test_books_survive_a_killed_broker_when_they_are_kept(tmp_path: Path) 
         await broker.stop()
 
 
+async def test_a_broker_killed_in_a_burst_forgets_nothing_that_it_confirmed(tmp_path: Path) -> None:
+    broker = PaperProcess(data=tmp_path / "books")
+    await broker.start()
+    adapter = PlatformFactory().create("paper")
+    try:
+        async with await broker.client() as paper:
+            await paper.open_book("1001", balance=D(1_000_000))
+            await paper.set_prices(PRICES)
+        login = Login(account_id=AccountId("a"), platform="paper", server=broker.address, login="1001", password=broker.token)
+        await adapter.connect(login, lambda: 1)
+        orders = [
+            Order(tag=ExecutionId(tag), kind="market", symbol="EURUSD", side="buy", lots=D("0.01")) for tag in range(1, 301)
+        ]
+        placing = [asyncio.create_task(adapter.place(order)) for order in orders]
+        async with asyncio.timeout(20):
+            await placing[20]
+        await broker.kill()
+        results = await asyncio.gather(*placing)
+        await broker.start()
+        async with await broker.client() as paper:
+            requests = await paper.requests_by_tag("1001")
+            book = await paper.book("1001")
+        confirmed = {order.tag for order, result in zip(orders, results, strict=True) if isinstance(result, Placed)}
+        executed = {tag for tag, records in requests.items() if records[0].outcome == "executed"}
+        assert len(confirmed) >= 21
+        assert confirmed <= executed == {position.tag for position in book.positions}
+        assert all(len(records) == 1 for records in requests.values())
+    finally:
+        await adapter.close()
+        await broker.stop()
+
+
 async def test_a_client_hears_that_the_broker_died() -> None:
     async with PaperProcess() as broker:
         paper = await broker.client()
@@ -155,7 +187,7 @@ async def test_a_port_that_is_taken_is_said_clearly() -> None:
 
 async def command(*arguments: str) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
-        sys.executable, "-c", "from agent.paper.command import paper; paper()", *arguments, stdout=PIPE, stderr=PIPE
+        sys.executable, "-c", "from agent.cli import main; main()", "paper", *arguments, stdout=PIPE, stderr=PIPE
     )
 
 

@@ -58,6 +58,10 @@ class PaperCounterparty:
         self._server = server
         self._paper = paper
 
+    @property
+    def operator(self) -> PaperClient:
+        return self._paper
+
     @classmethod
     @asynccontextmanager
     async def running(cls) -> AsyncIterator["PaperCounterparty"]:

@@ -1,5 +1,6 @@
 """What only the paper adapter does: accounts that open themselves, absences that settle, age of a change."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -10,7 +11,8 @@ from connected import connected
 from counterparties import TOKEN, PaperCounterparty
 
 from agent.clock import boot_time
-from agent.model import AccountId, Login, NotFound, Unknown
+from agent.model import AccountId, Changed, Login, NotFound, Unknown
+from agent.paper.profile import Profile
 from agent.platforms.paper.adapter import PaperAdapter
 from agent.platforms.protocol import AdapterError, LoginRefused
 
@@ -47,7 +49,7 @@ async def test_address_and_token_may_stand_in_the_settings(paper: PaperCounterpa
     assert state.server == "Paper-Demo"
 
 
-@pytest.mark.parametrize("wrong", [{"balance": "much"}, {"balance": "-1"}, {"balance": "1", "leverage": 0}])
+@pytest.mark.parametrize("wrong", [{"balance": "much"}, {"balance": "-1"}, {"balance": "1", "leverage": 0}, {"ping_s": "x"}])
 async def test_senseless_settings_are_refused_for_good(paper: PaperCounterparty, wrong: dict[str, object]) -> None:
     with pytest.raises(LoginRefused):
         await PaperAdapter().connect(await fresh_login(paper, **wrong), lambda: 1)
@@ -59,6 +61,26 @@ async def test_an_address_where_nobody_answers_is_no_refusal(server: str) -> Non
     with pytest.raises(AdapterError, match="tradecopier paper") as raised:
         await PaperAdapter().connect(login, lambda: 1)
     assert not isinstance(raised.value, LoginRefused)
+
+
+async def test_a_re_ticketed_rest_arrives_as_one_change_that_names_the_old_ticket(paper: PaperCounterparty) -> None:
+    known = await paper.open_account("700100")
+    await paper.operator.open_book("700300", profile=Profile(retickets=True))
+    adapter = PaperAdapter()
+    await adapter.connect(replace(known, login="700300"), lambda: 1)
+    try:
+        changes = adapter.changes()
+        ticket = await paper.open_by_hand("700300", "EURUSD", "buy", "0.50")
+        await paper.close_by_hand("700300", ticket, "0.20")
+        async with asyncio.timeout(5):
+            opened, rest = await anext(changes), await anext(changes)
+        assert isinstance(opened, Changed)
+        assert isinstance(rest, Changed)
+        assert opened.position.ticket == ticket
+        assert (rest.position.replaces, rest.position.lots) == (ticket, D("0.30"))
+        assert await adapter.positions() == (rest.position,)
+    finally:
+        await adapter.close()
 
 
 async def test_an_absence_is_conclusive_once_the_settle_time_is_over(

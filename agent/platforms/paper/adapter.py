@@ -1,7 +1,7 @@
 """`PaperAdapter`: one connection to one account at the built-in paper broker.
 
 `Login.server` is the broker's host:port and the password its token, unless the settings name them:
-`{"paper": {"address": …, "token": …, "balance": "10000", "leverage": 100, "order_timeout_s": 3, "read_timeout_s": 3}}`.
+`{"paper": {"address": …, "token": …, "balance": "10000", "leverage": 100, "order_timeout_s": 3, "read_timeout_s": 3, "ping_s": 1}}`.
 With a `balance` an account that does not exist yet is opened.
 
 The tag of an order is the broker's own `tag` field, so a match of tag, symbol, side and lots is ours.
@@ -39,7 +39,7 @@ from agent.paper.refusals import rejected
 from agent.platforms.protocol import AdapterError, Capabilities, LoginRefused
 
 _SETTLE = timedelta(seconds=1)
-#: how often the connection proves that it is alive; the age of a change is known this exactly
+#: how often the connection proves that it is alive (`ping_s`); the age of a change is known this exactly
 _PING_S = 1.0
 _TIMEOUT_S = 3.0
 _CAPABILITIES = Capabilities(
@@ -62,6 +62,7 @@ class _Line:
     server: str
     order_timeout_s: float
     read_timeout_s: float
+    ping_s: float
     connected_at: float
     #: the account was seen up to date at this moment
     seen_at: datetime
@@ -84,14 +85,16 @@ class PaperAdapter:
         await self.close()
         settings = _paper_settings(login)
         address = str(settings.get("address") or login.server)
-        read_timeout_s = float(str(settings.get("read_timeout_s", _TIMEOUT_S)))
+        read_timeout_s = _seconds(settings, "read_timeout_s", _TIMEOUT_S)
+        order_timeout_s = _seconds(settings, "order_timeout_s", _TIMEOUT_S)
+        ping_s = _seconds(settings, "ping_s", _PING_S)
         try:
             connection = await Connection.open(address, timeout=read_timeout_s)
         except (OSError, TimeoutError, ValueError) as error:
             raise AdapterError(f"no paper broker answers at {address}: {error}; start it with `tradecopier paper`") from error
         line = _Line(
             connection=connection, take_seq=take_seq, server=login.server,
-            order_timeout_s=float(str(settings.get("order_timeout_s", _TIMEOUT_S))), read_timeout_s=read_timeout_s,
+            order_timeout_s=order_timeout_s, read_timeout_s=read_timeout_s, ping_s=ping_s,
             connected_at=boot_time(), seen_at=datetime.now(UTC), changes=asyncio.Queue(),
         )  # fmt: skip
         connection.on_push = lambda message: _receive(line, message)
@@ -117,7 +120,9 @@ class PaperAdapter:
                 reply = await line.connection.call("login", token=token, login=login.login, open=opening)
             state: AccountState = decode(AccountState, reply)
         except PaperRefused as error:
-            raise LoginRefused(f"the paper broker refused the login: {error}") from error
+            # anything but a definite no may be different next time
+            refusal = AdapterError if error.code == "internal" else LoginRefused
+            raise refusal(f"the paper broker refused the login: {error}") from error
         except (PaperLost, TimeoutError, MalformedMessage) as error:
             raise AdapterError(f"the paper broker did not answer the login: {error}") from error
         return replace(state, server=login.server)
@@ -240,7 +245,7 @@ class PaperAdapter:
 
 
 async def _keep_alive(line: _Line) -> None:
-    """Ask for a sign of life every second; silence ends the connection."""
+    """Ask for a sign of life now and then; silence ends the connection."""
     while line.connection.lost is None:
         asked_at = datetime.now(UTC)
         try:
@@ -252,7 +257,7 @@ async def _keep_alive(line: _Line) -> None:
         except (PaperLost, PaperRefused):
             return
         line.seen_at = max(line.seen_at, asked_at)
-        await asyncio.sleep(_PING_S)
+        await asyncio.sleep(line.ping_s)
 
 
 def _receive(line: _Line, message: dict[str, Any]) -> None:
@@ -285,6 +290,16 @@ def _matches(order: Order, record: OrderRecord) -> bool:
     if order.kind in ("market", "close", "pending"):
         return record.lots == order.lots
     return order.ticket in record.tickets
+
+
+def _seconds(settings: Mapping[str, object], name: str, default: float) -> float:
+    try:
+        seconds = float(str(settings.get(name, default)))
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < 3600:
+        raise LoginRefused(f"settings.paper.{name} of the account is {settings.get(name)!r}; seconds above 0 are needed")
+    return seconds
 
 
 def _paper_settings(login: Login) -> Mapping[str, object]:
