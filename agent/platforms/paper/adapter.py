@@ -1,7 +1,8 @@
 """`PaperAdapter`: one connection to one account at the built-in paper broker.
 
 `Login.server` is the broker's host:port and the password its token, unless the settings name them:
-`{"paper": {"address": …, "token": …, "balance": "10000", "leverage": 100, "order_timeout_s": 3, "read_timeout_s": 3, "ping_s": 1}}`.
+`{"paper": {"address": …, "token": …, "balance": "10000", "leverage": 100, "order_timeout_s": 3, "read_timeout_s": 3,
+"ping_s": 1}}`.
 With a `balance` an account that does not exist yet is opened.
 
 The tag of an order is the broker's own `tag` field, so a match of tag, symbol, side and lots is ours.
