@@ -9,6 +9,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import Self
 
@@ -83,9 +84,12 @@ class TradeCopyEngine:
         account_id = session.account_id
         async with self._lock(account_id):
             await self._detach(account_id, drain=False)
-            await self._journal.remember_session(account_id, session.session)
+            vouches_from = self._vouches_from(session)
+            await self._journal.remember_session(account_id, session.session, vouches_from)
             unresolved = await self._journal.unresolved(account_id)
-            trader = AccountTrader(session, self._journal, self._clock, self._lease, self._settings, self._heard)
+            trader = AccountTrader(
+                session, self._journal, self._clock, self._lease, self._settings, self._heard, vouches_from=vouches_from
+            )
             works = [self._work(execution, unknown=True) for execution in unresolved]
             for key in [work.key for work in works]:
                 self._early.pop(key, None)
@@ -171,6 +175,12 @@ class TradeCopyEngine:
         await trader.stop()
         for key in [key for key, work in self._open.items() if work.execution.account_id == account_id]:
             del self._open[key]
+
+    def _vouches_from(self, session: AccountSession) -> datetime:
+        """What was queued before this moment and is not in the journal may have been sent by somebody else."""
+        if not session.continues:
+            return session.opened_at
+        return self._journal.vouches_from(session.account_id) or datetime.min.replace(tzinfo=UTC)
 
     def _work(self, execution: Execution, *, unknown: bool = False) -> Work:
         now = self._clock.now()

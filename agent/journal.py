@@ -83,7 +83,10 @@ class Journal:
         self._failed = False
         self._closed = False
         self.identity: str = connection.execute("select value from meta where name = 'identity'").fetchone()[0]
-        self._sessions: set[tuple[AccountId, int]] = set(connection.execute("select account_id, session from sessions"))
+        self._sessions = {
+            (AccountId(account), int(session)): datetime.fromisoformat(moment)
+            for account, session, moment in connection.execute("select account_id, session, vouches_from from sessions")
+        }
         self._seen = {
             AccountId(account): LastSeen(datetime.fromisoformat(at), frozenset(Ticket(t) for t in tickets.split("\n") if t))
             for account, at, tickets in connection.execute("select account_id, seen_at, tickets from accounts")
@@ -196,17 +199,22 @@ class Journal:
     def knows_session(self, account_id: AccountId, session: int) -> bool:
         return (account_id, session) in self._sessions
 
-    async def remember_session(self, account_id: AccountId, session: int) -> None:
+    def vouches_from(self, account_id: AccountId) -> datetime | None:
+        """Since this moment (of the database's clock) the journal has seen everything that this account's sessions sent:
+        the opening of the first session of an unbroken row. None: it knows no session."""
+        known = [(session, moment) for (account, session), moment in self._sessions.items() if account == account_id]
+        return max(known)[1] if known else None
+
+    async def remember_session(self, account_id: AccountId, session: int, vouches_from: datetime) -> None:
         """On the disk before the session trades: only then does a later session continue it."""
+        row = (account_id, session, _now(), _stamp(vouches_from))
         await self._ask(
             lambda connection: (
-                connection.execute(
-                    "insert into sessions values (?, ?, ?) on conflict do nothing", (account_id, session, _now())
-                ).rowcount
+                connection.execute("insert into sessions values (?, ?, ?, ?) on conflict do nothing", row).rowcount
             ),
             durable=True,
         )
-        self._sessions.add((account_id, session))
+        self._sessions[(account_id, session)] = vouches_from
 
     def last_seen(self, account_id: AccountId) -> LastSeen | None:
         return self._seen.get(account_id)
@@ -230,7 +238,7 @@ class Journal:
         """Forget what is over 7 days old and finished; the newest session of each account stays. Call it now and then."""
         edge = _stamp(datetime.now(UTC) - KEEP)
 
-        def work(connection: sqlite3.Connection) -> list[tuple[AccountId, int]]:
+        def work(connection: sqlite3.Connection) -> set[tuple[AccountId, int]]:
             connection.execute("delete from executions where state = 'reported' and begun_at < ?", (edge,))
             connection.execute("delete from events where at < ?", (edge,))
             connection.execute(
@@ -238,9 +246,10 @@ class Journal:
                 "where from_later.account_id = sessions.account_id and from_later.session > sessions.session)",
                 (edge,),
             )
-            return connection.execute("select account_id, session from sessions").fetchall()
+            return set(connection.execute("select account_id, session from sessions").fetchall())
 
-        self._sessions = set(await self._ask(work))
+        left = await self._ask(work)
+        self._sessions = {key: moment for key, moment in self._sessions.items() if key in left}
 
     async def flush(self) -> None:
         """Wait until everything handed over so far is written."""

@@ -18,11 +18,11 @@ import psutil
 
 log = logging.getLogger(__name__)
 
-LAYOUT = 1
+LAYOUT = 2
 SCHEMA = """
 create table meta (name text primary key, value text not null) without rowid;
 create table sessions (
-  account_id text not null, session integer not null, opened_at text not null,
+  account_id text not null, session integer not null, opened_at text not null, vouches_from text not null,
   primary key (account_id, session)) without rowid;
 create table accounts (account_id text primary key, seen_at text not null, tickets text not null) without rowid;
 create table executions (

@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from agent.clock import DatabaseClock, Lease, boot_time
 from agent.journal import Entry, Journal, JournalError
@@ -52,8 +52,12 @@ class AccountTrader:
         lease: Lease,
         settings: EngineSettings,
         told: Told,
+        *,
+        vouches_from: datetime,
     ) -> None:
+        """`vouches_from`: what was queued later and is not in the journal was never sent (`Journal.vouches_from`)."""
         self.session = session
+        self._vouches_from = vouches_from
         self._journal = journal
         self._clock = clock
         self._lease = lease
@@ -115,9 +119,9 @@ class AccountTrader:
     # -- turns ----------------------------------------------------------------------------------------------
 
     def _may_be_out_there(self, work: Work) -> bool:
-        """Offered before this session by somebody whose journal is not at hand, or said to be in doubt by the database."""
+        """Offered when somebody else, or a lost journal, may have sent it; or said to be in doubt by the database."""
         execution = work.execution
-        return execution.investigate or (not self.session.continues and execution.queued_at < self.session.opened_at)
+        return execution.investigate or execution.queued_at < self._vouches_from
 
     def _pump(self) -> None:
         if self._stopped:

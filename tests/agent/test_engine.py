@@ -424,6 +424,19 @@ async def test_without_a_journal_what_was_queued_before_the_session_is_unknown(t
         assert desk.tags == [2]
 
 
+async def test_a_journal_vouches_only_for_what_was_queued_since_its_row_of_sessions_began(tmp_path: Path) -> None:
+    desk, before = Desk(), execution(1, seconds=0.2)
+    async with running(tmp_path) as farm:
+        await farm.engine.attach(await open_session(desk, continues=False))
+        since = execution(2)
+        await farm.engine.attach(await open_session(desk, number=2, continues=farm.journal.knows_session(ACCOUNT, 1)))
+        farm.engine.submit([before, since])
+        await eventually(lambda: farm.engine.in_flight == 0)
+        assert farm.database.outcome(1) == "expired/not_found_after_unknown"
+        assert farm.database.outcome(2) == "completed"
+        assert desk.tags == [2]
+
+
 # -- accounts, sessions, reports -------------------------------------------------------------------------------
 
 

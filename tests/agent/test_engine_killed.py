@@ -133,7 +133,7 @@ async def test_killed_and_the_journal_deleted_the_order_is_adopted(broker: Paper
 async def test_a_copy_at_the_paper_broker_is_told_by_its_report_alone(broker: PaperProcess, tmp_path: Path) -> None:
     told, login = execution(1), login_at(broker)
     journal = await Journal.open(tmp_path / "journal.sqlite")
-    await journal.remember_session(ACCOUNT, 1)
+    await journal.remember_session(ACCOUNT, 1, told.queued_at)
     await journal.close()
     database, tickets = await next_agent(tmp_path / "journal.sqlite", login, told)
     assert len(tickets) == 1

@@ -51,7 +51,7 @@ async def test_what_is_begun_and_not_answered_is_unresolved_after_a_restart(tmp_
         await journal.begin(execution(number))
     journal.sent(execution(2))
     journal.answered(execution(3), report_of(3))
-    await journal.remember_session(ACCOUNT, 7)
+    await journal.remember_session(ACCOUNT, 7, datetime.now(UTC))
     await journal.close()
 
     journal = await Journal.open(tmp_path / "journal.sqlite")
@@ -98,7 +98,7 @@ async def test_a_row_outlives_a_kill_at_the_instruction_after_begin(tmp_path: Pa
 async def test_a_deleted_journal_is_a_fresh_identity_that_knows_no_session(tmp_path: Path) -> None:
     path = tmp_path / "journal.sqlite"
     journal = await Journal.open(path)
-    await journal.remember_session(ACCOUNT, 1)
+    await journal.remember_session(ACCOUNT, 1, datetime.now(UTC))
     first = journal.identity
     await journal.close()
     for part in tmp_path.iterdir():
@@ -141,7 +141,7 @@ async def test_after_a_power_cut_the_journal_does_not_vouch_for_its_sessions(
 ) -> None:
     path = tmp_path / "journal.sqlite"
     journal = await Journal.open(path)
-    await journal.remember_session(ACCOUNT, 1)
+    await journal.remember_session(ACCOUNT, 1, datetime.now(UTC))
     await journal.begin(execution(1))
     await journal.flush()
     if clean:
@@ -225,8 +225,8 @@ async def test_pruning_forgets_what_is_finished_and_old_and_nothing_else(tmp_pat
         await journal.begin(execution(number))
     journal.answered(execution(1), report_of(1))
     journal.reported([report_of(1)])
-    await journal.remember_session(ACCOUNT, 1)
-    await journal.remember_session(ACCOUNT, 2)
+    await journal.remember_session(ACCOUNT, 1, datetime.now(UTC))
+    await journal.remember_session(ACCOUNT, 2, datetime.now(UTC))
     old = (datetime.now(UTC) - timedelta(days=8)).isoformat(timespec="microseconds")
 
     def age(connection: sqlite3.Connection) -> None:
