@@ -287,10 +287,17 @@ class PaperClient:
         found: int = decode(int, await self._connection.call("sessions", login=login))
         return found
 
-    async def wait_for(self, login: str, *, positions: int | None = None, timeout: float = 5.0) -> BookView:  # noqa: ASYNC109
-        """Wait until a book holds so many positions; TimeoutError otherwise. Woken by changes, it never polls."""
+    async def wait_for(
+        self,
+        login: str,
+        *,
+        positions: int | None = None,
+        orders: int | None = None,
+        timeout: float = 5.0,  # noqa: ASYNC109
+    ) -> BookView:
+        """Wait until a book holds so many positions and pending orders; TimeoutError otherwise. Woken, not polling."""
         async with asyncio.timeout(timeout):
-            reply = await self._connection.call("wait_for", login=login, positions=positions)
+            reply = await self._connection.call("wait_for", login=login, positions=positions, orders=orders)
         found: BookView = decode(BookView, reply)
         return found
 

@@ -241,7 +241,9 @@ class Session:
             "disconnect": lambda m: server.disconnect(broker.book(_text(m, "login")).login),
             "sessions": lambda m: len(server.sessions_of(broker.book(_text(m, "login")).login)),
             "wait_for_request": lambda m: self._wait_for_request(_text(m, "login"), decode(int, m.get("tag"))),
-            "wait_for": lambda m: self._wait_for(_text(m, "login"), decode(int | None, m.get("positions"))),
+            "wait_for": lambda m: self._wait_for(
+                _text(m, "login"), decode(int | None, m.get("positions")), decode(int | None, m.get("orders"))
+            ),
         }
 
     def _advance(self, message: dict[str, Any]) -> object:
@@ -261,8 +263,9 @@ class Session:
 
         return once_woken()
 
-    async def _wait_for(self, login: str, positions: int | None) -> object:
-        while positions is not None and len(self._broker.book(login).positions) != positions:
+    async def _wait_for(self, login: str, positions: int | None, orders: int | None) -> object:
+        book = self._broker.book(login)
+        while positions not in (None, len(book.positions)) or orders not in (None, len(book.orders)):
             await self._server.changed(login)
         return self._broker.view(login)
 

@@ -8,10 +8,12 @@ from decimal import Decimal
 import orjson
 import pytest
 
-from agent.model import Placed, Rejected
+from agent.model import AccountId, ExecutionId, Login, Order, Placed, Rejected
 from agent.paper.client import PaperClient, PaperRefused, ticket_of
+from agent.paper.profile import Profile
 from agent.paper.server import PaperServer, ServerSettings
 from agent.paper.specs import infer_spec
+from agent.platforms.factory import PlatformFactory
 
 D = Decimal
 TOKEN = "server-token"
@@ -159,3 +161,42 @@ async def test_the_feed_moves_prices(server: PaperServer, paper: PaperClient) ->
     assert first is not None
     assert await paper.quote("1001", "GBPUSD") != first
     await paper.stop_feed()
+
+
+async def test_on_the_real_clock_orders_expire_and_latencies_end_by_themselves() -> None:
+    async with (
+        PaperServer(ServerSettings(token=TOKEN)) as server,
+        await PaperClient.connect(server.address, TOKEN) as paper,
+    ):
+        await paper.open_book("1001", profile=Profile(latency_ms_min=1, latency_ms_max=3))
+        await paper.set_prices({"EURUSD": (D("1.10000"), D("1.10010"))})
+        soon = await paper.now() + timedelta(milliseconds=50)
+        await paper.limit("1001", "EURUSD", "buy", D("0.10"), D("1.09000"), expires_at=soon)
+        later = soon + timedelta(days=1)
+        await paper.limit("1001", "EURUSD", "buy", D("0.20"), D("1.09000"), expires_at=later)
+        adapter = PlatformFactory().create("paper")
+        login = Login(account_id=AccountId("a"), platform="paper", server=server.address, login="1001", password=TOKEN)
+        await adapter.connect(login, lambda: 1)
+        order = Order(tag=ExecutionId(5), kind="market", symbol="EURUSD", side="buy", lots=D("0.10"))
+        assert isinstance(await adapter.place(order), Placed)
+        book = await paper.wait_for("1001", positions=1, orders=1)
+        await adapter.close()
+        assert [left.lots for left in book.orders] == [D("0.20")]
+        assert "order_expired" in [entry.event for entry in await paper.journal("1001")]
+
+
+async def test_a_session_that_goes_away_with_orders_under_way_has_them_carried_out(
+    server: PaperServer, paper: PaperClient
+) -> None:
+    await paper.open_book("1002", profile=Profile(latency_ms_min=20, latency_ms_max=20))
+    host, _, port = server.address.rpartition(":")
+    _, writer = await asyncio.open_connection(host, int(port))
+    writer.write(orjson.dumps({"id": 1, "op": "login", "token": TOKEN, "login": "1002"}) + b"\n")
+    request = {"kind": "market", "symbol": "EURUSD", "side": "buy", "lots": "0.10", "tag": 9}
+    writer.write(orjson.dumps({"id": 2, "op": "order", "request": request}) + b"\n")
+    writer.close()
+    await writer.wait_closed()
+    await paper.wait_for_request("1002", 9)
+    await paper.advance(timedelta(milliseconds=20))
+    book = await paper.wait_for("1002", positions=1)
+    assert book.positions[0].tag == 9
