@@ -1,5 +1,7 @@
 """The test hook: what it does to frames and sockets, in the process and over HTTP."""
 
+import asyncio
+
 import aiohttp
 import pytest
 from realtime_hall import Hall, Opener, eventually, mint, only_python
@@ -131,3 +133,37 @@ async def test_what_is_no_frame_ends_the_socket_only(hall: Hall, vsn: str, text:
         assert (await broken.receive()).data == 1011
     await hall.send(topic)
     await member.broadcasts.next()
+
+
+async def test_without_a_version_a_socket_speaks_version_1(hall: Hall) -> None:
+    async with aiohttp.ClientSession() as http:
+        async with http.ws_connect(f"{hall.url}/realtime/v1/websocket", headers={"x-api-key": "sb_secret_test"}) as socket:
+            await socket.send_json({"topic": "phoenix", "event": "heartbeat", "payload": {}, "ref": "7"})
+            assert (await socket.receive_json())["ref"] == "7"
+        unknown = await http.get(f"{hall.url}/realtime/v1/websocket?vsn=9&apikey=sb_secret_test")
+        assert unknown.status == 403
+
+
+async def test_a_socket_that_says_nothing_is_closed(open_hall: Opener) -> None:
+    hall = await open_hall(Limits(idle_timeout_s=0.2))
+    url = f"{hall.url}/realtime/v1/websocket?apikey=sb_secret_test"
+    async with aiohttp.ClientSession() as http, http.ws_connect(url) as socket:
+        assert (await socket.receive()).data == 1000
+
+
+async def test_two_servers_may_serve_one_database(open_hall: Opener, topic: str) -> None:
+    here, there = await open_hall(), await open_hall()
+    first = await (await here.open()).joined(topic, private=True)
+    second = await (await there.open()).joined(topic, private=True)
+    await here.send(topic)
+    assert (await first.broadcasts.next())["meta"] == (await second.broadcasts.next())["meta"]
+
+
+async def test_a_closed_server_leaves_no_slot_behind(open_hall: Opener) -> None:
+    hall = await open_hall()
+    count = "select count(*) from pg_replication_slots where database = current_database()"
+    await hall.server.close()
+    async with asyncio.timeout(10):  # the backend that held it ends a moment after its connection
+        while await (await hall.db.execute(count)).fetchone() != (0,):
+            pass
+    await hall.server.close()

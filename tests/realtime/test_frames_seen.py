@@ -67,3 +67,15 @@ async def test_what_one_client_sends_the_other_hears(hall: Hall, topic: str) -> 
     await sender.send("greeting", {"text": "Grüezi €", "deep": [1, {"x": None}]})
     heard = await listener.broadcasts.next()
     assert (heard["event"], heard["payload"]) == ("greeting", {"text": "Grüezi €", "deep": [1, {"x": None}]})
+
+
+@pytest.mark.fact("frames.version-1-in-javascript")
+@only_js
+async def test_javascript_can_ask_for_version_1(hall: Hall, topic: str) -> None:
+    peer = await hall.open(vsn="1.0.0")
+    member = await peer.joined(topic, private=True, broadcast={"ack": True, "self": True})
+    assert set((await peer.frame("phx_reply", topic)).raw) == {"topic", "event", "payload", "ref"}
+    assert await member.send("e", {"n": 1}) == "ok"
+    assert (await member.broadcasts.next())["payload"] == {"n": 1}
+    await hall.send(topic, "row")
+    assert (await member.broadcasts.next())["event"] == "row"

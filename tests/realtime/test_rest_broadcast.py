@@ -88,3 +88,23 @@ async def test_a_faulty_batch_is_refused_whole(hall: Hall, topic: str) -> None:
     assert (await _post(hall, "", json={}))[0] == 422
     assert await _post(hall, "", token="nonsense", json={"messages": [good]}) == (401, '{"message":"Unauthorized"}')
     assert (await _post(hall, f"/{topic}/events/e", data="plain text"))[0] == 415
+
+
+async def test_a_browser_from_any_origin_may_send(hall: Hall, topic: str) -> None:
+    for path in ("", f"/{topic}/events/e"):
+        url = f"{hall.url}/realtime/v1/api/broadcast{path}"
+        async with aiohttp.ClientSession() as http, http.options(url) as response:
+            assert response.status == 204
+            assert response.headers["access-control-allow-origin"] == "*"
+
+
+async def test_without_authorization_the_api_key_decides(hall: Hall, topic: str) -> None:
+    listener = await (await hall.open()).joined(topic, private=True)
+    body = {"messages": [{"topic": topic, "event": "e", "payload": {}, "private": True}]}
+    url = f"{hall.url}/realtime/v1/api/broadcast"
+    async with aiohttp.ClientSession() as http:
+        for key in ("sb_publishable_test", "sb_secret_test"):  # anon may not write, service_role may
+            assert (await http.post(url, json=body, headers={"apikey": key})).status == 202
+    await listener.broadcasts.next()
+    await hall.send(topic, "end")
+    assert (await listener.broadcasts.next())["event"] == "end"

@@ -198,6 +198,9 @@ class Connection:
             self.reply(incoming, "error", {"reason": error.reason})
             if error.disconnect:
                 self.close(1001)
+        except Exception:
+            log.exception("realtime_join_failed", extra={"topic": incoming.topic})
+            self.reply(incoming, "error", {"reason": "Unknown Error on Channel"})
 
     async def _admit(self, incoming: Incoming) -> None:
         config = join_config(incoming.payload, str(uuid4()))

@@ -42,6 +42,7 @@ FACTS: tuple[Fact, ...] = (
     Fact("frames.binary-payload", "raw bytes reach 2.0.0 listeners and never 1.0.0 ones"),
     Fact("frames.long-names", "names over 255 bytes fit no binary frame and still arrive"),
     Fact("frames.across", "what one client sends the other hears, unchanged"),
+    Fact("frames.version-1-in-javascript", "supabase-js may ask for 1.0.0", "js", "the Python client always speaks 1.0.0"),
     # Joining
     Fact("join.reply", "the reply has the join's ref and always a list postgres_changes"),
     Fact("join.order", "reply, then replayed messages, then presence_state"),

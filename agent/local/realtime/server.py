@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 _MAX_FRAME_BYTES = 5_000_000
 _JANITOR_S = 3600
 _SWEEP_S = 5
+_DRAIN_S = 3
 
 
 class RealtimeServer:
@@ -58,6 +59,8 @@ class RealtimeServer:
         self._connections: set[Connection] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._live = asyncio.Event()
+        self._empty = asyncio.Event()
+        self._closing = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._dropped_said_at = 0.0
 
@@ -83,10 +86,13 @@ class RealtimeServer:
 
     async def close(self) -> None:
         """Close every socket with 1012 (restart), end the stream (and its slot) and the pool. May be repeated."""
+        self._closing = True
         for connection in list(self._connections):
             connection.close(1012)
         if self._connections:
-            await asyncio.wait({asyncio.create_task(self._drained())}, timeout=3)
+            self._empty.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._empty.wait(), _DRAIN_S)
         for task in list(self._tasks):
             task.cancel()
         if self._tasks:
@@ -94,10 +100,6 @@ class RealtimeServer:
         self._loop = None
         await asyncio.to_thread(self._stream.stop)
         await self._pool.close()
-
-    async def _drained(self) -> None:
-        while self._connections:
-            await asyncio.wait(set(self._tasks), timeout=0.05) if self._tasks else await asyncio.sleep(0.02)
 
     def spawn(self, work: Coroutine[object, object, None]) -> None:
         """Run a task that ends with the server."""
@@ -166,6 +168,8 @@ class RealtimeServer:
     # Handshake
 
     async def _websocket(self, request: web.Request) -> web.StreamResponse:
+        if self._closing:
+            return web.json_response({"error": "The server is stopping"}, status=503)
         if self.faults.refuse_with is not None:
             return web.json_response({"error": "refused by a test"}, status=self.faults.refuse_with)
         try:
@@ -188,6 +192,8 @@ class RealtimeServer:
         finally:
             self._connections.discard(connection)
             self.faults.closed(connection)
+            if not self._connections:
+                self._empty.set()
         return ws
 
     def _handshake(self, request: web.Request) -> Identity:

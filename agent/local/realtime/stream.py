@@ -2,9 +2,9 @@
 
 import contextlib
 import logging
-import os
 import secrets
 import select
+import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -26,24 +26,19 @@ _BACKOFF_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 Rows = Callable[[Sequence[MessageRow]], None]
 
 
-@dataclass(slots=True)
 class _Wake:
-    """A pipe that ends the thread's `select` at once."""
+    """A socket pair that ends the thread's `select` at once (sockets, because `select` on Windows takes nothing else)."""
 
-    read: int = -1
-    write: int = -1
-
-    def open(self) -> None:
-        self.read, self.write = os.pipe()
+    def __init__(self) -> None:
+        self.read, self._write = socket.socketpair()
 
     def ring(self) -> None:
         with contextlib.suppress(OSError):
-            os.write(self.write, b"x")
+            self._write.send(b"x")
 
     def close(self) -> None:
-        for end in (self.read, self.write):
-            with contextlib.suppress(OSError):
-                os.close(end)
+        self.read.close()
+        self._write.close()
 
 
 @dataclass(slots=True)
@@ -58,21 +53,22 @@ class MessageStream:
     dsn: str
     on_rows: Rows
     on_state: Callable[[bool], None]
-    _wake: _Wake = field(default_factory=_Wake)
+    _wake: _Wake | None = None
     _stopping: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
 
     def start(self) -> None:
-        self._wake.open()
+        self._wake = _Wake()
         self._thread = threading.Thread(target=self._run, name="realtime-stream", daemon=True)
         self._thread.start()
 
     def stop(self, timeout_s: float = 10) -> None:
         """End the thread; blocks until it has closed its connection, which also drops the slot."""
         self._stopping.set()
+        if self._wake is None or self._thread is None:
+            return
         self._wake.ring()
-        if self._thread is not None:
-            self._thread.join(timeout_s)
+        self._thread.join(timeout_s)
         self._wake.close()
 
     def _run(self) -> None:
@@ -110,13 +106,14 @@ class MessageStream:
             connection.close()
 
     def _stream(self, connection: LogicalReplicationConnection, cursor: ReplicationCursor) -> None:
+        assert self._wake is not None
         decoder = Decoder()
         rows: list[MessageRow] = []
         acknowledged = time.monotonic()
         while not self._stopping.is_set():
             message = cursor.read_message()
             if message is None:
-                select.select([connection.fileno(), self._wake.read], [], [], _FEEDBACK_S)
+                select.select([connection.fileno(), self._wake.read.fileno()], [], [], _FEEDBACK_S)
             else:
                 data: bytes = message.payload
                 row = decoder.feed(data)
