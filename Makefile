@@ -1,6 +1,6 @@
 # Every target may be run again at any time. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench types migration parity lock
+.PHONY: help setup demo test check format bench types migration scenarios parity lock
 PYTHON ?= python3
 BIN := .venv/bin
 # more arguments for the command that a target runs, as in: make demo ARGS="--seconds 20"
@@ -12,7 +12,7 @@ help: ## this list
 # Set-up shows its progress on standard error and hands the reason why it stopped to make, which says it as the last line.
 SET_UP = command -v "$(PYTHON)" >/dev/null 2>&1 \
   || { echo "Python was not found. To mend it: sudo apt-get install -y python3 python3-venv && make setup"; exit 0; }; \
-  "$(PYTHON)" scripts/setup.py --for-make || echo "a fault of its own (see above). To mend it: report those lines as an issue"
+  "$(PYTHON)" scripts/setup.py --for-make || test $$? = 130 || echo "a fault of its own (see above). To mend it: report those lines as an issue"
 
 setup: ## install everything that is needed, inside this checkout
 	@: $(eval STOPPED := $(shell $(SET_UP)))$(if $(STOPPED),$(error Set-up stopped: $(STOPPED)))
@@ -37,6 +37,9 @@ types: setup ## supabase/database.types.ts from the schema
 
 migration: setup ## supabase/migrations from supabase/schemas
 	@$(BIN)/python -m agent.local.schema
+
+scenarios: setup ## every scripted scenario, one line per expectation
+	@$(BIN)/tradecopier scenario tests/scenarios/*.yaml $(ARGS)
 
 parity: setup ## what a client sees of Realtime, fact by fact
 	@$(BIN)/python -m agent.local.realtime.parity

@@ -462,7 +462,9 @@ def main():
     except Missing as missing:
         why = str(missing)
     except KeyboardInterrupt:
-        why = "it was interrupted. To go on: make setup"
+        # whoever called was interrupted too and no longer listens
+        print("\nSet-up was interrupted. To go on: make setup", file=sys.stderr, flush=True)
+        return 130
     except OSError as error:
         why = str(explain("{} {}".format(error, error.strerror), ["set-up"]))
     print(why if arguments.for_make else "Set-up stopped: " + why, file=answer if arguments.for_make else sys.stderr, flush=True)
