@@ -1,0 +1,1368 @@
+// Made by `make types` from supabase/schemas/. Do not edit.
+export type Json = string | number | boolean | null | { [key: string]: Json | undefined } | Json[];
+
+export type Database = {
+  public: {
+    Tables: {
+      account_snapshots: {
+        Row: {
+          account_id: string;
+          at: string;
+          balance: number;
+          equity: number;
+          free_margin: number | null;
+          margin: number | null;
+        };
+        ComputedFields: never;
+        Insert: {
+          account_id: string;
+          at: string;
+          balance: number;
+          equity: number;
+          free_margin?: number | null;
+          margin?: number | null;
+        };
+        Update: {
+          account_id?: string;
+          at?: string;
+          balance?: number;
+          equity?: number;
+          free_margin?: number | null;
+          margin?: number | null;
+        };
+        Relationships: [
+          {
+            foreignKeyName: "account_snapshots_account_id_fkey";
+            columns: ["account_id"];
+            isOneToOne: false;
+            referencedRelation: "trading_accounts";
+            referencedColumns: ["id"];
+          },
+        ];
+      };
+      account_symbols: {
+        Row: {
+          account_id: string;
+          ask: number | null;
+          bid: number | null;
+          contract_size: number;
+          digits: number;
+          lots_max: number;
+          lots_min: number;
+          lots_step: number;
+          margin_currency: string;
+          name: string;
+          profit_currency: string;
+          quoted_at: string | null;
+          stops_level_points: number;
+          tick_size: number;
+          trade_mode: string;
+          updated_at: string;
+        };
+        ComputedFields: never;
+        Insert: {
+          account_id: string;
+          ask?: number | null;
+          bid?: number | null;
+          contract_size: number;
+          digits: number;
+          lots_max: number;
+          lots_min: number;
+          lots_step: number;
+          margin_currency: string;
+          name: string;
+          profit_currency: string;
+          quoted_at?: string | null;
+          stops_level_points?: number;
+          tick_size: number;
+          trade_mode?: string;
+          updated_at?: string;
+        };
+        Update: {
+          account_id?: string;
+          ask?: number | null;
+          bid?: number | null;
+          contract_size?: number;
+          digits?: number;
+          lots_max?: number;
+          lots_min?: number;
+          lots_step?: number;
+          margin_currency?: string;
+          name?: string;
+          profit_currency?: string;
+          quoted_at?: string | null;
+          stops_level_points?: number;
+          tick_size?: number;
+          trade_mode?: string;
+          updated_at?: string;
+        };
+        Relationships: [
+          {
+            foreignKeyName: "account_symbols_account_id_fkey";
+            columns: ["account_id"];
+            isOneToOne: false;
+            referencedRelation: "trading_accounts";
+            referencedColumns: ["id"];
+          },
+        ];
+      };
+      account_vps_assignments: {
+        Row: {
+          account_id: string;
+          assigned_at: string;
+          begins_at: string;
+          epoch: number;
+          previous_vps_id: string | null;
+          vps_id: string;
+        };
+        ComputedFields: never;
+        Insert: {
+          account_id: string;
+          assigned_at?: string;
+          begins_at?: string;
+          epoch?: number;
+          previous_vps_id?: string | null;
+          vps_id: string;
+        };
+        Update: {
+          account_id?: string;
+          assigned_at?: string;
+          begins_at?: string;
+          epoch?: number;
+          previous_vps_id?: string | null;
+          vps_id?: string;
+        };
+        Relationships: [
+          {
+            foreignKeyName: "account_vps_assignments_account_id_fkey";
+            columns: ["account_id"];
+            isOneToOne: true;
+            referencedRelation: "trading_accounts";
+            referencedColumns: ["id"];
+          },
+          {
+            foreignKeyName: "account_vps_assignments_previous_vps_id_fkey";
+            columns: ["previous_vps_id"];
+            isOneToOne: false;
+            referencedRelation: "vps_instances";
+            referencedColumns: ["id"];
+          },
+          {
+            foreignKeyName: "account_vps_assignments_vps_id_fkey";
+            columns: ["vps_id"];
+            isOneToOne: false;
+            referencedRelation: "vps_instances";
+            referencedColumns: ["id"];
+          },
+        ];
+      };
+      audit_log: {
+        Row: {
+          action: string;
+          actor: string;
+          actor_id: string | null;
+          at: string;
+          details: NonNullable<Json>;
+          entity: string;
+          entity_id: string;
+          id: number;
+          user_id: string | null;
+        };
+        ComputedFields: never;
+        Insert: {
+          action: string;
+          actor: string;
+          actor_id?: string | null;
+          at?: string;
+          details?: NonNullable<Json>;
+          entity: string;
+          entity_id: string;
+          id?: never;
+          user_id?: string | null;
+        };
+        Update: {
+          action?: string;
+          actor?: string;
+          actor_id?: string | null;
+          at?: string;
+          details?: NonNullable<Json>;
+          entity?: string;
+          entity_id?: string;
+          id?: never;
+          user_id?: string | null;
+        };
+        Relationships: [];
+      };
+      connection_health_logs: {
+        Row: {
+          account_id: string | null;
+          accounts: number | null;
+          at: string;
+          clock_offset_ms: number | null;
+          cpu_percent: number | null;
+          disk_percent: number | null;
+          heartbeat_age_ms: number | null;
+          id: number;
+          kind: string;
+          memory_percent: number | null;
+          previous_status: string | null;
+          reason: string | null;
+          rss_mb: number | null;
+          rtt_ms: number | null;
+          status: string;
+          vps_id: string | null;
+        };
+        ComputedFields: never;
+        Insert: {
+          account_id?: string | null;
+          accounts?: number | null;
+          at?: string;
+          clock_offset_ms?: number | null;
+          cpu_percent?: number | null;
+          disk_percent?: number | null;
+          heartbeat_age_ms?: number | null;
+          id?: never;
+          kind: string;
+          memory_percent?: number | null;
+          previous_status?: string | null;
+          reason?: string | null;
+          rss_mb?: number | null;
+          rtt_ms?: number | null;
+          status: string;
+          vps_id?: string | null;
+        };
+        Update: {
+          account_id?: string | null;
+          accounts?: number | null;
+          at?: string;
+          clock_offset_ms?: number | null;
+          cpu_percent?: number | null;
+          disk_percent?: number | null;
+          heartbeat_age_ms?: number | null;
+          id?: never;
+          kind?: string;
+          memory_percent?: number | null;
+          previous_status?: string | null;
+          reason?: string | null;
+          rss_mb?: number | null;
+          rtt_ms?: number | null;
+          status?: string;
+          vps_id?: string | null;
+        };
+        Relationships: [
+          {
+            foreignKeyName: "connection_health_logs_vps_id_fkey";
+            columns: ["vps_id"];
+            isOneToOne: false;
+            referencedRelation: "vps_instances";
+            referencedColumns: ["id"];
+          },
+          {
+            foreignKeyName: "health_is_of_an_account";
+            columns: ["account_id"];
+            isOneToOne: false;
+            referencedRelation: "trading_accounts";
+            referencedColumns: ["id"];
+          },
+        ];
+      };
+      copiers: {
+        Row: {
+          comment: string;
+          contract_alignment: boolean;
+          copy_pending: boolean;
+          created_at: string;
+          follower_account_id: string;
+          id: string;
+          master_account_id: string;
+          max_age_ms: number;
+          max_leverage: number | null;
+          max_leverage_policy: string;
+          max_lots: number | null;
+          max_policy: string;
+          max_risk_coefficient: number;
+          max_risk_percent: number | null;
+          max_slippage_points: number | null;
+          min_policy: string;
+          mode: string;
+          name: string;
+          removed_at: string | null;
+          retry_window_s: number;
+          reverse: boolean;
+          sanity_factor: number | null;
+          sizing_mode: string;
+          sizing_value: number;
+          sl_mode: string;
+          started_at: string;
+          tp_mode: string;
+          updated_at: string;
+          user_id: string;
+        };
+        ComputedFields: never;
+        Insert: {
+          comment?: string;
+          contract_alignment?: boolean;
+          copy_pending?: boolean;
+          created_at?: string;
+          follower_account_id: string;
+          id?: string;
+          master_account_id: string;
+          max_age_ms?: number;
+          max_leverage?: number | null;
+          max_leverage_policy?: string;
+          max_lots?: number | null;
+          max_policy?: string;
+          max_risk_coefficient?: number;
+          max_risk_percent?: number | null;
+          max_slippage_points?: number | null;
+          min_policy?: string;
+          mode?: string;
+          name?: string;
+          removed_at?: string | null;
+          retry_window_s?: number;
+          reverse?: boolean;
+          sanity_factor?: number | null;
+          sizing_mode?: string;
+          sizing_value?: number;
+          sl_mode?: string;
+          started_at?: string;
+          tp_mode?: string;
+          updated_at?: string;
+          user_id: string;
+        };
+        Update: {
+          comment?: string;
+          contract_alignment?: boolean;
+          copy_pending?: boolean;
+          created_at?: string;
+          follower_account_id?: string;
+          id?: string;
+          master_account_id?: string;
+          max_age_ms?: number;
+          max_leverage?: number | null;
+          max_leverage_policy?: string;
+          max_lots?: number | null;
+          max_policy?: string;
+          max_risk_coefficient?: number;
+          max_risk_percent?: number | null;
+          max_slippage_points?: number | null;
+          min_policy?: string;
+          mode?: string;
+          name?: string;
+          removed_at?: string | null;
+          retry_window_s?: number;
+          reverse?: boolean;
+          sanity_factor?: number | null;
+          sizing_mode?: string;
+          sizing_value?: number;
+          sl_mode?: string;
+          started_at?: string;
+          tp_mode?: string;
+          updated_at?: string;
+          user_id?: string;
+        };
+        Relationships: [
+          {
+            foreignKeyName: "copiers_follower_account_id_fkey";
+            columns: ["follower_account_id"];
+            isOneToOne: false;
+            referencedRelation: "trading_accounts";
+            referencedColumns: ["id"];
+          },
+          {
+            foreignKeyName: "copiers_master_account_id_fkey";
+            columns: ["master_account_id"];
+            isOneToOne: false;
+            referencedRelation: "trading_accounts";
+            referencedColumns: ["id"];
+          },
+        ];
+      };
+      copy_outcomes: {
+        Row: {
+          copier_id: string;
+          decided_at: string;
+          detail: string | null;
+          event_id: number;
+          execution_id: number | null;
+          link_id: number | null;
+          reason: string | null;
+          user_id: string;
+        };
+        ComputedFields: never;
+        Insert: {
+          copier_id: string;
+          decided_at?: string;
+          detail?: string | null;
+          event_id: number;
+          execution_id?: number | null;
+          link_id?: number | null;
+          reason?: string | null;
+          user_id: string;
+        };
+        Update: {
+          copier_id?: string;
+          decided_at?: string;
+          detail?: string | null;
+          event_id?: number;
+          execution_id?: number | null;
+          link_id?: number | null;
+          reason?: string | null;
+          user_id?: string;
+        };
+        Relationships: [];
+      };
+      enrollment_tokens: {
+        Row: {
+          created_at: string;
+          created_by: string | null;
+          expires_at: string;
+          id: string;
+          name: string | null;
+          token_hash: string;
+          used_at: string | null;
+          vps_id: string | null;
+        };
+        ComputedFields: never;
+        Insert: {
+          created_at?: string;
+          created_by?: string | null;
+          expires_at: string;
+          id?: string;
+          name?: string | null;
+          token_hash: string;
+          used_at?: string | null;
+          vps_id?: string | null;
+        };
+        Update: {
+          created_at?: string;
+          created_by?: string | null;
+          expires_at?: string;
+          id?: string;
+          name?: string | null;
+          token_hash?: string;
+          used_at?: string | null;
+          vps_id?: string | null;
+        };
+        Relationships: [
+          {
+            foreignKeyName: "enrollment_tokens_vps_id_fkey";
+            columns: ["vps_id"];
+            isOneToOne: false;
+            referencedRelation: "vps_instances";
+            referencedColumns: ["id"];
+          },
+        ];
+      };
+      operators: {
+        Row: {
+          granted_at: string;
+          user_id: string;
+        };
+        ComputedFields: never;
+        Insert: {
+          granted_at?: string;
+          user_id: string;
+        };
+        Update: {
+          granted_at?: string;
+          user_id?: string;
+        };
+        Relationships: [];
+      };
+      position_links: {
+        Row: {
+          asked_price: number | null;
+          asked_sl: number | null;
+          asked_tp: number | null;
+          base_lots: number | null;
+          base_master_lots: number | null;
+          close_failures: number;
+          copier_id: string;
+          created_at: string;
+          ended_at: string | null;
+          event_id: number | null;
+          follower_account_id: string;
+          generation: number;
+          id: number;
+          master_account_id: string;
+          master_side: string;
+          master_ticket: string;
+          modify_failures: number;
+          reason: string | null;
+          replan_at: string | null;
+          report_seq: number;
+          report_session: number;
+          seen_master_lots: number;
+          side: string | null;
+          state: string;
+          symbol: string | null;
+          user_id: string;
+          wanted_lots: number | null;
+          wanted_until: string | null;
+          warnings: string[];
+        };
+        ComputedFields: never;
+        Insert: {
+          asked_price?: number | null;
+          asked_sl?: number | null;
+          asked_tp?: number | null;
+          base_lots?: number | null;
+          base_master_lots?: number | null;
+          close_failures?: number;
+          copier_id: string;
+          created_at?: string;
+          ended_at?: string | null;
+          event_id?: number | null;
+          follower_account_id: string;
+          generation?: number;
+          id?: never;
+          master_account_id: string;
+          master_side: string;
+          master_ticket: string;
+          modify_failures?: number;
+          reason?: string | null;
+          replan_at?: string | null;
+          report_seq?: number;
+          report_session?: number;
+          seen_master_lots: number;
+          side?: string | null;
+          state: string;
+          symbol?: string | null;
+          user_id: string;
+          wanted_lots?: number | null;
+          wanted_until?: string | null;
+          warnings?: string[];
+        };
+        Update: {
+          asked_price?: number | null;
+          asked_sl?: number | null;
+          asked_tp?: number | null;
+          base_lots?: number | null;
+          base_master_lots?: number | null;
+          close_failures?: number;
+          copier_id?: string;
+          created_at?: string;
+          ended_at?: string | null;
+          event_id?: number | null;
+          follower_account_id?: string;
+          generation?: number;
+          id?: never;
+          master_account_id?: string;
+          master_side?: string;
+          master_ticket?: string;
+          modify_failures?: number;
+          reason?: string | null;
+          replan_at?: string | null;
+          report_seq?: number;
+          report_session?: number;
+          seen_master_lots?: number;
+          side?: string | null;
+          state?: string;
+          symbol?: string | null;
+          user_id?: string;
+          wanted_lots?: number | null;
+          wanted_until?: string | null;
+          warnings?: string[];
+        };
+        Relationships: [
+          {
+            foreignKeyName: "position_links_copier_id_fkey";
+            columns: ["copier_id"];
+            isOneToOne: false;
+            referencedRelation: "copiers";
+            referencedColumns: ["id"];
+          },
+          {
+            foreignKeyName: "position_links_copier_id_fkey";
+            columns: ["copier_id"];
+            isOneToOne: false;
+            referencedRelation: "unexplained_pairs";
+            referencedColumns: ["copier_id"];
+          },
+        ];
+      };
+      positions: {
+        Row: {
+          absent_snapshots: number;
+          account_id: string;
+          changed_at: string;
+          close_reason: string | null;
+          closed_at: string | null;
+          comment: string | null;
+          detected_at: string;
+          existing: boolean;
+          expires_at: string | null;
+          first_seen_at: string;
+          kind: string;
+          last_event_id: number | null;
+          lots: number;
+          magic: string | null;
+          opened_at: string | null;
+          order_type: string | null;
+          price: number;
+          replaced_by: string | null;
+          seq: number;
+          session: number;
+          side: string;
+          sl: number | null;
+          symbol: string;
+          tag: number | null;
+          ticket: string;
+          tp: number | null;
+          unseen_at: string;
+          user_id: string;
+        };
+        ComputedFields: never;
+        Insert: {
+          absent_snapshots?: number;
+          account_id: string;
+          changed_at: string;
+          close_reason?: string | null;
+          closed_at?: string | null;
+          comment?: string | null;
+          detected_at: string;
+          existing?: boolean;
+          expires_at?: string | null;
+          first_seen_at: string;
+          kind: string;
+          last_event_id?: number | null;
+          lots: number;
+          magic?: string | null;
+          opened_at?: string | null;
+          order_type?: string | null;
+          price: number;
+          replaced_by?: string | null;
+          seq: number;
+          session: number;
+          side: string;
+          sl?: number | null;
+          symbol: string;
+          tag?: number | null;
+          ticket: string;
+          tp?: number | null;
+          unseen_at: string;
+          user_id: string;
+        };
+        Update: {
+          absent_snapshots?: number;
+          account_id?: string;
+          changed_at?: string;
+          close_reason?: string | null;
+          closed_at?: string | null;
+          comment?: string | null;
+          detected_at?: string;
+          existing?: boolean;
+          expires_at?: string | null;
+          first_seen_at?: string;
+          kind?: string;
+          last_event_id?: number | null;
+          lots?: number;
+          magic?: string | null;
+          opened_at?: string | null;
+          order_type?: string | null;
+          price?: number;
+          replaced_by?: string | null;
+          seq?: number;
+          session?: number;
+          side?: string;
+          sl?: number | null;
+          symbol?: string;
+          tag?: number | null;
+          ticket?: string;
+          tp?: number | null;
+          unseen_at?: string;
+          user_id?: string;
+        };
+        Relationships: [
+          {
+            foreignKeyName: "positions_account_id_fkey";
+            columns: ["account_id"];
+            isOneToOne: false;
+            referencedRelation: "trading_accounts";
+            referencedColumns: ["id"];
+          },
+        ];
+      };
+      protection_rules: {
+        Row: {
+          account_id: string;
+          action: string;
+          created_at: string;
+          enabled: boolean;
+          id: string;
+          kind: string;
+          threshold: number;
+          time_zone: string;
+          user_id: string;
+        };
+        ComputedFields: never;
+        Insert: {
+          account_id: string;
+          action?: string;
+          created_at?: string;
+          enabled?: boolean;
+          id?: string;
+          kind: string;
+          threshold: number;
+          time_zone?: string;
+          user_id: string;
+        };
+        Update: {
+          account_id?: string;
+          action?: string;
+          created_at?: string;
+          enabled?: boolean;
+          id?: string;
+          kind?: string;
+          threshold?: number;
+          time_zone?: string;
+          user_id?: string;
+        };
+        Relationships: [
+          {
+            foreignKeyName: "protection_rules_account_id_fkey";
+            columns: ["account_id"];
+            isOneToOne: false;
+            referencedRelation: "trading_accounts";
+            referencedColumns: ["id"];
+          },
+        ];
+      };
+      symbol_mappings: {
+        Row: {
+          copier_id: string;
+          created_at: string;
+          follower_symbol: string;
+          id: string;
+          master_symbol: string;
+          user_id: string;
+        };
+        ComputedFields: never;
+        Insert: {
+          copier_id: string;
+          created_at?: string;
+          follower_symbol: string;
+          id?: string;
+          master_symbol: string;
+          user_id: string;
+        };
+        Update: {
+          copier_id?: string;
+          created_at?: string;
+          follower_symbol?: string;
+          id?: string;
+          master_symbol?: string;
+          user_id?: string;
+        };
+        Relationships: [
+          {
+            foreignKeyName: "symbol_mappings_copier_id_fkey";
+            columns: ["copier_id"];
+            isOneToOne: false;
+            referencedRelation: "copiers";
+            referencedColumns: ["id"];
+          },
+          {
+            foreignKeyName: "symbol_mappings_copier_id_fkey";
+            columns: ["copier_id"];
+            isOneToOne: false;
+            referencedRelation: "unexplained_pairs";
+            referencedColumns: ["copier_id"];
+          },
+        ];
+      };
+      system_config: {
+        Row: {
+          description: string;
+          key: string;
+          updated_at: string;
+          value: NonNullable<Json>;
+        };
+        ComputedFields: never;
+        Insert: {
+          description: string;
+          key: string;
+          updated_at?: string;
+          value: NonNullable<Json>;
+        };
+        Update: {
+          description?: string;
+          key?: string;
+          updated_at?: string;
+          value?: NonNullable<Json>;
+        };
+        Relationships: [];
+      };
+      trade_events: {
+        Row: {
+          account_id: string;
+          code: string | null;
+          decide_ms: number | null;
+          decided_at: string | null;
+          detect_ms: number | null;
+          detected_at: string | null;
+          error: string | null;
+          event_key: string | null;
+          id: number;
+          lots: number | null;
+          payload: Json | null;
+          previous_lots: number | null;
+          received_at: string;
+          seq: number | null;
+          session: number | null;
+          side: string | null;
+          source: string;
+          status: string;
+          symbol: string | null;
+          ticket: string | null;
+          type: string;
+          unchanged_at: string | null;
+          user_id: string;
+        };
+        ComputedFields: never;
+        Insert: {
+          account_id: string;
+          code?: string | null;
+          decide_ms?: never;
+          decided_at?: string | null;
+          detect_ms?: never;
+          detected_at?: string | null;
+          error?: string | null;
+          event_key?: string | null;
+          id?: never;
+          lots?: number | null;
+          payload?: Json | null;
+          previous_lots?: number | null;
+          received_at?: string;
+          seq?: number | null;
+          session?: number | null;
+          side?: string | null;
+          source?: string;
+          status: string;
+          symbol?: string | null;
+          ticket?: string | null;
+          type: string;
+          unchanged_at?: string | null;
+          user_id: string;
+        };
+        Update: {
+          account_id?: string;
+          code?: string | null;
+          decide_ms?: never;
+          decided_at?: string | null;
+          detect_ms?: never;
+          detected_at?: string | null;
+          error?: string | null;
+          event_key?: string | null;
+          id?: never;
+          lots?: number | null;
+          payload?: Json | null;
+          previous_lots?: number | null;
+          received_at?: string;
+          seq?: number | null;
+          session?: number | null;
+          side?: string | null;
+          source?: string;
+          status?: string;
+          symbol?: string | null;
+          ticket?: string | null;
+          type?: string;
+          unchanged_at?: string | null;
+          user_id?: string;
+        };
+        Relationships: [];
+      };
+      trade_execution_queue: {
+        Row: {
+          account_id: string;
+          action: string;
+          adopted: boolean;
+          after_id: number | null;
+          attempt: number;
+          cancel_requested_at: string | null;
+          comment: string;
+          copier_id: string | null;
+          detected_at: string | null;
+          done_at: string | null;
+          epoch: number | null;
+          event_id: number | null;
+          expires_at: string | null;
+          fill_price: number | null;
+          filled_lots: number | null;
+          finalized_at: string | null;
+          id: number;
+          lane: string;
+          link_id: number | null;
+          lots: number;
+          master_account_id: string | null;
+          master_lots: number | null;
+          master_price: number | null;
+          max_slippage_points: number | null;
+          message: string | null;
+          next_attempt_at: string | null;
+          offered_at: string | null;
+          order_type: string;
+          parts: Json | null;
+          price: number | null;
+          priority: number;
+          queued_at: string;
+          reason: string | null;
+          received_at: string | null;
+          retry_until: string | null;
+          send_before: string;
+          sent_at: string | null;
+          side: string;
+          sl: number | null;
+          status: string;
+          step_id: number;
+          symbol: string;
+          target_lots: number | null;
+          ticket: string | null;
+          tp: number | null;
+          updated_at: string;
+          user_id: string;
+          vps_id: string | null;
+          warnings: string[];
+        };
+        ComputedFields: never;
+        Insert: {
+          account_id: string;
+          action: string;
+          adopted?: boolean;
+          after_id?: number | null;
+          attempt?: number;
+          cancel_requested_at?: string | null;
+          comment?: string;
+          copier_id?: string | null;
+          detected_at?: string | null;
+          done_at?: string | null;
+          epoch?: number | null;
+          event_id?: number | null;
+          expires_at?: string | null;
+          fill_price?: number | null;
+          filled_lots?: number | null;
+          finalized_at?: string | null;
+          id?: never;
+          lane: string;
+          link_id?: number | null;
+          lots: number;
+          master_account_id?: string | null;
+          master_lots?: number | null;
+          master_price?: number | null;
+          max_slippage_points?: number | null;
+          message?: string | null;
+          next_attempt_at?: string | null;
+          offered_at?: string | null;
+          order_type?: string;
+          parts?: Json | null;
+          price?: number | null;
+          priority: number;
+          queued_at: string;
+          reason?: string | null;
+          received_at?: string | null;
+          retry_until?: string | null;
+          send_before: string;
+          sent_at?: string | null;
+          side: string;
+          sl?: number | null;
+          status?: string;
+          step_id: number;
+          symbol: string;
+          target_lots?: number | null;
+          ticket?: string | null;
+          tp?: number | null;
+          updated_at: string;
+          user_id: string;
+          vps_id?: string | null;
+          warnings?: string[];
+        };
+        Update: {
+          account_id?: string;
+          action?: string;
+          adopted?: boolean;
+          after_id?: number | null;
+          attempt?: number;
+          cancel_requested_at?: string | null;
+          comment?: string;
+          copier_id?: string | null;
+          detected_at?: string | null;
+          done_at?: string | null;
+          epoch?: number | null;
+          event_id?: number | null;
+          expires_at?: string | null;
+          fill_price?: number | null;
+          filled_lots?: number | null;
+          finalized_at?: string | null;
+          id?: never;
+          lane?: string;
+          link_id?: number | null;
+          lots?: number;
+          master_account_id?: string | null;
+          master_lots?: number | null;
+          master_price?: number | null;
+          max_slippage_points?: number | null;
+          message?: string | null;
+          next_attempt_at?: string | null;
+          offered_at?: string | null;
+          order_type?: string;
+          parts?: Json | null;
+          price?: number | null;
+          priority?: number;
+          queued_at?: string;
+          reason?: string | null;
+          received_at?: string | null;
+          retry_until?: string | null;
+          send_before?: string;
+          sent_at?: string | null;
+          side?: string;
+          sl?: number | null;
+          status?: string;
+          step_id?: number;
+          symbol?: string;
+          target_lots?: number | null;
+          ticket?: string | null;
+          tp?: number | null;
+          updated_at?: string;
+          user_id?: string;
+          vps_id?: string | null;
+          warnings?: string[];
+        };
+        Relationships: [];
+      };
+      trading_accounts: {
+        Row: {
+          balance: number | null;
+          copy_state: string;
+          created_at: string;
+          currency: string;
+          equity: number | null;
+          flat_snapshots: number;
+          flatten_manual: boolean;
+          free_margin: number | null;
+          funds_at: string | null;
+          id: string;
+          leverage: number | null;
+          login: string;
+          margin: number | null;
+          mode: string;
+          name: string;
+          platform: string;
+          removed_at: string | null;
+          secret_id: string | null;
+          seen_at: string | null;
+          server: string;
+          session: number;
+          session_opened_at: string | null;
+          session_vps_id: string | null;
+          settings: NonNullable<Json>;
+          snapshot_session: number;
+          status: string;
+          status_at: string;
+          status_reason: string | null;
+          updated_at: string;
+          user_id: string;
+        };
+        ComputedFields: never;
+        Insert: {
+          balance?: number | null;
+          copy_state?: string;
+          created_at?: string;
+          currency?: string;
+          equity?: number | null;
+          flat_snapshots?: number;
+          flatten_manual?: boolean;
+          free_margin?: number | null;
+          funds_at?: string | null;
+          id?: string;
+          leverage?: number | null;
+          login: string;
+          margin?: number | null;
+          mode?: string;
+          name: string;
+          platform: string;
+          removed_at?: string | null;
+          secret_id?: string | null;
+          seen_at?: string | null;
+          server: string;
+          session?: number;
+          session_opened_at?: string | null;
+          session_vps_id?: string | null;
+          settings?: NonNullable<Json>;
+          snapshot_session?: number;
+          status?: string;
+          status_at?: string;
+          status_reason?: string | null;
+          updated_at?: string;
+          user_id: string;
+        };
+        Update: {
+          balance?: number | null;
+          copy_state?: string;
+          created_at?: string;
+          currency?: string;
+          equity?: number | null;
+          flat_snapshots?: number;
+          flatten_manual?: boolean;
+          free_margin?: number | null;
+          funds_at?: string | null;
+          id?: string;
+          leverage?: number | null;
+          login?: string;
+          margin?: number | null;
+          mode?: string;
+          name?: string;
+          platform?: string;
+          removed_at?: string | null;
+          secret_id?: string | null;
+          seen_at?: string | null;
+          server?: string;
+          session?: number;
+          session_opened_at?: string | null;
+          session_vps_id?: string | null;
+          settings?: NonNullable<Json>;
+          snapshot_session?: number;
+          status?: string;
+          status_at?: string;
+          status_reason?: string | null;
+          updated_at?: string;
+          user_id?: string;
+        };
+        Relationships: [
+          {
+            foreignKeyName: "trading_accounts_session_vps_id_fkey";
+            columns: ["session_vps_id"];
+            isOneToOne: false;
+            referencedRelation: "vps_instances";
+            referencedColumns: ["id"];
+          },
+        ];
+      };
+      vps_instances: {
+        Row: {
+          agent_version: string | null;
+          capacity: number;
+          clock_offset_ms: number | null;
+          cpu_percent: number | null;
+          created_at: string;
+          disk_percent: number | null;
+          id: string;
+          last_heartbeat_at: string | null;
+          last_tick_at: string | null;
+          lease_expires_at: string;
+          memory_percent: number | null;
+          name: string;
+          platforms: string[];
+          region: string;
+          retired_at: string | null;
+          rss_mb: number | null;
+          rtt_ms: number | null;
+          status: string;
+          user_id: string | null;
+        };
+        ComputedFields: never;
+        Insert: {
+          agent_version?: string | null;
+          capacity?: number;
+          clock_offset_ms?: number | null;
+          cpu_percent?: number | null;
+          created_at?: string;
+          disk_percent?: number | null;
+          id?: string;
+          last_heartbeat_at?: string | null;
+          last_tick_at?: string | null;
+          lease_expires_at?: string;
+          memory_percent?: number | null;
+          name: string;
+          platforms: string[];
+          region?: string;
+          retired_at?: string | null;
+          rss_mb?: number | null;
+          rtt_ms?: number | null;
+          status?: string;
+          user_id?: string | null;
+        };
+        Update: {
+          agent_version?: string | null;
+          capacity?: number;
+          clock_offset_ms?: number | null;
+          cpu_percent?: number | null;
+          created_at?: string;
+          disk_percent?: number | null;
+          id?: string;
+          last_heartbeat_at?: string | null;
+          last_tick_at?: string | null;
+          lease_expires_at?: string;
+          memory_percent?: number | null;
+          name?: string;
+          platforms?: string[];
+          region?: string;
+          retired_at?: string | null;
+          rss_mb?: number | null;
+          rtt_ms?: number | null;
+          status?: string;
+          user_id?: string | null;
+        };
+        Relationships: [];
+      };
+    };
+    Views: {
+      unexplained_pairs: {
+        Row: {
+          account_id: string;
+          copier_id: string;
+          event_id: number;
+          follower_account_id: string;
+          received_at: string;
+          ticket: string | null;
+          type: string;
+        };
+        ComputedFields: never;
+        Relationships: [
+          {
+            foreignKeyName: "copiers_follower_account_id_fkey";
+            columns: ["follower_account_id"];
+            isOneToOne: false;
+            referencedRelation: "trading_accounts";
+            referencedColumns: ["id"];
+          },
+        ];
+      };
+    };
+    Functions: {
+      account_credentials: { Args: { p_request: Json }; Returns: Json };
+      agent_session: { Args: { p_request: Json }; Returns: Json };
+      assign_account: { Args: { p_request: Json }; Returns: Json };
+      check_enrollment: { Args: { p_request: Json }; Returns: Json };
+      connect_account: { Args: { p_account: Json }; Returns: Json };
+      create_enrollment_token: { Args: { p_request: Json }; Returns: Json };
+      drain_vps: { Args: { p_request: Json }; Returns: Json };
+      enroll_vps: { Args: { p_request: Json }; Returns: Json };
+      flatten_account: { Args: { p_request: Json }; Returns: Json };
+      grant_operator: { Args: { p_email: string }; Returns: Json };
+      maintain: { Args: Record<PropertyKey, never>; Returns: Json };
+      open_session: { Args: { p_request: Json }; Returns: Json };
+      pause_account: { Args: { p_request: Json }; Returns: Json };
+      preview_copy: { Args: { p_request: Json }; Returns: Json };
+      queue_trade_copy: { Args: { p_events: Json }; Returns: Json };
+      remove_account: { Args: { p_request: Json }; Returns: Json };
+      report_account_state: { Args: { p_state: Json }; Returns: Json };
+      report_executions: { Args: { p_reports: Json }; Returns: Json };
+      retire_vps: { Args: { p_request: Json }; Returns: Json };
+      save_copier: { Args: { p_copier: Json }; Returns: Json };
+      set_copier_mode: { Args: { p_request: Json }; Returns: Json };
+      set_setting: { Args: { p_request: Json }; Returns: Json };
+      update_account: { Args: { p_request: Json }; Returns: Json };
+      vps_heartbeat: { Args: { p_heartbeat: Json }; Returns: Json };
+    };
+    Enums: {
+      [_ in never]: never;
+    };
+    CompositeTypes: {
+      [_ in never]: never;
+    };
+  };
+};
+
+type DatabaseWithoutInternals = Omit<Database, "__InternalSupabase">;
+
+type DefaultSchema = DatabaseWithoutInternals[Extract<keyof Database, "public">];
+
+export type Tables<
+  DefaultSchemaTableNameOrOptions extends
+    | keyof (DefaultSchema["Tables"] & DefaultSchema["Views"])
+    | { schema: keyof DatabaseWithoutInternals },
+  TableName extends DefaultSchemaTableNameOrOptions extends {
+    schema: keyof DatabaseWithoutInternals;
+  }
+    ? keyof (DatabaseWithoutInternals[DefaultSchemaTableNameOrOptions["schema"]]["Tables"] &
+        DatabaseWithoutInternals[DefaultSchemaTableNameOrOptions["schema"]]["Views"])
+    : never = never,
+> = DefaultSchemaTableNameOrOptions extends { schema: keyof DatabaseWithoutInternals }
+  ? (DatabaseWithoutInternals[DefaultSchemaTableNameOrOptions["schema"]]["Tables"] &
+      DatabaseWithoutInternals[DefaultSchemaTableNameOrOptions["schema"]]["Views"])[TableName] extends {
+      Row: infer R;
+    }
+    ? R
+    : never
+  : DefaultSchemaTableNameOrOptions extends keyof (DefaultSchema["Tables"] & DefaultSchema["Views"])
+    ? (DefaultSchema["Tables"] & DefaultSchema["Views"])[DefaultSchemaTableNameOrOptions] extends {
+        Row: infer R;
+      }
+      ? R
+      : never
+    : never;
+
+export type TablesInsert<
+  DefaultSchemaTableNameOrOptions extends keyof DefaultSchema["Tables"] | { schema: keyof DatabaseWithoutInternals },
+  TableName extends DefaultSchemaTableNameOrOptions extends {
+    schema: keyof DatabaseWithoutInternals;
+  }
+    ? keyof DatabaseWithoutInternals[DefaultSchemaTableNameOrOptions["schema"]]["Tables"]
+    : never = never,
+> = DefaultSchemaTableNameOrOptions extends { schema: keyof DatabaseWithoutInternals }
+  ? DatabaseWithoutInternals[DefaultSchemaTableNameOrOptions["schema"]]["Tables"][TableName] extends {
+      Insert: infer I;
+    }
+    ? I
+    : never
+  : DefaultSchemaTableNameOrOptions extends keyof DefaultSchema["Tables"]
+    ? DefaultSchema["Tables"][DefaultSchemaTableNameOrOptions] extends {
+        Insert: infer I;
+      }
+      ? I
+      : never
+    : never;
+
+export type TablesUpdate<
+  DefaultSchemaTableNameOrOptions extends keyof DefaultSchema["Tables"] | { schema: keyof DatabaseWithoutInternals },
+  TableName extends DefaultSchemaTableNameOrOptions extends {
+    schema: keyof DatabaseWithoutInternals;
+  }
+    ? keyof DatabaseWithoutInternals[DefaultSchemaTableNameOrOptions["schema"]]["Tables"]
+    : never = never,
+> = DefaultSchemaTableNameOrOptions extends { schema: keyof DatabaseWithoutInternals }
+  ? DatabaseWithoutInternals[DefaultSchemaTableNameOrOptions["schema"]]["Tables"][TableName] extends {
+      Update: infer U;
+    }
+    ? U
+    : never
+  : DefaultSchemaTableNameOrOptions extends keyof DefaultSchema["Tables"]
+    ? DefaultSchema["Tables"][DefaultSchemaTableNameOrOptions] extends {
+        Update: infer U;
+      }
+      ? U
+      : never
+    : never;
+
+export type Enums<
+  DefaultSchemaEnumNameOrOptions extends keyof DefaultSchema["Enums"] | { schema: keyof DatabaseWithoutInternals },
+  EnumName extends DefaultSchemaEnumNameOrOptions extends {
+    schema: keyof DatabaseWithoutInternals;
+  }
+    ? keyof DatabaseWithoutInternals[DefaultSchemaEnumNameOrOptions["schema"]]["Enums"]
+    : never = never,
+> = DefaultSchemaEnumNameOrOptions extends { schema: keyof DatabaseWithoutInternals }
+  ? DatabaseWithoutInternals[DefaultSchemaEnumNameOrOptions["schema"]]["Enums"][EnumName]
+  : DefaultSchemaEnumNameOrOptions extends keyof DefaultSchema["Enums"]
+    ? DefaultSchema["Enums"][DefaultSchemaEnumNameOrOptions]
+    : never;
+
+export type CompositeTypes<
+  PublicCompositeTypeNameOrOptions extends keyof DefaultSchema["CompositeTypes"] | { schema: keyof DatabaseWithoutInternals },
+  CompositeTypeName extends PublicCompositeTypeNameOrOptions extends {
+    schema: keyof DatabaseWithoutInternals;
+  }
+    ? keyof DatabaseWithoutInternals[PublicCompositeTypeNameOrOptions["schema"]]["CompositeTypes"]
+    : never = never,
+> = PublicCompositeTypeNameOrOptions extends { schema: keyof DatabaseWithoutInternals }
+  ? DatabaseWithoutInternals[PublicCompositeTypeNameOrOptions["schema"]]["CompositeTypes"][CompositeTypeName]
+  : PublicCompositeTypeNameOrOptions extends keyof DefaultSchema["CompositeTypes"]
+    ? DefaultSchema["CompositeTypes"][PublicCompositeTypeNameOrOptions]
+    : never;
+
+export const Constants = {
+  public: {
+    Enums: {},
+  },
+} as const;
