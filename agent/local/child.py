@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Final
 
+LARGEST_LOG_BYTES: Final = 5_000_000  # a longer one is set aside at the next start
 GUARD: Final = Path(__file__).with_name("guard.py")
 
 
@@ -28,6 +29,8 @@ class Child:
         self.log = log
         self._stop_seconds = stop_seconds
         log.parent.mkdir(parents=True, exist_ok=True)
+        if log.exists() and log.stat().st_size > LARGEST_LOG_BYTES:
+            log.replace(log.with_name(f"{log.name}.1"))
         with log.open("ab") as output:
             self._guard = subprocess.Popen(
                 [sys.executable, "-I", "-S", str(GUARD), user or "-", str(int(stop_signal)), str(stop_seconds), *command],

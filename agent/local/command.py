@@ -15,6 +15,7 @@ from agent.local.lock import first_free_folder
 from agent.local.schema import project_root
 from agent.local.stack import Stack
 
+LOOK_SECONDS: Final = 1.0
 TRADER: Final = "trader@example.com"
 OPERATOR: Final = "operator@example.com"
 
@@ -60,7 +61,11 @@ async def _serve(folder: Path, port: int | None, *, as_json: bool, durable: bool
             interrupted.cancel()
     try:
         _print(stack, logins, as_json=as_json)
-        await stopped.wait()
+        while not stopped.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stopped.wait(), LOOK_SECONDS)
+            if not stopped.is_set() and await stack.mend():
+                console.print("a part had ended by itself and was started again")
     finally:
         with console.status("stopping"):
             await stack.close()

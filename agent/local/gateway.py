@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -25,7 +26,7 @@ from agent.local.edge import EdgeFunctions
 from agent.local.keys import Keys
 from agent.local.rpc import RpcEndpoint
 from agent.local.scheduler import Scheduler
-from agent.local.sessions import DatabaseAway, Sessions
+from agent.local.sessions import DatabaseAway, PoolBusy, Sessions
 from agent.local.site import Site
 from agent.local.tables import LiteServer
 
@@ -160,7 +161,7 @@ class Gateway:
         """Read signatures again after DDL (`notify pgrst`, sent by an event trigger), and after a database restart."""
         first = True
         while True:
-            with contextlib.suppress(psycopg.Error, OSError, TimeoutError, DatabaseAway):
+            with contextlib.suppress(psycopg.Error, OSError, TimeoutError, DatabaseAway, PoolBusy):
                 connection = await asyncio.wait_for(
                     psycopg.AsyncConnection.connect(self._settings.dsn, autocommit=True, application_name="gateway schema"), 5
                 )
@@ -201,6 +202,21 @@ async def _no_realtime(request: web.Request) -> web.Response:
     )
 
 
+class JsonLines(logging.Formatter):
+    """One JSON object per record: the event's name and the fields given as `extra`."""
+
+    _usual = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Write one line."""
+        at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        line = {"at": at, "level": record.levelname.lower(), "event": record.getMessage(), "logger": record.name}
+        line |= {name: value for name, value in vars(record).items() if name not in self._usual}
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
 async def _main() -> int:
     settings = GatewaySettings(**json.loads(os.environ.pop(ENVIRONMENT)))
     serving = asyncio.create_task(Gateway(settings).run())
@@ -227,9 +243,9 @@ def _first(error: BaseException) -> BaseException:
 
 def main() -> None:
     """Entry point of the process."""
-    logging.basicConfig(
-        level=logging.INFO, format='{"at":"%(asctime)s","level":"%(levelname)s","event":"%(message)s","logger":"%(name)s"}'
-    )
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonLines())
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("aiohttp").setLevel(logging.WARNING)
     sys.exit(asyncio.run(_main()))
 

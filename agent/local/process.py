@@ -13,6 +13,7 @@ from typing import Final
 
 import aiohttp
 from aiohttp import web
+from multidict import CIMultiDict
 
 from agent.failure import Failure
 from agent.local.child import Child
@@ -120,7 +121,10 @@ class DenoServer:
         headers: Mapping[str, str] | None = None,
         body: bytes | None = None,
     ) -> web.StreamResponse:
-        """Pass a request on and stream the answer back; 503 when the process cannot be started or breaks off."""
+        """Pass a request on and stream the answer back; 503 when the process cannot be started or breaks off.
+
+        `headers` replace the client's; an empty one removes it.
+        """
         try:
             await self.ensure()
         except Failure as failure:
@@ -141,13 +145,15 @@ class DenoServer:
     async def _forward(
         self, request: web.Request, path: str, headers: Mapping[str, str] | None, body: bytes | None
     ) -> web.StreamResponse:
-        sent = {name: value for name, value in request.headers.items() if name.lower() not in HOP_BY_HOP}
-        sent |= {"X-Forwarded-Host": request.host, "X-Forwarded-Proto": request.scheme, **(headers or {})}
+        sent = CIMultiDict((name, value) for name, value in request.headers.items() if name.lower() not in HOP_BY_HOP)
+        forwarded = {"X-Forwarded-Host": request.host, "X-Forwarded-Proto": request.scheme}
+        for name, value in {**forwarded, **(headers or {})}.items():
+            sent.popall(name, None)
+            if value:
+                sent[name] = value
         data = body if body is not None else (request.content if request.body_exists else None)
         url = f"http://127.0.0.1:{self._port}{path}"
-        async with self._client.request(
-            request.method, url, headers={k: v for k, v in sent.items() if v}, data=data, allow_redirects=False
-        ) as answer:
+        async with self._client.request(request.method, url, headers=sent, data=data, allow_redirects=False) as answer:
             response = web.StreamResponse(status=answer.status)
             for name, value in answer.headers.items():
                 if name.lower() not in HOP_BY_HOP - {"content-encoding"} and not name.lower().startswith("access-control-"):

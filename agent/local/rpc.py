@@ -13,7 +13,7 @@ from psycopg import AsyncConnection
 from agent.local.access import Access, AccessRefused, Caller
 from agent.local.catalog import Catalog, Routine, read_catalog
 from agent.local.postgrest import database_away, database_problem, problem
-from agent.local.sessions import DatabaseAway, JsonBody, Sessions
+from agent.local.sessions import DatabaseAway, JsonBody, PoolBusy, Sessions
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +88,8 @@ class RpcEndpoint:
             return await self._call(request, caller, routine, names, body)
         except DatabaseAway:
             return database_away()
+        except PoolBusy:
+            return problem(504, "PGRST003", "Timed out acquiring connection from connection pool.")
         except psycopg.Error as error:
             return database_problem(error, signed_in=caller.role != "anon")
 

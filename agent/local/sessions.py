@@ -37,6 +37,10 @@ class DatabaseAway(Exception):
     """No connection can be had, or it broke while in use (the outcome of the call is then unknown)."""
 
 
+class PoolBusy(Exception):
+    """Every connection was in use for too long; nothing was sent."""
+
+
 class Sessions:
     """At most `size` connections as the DSN's role, the most recently used first."""
 
@@ -49,11 +53,11 @@ class Sessions:
 
     @contextlib.asynccontextmanager
     async def lease(self) -> AsyncIterator[AsyncConnection]:
-        """One connection, autocommit. Raises DatabaseAway."""
+        """One connection, autocommit. Raises DatabaseAway and PoolBusy."""
         try:
             await asyncio.wait_for(self._free.acquire(), ACQUIRE_SECONDS)
         except TimeoutError as error:
-            raise DatabaseAway("every connection is busy") from error
+            raise PoolBusy from error
         try:
             connection = await self._take()
             try:

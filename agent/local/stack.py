@@ -146,6 +146,17 @@ class Stack:
             await asyncio.to_thread(self._gateway.stop)
         await self._start_gateway()
 
+    async def mend(self) -> bool:
+        """Start again what ended by itself. Returns whether something had."""
+        mended = False
+        if self._lent is None and not self._server.running:
+            await asyncio.to_thread(self._server.start)
+            mended = True
+        if self._gateway is not None and not self._gateway.running:
+            await self._start_gateway()
+            mended = True
+        return mended
+
     async def _start_gateway(self) -> None:
         wanted = self._port
         for attempt in (1, 2, 3):
