@@ -280,7 +280,7 @@ async def test_after_a_restart_a_read_that_lacks_what_was_last_seen_must_be_conf
 async def test_an_order_of_ours_that_its_report_tells_is_no_event(pushed_first: bool, tmp_path: Path) -> None:
     desk = Desk(pushes_own=pushed_first)
     async with stage(tmp_path) as open_scene:
-        scene = await open_scene(desk)
+        scene = await open_scene(desk, settings=replace(QUICK, hold_limit=timedelta(seconds=10)))
         async with TradeCopyEngine(scene.journal, scene.database, DatabaseClock(), running_lease()) as engine:
             await engine.attach(scene.session)
             gate = desk.gates[1] = asyncio.Event()
