@@ -2006,6 +2006,12 @@ begin
     'send_before', p.send_before);
 end $$;
 
+create function private.send_within() returns interval
+language plpgsql stable set search_path = '' as $$
+begin
+  return make_interval(secs => (private.setting('send_within_ms') #>> '{}')::numeric / 1000);
+end $$;
+
 -- Puts executions into the hands of the agents that work their accounts: stamps epoch and deadline, broadcasts to other VPSes
 -- (at most 100 executions and 200 KB a message), and returns the array for the calling VPS.
 -- Executions of accounts that nobody works stay unoffered.
@@ -2014,29 +2020,30 @@ language plpgsql security definer set search_path = '' as $$
 declare
   v_own jsonb;
   v_message record;
+  v_send_within interval := private.send_within();
 begin
   if p_executions is null or cardinality(p_executions) = 0 then
     return '[]'::jsonb;
   end if;
   update public.trade_execution_queue q
   set vps_id = v.id, epoch = a.epoch, offered_at = p_now,
-      send_before = least(greatest(p_now, a.begins_at) + s.send_within, v.lease_expires_at)
+      send_before = least(greatest(p_now, a.begins_at) + v_send_within, v.lease_expires_at)
   from public.account_vps_assignments a
   join public.vps_instances v on v.id = a.vps_id
-  cross join (select make_interval(secs => (private.setting('send_within_ms') #>> '{}')::numeric / 1000) as send_within) s
-  where q.id = any (p_executions) and a.account_id = q.account_id and v.retired_at is null and v.lease_expires_at > p_now;
+  where q.id = any (p_executions) and q.offered_at is null and a.account_id = q.account_id and v.retired_at is null and v.lease_expires_at > p_now;
 
   for v_message in
+    with rendered as materialized (
+      select q.id, q.vps_id, q.priority, private.execution_json(q) as body
+      from public.trade_execution_queue q
+      where q.id = any (p_executions) and q.offered_at is not null and q.vps_id is distinct from p_caller
+    )
     select numbered.vps_id, jsonb_agg(numbered.body order by numbered.priority, numbered.id) as bodies
     from (
       select packed.*, (packed.bytes_before / 190000)::integer as part_by_bytes, (packed.row_before / 100)::integer as part_by_rows
       from (
         select rendered.*, row_number() over w - 1 as row_before, sum(octet_length(rendered.body::text)) over w as bytes_before
-        from (
-          select q.id, q.vps_id, q.priority, private.execution_json(q) as body
-          from public.trade_execution_queue q
-          where q.id = any (p_executions) and q.offered_at is not null and q.vps_id is distinct from p_caller
-        ) rendered
+        from rendered
         window w as (partition by rendered.vps_id order by rendered.priority, rendered.id)
       ) packed
     ) numbered
@@ -2391,6 +2398,7 @@ create function private.plan_links(p_links bigint[], p_now timestamptz) returns 
 language plpgsql security definer set search_path = '' as $$
 declare
   v_new bigint[];
+  v_send_within interval := private.send_within();
 begin
   perform private.drop_waiting_opens(p_links, p_now);
   update public.position_links l set seen_master_lots = m.lots
@@ -2450,13 +2458,17 @@ begin
   ), placed as (
     insert into public.trade_execution_queue (step_id, after_id, link_id, lane, copier_id, user_id, account_id, master_account_id, event_id,
       action, priority, symbol, side, order_type, lots, target_lots, ticket, price, sl, tp, master_price, master_lots, expires_at,
-      send_before, detected_at, queued_at, updated_at)
+      vps_id, epoch, offered_at, send_before, detected_at, queued_at, updated_at)
     select t.step_id, o.after_id, t.id, t.id::text, t.copier_id, t.user_id, t.follower_account_id, t.master_account_id, t.master_event_id,
       o.action, case o.action when 'reduce' then 20 when 'modify' then 30 when 'amend' then 30 else 10 end,
       t.symbol, t.side, 'market', o.lots, o.target_lots, o.ticket, case when o.action = 'amend' then t.master_price end,
       case when o.action in ('modify', 'amend') then t.wanted_sl end, case when o.action in ('modify', 'amend') then t.wanted_tp end,
-      t.master_price, t.master_lots, t.master_expires_at, p_now, t.master_detected_at, p_now, p_now
+      t.master_price, t.master_lots, t.master_expires_at, v.id, case when v.id is not null then a.epoch end,
+      case when v.id is not null then p_now end,
+      coalesce(least(greatest(p_now, a.begins_at) + v_send_within, v.lease_expires_at), p_now), t.master_detected_at, p_now, p_now
     from steps t join orders o on o.link_id = t.id
+    left join public.account_vps_assignments a on a.account_id = t.follower_account_id
+    left join public.vps_instances v on v.id = a.vps_id and v.retired_at is null and v.lease_expires_at > p_now
     returning id
   )
   select array_agg(id) into v_new from placed;
@@ -2479,12 +2491,14 @@ begin
     when p_lease_ends <= p_now or p_account.status = 'pending' then 'follower_offline' end;
 end $$;
 
-create function private.fresh_funds(p_account public.trading_accounts, p_now timestamptz) returns private.funds
-language plpgsql stable set search_path = '' as $$
+-- Money of an account for sizing; unknown when it was measured before p_since.
+create function private.fresh_funds(p_account public.trading_accounts, p_since timestamptz) returns private.funds
+language plpgsql immutable set search_path = '' as $$
 begin
-  return case when p_account.funds_at > p_now - private.setting_s('funds_max_age_s')
-    then row(p_account.currency, p_account.balance, p_account.equity, p_account.free_margin)::private.funds
-    else row(p_account.currency, null, null, null)::private.funds end;
+  if p_account.funds_at > p_since then
+    return row(p_account.currency, p_account.balance, p_account.equity, p_account.free_margin)::private.funds;
+  end if;
+  return row(p_account.currency, null, null, null)::private.funds;
 end $$;
 
 -- A pending order under reverse: a buy limit becomes a sell stop.
@@ -2533,9 +2547,12 @@ create function private.decide(p_masters uuid[], p_tickets text[], p_copiers uui
 language plpgsql security definer set search_path = '' as $$
 declare
   v_new bigint[];
+  v_fresh_since timestamptz := p_now - private.setting_s('funds_max_age_s');
+  v_send_within interval := private.send_within();
 begin
   with pairs as materialized (
     select u.kind, u.link_id, u.generation, u.delta, u.close_step, c, m, ma, fa, v.lease_expires_at as lease_ends, ms,
+      v.id as vps_id, a.epoch, a.begins_at,
       case when (m.side = 'buy') = c.reverse then 'sell' else 'buy' end as side
     from private.undecided(p_masters, p_tickets, p_copiers) u
     join public.copiers c on c.id = u.copier_id
@@ -2565,7 +2582,7 @@ begin
           or ((r.fs).trade_mode = 'short_only' and r.side = 'buy') then 'trade_disabled' end as verdict
     from ruled r
   ), sized as materialized (
-    select k.*, case when k.verdict is null then private.size_order(k.c, private.fresh_funds(k.ma, p_now), private.fresh_funds(k.fa, p_now),
+    select k.*, case when k.verdict is null then private.size_order(k.c, private.fresh_funds(k.ma, v_fresh_since), private.fresh_funds(k.fa, v_fresh_since),
         k.ms, k.fs, (k.m).side, k.delta, (k.m).price, (k.m).sl, (k.m).tp,
         case when (k.ma).currency = (k.fa).currency and (k.fs).profit_currency = (k.fa).currency and (k.ms).profit_currency = (k.ma).currency
           then '{}'::jsonb
@@ -2608,14 +2625,14 @@ begin
   ), placed as (
     insert into public.trade_execution_queue (step_id, after_id, link_id, lane, copier_id, user_id, account_id, master_account_id, event_id,
       action, priority, symbol, side, order_type, lots, price, sl, tp, max_slippage_points, master_price, master_lots, expires_at, comment,
-      warnings, retry_until, send_before, detected_at, queued_at, updated_at)
+      warnings, retry_until, vps_id, epoch, offered_at, send_before, detected_at, queued_at, updated_at)
     select k.step_id, case when k.kind = 'flip' then k.close_step end, k.its_link, k.its_link::text, (k.c).id, (k.c).user_id, (k.fa).id,
       (k.ma).id, (k.m).last_event_id,
       case when k.kind = 'increase' then 'increase' when (k.m).kind = 'order' then 'place' else 'open' end, 40,
       (k.fs).name, k.side, private.copied_order_type((k.m).order_type, (k.c).reverse), o.lots,
       case when (k.m).kind = 'order' then (k.m).price end, k.sl, k.tp, (k.c).max_slippage_points, (k.m).price, (k.m).lots,
-      (k.m).expires_at, (k.c).comment, (k.z).warnings, p_now + make_interval(secs => (k.c).retry_window_s), p_now, (k.m).detected_at,
-      p_now, p_now
+      (k.m).expires_at, (k.c).comment, (k.z).warnings, p_now + make_interval(secs => (k.c).retry_window_s), k.vps_id, k.epoch, p_now,
+      least(greatest(p_now, k.begins_at) + v_send_within, k.lease_ends), (k.m).detected_at, p_now, p_now
     from linked k cross join lateral unnest((k.z).orders) as o (lots)
     where k.reason is null and not k.netting
     returning id
@@ -2635,6 +2652,8 @@ end $$;
 -- Gives every (event, copier) pair that nothing else has explained its one reason.
 create function private.explain_rest(p_events bigint[]) returns void
 language plpgsql security definer set search_path = '' as $$
+declare
+  v_since timestamptz := clock_timestamp() - interval '1 day';  -- spares the older partitions
 begin
   insert into public.copy_outcomes (event_id, copier_id, user_id, link_id, reason)
   select e.id, c.id, c.user_id, l.id, case
@@ -2658,7 +2677,8 @@ begin
     where pl.master_account_id = e.account_id and pl.master_ticket = e.ticket and pl.copier_id = c.id
     order by pl.generation desc limit 1
   ) l on true
-  where e.id = any (p_events) and e.received_at > clock_timestamp() - interval '1 day' and e.status = 'accepted'
+  where e.id = any (p_events) and e.received_at > v_since and e.status = 'accepted'
+    and not exists (select 1 from public.copy_outcomes o where o.event_id = e.id and o.copier_id = c.id)
   on conflict (event_id, copier_id) do nothing;
 end $$;
 
@@ -3148,7 +3168,7 @@ begin
 end $$;
 
 create function private.queue_trade_copy(p_events jsonb) returns jsonb
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = '' set plan_cache_mode = force_generic_plan as $$
 declare
   v_vps uuid := private.agent_vps();
   v_account public.trading_accounts;
@@ -3482,7 +3502,7 @@ begin
 end $$;
 
 create function private.report_executions(p_reports jsonb) returns jsonb
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = '' set plan_cache_mode = force_generic_plan as $$
 declare
   v_vps uuid := private.agent_vps();
   v_now timestamptz;
@@ -3633,7 +3653,7 @@ end $$;
 
 -- What time changes: retries, deadlines, links that wait, flattening accounts. Called by maintain() and by heartbeats; safe to run at once.
 create function private.maintain_executions() returns void
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = '' set plan_cache_mode = force_generic_plan as $$
 declare
   v_accounts uuid[] := private.lock_due(clock_timestamp());
   v_now timestamptz := clock_timestamp();
@@ -4496,7 +4516,10 @@ begin
   if p_gap > v_lease / 2 then
     update public.vps_instances v
     set lease_expires_at = clock_timestamp() + v_lease
-    where v.status in ('online', 'draining') and v.lease_expires_at < clock_timestamp() + v_lease;
+    where v.id = any (array(
+      select w.id from public.vps_instances w
+      where w.status in ('online', 'draining') and w.lease_expires_at < clock_timestamp() + v_lease
+      for no key update skip locked));
     return;
   end if;
   update public.vps_instances v set status = 'offline'

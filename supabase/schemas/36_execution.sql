@@ -113,6 +113,12 @@ begin
     'send_before', p.send_before);
 end $$;
 
+create function private.send_within() returns interval
+language plpgsql stable set search_path = '' as $$
+begin
+  return make_interval(secs => (private.setting('send_within_ms') #>> '{}')::numeric / 1000);
+end $$;
+
 -- Puts executions into the hands of the agents that work their accounts: stamps epoch and deadline, broadcasts to other VPSes
 -- (at most 100 executions and 200 KB a message), and returns the array for the calling VPS.
 -- Executions of accounts that nobody works stay unoffered.
@@ -121,29 +127,30 @@ language plpgsql security definer set search_path = '' as $$
 declare
   v_own jsonb;
   v_message record;
+  v_send_within interval := private.send_within();
 begin
   if p_executions is null or cardinality(p_executions) = 0 then
     return '[]'::jsonb;
   end if;
   update public.trade_execution_queue q
   set vps_id = v.id, epoch = a.epoch, offered_at = p_now,
-      send_before = least(greatest(p_now, a.begins_at) + s.send_within, v.lease_expires_at)
+      send_before = least(greatest(p_now, a.begins_at) + v_send_within, v.lease_expires_at)
   from public.account_vps_assignments a
   join public.vps_instances v on v.id = a.vps_id
-  cross join (select make_interval(secs => (private.setting('send_within_ms') #>> '{}')::numeric / 1000) as send_within) s
-  where q.id = any (p_executions) and a.account_id = q.account_id and v.retired_at is null and v.lease_expires_at > p_now;
+  where q.id = any (p_executions) and q.offered_at is null and a.account_id = q.account_id and v.retired_at is null and v.lease_expires_at > p_now;
 
   for v_message in
+    with rendered as materialized (
+      select q.id, q.vps_id, q.priority, private.execution_json(q) as body
+      from public.trade_execution_queue q
+      where q.id = any (p_executions) and q.offered_at is not null and q.vps_id is distinct from p_caller
+    )
     select numbered.vps_id, jsonb_agg(numbered.body order by numbered.priority, numbered.id) as bodies
     from (
       select packed.*, (packed.bytes_before / 190000)::integer as part_by_bytes, (packed.row_before / 100)::integer as part_by_rows
       from (
         select rendered.*, row_number() over w - 1 as row_before, sum(octet_length(rendered.body::text)) over w as bytes_before
-        from (
-          select q.id, q.vps_id, q.priority, private.execution_json(q) as body
-          from public.trade_execution_queue q
-          where q.id = any (p_executions) and q.offered_at is not null and q.vps_id is distinct from p_caller
-        ) rendered
+        from rendered
         window w as (partition by rendered.vps_id order by rendered.priority, rendered.id)
       ) packed
     ) numbered

@@ -110,6 +110,7 @@ create function private.plan_links(p_links bigint[], p_now timestamptz) returns 
 language plpgsql security definer set search_path = '' as $$
 declare
   v_new bigint[];
+  v_send_within interval := private.send_within();
 begin
   perform private.drop_waiting_opens(p_links, p_now);
   update public.position_links l set seen_master_lots = m.lots
@@ -169,13 +170,17 @@ begin
   ), placed as (
     insert into public.trade_execution_queue (step_id, after_id, link_id, lane, copier_id, user_id, account_id, master_account_id, event_id,
       action, priority, symbol, side, order_type, lots, target_lots, ticket, price, sl, tp, master_price, master_lots, expires_at,
-      send_before, detected_at, queued_at, updated_at)
+      vps_id, epoch, offered_at, send_before, detected_at, queued_at, updated_at)
     select t.step_id, o.after_id, t.id, t.id::text, t.copier_id, t.user_id, t.follower_account_id, t.master_account_id, t.master_event_id,
       o.action, case o.action when 'reduce' then 20 when 'modify' then 30 when 'amend' then 30 else 10 end,
       t.symbol, t.side, 'market', o.lots, o.target_lots, o.ticket, case when o.action = 'amend' then t.master_price end,
       case when o.action in ('modify', 'amend') then t.wanted_sl end, case when o.action in ('modify', 'amend') then t.wanted_tp end,
-      t.master_price, t.master_lots, t.master_expires_at, p_now, t.master_detected_at, p_now, p_now
+      t.master_price, t.master_lots, t.master_expires_at, v.id, case when v.id is not null then a.epoch end,
+      case when v.id is not null then p_now end,
+      coalesce(least(greatest(p_now, a.begins_at) + v_send_within, v.lease_expires_at), p_now), t.master_detected_at, p_now, p_now
     from steps t join orders o on o.link_id = t.id
+    left join public.account_vps_assignments a on a.account_id = t.follower_account_id
+    left join public.vps_instances v on v.id = a.vps_id and v.retired_at is null and v.lease_expires_at > p_now
     returning id
   )
   select array_agg(id) into v_new from placed;

@@ -11,12 +11,14 @@ begin
     when p_lease_ends <= p_now or p_account.status = 'pending' then 'follower_offline' end;
 end $$;
 
-create function private.fresh_funds(p_account public.trading_accounts, p_now timestamptz) returns private.funds
-language plpgsql stable set search_path = '' as $$
+-- Money of an account for sizing; unknown when it was measured before p_since.
+create function private.fresh_funds(p_account public.trading_accounts, p_since timestamptz) returns private.funds
+language plpgsql immutable set search_path = '' as $$
 begin
-  return case when p_account.funds_at > p_now - private.setting_s('funds_max_age_s')
-    then row(p_account.currency, p_account.balance, p_account.equity, p_account.free_margin)::private.funds
-    else row(p_account.currency, null, null, null)::private.funds end;
+  if p_account.funds_at > p_since then
+    return row(p_account.currency, p_account.balance, p_account.equity, p_account.free_margin)::private.funds;
+  end if;
+  return row(p_account.currency, null, null, null)::private.funds;
 end $$;
 
 -- A pending order under reverse: a buy limit becomes a sell stop.
@@ -65,9 +67,12 @@ create function private.decide(p_masters uuid[], p_tickets text[], p_copiers uui
 language plpgsql security definer set search_path = '' as $$
 declare
   v_new bigint[];
+  v_fresh_since timestamptz := p_now - private.setting_s('funds_max_age_s');
+  v_send_within interval := private.send_within();
 begin
   with pairs as materialized (
     select u.kind, u.link_id, u.generation, u.delta, u.close_step, c, m, ma, fa, v.lease_expires_at as lease_ends, ms,
+      v.id as vps_id, a.epoch, a.begins_at,
       case when (m.side = 'buy') = c.reverse then 'sell' else 'buy' end as side
     from private.undecided(p_masters, p_tickets, p_copiers) u
     join public.copiers c on c.id = u.copier_id
@@ -97,7 +102,7 @@ begin
           or ((r.fs).trade_mode = 'short_only' and r.side = 'buy') then 'trade_disabled' end as verdict
     from ruled r
   ), sized as materialized (
-    select k.*, case when k.verdict is null then private.size_order(k.c, private.fresh_funds(k.ma, p_now), private.fresh_funds(k.fa, p_now),
+    select k.*, case when k.verdict is null then private.size_order(k.c, private.fresh_funds(k.ma, v_fresh_since), private.fresh_funds(k.fa, v_fresh_since),
         k.ms, k.fs, (k.m).side, k.delta, (k.m).price, (k.m).sl, (k.m).tp,
         case when (k.ma).currency = (k.fa).currency and (k.fs).profit_currency = (k.fa).currency and (k.ms).profit_currency = (k.ma).currency
           then '{}'::jsonb
@@ -140,14 +145,14 @@ begin
   ), placed as (
     insert into public.trade_execution_queue (step_id, after_id, link_id, lane, copier_id, user_id, account_id, master_account_id, event_id,
       action, priority, symbol, side, order_type, lots, price, sl, tp, max_slippage_points, master_price, master_lots, expires_at, comment,
-      warnings, retry_until, send_before, detected_at, queued_at, updated_at)
+      warnings, retry_until, vps_id, epoch, offered_at, send_before, detected_at, queued_at, updated_at)
     select k.step_id, case when k.kind = 'flip' then k.close_step end, k.its_link, k.its_link::text, (k.c).id, (k.c).user_id, (k.fa).id,
       (k.ma).id, (k.m).last_event_id,
       case when k.kind = 'increase' then 'increase' when (k.m).kind = 'order' then 'place' else 'open' end, 40,
       (k.fs).name, k.side, private.copied_order_type((k.m).order_type, (k.c).reverse), o.lots,
       case when (k.m).kind = 'order' then (k.m).price end, k.sl, k.tp, (k.c).max_slippage_points, (k.m).price, (k.m).lots,
-      (k.m).expires_at, (k.c).comment, (k.z).warnings, p_now + make_interval(secs => (k.c).retry_window_s), p_now, (k.m).detected_at,
-      p_now, p_now
+      (k.m).expires_at, (k.c).comment, (k.z).warnings, p_now + make_interval(secs => (k.c).retry_window_s), k.vps_id, k.epoch, p_now,
+      least(greatest(p_now, k.begins_at) + v_send_within, k.lease_ends), (k.m).detected_at, p_now, p_now
     from linked k cross join lateral unnest((k.z).orders) as o (lots)
     where k.reason is null and not k.netting
     returning id
@@ -167,6 +172,8 @@ end $$;
 -- Gives every (event, copier) pair that nothing else has explained its one reason.
 create function private.explain_rest(p_events bigint[]) returns void
 language plpgsql security definer set search_path = '' as $$
+declare
+  v_since timestamptz := clock_timestamp() - interval '1 day';  -- spares the older partitions
 begin
   insert into public.copy_outcomes (event_id, copier_id, user_id, link_id, reason)
   select e.id, c.id, c.user_id, l.id, case
@@ -190,6 +197,7 @@ begin
     where pl.master_account_id = e.account_id and pl.master_ticket = e.ticket and pl.copier_id = c.id
     order by pl.generation desc limit 1
   ) l on true
-  where e.id = any (p_events) and e.received_at > clock_timestamp() - interval '1 day' and e.status = 'accepted'
+  where e.id = any (p_events) and e.received_at > v_since and e.status = 'accepted'
+    and not exists (select 1 from public.copy_outcomes o where o.event_id = e.id and o.copier_id = c.id)
   on conflict (event_id, copier_id) do nothing;
 end $$;

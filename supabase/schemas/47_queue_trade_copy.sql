@@ -167,7 +167,7 @@ begin
 end $$;
 
 create function private.queue_trade_copy(p_events jsonb) returns jsonb
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = '' set plan_cache_mode = force_generic_plan as $$
 declare
   v_vps uuid := private.agent_vps();
   v_account public.trading_accounts;

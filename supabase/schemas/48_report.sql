@@ -268,7 +268,7 @@ begin
 end $$;
 
 create function private.report_executions(p_reports jsonb) returns jsonb
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = '' set plan_cache_mode = force_generic_plan as $$
 declare
   v_vps uuid := private.agent_vps();
   v_now timestamptz;
