@@ -66,10 +66,17 @@ class Halted(Exception):
 class AccountConnection:
     """Owned by the manager; `run` ends when the account is not wanted any more and is drained."""
 
-    def __init__(self, parts: Parts, settings: ConnectionSettings, sleep: Callable[[float], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        settings: ConnectionSettings,
+        sleep: Callable[[float], Awaitable[None]],
+        on_news: Callable[[], None],
+    ) -> None:
         self._parts = parts
         self._settings = settings
         self._sleep = sleep
+        self._on_news = on_news
         self.wanted: Assignment | None = None
         self._changed = asyncio.Event()
         self._status: Status = "connecting"
@@ -166,7 +173,9 @@ class AccountConnection:
         )
 
     def _set(self, status: Status, error: str | None) -> None:
-        self._status, self._error = status, error
+        if (status, error) != (self._status, self._error):
+            self._status, self._error = status, error
+            self._on_news()
         if status != "connected":
             self._session = None
 

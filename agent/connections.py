@@ -21,10 +21,10 @@ class VPSConnectionManager:
         parts: Parts,
         settings: ConnectionSettings | None = None,
         *,
-        on_released: Callable[[], None] = lambda: None,
+        on_news: Callable[[], None] = lambda: None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """`on_released` is called when an account was let go: the next heartbeat says so, and its new VPS may begin."""
+        """`on_news` is called when `statuses` changed: the sooner a heartbeat tells it, the sooner the database plans with it."""
         self._parts = parts
         self._settings = settings or ConnectionSettings()
         self._sleep = sleep
@@ -32,7 +32,7 @@ class VPSConnectionManager:
         self._group: asyncio.TaskGroup | None = None
         self._tasks: dict[AccountId, asyncio.Task[None]] = {}
         self._stopping = False
-        self._on_released = on_released
+        self._on_news = on_news
         #: accounts let go and their last sessions, until the database was told
         self._released: dict[AccountId, int] = {}
 
@@ -44,7 +44,7 @@ class VPSConnectionManager:
         for account_id, assignment in wanted.items():
             known = self._connections.get(account_id)
             if known is None:
-                known = self._connections[account_id] = AccountConnection(self._parts, self._settings, self._sleep)
+                known = self._connections[account_id] = AccountConnection(self._parts, self._settings, self._sleep, self._on_news)
             known.want(assignment)
             self._start(account_id, known)
         for account_id, connection in self._connections.items():
@@ -114,6 +114,6 @@ class VPSConnectionManager:
             del self._connections[account_id]
             if connection.last_session is not None and not task.cancelled():
                 self._released[account_id] = connection.last_session
-                self._on_released()
+                self._on_news()
         elif not task.cancelled() and not self._stopping:
             self._start(account_id, connection)

@@ -65,7 +65,7 @@ def _compose(
 ) -> Running:
     connections = VPSConnectionManager(
         Parts(plane=plane, engine=engine, journal=journal, clock=clock, create_adapter=PlatformFactory().create),
-        on_released=lambda: heartbeats.beat_now(),
+        on_news=lambda: heartbeats.beat_now(),
     )
     # The heartbeat needs the events' doubt and the events need a heartbeat to catch up: the later one is looked up when called.
     events = RealTimeTradeEventSystem.to(
