@@ -13,7 +13,10 @@ begin
   if p_gap > v_lease / 2 then
     update public.vps_instances v
     set lease_expires_at = clock_timestamp() + v_lease
-    where v.status in ('online', 'draining') and v.lease_expires_at < clock_timestamp() + v_lease;
+    where v.id = any (array(
+      select w.id from public.vps_instances w
+      where w.status in ('online', 'draining') and w.lease_expires_at < clock_timestamp() + v_lease
+      for no key update skip locked));
     return;
   end if;
   update public.vps_instances v set status = 'offline'
