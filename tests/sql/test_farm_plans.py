@@ -18,7 +18,8 @@ def large_farm(farm: Farm) -> Farm:
     )
     farm.rows(
         "insert into public.trading_accounts (user_id, platform, server, login, name)"
-        " select u.id, 'paper', 'Paper', g::text, g::text from generate_series(1, 20000) g join numbered u on u.n = 3001 + g %% 1999"
+        " select u.id, 'paper', 'Paper', g::text, g::text"
+        " from generate_series(1, 20000) g join numbered u on u.n = 3001 + g %% 1999"
     )
     farm.rows(
         "insert into public.account_vps_assignments (account_id, vps_id) select a.id, v.id from"
