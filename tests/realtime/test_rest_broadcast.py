@@ -1,5 +1,7 @@
 """Broadcasts over HTTP, single (both clients) and in batches."""
 
+import io
+
 import aiohttp
 import pytest
 from realtime_hall import Hall, Opener, mint
@@ -86,6 +88,8 @@ async def test_a_faulty_batch_is_refused_whole(hall: Hall, topic: str) -> None:
     status, text = await _post(hall, "", json={"messages": [{"payload": {}}]})
     assert (status, "can't be blank" in text) == (422, True)
     assert (await _post(hall, "", json={}))[0] == 422
+    assert (await _post(hall, "", data=b"{"))[0] == 400
+    assert (await _post(hall, "", data=io.BytesIO(b"x" * 10_000_000)))[0] == 413
     assert await _post(hall, "", token="nonsense", json={"messages": [good]}) == (401, '{"message":"Unauthorized"}')
     assert (await _post(hall, f"/{topic}/events/e", data="plain text"))[0] == 415
 

@@ -31,7 +31,7 @@ class Limits:
     no_channel_timeout_s: float = 600
     connect_backoff_ms: float = 0
     channel_backoff_ms: float = 0
-    database_wait_s: float = 5
+    database_wait_s: float = 3
     send_buffer_bytes: int = 16_000_000
 
     @classmethod

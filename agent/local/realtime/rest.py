@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 BATCH = "/realtime/v1/api/broadcast"
 SINGLE = "/realtime/v1/api/broadcast/{topic}/events/{event}"
 _OVER_QUOTA = "You have exceeded your rate limit"
+_MAX_BODY_BYTES = 8_000_000
 _OVERSIZE = "Payload size exceeds tenant limit"
 _CORS = {
     "access-control-allow-origin": "*",
@@ -53,9 +54,11 @@ class BroadcastApi:
         identity = self._identity(request)
         if identity is None:
             return _json(401, {"message": "Unauthorized"})
-        try:
-            body = orjson.loads(await request.read())
-        except orjson.JSONDecodeError:
+        raw = await _read(request)
+        if raw is None:
+            return _json(413, {"errors": {"detail": "Request Entity Too Large"}})
+        body = _loads(raw)
+        if body is None:
             return _json(400, {"errors": {"detail": "Bad Request"}})
         messages = body.get("messages") if isinstance(body, dict) else None
         if not isinstance(messages, list):
@@ -83,7 +86,9 @@ class BroadcastApi:
             return _json(401, {"message": "Unauthorized"})
         topic, event = request.match_info["topic"], request.match_info["event"]
         private = request.query.get("private") == "true"
-        body = await request.read()
+        body = await _read(request)
+        if body is None:
+            return _json(413, {"errors": {"detail": "Request Entity Too Large"}})
         binary = request.content_type == "application/octet-stream"
         if not binary and request.content_type != "application/json":
             return _json(415, {"error": "Unsupported Media Type: use application/json or application/octet-stream"})
@@ -101,6 +106,16 @@ class BroadcastApi:
     def _send(self, private: bool, item: Broadcast) -> None:
         self.hub.messages.count()
         self.hub.broadcast(private, item)
+
+
+async def _read(request: web.Request) -> bytes | None:
+    """The body, or None when it is larger than any batch may be; no more than that is kept."""
+    body = bytearray()
+    async for chunk in request.content.iter_any():
+        body += chunk
+        if len(body) > _MAX_BODY_BYTES:
+            return None
+    return bytes(body)
 
 
 def _faults_of(entry: object, payload_bytes: int) -> dict[str, list[str]]:

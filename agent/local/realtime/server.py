@@ -99,6 +99,9 @@ class RealtimeServer:
             await asyncio.wait(set(self._tasks), timeout=3)
         self._loop = None
         await asyncio.to_thread(self._stream.stop)
+        if self._stream.slot is not None and not self._pool.closed:
+            with contextlib.suppress(Error, PoolTimeout, TimeoutError):
+                await asyncio.wait_for(self.store.slot_gone(self._stream.slot), 2)
         await self._pool.close()
 
     def spawn(self, work: Coroutine[object, object, None]) -> None:

@@ -1,5 +1,6 @@
 """What the server itself keeps in the database: day partitions, and old messages for replay."""
 
+import asyncio
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -37,6 +38,14 @@ class MessageStore:
         """Make missing day partitions and drop outdated ones; may be repeated."""
         async with self.pool.connection(timeout=5) as connection:
             await connection.execute(PREPARE_SQL)
+
+    async def slot_gone(self, slot: str) -> None:
+        """Wait until Postgres has dropped a temporary slot: it does so a moment after the connection, and until then the
+        database cannot be dropped."""
+        async with self.pool.connection(timeout=1) as connection:
+            statement = "select from pg_replication_slots where slot_name = %s"
+            while (await connection.execute(statement, (slot,))).rowcount:  # noqa: ASYNC110 - the catalogue has no event
+                await asyncio.sleep(0.01)
 
     async def replay(self, topic: str, since_ms: float, limit: int) -> list[Broadcast]:
         """The newest private broadcasts of a topic since a moment (Unix ms), oldest first."""

@@ -53,6 +53,7 @@ class MessageStream:
     dsn: str
     on_rows: Rows
     on_state: Callable[[bool], None]
+    slot: str | None = None
     _wake: _Wake | None = None
     _stopping: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
@@ -94,7 +95,7 @@ class MessageStream:
         )
         try:
             with connection.cursor() as cursor:
-                slot = _SLOT + secrets.token_hex(4)
+                self.slot = slot = _SLOT + secrets.token_hex(4)
                 cursor.execute(PREPARE_SQL)
                 cursor.execute(f'CREATE_REPLICATION_SLOT "{slot}" TEMPORARY LOGICAL pgoutput NOEXPORT_SNAPSHOT')
                 cursor.start_replication(
