@@ -1,0 +1,126 @@
+"""`make setup` where something is missing: the last line says what, and the command that mends it."""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there is no make on Windows")
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """What set-up looks at before it installs anything, in a folder whose name has a space."""
+    folder = tmp_path / "a checkout"
+    (folder / "scripts").mkdir(parents=True)
+    for name in ("Makefile", "scripts/setup.py", "pyproject.toml", "package.json", "package-lock.json", ".npmrc"):
+        shutil.copy(ROOT / name, folder / name)
+    for lock in ROOT.glob("*.lock"):
+        shutil.copy(lock, folder)
+    return folder
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Path:
+    """The only folder of programs of a machine that has next to nothing."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("sh", "make", "env"):
+        found = shutil.which(name)
+        assert found is not None
+        (programs / name).symlink_to(found)
+    return programs
+
+
+def program(machine: Path, name: str, script: str) -> None:
+    file = machine / name
+    file.write_text(f"#!/bin/sh\n{script}\n")
+    file.chmod(0o755)
+
+
+def last_line_of_setup(checkout: Path, machine: Path) -> str:
+    environment = {"PATH": str(machine), "HOME": str(checkout), "LANG": "C.UTF-8"}
+    done = subprocess.run(
+        ["make", "setup"], cwd=checkout, env=environment, capture_output=True, stdin=subprocess.DEVNULL, timeout=60, check=False
+    )
+    assert done.returncode != 0
+    return (done.stdout + done.stderr).decode().splitlines()[-1]
+
+
+def test_without_python_the_last_line_names_it(checkout: Path, machine: Path) -> None:
+    line = last_line_of_setup(checkout, machine)
+    assert "Python was not found" in line
+    assert "apt-get install -y python3 python3-venv" in line
+
+
+def test_with_an_old_python_only_the_last_line_says_so(checkout: Path, machine: Path) -> None:
+    # the real interpreter, told that it is old before set-up looks
+    pretend = "import sys, runpy; sys.version_info = (3, 9, 2); sys.argv = sys.argv[1:]"
+    pretend += "; runpy.run_path(sys.argv[0], run_name='__main__')"
+    program(machine, "python3", f'[ "$1" = -c ] && echo "[3, 9]" && exit 0\nexec "{sys.executable}" -c "{pretend}" "$@"')
+    line = last_line_of_setup(checkout, machine)
+    assert "Python 3.11 or newer was not found (only 3.9)" in line
+    assert "To mend it: " in line
+
+
+def test_without_node_the_last_line_names_it(checkout: Path, machine: Path) -> None:
+    program(machine, "python3", f'exec "{sys.executable}" "$@"')
+    line = last_line_of_setup(checkout, machine)
+    assert "Node was not found" in line
+    assert "install Node 20 or newer" in line
+
+
+def test_with_an_old_node_the_last_line_says_which(checkout: Path, machine: Path) -> None:
+    program(machine, "python3", f'exec "{sys.executable}" "$@"')
+    program(machine, "node", "echo v18.19.0")
+    assert "Node v18.19.0 is too old" in last_line_of_setup(checkout, machine)
+
+
+def test_without_npm_the_last_line_names_it(checkout: Path, machine: Path) -> None:
+    program(machine, "python3", f'exec "{sys.executable}" "$@"')
+    program(machine, "node", "echo v20.0.0")
+    assert "npm was not found" in last_line_of_setup(checkout, machine)
+
+
+@pytest.fixture(scope="module")
+def setup_module() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("tradecopier_setup", ROOT / "scripts" / "setup.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("output", "told"),
+    [
+        ("npm error code ENOSPC", "The disk is full"),
+        ("OSError: [Errno 28] No space left on device", "The disk is full"),
+        ("The virtual environment was not created successfully because ensurepip is not available.", "python3-venv"),
+        ("npm error code ENOTFOUND", "cannot be reached"),
+        ("error sending request for url: dns error", "cannot be reached"),
+        ("npm error code EINTEGRITY", "not the one that the lock file promises"),
+        ("ERROR: THESE PACKAGES DO NOT MATCH THE HASHES\n  hash mismatch", "not the one that the lock file promises"),
+        ("PermissionError: [Errno 13] Permission denied: '.venv'", "cannot be written by user"),
+        ("something nobody has seen", "This command failed"),
+    ],
+)
+def test_a_failed_command_is_explained(setup_module: ModuleType, output: str, told: str) -> None:
+    line = str(setup_module.explain(output, ["npm", "ci"]))
+    assert told in line
+    assert "To mend it: " in line
+
+
+def test_a_step_is_stale_when_content_changes_not_when_dates_do(setup_module: ModuleType) -> None:
+    lock = ROOT / "package-lock.json"
+    first = setup_module.fingerprint([lock])
+    assert first == setup_module.fingerprint([lock])
+    assert first != setup_module.fingerprint([ROOT / "package.json"])
+    assert first != setup_module.fingerprint([lock], os.uname().sysname)
