@@ -48,13 +48,11 @@ class Desk:
             return (self._open(spec, side, lots, price, terms),)
         if held.side == side:
             return (self._increase(spec, held, lots, price, terms),)
-        off = min(lots, held.lots)
         if terms.replaces is not None:
             held = replace(held, replaces=terms.replaces)
-        touched = self.take_off(held, off, price, terms)
-        if lots > off:
-            touched = (*touched, self._open(spec, side, lots - off, price, terms))
-        return touched
+        if lots > held.lots:
+            return (self._flip(spec, held, lots, price, terms),)
+        return self.take_off(held, lots, price, terms)
 
     def take_off(
         self, position: Position, lots: Decimal, price: Decimal, terms: Terms, *, entry: DealEntry = "out"
@@ -113,6 +111,20 @@ class Desk:
                 replaces=terms.replaces or held.replaces,
             )
         )
+
+    def _flip(self, spec: SymbolSpec, held: Position, lots: Decimal, price: Decimal, terms: Terms) -> Position:
+        """One deal through zero: the position keeps its ticket and changes side, as a netting terminal shows it."""
+        self.book.book_deal(
+            self.now, "out", terms.reason, position=held, lots=held.lots, price=price, tag=terms.tag, magic=terms.magic,
+            profit=profit_of(self.book, self.market, held, price, held.lots), commission=self._commission(held.lots),
+            comment=terms.comment,
+        )  # fmt: skip
+        turned = replace(
+            held, side="sell" if held.side == "buy" else "buy", lots=lots - held.lots, price=price, sl=terms.sl, tp=terms.tp,
+            magic=terms.magic, comment=terms.comment, opened_at=self.now, tag=_tag(terms.tag),
+        )  # fmt: skip
+        self._book_in(turned, turned.lots, price, terms)
+        return self.book.put(turned)
 
     def _book_in(self, position: Position, lots: Decimal, price: Decimal, terms: Terms) -> None:
         self.book.book_deal(

@@ -2120,13 +2120,14 @@ begin
     ) quotes);
 end $$;
 
--- A level moved onto the symbol's ticks, away from the price it protects: down for a buy's stop, up for a sell's.
-create function private.on_tick(p_price numeric, p_tick numeric, p_up boolean) returns numeric
+-- A level or price moved onto the symbol's ticks: the nearest one, for a broker refuses what lies between.
+create function private.on_tick(p_price numeric, p_tick numeric) returns numeric
 language plpgsql immutable set search_path = '' as $$
 begin
-  return case when p_price is null or p_tick is null or p_tick <= 0 then p_price
-    when p_up then -div(-p_price, p_tick) * p_tick + case when mod(p_price, p_tick) > 0 then p_tick else 0 end
-    else div(p_price, p_tick) * p_tick end;
+  if p_price is null or p_tick is null or p_tick <= 0 then
+    return p_price;
+  end if;
+  return div(p_price + p_tick / 2, p_tick) * p_tick;
 end $$;
 
 -- 40_mirror.sql
@@ -2297,8 +2298,9 @@ select l.*, c.mode as copier_mode, fa.mode as account_mode, fa.copy_state,
   m.kind as master_kind, m.lots as master_lots, m.last_event_id as master_event_id, m.detected_at as master_detected_at,
   m.price as master_price, m.expires_at as master_expires_at,
   s.lots_min, s.lots_step,
-  private.on_tick(case when c.sl_mode = 'none' then null when c.reverse then m.tp else m.sl end, s.tick_size, l.side = 'sell') as wanted_sl,
-  private.on_tick(case when c.tp_mode = 'none' then null when c.reverse then m.sl else m.tp end, s.tick_size, l.side = 'buy') as wanted_tp,
+  private.on_tick(case when c.sl_mode = 'none' then null when c.reverse then m.tp else m.sl end, s.tick_size) as wanted_sl,
+  private.on_tick(case when c.tp_mode = 'none' then null when c.reverse then m.sl else m.tp end, s.tick_size) as wanted_tp,
+  private.on_tick(m.price, s.tick_size) as wanted_price,
   held.position_lots, held.order_lots, held.legs,
   flight.executions, flight.opens, flight.waiting, flight.open_step
 from public.position_links l
@@ -2419,7 +2421,7 @@ begin
         when s.master_kind = 'position' and s.position_lots - s.target >= s.lots_min
           and (s.close_failures = 0 or s.replan_at is null or s.replan_at <= p_now) then 'reduce'
         when s.master_kind = 'order' and s.order_lots > 0
-          and (s.master_price, s.wanted_sl, s.wanted_tp) is distinct from (s.asked_price, s.asked_sl, s.asked_tp) then 'amend'
+          and (s.wanted_price, s.wanted_sl, s.wanted_tp) is distinct from (s.asked_price, s.asked_sl, s.asked_tp) then 'amend'
         when s.position_lots > 0 and ((s.wanted_sl, s.wanted_tp) is distinct from (s.asked_sl, s.asked_tp)
           or (s.modify_failures between 1 and 2 and s.replan_at <= p_now)) then 'modify'
       end as choice
@@ -2451,7 +2453,7 @@ begin
     from steps t join legs g on g.link_id = t.id where t.choice = 'amend' and g.kind = 'order'
   ), asked as (
     update public.position_links l set asked_sl = t.wanted_sl, asked_tp = t.wanted_tp,
-      asked_price = case when t.choice = 'amend' then t.master_price else l.asked_price end,
+      asked_price = case when t.choice = 'amend' then t.wanted_price else l.asked_price end,
       modify_failures = case when (t.wanted_sl, t.wanted_tp) is distinct from (l.asked_sl, l.asked_tp) then 0 else l.modify_failures end,
       replan_at = null
     from steps t where l.id = t.id and t.choice in ('modify', 'amend')
@@ -2461,7 +2463,7 @@ begin
       vps_id, epoch, offered_at, send_before, detected_at, queued_at, updated_at)
     select t.step_id, o.after_id, t.id, t.id::text, t.copier_id, t.user_id, t.follower_account_id, t.master_account_id, t.master_event_id,
       o.action, case o.action when 'reduce' then 20 when 'modify' then 30 when 'amend' then 30 else 10 end,
-      t.symbol, t.side, 'market', o.lots, o.target_lots, o.ticket, case when o.action = 'amend' then t.master_price end,
+      t.symbol, t.side, 'market', o.lots, o.target_lots, o.ticket, case when o.action = 'amend' then t.wanted_price end,
       case when o.action in ('modify', 'amend') then t.wanted_sl end, case when o.action in ('modify', 'amend') then t.wanted_tp end,
       t.master_price, t.master_lots, t.master_expires_at, v.id, case when v.id is not null then a.epoch end,
       case when v.id is not null then p_now end,
@@ -2589,9 +2591,10 @@ begin
           else private.quoted_rates(array[(k.fa).id, (k.ma).id],
             array[(k.ma).currency, (k.fa).currency, (k.ms).profit_currency, (k.fs).profit_currency]) end) end as z,
       private.on_tick(case when (k.c).sl_mode = 'none' then null when (k.c).reverse then (k.m).tp else (k.m).sl end,
-        (k.fs).tick_size, k.side = 'sell') as sl,
+        (k.fs).tick_size) as sl,
       private.on_tick(case when (k.c).tp_mode = 'none' then null when (k.c).reverse then (k.m).sl else (k.m).tp end,
-        (k.fs).tick_size, k.side = 'buy') as tp
+        (k.fs).tick_size) as tp,
+      private.on_tick((k.m).price, (k.fs).tick_size) as order_price
     from checked k
   ), decided as materialized (
     select s.*, coalesce(s.verdict, (s.z).reason) as reason, (s.fa).mode = 'netting' as netting,
@@ -2605,7 +2608,7 @@ begin
       (d.fs).name, d.side, case when d.reason is null then 'live' else 'ended' end, d.reason, (d.m).lots,
       case when d.reason is null and d.netting then (select sum(o) from unnest((d.z).orders) o) end,
       case when d.reason is null and d.netting then (d.m).unseen_at + make_interval(secs => (d.c).max_age_ms / 1000.0) end,
-      case when (d.m).kind = 'order' then (d.m).price end, d.sl, d.tp, coalesce((d.z).warnings, '{}'), (d.m).last_event_id,
+      case when (d.m).kind = 'order' then d.order_price end, d.sl, d.tp, coalesce((d.z).warnings, '{}'), (d.m).last_event_id,
       p_now, case when d.reason is not null then p_now end
     from decided d where d.kind in ('new', 'flip')
     returning id, copier_id, master_ticket
@@ -2630,7 +2633,7 @@ begin
       (k.ma).id, (k.m).last_event_id,
       case when k.kind = 'increase' then 'increase' when (k.m).kind = 'order' then 'place' else 'open' end, 40,
       (k.fs).name, k.side, private.copied_order_type((k.m).order_type, (k.c).reverse), o.lots,
-      case when (k.m).kind = 'order' then (k.m).price end, k.sl, k.tp, (k.c).max_slippage_points, (k.m).price, (k.m).lots,
+      case when (k.m).kind = 'order' then k.order_price end, k.sl, k.tp, (k.c).max_slippage_points, (k.m).price, (k.m).lots,
       (k.m).expires_at, (k.c).comment, (k.z).warnings, p_now + make_interval(secs => (k.c).retry_window_s), k.vps_id, k.epoch, p_now,
       least(greatest(p_now, k.begins_at) + v_send_within, k.lease_ends), (k.m).detected_at, p_now, p_now
     from linked k cross join lateral unnest((k.z).orders) as o (lots)

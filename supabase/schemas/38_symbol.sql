@@ -58,11 +58,12 @@ begin
     ) quotes);
 end $$;
 
--- A level moved onto the symbol's ticks, away from the price it protects: down for a buy's stop, up for a sell's.
-create function private.on_tick(p_price numeric, p_tick numeric, p_up boolean) returns numeric
+-- A level or price moved onto the symbol's ticks: the nearest one, for a broker refuses what lies between.
+create function private.on_tick(p_price numeric, p_tick numeric) returns numeric
 language plpgsql immutable set search_path = '' as $$
 begin
-  return case when p_price is null or p_tick is null or p_tick <= 0 then p_price
-    when p_up then -div(-p_price, p_tick) * p_tick + case when mod(p_price, p_tick) > 0 then p_tick else 0 end
-    else div(p_price, p_tick) * p_tick end;
+  if p_price is null or p_tick is null or p_tick <= 0 then
+    return p_price;
+  end if;
+  return div(p_price + p_tick / 2, p_tick) * p_tick;
 end $$;

@@ -9,8 +9,9 @@ select l.*, c.mode as copier_mode, fa.mode as account_mode, fa.copy_state,
   m.kind as master_kind, m.lots as master_lots, m.last_event_id as master_event_id, m.detected_at as master_detected_at,
   m.price as master_price, m.expires_at as master_expires_at,
   s.lots_min, s.lots_step,
-  private.on_tick(case when c.sl_mode = 'none' then null when c.reverse then m.tp else m.sl end, s.tick_size, l.side = 'sell') as wanted_sl,
-  private.on_tick(case when c.tp_mode = 'none' then null when c.reverse then m.sl else m.tp end, s.tick_size, l.side = 'buy') as wanted_tp,
+  private.on_tick(case when c.sl_mode = 'none' then null when c.reverse then m.tp else m.sl end, s.tick_size) as wanted_sl,
+  private.on_tick(case when c.tp_mode = 'none' then null when c.reverse then m.sl else m.tp end, s.tick_size) as wanted_tp,
+  private.on_tick(m.price, s.tick_size) as wanted_price,
   held.position_lots, held.order_lots, held.legs,
   flight.executions, flight.opens, flight.waiting, flight.open_step
 from public.position_links l
@@ -131,7 +132,7 @@ begin
         when s.master_kind = 'position' and s.position_lots - s.target >= s.lots_min
           and (s.close_failures = 0 or s.replan_at is null or s.replan_at <= p_now) then 'reduce'
         when s.master_kind = 'order' and s.order_lots > 0
-          and (s.master_price, s.wanted_sl, s.wanted_tp) is distinct from (s.asked_price, s.asked_sl, s.asked_tp) then 'amend'
+          and (s.wanted_price, s.wanted_sl, s.wanted_tp) is distinct from (s.asked_price, s.asked_sl, s.asked_tp) then 'amend'
         when s.position_lots > 0 and ((s.wanted_sl, s.wanted_tp) is distinct from (s.asked_sl, s.asked_tp)
           or (s.modify_failures between 1 and 2 and s.replan_at <= p_now)) then 'modify'
       end as choice
@@ -163,7 +164,7 @@ begin
     from steps t join legs g on g.link_id = t.id where t.choice = 'amend' and g.kind = 'order'
   ), asked as (
     update public.position_links l set asked_sl = t.wanted_sl, asked_tp = t.wanted_tp,
-      asked_price = case when t.choice = 'amend' then t.master_price else l.asked_price end,
+      asked_price = case when t.choice = 'amend' then t.wanted_price else l.asked_price end,
       modify_failures = case when (t.wanted_sl, t.wanted_tp) is distinct from (l.asked_sl, l.asked_tp) then 0 else l.modify_failures end,
       replan_at = null
     from steps t where l.id = t.id and t.choice in ('modify', 'amend')
@@ -173,7 +174,7 @@ begin
       vps_id, epoch, offered_at, send_before, detected_at, queued_at, updated_at)
     select t.step_id, o.after_id, t.id, t.id::text, t.copier_id, t.user_id, t.follower_account_id, t.master_account_id, t.master_event_id,
       o.action, case o.action when 'reduce' then 20 when 'modify' then 30 when 'amend' then 30 else 10 end,
-      t.symbol, t.side, 'market', o.lots, o.target_lots, o.ticket, case when o.action = 'amend' then t.master_price end,
+      t.symbol, t.side, 'market', o.lots, o.target_lots, o.ticket, case when o.action = 'amend' then t.wanted_price end,
       case when o.action in ('modify', 'amend') then t.wanted_sl end, case when o.action in ('modify', 'amend') then t.wanted_tp end,
       t.master_price, t.master_lots, t.master_expires_at, v.id, case when v.id is not null then a.epoch end,
       case when v.id is not null then p_now end,
