@@ -1,6 +1,7 @@
 """Time as the database sees it, and time that keeps counting while a machine sleeps."""
 
 import time
+from collections import deque
 from datetime import UTC, datetime, timedelta
 
 
@@ -13,11 +14,16 @@ def boot_time() -> float:
 class DatabaseClock:
     """Wall clock corrected by the measured offset to the database (DESIGN §4.8).
 
-    `offset_ms` = database clock − own clock, from a heartbeat whose round trip is halved.
+    `offset_ms` = database clock − own clock, from a heartbeat whose round trip is halved. Half a round trip is a guess that can
+    be wrong by the other half, so of the last few measurements the one with the shortest round trip counts. A measurement
+    that contradicts it by more than both can be wrong means that a clock was set: then only the new one counts.
     """
+
+    KEEP = 8
 
     def __init__(self) -> None:
         self._offset = timedelta(0)
+        self._measured: deque[tuple[timedelta, timedelta]] = deque(maxlen=self.KEEP)
 
     @property
     def offset_ms(self) -> float:
@@ -28,8 +34,15 @@ class DatabaseClock:
 
     def measure(self, before: datetime, server_time: datetime, after: datetime) -> float:
         """Take the offset from one round trip (own wall clock before and after); returns the round trip in ms."""
-        self._offset = server_time - (before + (after - before) / 2)
-        return (after - before).total_seconds() * 1000
+        trip = after - before
+        if trip < timedelta(0):
+            return 0.0  # the own clock was set back in between: this says nothing
+        offset = server_time - (before + trip / 2)
+        if self._measured and abs(offset - self._offset) > (trip + min(self._measured)[0]) / 2:
+            self._measured.clear()
+        self._measured.append((trip, offset))
+        self._offset = min(self._measured)[1]
+        return trip.total_seconds() * 1000
 
 
 class Lease:

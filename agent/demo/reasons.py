@@ -1,4 +1,16 @@
-"""Reasons that are no refusals (docs/errors.md, "Nothing to do"): there was nothing left to copy."""
+"""Reasons that are no refusals: there was nothing (left) to copy, and nothing was withheld from the user."""
 
-#: kept equal to that section by a test
-NOTHING_TO_DO: frozenset[str] = frozenset()
+#: the codes of docs/errors.md, "Nothing to do" (a test compares them), and an open that its master's close overtook
+NOTHING_TO_DO: frozenset[str] = frozenset(
+    {
+        "already_closed",
+        "closed",
+        "closed_by_follower",
+        "coalesced",
+        "copied_at_fill",
+        "existing",
+        "no_change",
+        "not_copied",
+        "residual_hold",
+    }
+)

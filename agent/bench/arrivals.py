@@ -1,0 +1,37 @@
+"""Open-loop arrivals: events come when the schedule says, whether or not the one before is done.
+
+Latency counts from the scheduled moment, too, so that a system that falls behind cannot hide it (no coordinated omission).
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """Event `number` was due at `due_at` (wall clock) and was begun `late_ms` after that."""
+
+    number: int
+    due_at: datetime
+    late_ms: float
+
+
+async def arrive(count: int, per_second: float, deed: Callable[[int], Awaitable[None]]) -> list[Arrival]:
+    """Begin `deed(0)`, `deed(1)`, … on a fixed schedule; wait until all are done. The first error ends it."""
+    start, start_at = time.monotonic() + 0.05, datetime.now(UTC) + timedelta(seconds=0.05)
+    arrivals: list[Arrival] = []
+    async with asyncio.TaskGroup() as group:
+        for number in range(count):
+            offset = number / per_second
+            await asyncio.sleep(max(0.0, start + offset - time.monotonic()))
+            late_ms = (time.monotonic() - start - offset) * 1000
+            arrivals.append(Arrival(number, start_at + timedelta(seconds=offset), late_ms))
+            group.create_task(_do(deed, number))
+    return arrivals
+
+
+async def _do(deed: Callable[[int], Awaitable[None]], number: int) -> None:
+    await deed(number)

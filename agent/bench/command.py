@@ -1,0 +1,100 @@
+"""`tradecopier bench`: one benchmark at a time, on an embedded stack of its own."""
+
+import asyncio
+import json
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+
+import click
+
+from agent.bench.copying import (
+    add_followers,
+    allow_accounts,
+    prepare,
+    run_events,
+    summarise,
+    summarise_last,
+)
+from agent.bench.machine import machine
+from agent.demo.command import check_writable
+from agent.demo.shelter import Shelter
+
+Figures = dict[str, object]
+
+_json = click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures to this file.")
+
+
+@click.group()
+def bench() -> None:
+    """Run a benchmark."""
+
+
+@bench.command()
+@click.option("--samples", type=click.IntRange(2, 100_000), default=300, show_default=True, help="Events of the master.")
+@click.option("--rate", type=click.FloatRange(0.1, 1000), default=20.0, show_default=True, help="Events per second.")
+@_json
+def copy(samples: int, rate: float, json_file: Path | None) -> None:
+    """One master, one follower on another VPS: from the change to the follower's order."""
+    _run(copy_figures(samples, rate), json_file)
+
+
+@bench.command()
+@click.option("--samples", type=click.IntRange(2, 10_000), default=20, show_default=True, help="Events of the master per size.")
+@click.option("--followers", "sizes", multiple=True, type=click.IntRange(1, 2000), default=(10, 100, 500), show_default=True, help="How many followers; may be repeated.")
+@click.option("--rate", type=click.FloatRange(0.01, 100), default=0.5, show_default=True, help="Events per second.")
+@_json
+def fanout(samples: int, sizes: tuple[int, ...], rate: float, json_file: Path | None) -> None:
+    """One master, many followers over three VPSes: until the last order was sent."""
+    _run(fanout_figures(samples, sorted(sizes), rate), json_file)
+
+
+async def copy_figures(samples: int, rate: float, say: Callable[[str], None] | None = None) -> Figures:
+    tell = say or _say
+    async with Shelter.open("bench", say=tell) as shelter:
+        about = await machine(shelter.farm.observer)
+        field = await add_followers(shelter, await prepare(shelter, 2, tell), 1, tell, beside=False)
+        tell(f"{samples} events at {rate:g} per second")
+        orders = await run_events(shelter, field, events=samples, warm_up=max(2, min(100, samples // 2 * 2)), per_second=rate)
+        return {"benchmark": "copy", "samples": samples, "rate": rate, **summarise(orders), "machine": about}
+
+
+async def fanout_figures(samples: int, sizes: list[int], rate: float, say: Callable[[str], None] | None = None) -> Figures:
+    tell = say or _say
+    results: dict[str, object] = {}
+    async with Shelter.open("bench", say=tell, capacity=max(50, max(sizes))) as shelter:
+        about = await machine(shelter.farm.observer)
+        await allow_accounts(shelter, max(200, max(sizes) + 1))
+        field = await prepare(shelter, 3, tell)
+        for size in sizes:
+            field = await add_followers(shelter, field, size, tell, beside=True)
+            tell(f"{samples} events for {size} followers at {rate:g} per second")
+            orders = await run_events(shelter, field, events=samples, warm_up=4, per_second=rate)
+            results[str(size)] = {**summarise_last(orders), **summarise(orders)}
+    return {"benchmark": "fanout", "samples": samples, "rate": rate, "followers": results, "machine": about}
+
+
+def _run(work: Coroutine[object, object, Figures], json_file: Path | None) -> None:
+    try:
+        check_writable(json_file)
+        figures = asyncio.run(work)
+    finally:
+        work.close()
+    _print(figures, "")
+    if json_file is not None:
+        json_file.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+
+
+def _print(figures: Figures, indent: str) -> None:
+    for name, value in figures.items():
+        if isinstance(value, dict) and any(isinstance(inner, dict) for inner in value.values()) and "p50" not in value:
+            click.echo(f"{indent}{name}")
+            _print(value, indent + "  ")
+        elif isinstance(value, dict) and "p50" in value:
+            shown = ", ".join(f"{key} {value[key]}" for key in ("p50", "p95", "p99", "max", "n"))
+            click.echo(f"{indent}{name:27}{shown}")
+        else:
+            click.echo(f"{indent}{name:27}{value}")
+
+
+def _say(text: str) -> None:
+    click.echo(f"… {text}", err=True)

@@ -1,0 +1,193 @@
+"""How long a copied trade takes: `copy` (one follower on another VPS) and `fanout` (many followers, the last order sent)."""
+
+import asyncio
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from decimal import Decimal
+from typing import Literal
+
+from agent.bench.arrivals import Arrival, arrive
+from agent.bench.histogram import describe
+from agent.demo.backend import Person
+from agent.demo.farm import Opening
+from agent.demo.quiet import Worked
+from agent.demo.shelter import Shelter
+from agent.failure import Failure
+from agent.model import Placed, Rejected
+from agent.paper.client import ticket_of
+from agent.paper.specs import DEFAULT_PRICES
+
+LOTS = Decimal("0.10")
+BALANCE = Decimal(1_000_000)
+SETTLE_S = 60.0
+MOST_ACCOUNTS = "accounts_per_user_max"
+
+ORDERS = """
+  select l.master_ticket, q.action, q.status, q.detected_at, q.queued_at, q.received_at, q.sent_at, q.done_at
+  from public.trade_execution_queue q join public.position_links l on l.id = q.link_id
+  where q.account_id = any(%(followers)s::uuid[]) order by q.id"""
+
+
+@dataclass(slots=True)
+class Trades:
+    """The master opens and closes in turn, a close a second after its open; remembers which position an event is about."""
+
+    shelter: Shelter
+    master: Worked
+    per_second: float
+    _tickets: dict[int, "asyncio.Future[str]"] = field(default_factory=dict)
+    #: (ticket, action) → number of the event
+    events: dict[tuple[str, str], int] = field(default_factory=dict)
+
+    def about(self, number: int) -> tuple[Literal["open", "close"], int]:
+        """What event `number` does, and with which position (counted from 0)."""
+        ahead = math.ceil(self.per_second)
+        beyond = number - ahead
+        if beyond < 0 or beyond % 2 == 0:
+            return "open", number if beyond < 0 else ahead + beyond // 2
+        return "close", beyond // 2
+
+    async def deed(self, number: int) -> None:
+        paper, login = self.shelter.farm.paper, self.master.login
+        action, position = self.about(number)
+        ticket = self._tickets.setdefault(position, asyncio.get_running_loop().create_future())
+        if action == "open":
+            result = await paper.market(login, "EURUSD", "buy", LOTS)
+            if isinstance(result, Placed):
+                ticket.set_result(ticket_of(result))
+        else:
+            result = await paper.close_position(login, await ticket)
+        if isinstance(result, Rejected):
+            raise Failure(f"the master's broker refused event {number}: {result.reason}", "report it", code="TC660")
+        self.events[ticket.result(), action] = number
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One order of a follower, in milliseconds from the moment its master's agent saw the change; `due` from the schedule."""
+
+    event: int
+    sent: float
+    due: float
+    decide: float
+    transport: float
+    broker: float
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """A master, its followers, and who owns them."""
+
+    owner: Person
+    master: Worked
+    followers: Sequence[Worked]
+
+
+async def prepare(shelter: Shelter, vps_count: int, say: Callable[[str], None]) -> Field:
+    """VPSes, and a master on the first of them; no follower yet."""
+    farm = shelter.farm
+    owner = await farm.backend.sign_up("bench@tradecopier.test")
+    await farm.add_vpses([f"vps-{number + 1}" for number in range(vps_count)])
+    await farm.paper.set_prices(DEFAULT_PRICES)
+    vps = next(iter(farm.vpses.values()))
+    master = await farm.open_account(Opening(name="master", login="master", balance=BALANCE), owner.user_id, vps)
+    await farm.wait_connected([master])
+    return Field(owner, master, ())
+
+
+async def add_followers(shelter: Shelter, field: Field, count: int, say: Callable[[str], None], *, beside: bool) -> Field:
+    """Connect followers until there are `count`, spread over the VPSes (`beside` False: not on the master's)."""
+    farm = shelter.farm
+    vpses = list(farm.vpses.values())[0 if beside else 1 :]
+    added = []
+    for number in range(len(field.followers), count):
+        name = f"follower-{number + 1}"
+        opening = Opening(name=name, login=name, balance=BALANCE)
+        added.append(await farm.open_account(opening, field.owner.user_id, vpses[number % len(vpses)]))
+        if number % 50 == 49:
+            say(f"{number + 1} of {count} followers")
+    await farm.wait_connected(added)
+    for follower in added:
+        await farm.save_copier(field.owner, field.master, follower, {})
+    return Field(field.owner, field.master, (*field.followers, *added))
+
+
+async def allow_accounts(shelter: Shelter, count: int) -> None:
+    """One user owns them all: more than a person may by default."""
+    await shelter.farm.backend.rpc("set_setting", "p_request", {"key": MOST_ACCOUNTS, "value": count})
+
+
+async def run_events(shelter: Shelter, field: Field, *, events: int, warm_up: int, per_second: float) -> list[Order]:
+    """Warm up, then `events` changes on a fixed schedule. Every order of every follower; `Failure` if one is missing or too many."""
+    everyone = [field.master, *field.followers]
+    warm = Trades(shelter, field.master, per_second)
+    await arrive(warm_up, per_second, warm.deed)
+    await shelter.farm.observer.wait_quiet(everyone, limit_s=SETTLE_S)
+    trades = Trades(shelter, field.master, per_second)
+    arrivals = await arrive(events, per_second, trades.deed)
+    await shelter.farm.observer.wait_quiet(everyone, limit_s=SETTLE_S)
+    rows = await shelter.farm.observer.rows(ORDERS, {"followers": [follower.account_id for follower in field.followers]})
+    orders = [_order(row, trades, arrivals) for row in rows if (row["master_ticket"], row["action"]) in trades.events]
+    expected = events * len(field.followers)
+    if len(orders) != expected or any(row["status"] != "completed" for row in rows):
+        raise Failure(
+            f"{expected} orders were expected, {len(orders)} were made, "
+            f"{sum(1 for row in rows if row['status'] != 'completed')} did not complete",
+            "the benchmark is void; look for the cause with `tradecopier demo`",
+            code="TC660",
+        )
+    return orders
+
+
+def _order(row: Mapping[str, object], trades: Trades, arrivals: Sequence[Arrival]) -> Order:
+    event = trades.events[str(row["master_ticket"]), str(row["action"])]
+    detected, queued, received, sent, done = (
+        _time(row[name]) for name in ("detected_at", "queued_at", "received_at", "sent_at", "done_at")
+    )
+    return Order(
+        event=event,
+        sent=_ms(detected, sent),
+        due=_ms(arrivals[event].due_at, sent),
+        decide=_ms(detected, queued),
+        transport=_ms(queued, received),
+        broker=_ms(sent, done),
+    )
+
+
+def _time(value: object) -> datetime:
+    if not isinstance(value, datetime):
+        raise TypeError(f"a time was expected, the database gave {value!r}")
+    return value
+
+
+def _ms(before: datetime, after: datetime) -> float:
+    return max(0.0, (after - before).total_seconds() * 1000)
+
+
+def summarise(orders: Sequence[Order]) -> dict[str, object]:
+    """Per order: from detection and from the schedule to the moment it was sent, and stage by stage."""
+    return {
+        "orders": len(orders),
+        "latency_ms": describe(order.sent for order in orders),
+        "from_schedule_ms": describe(order.due for order in orders),
+        "stages_ms": {
+            "decide": describe(order.decide for order in orders),
+            "transport": describe(order.transport for order in orders),
+            "broker": describe(order.broker for order in orders),
+        },
+    }
+
+
+def summarise_last(orders: Sequence[Order]) -> dict[str, object]:
+    """Per event: until the last of its orders was sent."""
+    last: dict[int, Order] = {}
+    for order in orders:
+        if order.event not in last or order.sent > last[order.event].sent:
+            last[order.event] = order
+    return {
+        "events": len(last),
+        "last_sent_ms": describe(order.sent for order in last.values()),
+        "last_sent_from_schedule_ms": describe(order.due for order in last.values()),
+    }
