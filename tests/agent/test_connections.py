@@ -1,0 +1,257 @@
+"""Assignments become running sessions: the real paper broker, engine and journal, and a database that the test plays."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, suppress
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from supabase_server import Answer, Supabase, supabase_server
+
+from agent.clock import DatabaseClock, Lease, boot_time
+from agent.connection import ConnectionSettings, Parts
+from agent.connections import VPSConnectionManager
+from agent.control_plane import ControlPlane
+from agent.engine import TradeCopyEngine
+from agent.journal import Journal
+from agent.model import AccountId, Assignment
+from agent.paper.client import PaperClient
+from agent.paper.process import PaperProcess
+from agent.platforms.factory import PlatformFactory
+from agent.settings import Settings
+
+LONG_AGO = datetime.now(UTC) - timedelta(minutes=5)
+
+
+class Bench:
+    """A connection manager on its own machine: what the database was told stands in `server`."""
+
+    def __init__(self, server: Supabase, broker: PaperProcess, paper: PaperClient, manager: VPSConnectionManager) -> None:
+        self.server = server
+        self.broker = broker
+        self.paper = paper
+        self.manager = manager
+        self.news = asyncio.Event()
+        self.sessions = 0
+        server.rpc |= {
+            "account_credentials": self._credentials,
+            "open_session": self._open_session,
+            "report_account_state": lambda _: (200, {"ok": True}),
+            "queue_trade_copy": self._accept_events,
+            "report_executions": lambda _: (200, {"results": [], "executions": []}),
+        }
+        self.logins: dict[str, str] = {}
+        self.password = broker.token
+
+    def _credentials(self, request: dict[str, Any]) -> Answer:
+        login = self.logins[request["account_id"]]
+        return 200, {"login": login, "server": self.broker.address, "password": self.password, "settings": {}}
+
+    def _open_session(self, _: dict[str, Any]) -> Answer:
+        self.sessions += 1
+        return 200, {"session": self.sessions, "continues": None, "begins_at": LONG_AGO.isoformat()}
+
+    def _accept_events(self, request: dict[str, Any]) -> Answer:
+        results = [{"event_key": f"{e['session']}:{e['seq']}", "status": "accepted"} for e in request["events"]]
+        return 200, {"results": results, "executions": []}
+
+    async def account(self, login: str, *, platform: str = "paper") -> Assignment:
+        """A book at the broker, assigned to this agent."""
+        await self.paper.open_book(login, balance=Decimal(10_000))
+        self.logins[f"account-{login}"] = login
+        return Assignment(
+            account_id=AccountId(f"account-{login}"), epoch=1, platform=platform, server=self.broker.address, login=login,
+            mode="hedging", currency="USD", settings={}, begins_at=LONG_AGO, watch_symbols=("EURUSD",),
+        )  # fmt: skip
+
+    def status(self, assignment: Assignment) -> dict[str, object]:
+        return next((s for s in self.manager.statuses() if s["account_id"] == assignment.account_id), {"status": "gone"})
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(20):
+            while not condition():
+                self.news.clear()
+                await self.news.wait()
+
+    async def until_status(self, assignment: Assignment, status: str) -> dict[str, object]:
+        await self.until(lambda: self.status(assignment)["status"] == status)
+        return self.status(assignment)
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    async with AsyncExitStack() as stack:
+        server = await stack.enter_async_context(supabase_server())
+        broker = await stack.enter_async_context(PaperProcess())
+        paper = await stack.enter_async_context(await broker.client())
+        clock, lease = DatabaseClock(), Lease()
+        lease.renew(boot_time(), 600_000)
+        settings = Settings(url=server.url, publishable_key="k", vps_id="v", agent_secret="s")
+        plane = await stack.enter_async_context(ControlPlane(settings, clock))
+        journal = await Journal.open(tmp_path / "journal.sqlite3")
+        stack.push_async_callback(journal.close)
+        engine = await stack.enter_async_context(TradeCopyEngine(journal, plane, clock, lease))
+        parts = Parts(plane=plane, engine=engine, journal=journal, clock=clock, create_adapter=PlatformFactory().create)
+        quick = ConnectionSettings(first_wait=0.02, longest_wait=0.05)
+        manager = VPSConnectionManager(parts, quick, on_news=lambda: running.news.set())
+        running = Bench(server, broker, paper, manager)
+        task = asyncio.create_task(manager.run())
+        yield running
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+async def test_an_assigned_account_is_connected_and_described(bench: Bench) -> None:
+    account = await bench.account("101")
+    await bench.paper.set_prices({"EURUSD": (Decimal("1.1"), Decimal("1.1001"))})
+    bench.manager.want([account])
+    status = await bench.until_status(account, "connected")
+    assert status["session"] == 1
+    report = bench.server.called("report_account_state")[0]["p_state"]
+    assert (report["status"], report["session"], report["epoch"]) == ("connected", 1, 1)
+    assert (report["balance"], report["currency"], report["mode"]) == ("10000", "USD", "hedging")
+    symbols = {symbol["name"]: symbol for symbol in report["symbols"]}
+    assert symbols["EURUSD"]["lots_step"] == "0.01"
+    assert "bid" in symbols["EURUSD"]
+    await bench.server.until(lambda: bool(bench.server.called("queue_trade_copy")))
+    assert bench.server.called("queue_trade_copy")[0]["p_events"]["events"][0]["type"] == "snapshot"
+
+
+async def test_quotes_that_moved_are_reported_and_others_not(bench: Bench) -> None:
+    account = await bench.account("102")
+    bench.manager.want([account])
+    await bench.until_status(account, "connected")
+    await bench.paper.set_prices({"EURUSD": (Decimal("1.2"), Decimal("1.2001"))})
+    await bench.server.until(lambda: "1.2001" in str(states(bench)[-1]))
+    moved = states(bench)[-1]["p_state"]
+    assert [symbol["name"] for symbol in moved["symbols"]] == ["EURUSD"]
+    assert "contract_size" not in moved["symbols"][0]
+
+
+def states(bench: Bench) -> list[dict[str, Any]]:
+    return bench.server.called("report_account_state")
+
+
+async def test_another_accounts_terminal_is_halted_and_never_traded(bench: Bench) -> None:
+    account = await bench.account("103")
+    other = await bench.account("104")
+    bench.logins[account.account_id] = other.login
+    bench.manager.want([account])
+    status = await bench.until_status(account, "halted")
+    assert "login differs" in str(status["error"])
+    assert bench.server.called("open_session") == []
+    assert bench.server.called("queue_trade_copy") == []
+
+
+async def test_a_halted_account_is_tried_again_when_its_assignment_changes(bench: Bench) -> None:
+    account = await bench.account("105")
+    bench.manager.want([replace(account, login="999")])
+    await bench.until_status(account, "halted")
+    bench.manager.want([account])
+    await bench.until_status(account, "connected")
+
+
+async def test_a_refused_password_halts_the_account(bench: Bench) -> None:
+    account = await bench.account("106")
+    bench.password = "wrong"
+    bench.manager.want([account])
+    await bench.until_status(account, "halted")
+
+
+async def test_an_unknown_platform_halts_its_account_and_no_other(bench: Bench) -> None:
+    good, bad = await bench.account("107"), await bench.account("108", platform="abacus")
+    bench.manager.want([bad, good])
+    status = await bench.until_status(bad, "halted")
+    assert "abacus" in str(status["error"])
+    await bench.until_status(good, "connected")
+
+
+async def test_a_bug_of_one_adapter_touches_no_other_account(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    good, bad = await bench.account("109"), await bench.account("110")
+    bench.server.script("open_session", (200, {"session": "not a number"}))
+    bench.manager.want([bad])
+    await bench.until(lambda: "account_failed" in caplog.text or bench.status(bad)["status"] == "connected")
+    bench.manager.want([bad, good])
+    await bench.until_status(good, "connected")
+    await bench.until_status(bad, "connected")
+    assert "account_failed" in caplog.text
+
+
+async def test_a_new_epoch_is_a_new_session(bench: Bench) -> None:
+    account = await bench.account("111")
+    bench.manager.want([account])
+    await bench.until_status(account, "connected")
+    bench.manager.want([replace(account, epoch=2)])
+    await bench.until(lambda: bench.status(account)["session"] == 2)
+    assert bench.server.called("open_session")[-1]["p_request"]["epoch"] == 2
+
+
+async def test_new_watched_symbols_do_not_end_the_session(bench: Bench) -> None:
+    account = await bench.account("112")
+    bench.manager.want([account])
+    await bench.until_status(account, "connected")
+    bench.manager.want([replace(account, watch_symbols=("EURUSD", "XAUUSD", "NOSUCH"))])
+    await bench.paper.set_prices({"XAUUSD": (Decimal("4000"), Decimal("4000.2"))})
+    await bench.server.until(lambda: "4000.2" in str(states(bench)[-1]))
+    assert bench.sessions == 1
+
+
+async def test_an_account_that_is_not_assigned_any_more_is_let_go_and_said_to_be(bench: Bench) -> None:
+    account = await bench.account("113")
+    bench.manager.want([account])
+    await bench.until_status(account, "connected")
+    bench.manager.want([])
+    status = await bench.until_status(account, "released")
+    assert status["session"] == 1
+    bench.manager.told(bench.manager.statuses())
+    assert bench.manager.statuses() == []
+
+
+async def test_an_unreadable_assignment_leaves_its_account_alone(bench: Bench) -> None:
+    account = await bench.account("114")
+    bench.manager.want([account])
+    await bench.until_status(account, "connected")
+    bench.manager.want([], frozenset({account.account_id}))
+    await asyncio.sleep(0)
+    assert bench.status(account)["status"] == "connected"
+
+
+async def test_an_account_assigned_again_while_it_is_let_go_comes_back_in_a_new_session(bench: Bench) -> None:
+    account = await bench.account("115")
+    bench.manager.want([account])
+    await bench.until_status(account, "connected")
+    bench.manager.want([])
+    bench.manager.want([account])
+    await bench.until(lambda: bench.status(account)["session"] == 2)
+
+
+async def test_an_account_that_the_database_refuses_stops_and_asks_again(bench: Bench) -> None:
+    account = await bench.account("116")
+    refusal = {"code": "TC103", "message": "not assigned", "details": None, "hint": None}
+    bench.server.script("queue_trade_copy", (400, refusal))
+    bench.manager.want([account])
+    await bench.until(lambda: bench.status(account)["session"] == 2)
+    assert bench.server.called("open_session")[-1]["p_request"]["account_id"] == account.account_id
+
+
+async def test_a_session_that_another_login_ended_is_opened_anew(bench: Bench) -> None:
+    account = await bench.account("117")
+    bench.server.script("report_account_state", (400, {"code": "TC208", "message": "over", "details": None, "hint": None}))
+    bench.manager.want([account])
+    await bench.until(lambda: bench.status(account)["session"] == 2)
+
+
+async def test_a_clean_stop_lets_go_of_everything(bench: Bench) -> None:
+    accounts = [await bench.account(str(118 + n)) for n in range(3)]
+    bench.manager.want(accounts)
+    for account in accounts:
+        await bench.until_status(account, "connected")
+    assert await bench.manager.drain(10)
+    assert bench.manager.connected == 0
+    bench.manager.want(accounts)
+    assert all(status["status"] == "released" for status in bench.manager.statuses())
