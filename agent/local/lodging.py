@@ -87,6 +87,8 @@ def readable_copy(source: Path, user: str, name: str) -> Path:
         return source
     copy = lodging(name)
     if not copy.exists():
+        copy.parent.mkdir(exist_ok=True)
+        copy.parent.chmod(0o755)
         partial = copy.with_name(f"{copy.name}.{os.getpid()}")
         shutil.copytree(source, partial, symlinks=True)
         partial.chmod(0o755)

@@ -149,7 +149,7 @@ class PostgresServer:
         """Make the cluster if there is none, stop a left-over server of it, start it and wait until it answers."""
         self._user = server_user()
         native = find_binaries()
-        self._native = native if self._user is None else readable_copy(native, self._user, f"postgres-{_version(native)}")
+        self._native = native if self._user is None else readable_copy(native, self._user, f"postgres-{_version(native)}/native")
         if self._native != native:
             _complete(self._native)
         cluster = own_folder(self.data / "postgres", self._user)
