@@ -3438,8 +3438,15 @@ begin
     elsif v_account.mode = 'hedging' then
       perform private.book_fill(q, r);
     end if;
-  elsif q.status in ('rejected', 'expired', 'cancelled') then
-    perform private.book_failure(q, p_now);
+  else
+    -- a close of several tickets may be refused for one of them: what was done is booked all the same
+    if v_account.mode = 'hedging' and q.action in ('reduce', 'close', 'cancel') and jsonb_typeof(r -> 'positions') = 'array'
+      and jsonb_array_length(r -> 'positions') > 0 then
+      perform private.book_fill(q, r);
+    end if;
+    if q.status in ('rejected', 'expired', 'cancelled') then
+      perform private.book_failure(q, p_now);
+    end if;
   end if;
   link_ids := array[q.link_id];
   if q.parts is not null then

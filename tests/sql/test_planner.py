@@ -463,3 +463,22 @@ def test_preview_says_what_and_why(world: World) -> None:
     assert answer["explain"]
     with pytest.raises(Exception, match=r"trade\.lots"):
         world.as_user("preview_copy", request | {"trade": {"lots": "NaN", "price": "1"}})
+
+
+def test_what_a_partly_refused_close_did_is_booked(world: World) -> None:
+    world.copy("M", "F")
+    p = world.opened("M", "1.00")
+    world.settle()
+    world.send("M", world.event("increased", p | {"lots": "2.00"}))
+    (increase,) = world.open_executions()
+    world.send("M", world.event("closed", p | {"lots": "0"}))
+    beside = next(e for e in world.open_executions() if e["action"] == "close" and e["ticket"] is None)
+    first = next(e for e in world.open_executions() if e["action"] == "close" and e["ticket"] is not None)
+    ticket = world.fill(increase)
+    world.fill(first)
+    world.report(beside, "rejected", [world.position("0.40", ticket=ticket)], reason="market_closed", filled_lots="0.60")
+    assert world.rows("select ticket, lots::text from private.link_legs") == [{"ticket": ticket, "lots": "0.40"}]
+    world.db.execute("update public.position_links set replan_at = now() - interval '1 s' where replan_at is not null")
+    world.db.execute("select private.maintain_executions()")
+    world.settle()
+    assert world.book("F") == []
