@@ -43,6 +43,14 @@ async def test_booleans_may_come_as_strings(hall: Hall, topic: str) -> None:
     assert (await member.broadcasts.next())["event"] == "private"
 
 
+@pytest.mark.fact("join.odd-config")
+async def test_a_configuration_of_the_wrong_kind_is_not_refused(hall: Hall, topic: str) -> None:
+    peer = await hall.open()
+    member = await peer.joined(topic, broadcast={"ack": 3, "self": [], "replay": None}, presence={"key": 7, "enabled": False})
+    await hall.send(topic, private=False)
+    await member.broadcasts.next()
+
+
 @pytest.mark.fact("join.twice")
 async def test_a_second_join_of_a_topic_closes_the_first(hall: Hall, topic: str) -> None:
     hall.server.faults.delay(1_200, topic, "phx_reply", times=1)

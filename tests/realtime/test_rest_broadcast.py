@@ -112,3 +112,14 @@ async def test_without_authorization_the_api_key_decides(hall: Hall, topic: str)
     await listener.broadcasts.next()
     await hall.send(topic, "end")
     assert (await listener.broadcasts.next())["event"] == "end"
+
+
+@pytest.mark.fact("rest.batch-too-large")
+async def test_a_batch_larger_than_the_quota_of_a_second_is_refused(open_hall: Opener, topic: str) -> None:
+    hall = await open_hall(Limits(messages_per_second=3))
+    listener = await (await hall.open()).joined(topic)
+    message = {"topic": topic, "event": "e", "payload": {}}
+    status, text = await _post(hall, "", json={"messages": [message] * 4})
+    assert (status, "please reduce the batch size" in text) == (429, True)
+    assert (await _post(hall, "", json={"messages": [{**message, "event": "fits"}]}))[0] == 202
+    assert (await listener.broadcasts.next())["event"] == "fits"

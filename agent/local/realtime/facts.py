@@ -47,6 +47,7 @@ FACTS: tuple[Fact, ...] = (
     Fact("join.reply", "the reply has the join's ref and always a list postgres_changes"),
     Fact("join.order", "reply, then replayed messages, then presence_state"),
     Fact("join.strings", "booleans of the configuration may be strings", "python", "supabase-js' types and code need booleans"),
+    Fact("join.odd-config", "a configuration with values of the wrong kind is taken as if they were absent, not refused"),
     Fact("join.twice", "a second join of a topic closes the first, with the first one's ref"),
     Fact("join.changes", "postgres_changes are echoed with integer ids; here a system error follows"),
     Fact("join.topic-required", "an empty topic: TopicNameRequired"),
@@ -131,6 +132,7 @@ FACTS: tuple[Fact, ...] = (
     Fact("rest.quota", "over the quota: 429, You have exceeded your rate limit"),
     Fact("rest.batch", "the batch form: 202, what may not be written is skipped in silence"),
     Fact("rest.batch-refused", "a faulty batch is refused whole with 422, a bad token with 401"),
+    Fact("rest.batch-too-large", "a batch larger than the quota of a second: 429, please reduce the batch size"),
     # Quota
     Fact("quota.receivers", "sends and deliveries count; over it receivers get Too many messages per second and phx_close"),
     Fact("quota.shared", "the quota is the project's: noise on one topic closes another"),

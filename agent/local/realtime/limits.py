@@ -54,6 +54,7 @@ class RateMeter:
     """A moving average over a window of buckets: `over` once more than `per_second × window` things were counted."""
 
     def __init__(self, per_second: float, window_s: float, buckets: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._window_s = window_s
         self._allowed = per_second * window_s
         self._width = window_s / buckets
         self._counts = [0] * buckets
@@ -76,6 +77,11 @@ class RateMeter:
         self._turn()
         self._counts[self._slot % len(self._counts)] += things
         self._total += things
+
+    def fits(self, things: int) -> bool:
+        """Whether that many at once would still be within one second's share, on top of the present average."""
+        self._turn()
+        return self._total + things * self._window_s <= self._allowed
 
     @property
     def over(self) -> bool:

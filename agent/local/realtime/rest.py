@@ -18,6 +18,7 @@ BATCH = "/realtime/v1/api/broadcast"
 SINGLE = "/realtime/v1/api/broadcast/{topic}/events/{event}"
 _OVER_QUOTA = "You have exceeded your rate limit"
 _MAX_BODY_BYTES = 8_000_000
+_BATCH_TOO_LARGE = "Too many messages to broadcast, please reduce the batch size"
 _OVERSIZE = "Payload size exceeds tenant limit"
 _CORS = {
     "access-control-allow-origin": "*",
@@ -68,6 +69,8 @@ class BroadcastApi:
             return _json(422, {"errors": {"messages": errors}})
         if self.hub.messages.over:
             return _json(429, {"message": _OVER_QUOTA})
+        if not self.hub.messages.fits(len(messages)):
+            return _json(429, {"message": _BATCH_TOO_LARGE})
         allowed: dict[str, bool] = {}
         for entry in messages:
             private = entry.get("private") is True
