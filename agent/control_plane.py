@@ -31,6 +31,9 @@ TIMEOUT: Final = aiohttp.ClientTimeout(total=10, connect=5)
 #: a heartbeat is tried again with fresh figures anyway, and its lease counts from before the request
 HEARTBEAT_TIMEOUT: Final = aiohttp.ClientTimeout(total=6, connect=3)
 MAX_BODY_BYTES: Final = 1_000_000
+#: a round trip up to twice the best recent one and this much more measures the clock; the best grows by this factor per heartbeat
+RTT_SLACK_MS: Final = 2
+RTT_FORGET: Final = 1.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,7 @@ class ControlPlane:
         self._settings = settings
         self._clock = clock
         self._sleep = sleep
+        self._best_rtt_ms = math.inf
         self._http = _new_http(settings.url)
         self.tokens = Tokens(auth(self._http) if auth else SupabaseAuth(settings, self._http), sleep=sleep)
         self._rpc = f"{settings.rest_url}/rpc/"
@@ -128,7 +132,15 @@ class ControlPlane:
         after = datetime.now(UTC)
         answer = wire.heartbeat_from_json(raw)
         lease.renew(sent_at_boot, answer.lease_ms)
-        return answer, self._clock.measure(before, answer.server_time, after)
+        rtt_ms = (after - before).total_seconds() * 1000
+        if self._is_typical(rtt_ms):
+            self._clock.measure(before, answer.server_time, after)
+        return answer, rtt_ms
+
+    def _is_typical(self, rtt_ms: float) -> bool:
+        """Half of a slow round trip says nothing about the clock; what is slow is forgotten little by little."""
+        self._best_rtt_ms = min(rtt_ms, self._best_rtt_ms * RTT_FORGET)
+        return rtt_ms <= self._best_rtt_ms * 2 + RTT_SLACK_MS
 
     # -- one call --------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from supabase_server import Supabase, supabase_server
 
+from agent import control_plane
 from agent.clock import DatabaseClock, Lease
 from agent.control_plane import ControlPlane
 from agent.model import AccountId, Event, ExecutionId, Position, Report, Ticket
@@ -216,6 +217,25 @@ async def test_a_heartbeat_renews_the_lease_and_measures_the_clock(server: Supab
     assert rtt_ms > 0
     assert abs(clock.offset_ms - ahead.total_seconds() * 1000) < 5_000
     assert 0 < lease.remaining() <= 15
+
+
+async def test_a_slow_round_trip_does_not_move_the_clock(server: Supabase, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = DatabaseClock()
+    ahead = iter([3600, 7200, 10800])
+    server.rpc["vps_heartbeat"] = lambda _: (
+        200,
+        heartbeat(server_time=(datetime.now(UTC) + timedelta(seconds=next(ahead))).isoformat()),
+    )
+    async with ControlPlane(settings_for(server.url), clock) as plane:
+        await plane.heartbeat({}, Lease())
+        measured = clock.offset_ms
+        monkeypatch.setattr(control_plane, "RTT_FORGET", 0)  # the best round trip ever took no time
+        monkeypatch.setattr(control_plane, "RTT_SLACK_MS", 0)
+        await plane.heartbeat({}, Lease())
+        assert clock.offset_ms == measured
+        monkeypatch.setattr(control_plane, "RTT_SLACK_MS", 60_000)
+        await plane.heartbeat({}, Lease())
+        assert clock.offset_ms > measured
 
 
 async def test_a_heartbeat_is_one_attempt(server: Supabase, plane: ControlPlane, waits: Waits) -> None:

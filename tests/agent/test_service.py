@@ -1,0 +1,113 @@
+"""The whole agent as a process on the embedded stack: enrolled, connected, small, and clean in its ending."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+
+from agent.demo.farm import Farm, Opening, Vps
+from agent.doctor import examine
+
+if TYPE_CHECKING:
+    from agent.local.stack import Stack
+
+COMMAND = [sys.executable, "-c", "from agent.cli import main; main()"]
+MOST_MB = 120
+
+
+@pytest.fixture
+async def farm(stack: "Stack", tmp_path: Path) -> AsyncIterator[Farm]:
+    async with Farm(stack, tmp_path / "farm") as running:
+        yield running
+
+
+def process_of(vps: Vps) -> psutil.Process:
+    assert vps.child is not None
+    [agent] = [child for child in psutil.Process(vps.child.pid).children(recursive=True) if "run" in child.cmdline()]
+    return agent
+
+
+def events_of(vps: Vps) -> list[str]:
+    return [json.loads(line)["event"] for line in vps.log.read_text().splitlines() if line.startswith("{")]
+
+
+async def test_an_agent_with_ten_accounts_is_small_and_stops_cleanly(
+    stack: "Stack", farm: Farm, capsys: pytest.CaptureFixture[str]
+) -> None:
+    [vps] = await farm.add_vpses(["small"])
+    user, _ = await stack.create_user("owner@example.test")
+    accounts = [await farm.open_account(Opening(name=f"a{n}", login=str(500 + n)), user, vps) for n in range(10)]
+    await farm.wait_connected(accounts)
+    agent = process_of(vps)
+    resident = agent.memory_info().rss / 2**20
+    with capsys.disabled():
+        sys.stdout.write(f"\nagent with 10 paper accounts: {resident:.1f} MB RSS\n")
+    assert resident <= MOST_MB
+    agent.send_signal(signal.SIGTERM)
+    await asyncio.to_thread(agent.wait, 20)
+    events = events_of(vps)
+    assert events[-1] == "agent_stopped"
+    assert "drain_cut_short" not in events
+    assert events.count("account_connected") == 10
+
+
+async def test_a_second_agent_on_the_same_data_is_refused(farm: Farm) -> None:
+    [vps] = await farm.add_vpses(["only"])
+    second = await asyncio.to_thread(run, vps.data_dir, "agent", "run")
+    assert second.returncode == 1
+    assert "TC613: another agent already runs" in second.stderr
+
+
+async def test_an_agent_killed_and_started_again_is_joined_again(stack: "Stack", farm: Farm) -> None:
+    [vps] = await farm.add_vpses(["killed"])
+    user, _ = await stack.create_user("owner@example.test")
+    account = await farm.open_account(Opening(name="a", login="600"), user, vps)
+    await farm.wait_connected([account])
+    before = await farm.session(account)
+    farm.kill(vps)
+    assert vps.child is not None
+    await asyncio.to_thread(vps.child.stop)
+    farm.start(vps)
+    await farm.wait_online(vps)
+    async with asyncio.timeout(20):
+        while await farm.session(account) == before:
+            await farm.wait_connected([account])
+    assert await farm.session(account) == before + 1
+
+
+async def test_a_retired_identity_ends_with_what_to_do(farm: Farm) -> None:
+    [vps] = await farm.add_vpses(["forged"])
+    assert vps.child is not None
+    await asyncio.to_thread(vps.child.stop)
+    file = vps.data_dir / "agent.json"
+    identity = json.loads(file.read_text())
+    file.write_text(json.dumps({**identity, "agent_secret": "x" * 40}))
+    refused = await asyncio.to_thread(run, vps.data_dir, "agent", "run")
+    assert refused.returncode == 1
+    assert "TC612" in refused.stderr
+    assert "tradecopier agent enroll" in refused.stderr
+    assert "x" * 40 not in refused.stderr
+
+
+async def test_the_doctor_finds_an_enrolled_agent_well(farm: Farm, monkeypatch: pytest.MonkeyPatch) -> None:
+    [vps] = await farm.add_vpses(["well"])
+    for name in [name for name in os.environ if name.startswith("TRADECOPIER_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("TRADECOPIER_DATA_DIR", str(vps.data_dir))
+    checks = await asyncio.to_thread(lambda: list(examine()))
+    assert [check.line() for check in checks if not check.ok] == []
+    assert [check.name for check in checks][-4:] == ["clock", "key", "sign-in", "realtime"]
+
+
+def run(data_dir: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("TRADECOPIER_")}
+    environment["TRADECOPIER_DATA_DIR"] = str(data_dir)
+    return subprocess.run([*COMMAND, *arguments], env=environment, capture_output=True, text=True, timeout=60, check=False)
