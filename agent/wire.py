@@ -1,6 +1,6 @@
 """JSON of docs/protocol.md ↔ the dataclasses of `agent.model`. (Long: one format is read and written in one place.)
 
-Hand-written because it is the hot path: an execution is decoded in some ten microseconds. Decoding is strict (a float is no
+Hand-written because it is the hot path: an execution costs tens of microseconds. Decoding is strict (a float is no
 price, a naive time is no time) and raises `WireError`, which names the field; `executions` drops what is malformed instead,
 so that one bad row cannot hold up the others. Decoders take what `orjson.loads` gives, encoders give what `dumps` takes.
 """
