@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Literal, assert_never
 
-from agent.book import Book, Flight, key_of
+from agent.book import Book, Flight, Key, gone, key_of
 from agent.model import Action, Execution, Mode, Order, Outcome, Placed, Position, Rejected, Result, Ticket, Unknown
 
 OrderKind = Literal["market", "close", "modify", "pending", "amend", "cancel"]
@@ -136,6 +136,17 @@ def ending_of(results: Sequence[Result]) -> Ending:
         if isinstance(result, Rejected):
             return replace(done, outcome="rejected", reason=result.reason, retryable=result.retryable, message=result.message)
     return done
+
+
+def nothing_left(execution: Execution, ending: Ending, book: Book) -> Ending:
+    """A close or reduction whose position the broker does not have any more (its stop was hit on the way) has reached its aim:
+    completed with 0 lots, and the position is told as gone. Everything else stays as it is."""
+    if (ending.outcome, ending.reason) != ("rejected", "position_not_found") or execution.action not in ("close", "reduce"):
+        return ending
+    known = None if execution.ticket is None else book.get(Key("position", execution.ticket))
+    ended = () if known is None else (gone(known.position),)
+    told = tuple(position for position in ending.positions if position.ticket != execution.ticket)
+    return replace(ending, outcome="completed", reason=None, message="the position was closed already", positions=(*told, *ended))
 
 
 def left_behind(endings: Iterable[tuple[Position, ...]], book: Book) -> list[Position]:

@@ -16,7 +16,7 @@ from agent.journal import Entry, Journal, JournalError
 from agent.lanes import ENDING, OPENING, Lanes, Work
 from agent.lookout import Lookout, Pace
 from agent.model import Action, ExecutionId, Order, Placed, Position, Rejected, Report, Result, Unknown
-from agent.orders import NEEDS_TICKET, Ending, cancelled, ending_of, expired, flight_of, left_behind, orders_of
+from agent.orders import NEEDS_TICKET, Ending, cancelled, ending_of, expired, flight_of, left_behind, nothing_left, orders_of
 from agent.platforms.protocol import AdapterError
 from agent.session import AccountSession
 
@@ -326,7 +326,7 @@ class AccountTrader:
 
     def _tell_end(self, work: Work, ending: Ending) -> None:
         self._stop_timer(work)
-        self._tell(work, ending, ended=True)
+        self._tell(work, nothing_left(work.execution, ending, self.session.book), ended=True)
         self._moved.set()
 
     def _tell(self, work: Work, ending: Ending, *, ended: bool) -> None:
