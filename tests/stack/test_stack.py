@@ -187,6 +187,45 @@ async def _until(http: httpx.AsyncClient, path: str, status: int, headers: dict[
         await asyncio.sleep(0.05)
 
 
+async def test_a_database_restart_under_load_is_only_seen_as_503(
+    stack: "Stack", http: httpx.AsyncClient, database: Database
+) -> None:
+    with database.connect("postgres") as connection:
+        connection.execute("create table public.probe_written (n integer primary key)")
+        connection.execute(
+            "create function public.probe_write(p_n integer) returns integer language sql security definer"
+            " as $$ insert into public.probe_written values (p_n) on conflict do nothing returning n $$"
+        )
+        connection.execute("grant execute on function public.probe_write(integer) to service_role")
+    acknowledged: set[int] = set()
+    statuses: set[int] = set()
+    enough, restarted = asyncio.Event(), asyncio.Event()
+
+    async def write(first: int) -> None:
+        number = first
+        while not (restarted.is_set() and acknowledged >= {number - 8}):
+            response = await http.post("/rest/v1/rpc/probe_write", json={"p_n": number}, headers={"apikey": stack.secret_key})
+            statuses.add(response.status_code)
+            if response.status_code == 200:
+                acknowledged.add(number)
+                number += 8
+                if len(acknowledged) >= 100:
+                    enough.set()
+            else:
+                await asyncio.sleep(0.02)
+
+    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+        for first in range(8):
+            group.create_task(write(first))
+        await enough.wait()
+        await stack.restart_database()
+        restarted.set()
+    assert statuses <= {200, 503}
+    with database.connect() as connection:
+        written = {row[0] for row in connection.execute("select n from public.probe_written").fetchall()}
+    assert acknowledged <= written
+
+
 async def test_the_gateway_comes_back_at_the_same_address(stack: "Stack", http: httpx.AsyncClient) -> None:
     url = stack.url
     await stack.restart_gateway()
