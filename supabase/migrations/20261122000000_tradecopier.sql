@@ -2290,7 +2290,9 @@ end $$;
 -- The planner, level-triggered half: what live links hold is brought to what their master holds now.
 -- Closes, reductions, cancels and SL/TP are planned here from the state alone; opens and increases are decided once, in 44_decide.sql.
 
--- A live link with everything a plan needs to know of it. "doomed": nothing of it shall be left. "frozen": its copier is off.
+-- A link with everything a plan needs to know of it. "doomed": nothing of it shall be left. "frozen": its copier is off.
+-- Look-ups by id say "ended_at is null", look-ups by follower "state = 'live'"; of positions, "lots > 0" and "closed_at is null" likewise: so
+-- each fits only the index that it needs, whatever Postgres believes of a table that was empty when it planned.
 create view private.link_states with (security_invoker = true) as
 select l.*, c.mode as copier_mode, fa.mode as account_mode, fa.copy_state,
   coalesce(fa.copy_state = 'flattening' or m.closed_at is not null or m.side <> l.master_side, false) as doomed,
@@ -2318,9 +2320,8 @@ cross join lateral (
     count(*) filter (where q.status = 'retrying') as waiting,
     max(q.step_id) filter (where q.action in ('open', 'increase', 'place')) as open_step
   from public.trade_execution_queue q where q.link_id = l.id and q.finalized_at is null
-) flight
-where l.state = 'live';
-comment on view private.link_states is 'Live links with their master''s mirror, their copier, what they hold and what is in flight for them.';
+) flight;
+comment on view private.link_states is 'Links with their master''s mirror, their copier, what they hold and what is in flight for them.';
 
 -- Volume that a link shall hold after its master was reduced: the share of what it was opened with, exact, floored to the step;
 -- never rounded to nothing while the master is open (residual_hold).
@@ -2342,7 +2343,7 @@ begin
     join public.trading_accounts a on a.id = l.follower_account_id and a.mode = 'hedging'
     join private.link_legs g on g.link_id = l.id
     join public.positions p on p.account_id = g.account_id and p.ticket = g.ticket
-    where l.id = any (p_links) and l.state = 'live' and (p.session, p.seq) > (l.report_session, l.report_seq)
+    where l.id = any (p_links) and l.ended_at is null and (p.session, p.seq) > (l.report_session, l.report_seq)
       and (p.lots < g.lots or p.kind <> g.kind)
       and not exists (select 1 from public.trade_execution_queue q where q.link_id = l.id and q.finalized_at is null)
   ), gone as (
@@ -2354,7 +2355,7 @@ begin
   -- an order of ours that filled by itself: from now on there is a volume to reduce from
   update public.position_links l set base_lots = h.lots, base_master_lots = l.seen_master_lots
   from (select link_id, sum(lots) as lots from private.link_legs where link_id = any (p_links) and kind = 'position' group by link_id) h
-  where h.link_id = l.id and l.base_lots is null and l.state = 'live'
+  where h.link_id = l.id and l.base_lots is null and l.ended_at is null
     and not exists (select 1 from public.trade_execution_queue q where q.link_id = l.id and q.finalized_at is null);
 end $$;
 
@@ -2365,7 +2366,7 @@ begin
   update public.position_links l set state = 'ended', ended_at = p_now, replan_at = null,
     reason = case when s.doomed then 'closed' else 'closed_by_follower' end
   from private.link_states s
-  where l.id = any (p_links) and s.id = any (p_links) and s.id = l.id and l.state = 'live' and s.legs = 0 and s.executions = 0 and l.wanted_lots is null
+  where l.id = any (p_links) and s.id = any (p_links) and s.id = l.id and l.ended_at is null and s.legs = 0 and s.executions = 0 and l.wanted_lots is null
     and (s.account_mode = 'hedging' or not exists (  -- a netting deal in flight may be this link's, too
       select 1 from public.trade_execution_queue q
       where q.account_id = s.follower_account_id and q.symbol = s.symbol and q.finalized_at is null));
@@ -2377,7 +2378,7 @@ language plpgsql security definer set search_path = '' as $$
 begin
   update public.trade_execution_queue q set status = 'cancelled', reason = 'already_closed', finalized_at = p_now, updated_at = p_now
   from private.link_states s
-  where s.id = any (p_links) and s.doomed and q.link_id = s.id and q.status = 'retrying' and q.action in ('open', 'increase', 'place');
+  where s.id = any (p_links) and s.ended_at is null and s.doomed and q.link_id = s.id and q.status = 'retrying' and q.action in ('open', 'increase', 'place');
 end $$;
 
 -- Records the pairs that new executions explain; a reason given earlier because the link was busy gives way.
@@ -2405,13 +2406,13 @@ begin
   perform private.drop_waiting_opens(p_links, p_now);
   update public.position_links l set seen_master_lots = m.lots
   from public.positions m
-  where l.id = any (p_links) and l.state = 'live' and m.account_id = l.master_account_id and m.ticket = l.master_ticket
-    and m.closed_at is null and m.side = l.master_side and m.lots < l.seen_master_lots;
+  where l.id = any (p_links) and l.ended_at is null and m.account_id = l.master_account_id and m.ticket = l.master_ticket
+    and m.lots > 0 and m.side = l.master_side and m.lots < l.seen_master_lots;
 
   with states as materialized (
     select s.*, private.target_lots(s.base_lots, s.master_lots, s.base_master_lots, s.lots_step, s.lots_min, s.position_lots) as target
     from private.link_states s
-    where s.id = any (p_links) and s.account_mode = 'hedging' and not s.frozen
+    where s.id = any (p_links) and s.ended_at is null and s.account_mode = 'hedging' and not s.frozen
   ), choices as (
     select s.*, case
         when s.doomed and s.executions > 0 and s.executions = s.opens then 'close_beside'
@@ -2523,7 +2524,7 @@ begin
     case when l.id is null or l.master_side <> m.side then m.lots else m.lots - l.seen_master_lots end,
     case when l.state = 'live' then f.close_step end
   from (select distinct u.master, u.ticket from unnest(p_masters, p_tickets) as u (master, ticket)) x
-  join public.positions m on m.account_id = x.master and m.ticket = x.ticket and m.closed_at is null
+  join public.positions m on m.account_id = x.master and m.ticket = x.ticket and m.lots > 0
   join public.copiers c on c.master_account_id = x.master and c.removed_at is null and (p_copiers is null or c.id = any (p_copiers))
   join public.trading_accounts fa on fa.id = c.follower_account_id
   left join lateral (
@@ -2815,7 +2816,7 @@ begin
   for v_link in
     select s.id, s.copier_id, s.master_event_id, s.doomed, s.frozen, s.legs, s.master_lots, s.position_lots
     from private.link_states s
-    where s.follower_account_id = p_account and s.symbol = p_symbol and s.wanted_lots is not null
+    where s.follower_account_id = p_account and s.symbol = p_symbol and s.state = 'live' and s.wanted_lots is not null
       and (s.doomed or s.frozen or s.wanted_until <= p_now)
   loop
     v_reason := case when v_link.doomed then 'already_closed' when v_link.frozen then 'copier_off' else 'too_old' end;
@@ -2973,7 +2974,7 @@ begin
   for v_unit in
     select distinct l.follower_account_id, l.symbol from public.position_links l
     join public.trading_accounts a on a.id = l.follower_account_id and a.mode = 'netting'
-    where l.id = any (p_links) and l.state = 'live'
+    where l.id = any (p_links) and l.ended_at is null
   loop
     v_one := private.plan_net(v_unit.follower_account_id, v_unit.symbol, p_now);
     if v_one is not null then v_new := v_new || v_one; end if;
@@ -2996,7 +2997,7 @@ begin
   end if;
   v_new := coalesce(v_new, '{}') || coalesce(private.decide(p_masters, p_tickets, p_copiers, p_now), '{}');
   select array_agg(l.id) into v_decided from public.position_links l
-  where l.master_account_id = any (p_masters) and l.master_ticket = any (p_tickets) and l.state = 'live'
+  where l.master_account_id = any (p_masters) and l.master_ticket = any (p_tickets) and l.ended_at is null
     and (p_copiers is null or l.copier_id = any (p_copiers));
   return v_new || coalesce(private.plan_nets(coalesce(p_links, '{}') || coalesce(v_decided, '{}'), p_now), '{}');
 end $$;
@@ -3146,10 +3147,10 @@ begin
   return (
     select array_agg(id) from (
       select l.id from public.position_links l
-      where l.master_account_id = p_account and l.master_ticket = any (p_tickets) and l.state = 'live'
+      where l.master_account_id = p_account and l.master_ticket = any (p_tickets) and l.ended_at is null
       union
       select l.id from private.link_legs g join public.position_links l on l.id = g.link_id
-      where g.account_id = p_account and g.ticket = any (p_tickets) and l.state = 'live'
+      where g.account_id = p_account and g.ticket = any (p_tickets) and l.ended_at is null
       union
       select l.id from public.positions p
       join public.trading_accounts a on a.id = p_account and (a.mode = 'netting' or a.copy_state = 'flattening')
@@ -3170,8 +3171,10 @@ begin
     ) x);
 end $$;
 
+-- Its settings hold for all that it calls: plans are made once, when tables may be tiny, and must serve when they are large.
 create function private.queue_trade_copy(p_events jsonb) returns jsonb
-language plpgsql security definer set search_path = '' set plan_cache_mode = force_generic_plan as $$
+language plpgsql security definer set search_path = ''
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
 declare
   v_vps uuid := private.agent_vps();
   v_account public.trading_accounts;
@@ -3512,7 +3515,8 @@ begin
 end $$;
 
 create function private.report_executions(p_reports jsonb) returns jsonb
-language plpgsql security definer set search_path = '' set plan_cache_mode = force_generic_plan as $$
+language plpgsql security definer set search_path = ''
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
 declare
   v_vps uuid := private.agent_vps();
   v_now timestamptz;
@@ -3663,7 +3667,8 @@ end $$;
 
 -- What time changes: retries, deadlines, links that wait, flattening accounts. Called by maintain() and by heartbeats; safe to run at once.
 create function private.maintain_executions() returns void
-language plpgsql security definer set search_path = '' set plan_cache_mode = force_generic_plan as $$
+language plpgsql security definer set search_path = ''
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
 declare
   v_accounts uuid[] := private.lock_due(clock_timestamp());
   v_now timestamptz := clock_timestamp();

@@ -41,7 +41,7 @@ begin
     case when l.id is null or l.master_side <> m.side then m.lots else m.lots - l.seen_master_lots end,
     case when l.state = 'live' then f.close_step end
   from (select distinct u.master, u.ticket from unnest(p_masters, p_tickets) as u (master, ticket)) x
-  join public.positions m on m.account_id = x.master and m.ticket = x.ticket and m.closed_at is null
+  join public.positions m on m.account_id = x.master and m.ticket = x.ticket and m.lots > 0
   join public.copiers c on c.master_account_id = x.master and c.removed_at is null and (p_copiers is null or c.id = any (p_copiers))
   join public.trading_accounts fa on fa.id = c.follower_account_id
   left join lateral (

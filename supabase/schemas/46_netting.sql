@@ -77,7 +77,7 @@ begin
   for v_link in
     select s.id, s.copier_id, s.master_event_id, s.doomed, s.frozen, s.legs, s.master_lots, s.position_lots
     from private.link_states s
-    where s.follower_account_id = p_account and s.symbol = p_symbol and s.wanted_lots is not null
+    where s.follower_account_id = p_account and s.symbol = p_symbol and s.state = 'live' and s.wanted_lots is not null
       and (s.doomed or s.frozen or s.wanted_until <= p_now)
   loop
     v_reason := case when v_link.doomed then 'already_closed' when v_link.frozen then 'copier_off' else 'too_old' end;
@@ -235,7 +235,7 @@ begin
   for v_unit in
     select distinct l.follower_account_id, l.symbol from public.position_links l
     join public.trading_accounts a on a.id = l.follower_account_id and a.mode = 'netting'
-    where l.id = any (p_links) and l.state = 'live'
+    where l.id = any (p_links) and l.ended_at is null
   loop
     v_one := private.plan_net(v_unit.follower_account_id, v_unit.symbol, p_now);
     if v_one is not null then v_new := v_new || v_one; end if;
@@ -258,7 +258,7 @@ begin
   end if;
   v_new := coalesce(v_new, '{}') || coalesce(private.decide(p_masters, p_tickets, p_copiers, p_now), '{}');
   select array_agg(l.id) into v_decided from public.position_links l
-  where l.master_account_id = any (p_masters) and l.master_ticket = any (p_tickets) and l.state = 'live'
+  where l.master_account_id = any (p_masters) and l.master_ticket = any (p_tickets) and l.ended_at is null
     and (p_copiers is null or l.copier_id = any (p_copiers));
   return v_new || coalesce(private.plan_nets(coalesce(p_links, '{}') || coalesce(v_decided, '{}'), p_now), '{}');
 end $$;

@@ -142,10 +142,10 @@ begin
   return (
     select array_agg(id) from (
       select l.id from public.position_links l
-      where l.master_account_id = p_account and l.master_ticket = any (p_tickets) and l.state = 'live'
+      where l.master_account_id = p_account and l.master_ticket = any (p_tickets) and l.ended_at is null
       union
       select l.id from private.link_legs g join public.position_links l on l.id = g.link_id
-      where g.account_id = p_account and g.ticket = any (p_tickets) and l.state = 'live'
+      where g.account_id = p_account and g.ticket = any (p_tickets) and l.ended_at is null
       union
       select l.id from public.positions p
       join public.trading_accounts a on a.id = p_account and (a.mode = 'netting' or a.copy_state = 'flattening')
@@ -166,8 +166,10 @@ begin
     ) x);
 end $$;
 
+-- Its settings hold for all that it calls: plans are made once, when tables may be tiny, and must serve when they are large.
 create function private.queue_trade_copy(p_events jsonb) returns jsonb
-language plpgsql security definer set search_path = '' set plan_cache_mode = force_generic_plan as $$
+language plpgsql security definer set search_path = ''
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
 declare
   v_vps uuid := private.agent_vps();
   v_account public.trading_accounts;

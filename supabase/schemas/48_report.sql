@@ -275,7 +275,8 @@ begin
 end $$;
 
 create function private.report_executions(p_reports jsonb) returns jsonb
-language plpgsql security definer set search_path = '' set plan_cache_mode = force_generic_plan as $$
+language plpgsql security definer set search_path = ''
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
 declare
   v_vps uuid := private.agent_vps();
   v_now timestamptz;
