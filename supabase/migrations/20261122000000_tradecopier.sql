@@ -3198,6 +3198,7 @@ begin
   end if;
   perform private.require_assignment(v_vps, (p_events ->> 'account_id')::uuid, (p_events ->> 'epoch')::bigint);
   v_now := private.lock_accounts(private.with_followers(array[(p_events ->> 'account_id')::uuid]));
+  perform private.require_assignment(v_vps, (p_events ->> 'account_id')::uuid, (p_events ->> 'epoch')::bigint);  -- it may have moved meanwhile
 
   select * into v_account from public.trading_accounts where id = (p_events ->> 'account_id')::uuid;
   for v_event in select value from jsonb_array_elements(p_events -> 'events') loop
