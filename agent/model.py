@@ -20,9 +20,7 @@ Kind = Literal["position", "order"]
 OrderType = Literal["market", "limit", "stop"]
 TradeMode = Literal["full", "long_only", "short_only", "close_only", "disabled"]
 Action = Literal["open", "increase", "reduce", "close", "modify", "place", "amend", "cancel"]
-EventType = Literal[
-    "opened", "increased", "reduced", "modified", "closed", "ordered", "amended", "cancelled", "snapshot"
-]
+EventType = Literal["opened", "increased", "reduced", "modified", "closed", "ordered", "amended", "cancelled", "snapshot"]
 Evidence = Literal["deal", "snapshots"]
 CloseReason = Literal["client", "sl", "tp", "stop_out", "expert", "expired"]
 

@@ -42,28 +42,40 @@ class World:
         self.agents[name] = self._user(f"{name}@agents.test")
         self.vps[name] = str(
             self.one(
-                "insert into public.vps_instances (name, user_id, platforms, capacity, status, lease_expires_at, last_heartbeat_at)"
+                "insert into public.vps_instances (name, user_id, platforms, capacity, status, lease_expires_at,"
+                " last_heartbeat_at)"
                 " values (%s, %s, '{paper}', 500, 'online', now() + interval '1 hour', now()) returning id",
                 name,
                 self.agents[name],
             )
         )
 
-    def add_account(self, name: str, vps: str = "a", mode: str = "hedging", currency: str = "USD", balance: str = "10000", **spec: Any) -> None:
+    def add_account(
+        self, name: str, vps: str = "a", mode: str = "hedging", currency: str = "USD", balance: str = "10000", **spec: Any
+    ) -> None:
         if vps not in self.vps:
             self.add_vps(vps)
         account = str(
             self.one(
-                "insert into public.trading_accounts (user_id, platform, server, login, name, mode, currency, status, session, snapshot_session,"
+                "insert into public.trading_accounts (user_id, platform, server, login, name, mode, currency,"
+                " status, session, snapshot_session,"
                 " balance, equity, margin, free_margin, funds_at, seen_at)"
                 " values (%s, 'paper', 'x', %s, %s, %s, %s, 'connected', 1, 1, %s, %s, 0, %s, now(), now()) returning id",
-                self.user, name, name, mode, currency, balance, balance, balance,
+                self.user,
+                name,
+                name,
+                mode,
+                currency,
+                balance,
+                balance,
+                balance,
             )
         )
         self.accounts[name] = account
         self.homes[name] = vps
         self.db.execute(
-            "insert into public.account_vps_assignments (account_id, vps_id, epoch, begins_at, assigned_at) values (%s, %s, 1, now(), now())",
+            "insert into public.account_vps_assignments (account_id, vps_id, epoch, begins_at, assigned_at)"
+            " values (%s, %s, 1, now(), now())",
             (account, self.vps[vps]),
         )
         self.add_symbol(name, "EURUSD", **spec)
@@ -71,15 +83,19 @@ class World:
     def add_symbol(self, account: str, symbol: str, **spec: Any) -> None:
         s = {"lots_min": "0.01", "lots_max": "50", "lots_step": "0.01", "trade_mode": "full"} | EURUSD | spec
         self.db.execute(
-            "insert into public.account_symbols (account_id, name, contract_size, tick_size, digits, profit_currency, margin_currency,"
+            "insert into public.account_symbols (account_id, name, contract_size, tick_size, digits,"
+            " profit_currency, margin_currency,"
             " lots_min, lots_max, lots_step, trade_mode, bid, ask, quoted_at)"
             " values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, 1.1, 1.1001, now())",
-            (self.accounts[account], symbol, s["contract_size"], s["tick_size"], s["digits"], s["profit_currency"], s["margin_currency"],
+            (self.accounts[account], symbol, s["contract_size"], s["tick_size"], s["digits"], s["profit_currency"],
+                s["margin_currency"],
              s["lots_min"], s["lots_max"], s["lots_step"], s["trade_mode"]),
         )  # fmt: skip
 
     def copy(self, master: str, follower: str, **settings: Any) -> str:
-        answer = self.as_user("save_copier", {"master_account_id": self.accounts[master], "follower_account_id": self.accounts[follower]} | settings)
+        answer = self.as_user(
+            "save_copier", {"master_account_id": self.accounts[master], "follower_account_id": self.accounts[follower]} | settings
+        )
         self.copiers[f"{master}>{follower}"] = answer["copier_id"]
         return str(answer["copier_id"])
 
@@ -87,9 +103,11 @@ class World:
 
     def call(self, who: str, function: str, argument: Any) -> Any:
         with self.db.transaction():
-            self.db.execute("select set_config('request.jwt.claims', %s, true)", (f'{{"sub": "{who}", "role": "authenticated"}}',))
+            self.db.execute(
+                "select set_config('request.jwt.claims', %s, true)", (f'{{"sub": "{who}", "role": "authenticated"}}',)
+            )
             self.db.execute("set local role authenticated")
-            return self.one(f"select public.{function}(%s)", Jsonb(argument))  # noqa: S608 - test names only
+            return self.one(f"select public.{function}(%s)", Jsonb(argument))
 
     def as_user(self, function: str, argument: Any) -> Any:
         return self.call(self.user, function, argument)
@@ -100,7 +118,8 @@ class World:
     def ticket(self) -> str:
         return str(next(self._tickets))
 
-    def event(self, kind: str, position: dict[str, Any] | None = None, *, age_s: float = 0.0, session: int = 1, seq: int | None = None,
+    def event(self, kind: str, position: dict[str, Any] | None = None, *, age_s: float = 0.0, session: int = 1,
+        seq: int | None = None,
               **more: Any) -> dict[str, Any]:  # fmt: skip
         now = datetime.now(UTC)
         body: dict[str, Any] = {
@@ -114,10 +133,13 @@ class World:
         return body | more
 
     def send(self, account: str, *events: dict[str, Any], epoch: int = 1) -> Any:
-        return self.as_agent(account, "queue_trade_copy", {"account_id": self.accounts[account], "epoch": epoch, "events": list(events)})
+        return self.as_agent(
+            account, "queue_trade_copy", {"account_id": self.accounts[account], "epoch": epoch, "events": list(events)}
+        )
 
     def position(self, lots: str = "1.00", side: str = "buy", ticket: str | None = None, **more: Any) -> dict[str, Any]:
-        return {"ticket": ticket or self.ticket(), "kind": "position", "symbol": "EURUSD", "side": side, "lots": lots, "price": "1.10000",
+        return {"ticket": ticket or self.ticket(), "kind": "position", "symbol": "EURUSD", "side": side,
+            "lots": lots, "price": "1.10000",
                 "sl": None, "tp": None} | more  # fmt: skip
 
     def opened(self, account: str, lots: str = "1.00", side: str = "buy", **more: Any) -> dict[str, Any]:
@@ -128,19 +150,23 @@ class World:
 
     def open_executions(self, account: str | None = None) -> list[dict[str, Any]]:
         return self.rows(
-            "select * from public.trade_execution_queue where finalized_at is null and (%s::uuid is null or account_id = %s) order by id",
+            "select * from public.trade_execution_queue where finalized_at is null and (%s::uuid is null or"
+            " account_id = %s) order by id",
             self.accounts.get(account or ""), self.accounts.get(account or ""),
         )  # fmt: skip
 
     def executions(self, account: str) -> list[dict[str, Any]]:
         return self.rows("select * from public.trade_execution_queue where account_id = %s order by id", self.accounts[account])
 
-    def report(self, execution: dict[str, Any], outcome: str = "completed", positions: Sequence[dict[str, Any]] = (), **more: Any) -> Any:
+    def report(
+        self, execution: dict[str, Any], outcome: str = "completed", positions: Sequence[dict[str, Any]] = (), **more: Any
+    ) -> Any:
         account = next(n for n, i in self.accounts.items() if i == str(execution["account_id"]))
         now = datetime.now(UTC).isoformat()
         body = {
             "account_id": self.accounts[account], "session": 1, "seq": next(self._seq), "execution_id": str(execution["id"]),
-            "attempt": execution["attempt"], "outcome": outcome, "positions": list(positions), "received_at": now, "sent_at": now, "done_at": now,
+            "attempt": execution["attempt"], "outcome": outcome, "positions": list(positions), "received_at": now,
+                "sent_at": now, "done_at": now,
         } | more  # fmt: skip
         return self.as_agent(account, "report_executions", {"reports": [body]})
 
@@ -156,7 +182,9 @@ class World:
             self.report(execution, positions=[state], filled_lots=volume, price="1.10000")
             return str(ticket)
         ticket = execution["ticket"]
-        held = self.one("select lots from public.positions where account_id = %s and ticket = %s", execution["account_id"], ticket)
+        held = self.one(
+            "select lots from public.positions where account_id = %s and ticket = %s", execution["account_id"], ticket
+        )
         left = held if action in ("modify", "amend") else held - execution["lots"] if action != "cancel" else 0
         kind = "order" if action in ("cancel", "amend") else "position"
         state = self.position(str(left), execution["side"], ticket, symbol=execution["symbol"], kind=kind,
@@ -180,7 +208,9 @@ class World:
     def book(self, account: str) -> list[tuple[str, str]]:
         return sorted(
             (str(r["side"]), f"{r['lots']:.2f}")
-            for r in self.rows("select side, lots from public.positions where account_id = %s and closed_at is null", self.accounts[account])
+            for r in self.rows(
+                "select side, lots from public.positions where account_id = %s and closed_at is null", self.accounts[account]
+            )
         )
 
     def reasons(self, account: str) -> dict[str, int]:

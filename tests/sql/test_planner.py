@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 
 import pytest
+from planner_world import World
 
 from agent.local.database import Database
-from planner_world import World
 
 
 @pytest.fixture
@@ -339,7 +339,7 @@ def test_a_chain_copies_on_and_refuses_circles(world: World) -> None:
     world.add_account("G", vps="c")
     world.copy("M", "F", sizing_value="0.5")
     world.copy("F", "G", sizing_value="0.5")
-    with pytest.raises(Exception, match="circle|leads"):
+    with pytest.raises(Exception, match=r"circle|leads"):
         world.copy("G", "M")
     p = world.opened("M", "0.08")
     world.settle()
@@ -404,10 +404,14 @@ def test_flattening_closes_what_appears_and_ends_in_off(world: World) -> None:
     assert len(closes) == 2
     world.fill(next(e for e in closes if e["ticket"] is not None))
     ticket = world.fill(late)
-    world.report(next(e for e in closes if e["ticket"] is None), positions=[world.position("0", ticket=ticket)], filled_lots="1.00")
+    world.report(
+        next(e for e in closes if e["ticket"] is None), positions=[world.position("0", ticket=ticket)], filled_lots="1.00"
+    )
     world.opened("M")
     assert world.book("F") == [("buy", "0.20")]
-    own = world.rows("select ticket from public.positions where account_id = %s and closed_at is null", world.accounts["F"])[0]["ticket"]
+    own = world.rows("select ticket from public.positions where account_id = %s and closed_at is null", world.accounts["F"])[0][
+        "ticket"
+    ]
     for state in ("flattening", "off"):
         world.send("F", world.event("snapshot", positions=[world.position("0.20", ticket=own)]))
         assert world.one("select copy_state from public.trading_accounts where id = %s", world.accounts["F"]) == state
@@ -422,7 +426,11 @@ def test_flattening_with_manual_trades_closes_them_too(world: World) -> None:
 
 
 def test_malformed_calls_write_nothing(world: World) -> None:
-    for argument in ({}, {"account_id": "x", "epoch": 1, "events": []}, {"account_id": world.accounts["M"], "epoch": 1, "events": {}}):
+    for argument in (
+        {},
+        {"account_id": "x", "epoch": 1, "events": []},
+        {"account_id": world.accounts["M"], "epoch": 1, "events": {}},
+    ):
         with pytest.raises(Exception, match="queue_trade_copy") as refused:
             world.as_agent("M", "queue_trade_copy", argument)
         assert getattr(refused.value, "sqlstate", "") == "TC001"
@@ -439,7 +447,18 @@ def test_a_report_of_someone_elses_execution_is_refused(world: World) -> None:
     answer = world.as_agent(
         "S",
         "report_executions",
-        {"reports": [{"account_id": world.accounts["F"], "session": 1, "seq": 1, "execution_id": str(e["id"]), "attempt": 1, "outcome": "completed"}]},
+        {
+            "reports": [
+                {
+                    "account_id": world.accounts["F"],
+                    "session": 1,
+                    "seq": 1,
+                    "execution_id": str(e["id"]),
+                    "attempt": 1,
+                    "outcome": "completed",
+                }
+            ]
+        },
     )
     assert answer["results"][0]["code"] == "TC106"
     assert world.open_executions("F")[0]["status"] == "queued"

@@ -39,7 +39,8 @@ class NettingWorld(World):
         return {
             r["copier"]: r["lots"]
             for r in self.rows(
-                "select a.name as copier, sum(g.lots) as lots from private.link_legs g join public.position_links l on l.id = g.link_id"
+                "select a.name as copier, sum(g.lots) as lots from private.link_legs g join public.position_links l"
+                " on l.id = g.link_id"
                 " join public.trading_accounts a on a.id = l.master_account_id group by 1"
             )
         }

@@ -12,17 +12,20 @@ from planner_world import World
 from agent.local.database import Database
 
 HISTORY = """
-insert into public.positions (account_id, ticket, user_id, kind, symbol, side, lots, price, session, seq, unseen_at, detected_at, first_seen_at,
+insert into public.positions (account_id, ticket, user_id, kind, symbol, side, lots, price, session, seq,
+  unseen_at, detected_at, first_seen_at,
   changed_at, closed_at)
 select a.id, 'h' || n, a.user_id, 'position', 'EURUSD', 'buy', 0, 1.1, 1, 1, now(), now(), now(), now(), now()
 from public.trading_accounts a, generate_series(1, %(rows)s / 10) n;
-insert into public.position_links (user_id, copier_id, master_account_id, follower_account_id, master_ticket, master_side, symbol, side, state,
+insert into public.position_links (user_id, copier_id, master_account_id, follower_account_id, master_ticket,
+  master_side, symbol, side, state,
   reason, seen_master_lots, ended_at)
 select c.user_id, c.id, c.master_account_id, c.follower_account_id, 'h' || n, 'buy', 'EURUSD', 'buy', 'ended', 'closed', 1, now()
 from public.copiers c, generate_series(1, %(rows)s / 10) n;
 insert into private.link_legs (link_id, account_id, ticket, kind, lots)
 select id, follower_account_id, master_ticket, 'position', 1 from public.position_links where state = 'ended';
-insert into public.trade_execution_queue (step_id, link_id, lane, copier_id, user_id, account_id, master_account_id, event_id, action, priority,
+insert into public.trade_execution_queue (step_id, link_id, lane, copier_id, user_id, account_id,
+  master_account_id, event_id, action, priority,
   symbol, side, lots, status, send_before, queued_at, updated_at, finalized_at)
 select n, n, n::text, c.id, c.user_id, c.follower_account_id, c.master_account_id, n, 'open', 40, 'EURUSD', 'buy', 1, 'completed',
   now(), now(), now(), now()
@@ -33,7 +36,8 @@ insert into public.trade_events (account_id, user_id, type, status) select a.id,
 from public.trading_accounts a, generate_series(1, %(rows)s / 10) n;
 """
 #: the partition of today is the one with rows in it: scanning the empty ones whole costs nothing
-GROWING = ("positions", "position_links", "trade_execution_queue", "copy_outcomes", f"trade_events_{datetime.now(UTC):%Y_%m_%d}", "event_keys",
+GROWING = ("positions", "position_links", "trade_execution_queue", "copy_outcomes",
+    f"trade_events_{datetime.now(UTC):%Y_%m_%d}", "event_keys",
            "link_legs")  # fmt: skip
 
 
@@ -54,7 +58,8 @@ def nested_plans(world: World, work: Any) -> list[str]:
     """Plans of every statement that `work` runs inside the functions, by the server's auto_explain."""
     notices: list[str] = []
     world.db.add_notice_handler(lambda d: notices.append(d.message_primary or ""))
-    for statement in ("load 'auto_explain'", "set auto_explain.log_min_duration = 0", "set auto_explain.log_nested_statements = on",
+    for statement in ("load 'auto_explain'", "set auto_explain.log_min_duration = 0",
+        "set auto_explain.log_nested_statements = on",
                       "set auto_explain.log_level = notice", "set client_min_messages = notice"):  # fmt: skip
         world.db.execute(statement)
     work()
@@ -90,7 +95,13 @@ def test_an_event_takes_the_same_statements_for_any_number_of_followers(world: W
                 world.add_account(f"F{n}", vps="abc"[n % 3])
                 world.copy("M", f"F{n}")
     assert counts[0] == counts[1]
-    assert world.one("select count(*) from public.trade_execution_queue where queued_at = (select max(queued_at) from public.trade_execution_queue)") == 60
+    assert (
+        world.one(
+            "select count(*) from public.trade_execution_queue where queued_at = (select max(queued_at) from"
+            " public.trade_execution_queue)"
+        )
+        == 60
+    )
 
 
 def _writes(plan: str) -> bool:

@@ -32,9 +32,15 @@ class Session:
     def call(self, account: str, function: str, argument: Any) -> Any:
         agent = self.world.agents[self.world.homes[account]]
         self.db.execute("select set_config('request.jwt.claims', %s, true)", (f'{{"sub": "{agent}", "role": "authenticated"}}',))
-        row = self.db.execute(f"select public.{function}(%s) as answer", (Jsonb(argument),)).fetchone()  # noqa: S608 - test names only
+        row = self.db.execute(f"select public.{function}(%s) as answer", (Jsonb(argument),)).fetchone()
         assert row is not None
         return row["answer"]
+
+    def finish(self, account: str, function: str, argument: Any) -> Any:
+        """The call, and the end of its transaction."""
+        answer = self.call(account, function, argument)
+        self.db.commit()
+        return answer
 
 
 @pytest.fixture
@@ -63,7 +69,8 @@ def wait_until_blocked(world: World) -> None:
 def fill_report(world: World, execution: dict[str, Any], ticket: str) -> dict[str, Any]:
     lots = str(execution["lots"])
     return {"reports": [{
-        "account_id": world.accounts["F"], "session": 1, "seq": 5000, "execution_id": str(execution["id"]), "attempt": 1, "outcome": "completed",
+        "account_id": world.accounts["F"], "session": 1, "seq": 5000, "execution_id": str(execution["id"]),"
+        " "attempt": 1, "outcome": "completed",
         "filled_lots": lots, "price": "1.1", "positions": [world.position(lots, execution["side"], ticket)],
     }]}  # fmt: skip
 
@@ -76,7 +83,7 @@ def test_a_close_that_waits_for_a_report_sees_what_the_report_wrote(world: World
     reporter, master = sessions
     reporter.call("F", "report_executions", fill_report(world, execution, "9001"))
     closing = {"account_id": world.accounts["M"], "epoch": 1, "events": [world.event("closed", p | {"lots": "0"})]}
-    thread, done = in_background(lambda: (master.call("M", "queue_trade_copy", closing), master.db.commit()))
+    thread, done = in_background(lambda: master.finish("M", "queue_trade_copy", closing))
     wait_until_blocked(world)
     reporter.db.commit()
     thread.join(10)
@@ -93,7 +100,7 @@ def test_a_report_that_waits_for_a_close_plans_on_it(world: World, sessions: tup
     reduced = {"account_id": world.accounts["M"], "epoch": 1, "events": [world.event("reduced", p | {"lots": "0.40"})]}
     master.call("M", "queue_trade_copy", reduced)
     thread, done = in_background(
-        lambda: (reporter.call("F", "report_executions", fill_report(world, execution, "9001")), reporter.db.commit())
+        lambda: reporter.finish("F", "report_executions", fill_report(world, execution, "9001"))
     )
     wait_until_blocked(world)
     master.db.commit()
@@ -108,11 +115,11 @@ def test_the_same_event_on_two_connections_makes_one_order(world: World, session
     call = {"account_id": world.accounts["M"], "epoch": 1, "events": [world.event("opened", world.position())]}
     first, second = sessions
     first.call("M", "queue_trade_copy", call)
-    thread, done = in_background(lambda: (second.call("M", "queue_trade_copy", call), second.db.commit()))
+    thread, done = in_background(lambda: second.finish("M", "queue_trade_copy", call))
     wait_until_blocked(world)
     first.db.commit()
     thread.join(10)
-    assert done[0][0]["results"][0]["status"] == "duplicate"
+    assert done[0]["results"][0]["status"] == "duplicate"
     assert len(world.executions("F")) == 1
 
 
@@ -123,7 +130,9 @@ def test_two_copiers_cannot_close_a_circle_together(world: World, sessions: tupl
         return {"master_account_id": world.accounts[master], "follower_account_id": world.accounts[follower]}
 
     def save(session: Session, copier: dict[str, str]) -> str:
-        session.db.execute("select set_config('request.jwt.claims', %s, true)", (f'{{"sub": "{world.user}", "role": "authenticated"}}',))
+        session.db.execute(
+            "select set_config('request.jwt.claims', %s, true)", (f'{{"sub": "{world.user}", "role": "authenticated"}}',)
+        )
         try:
             session.db.execute("select public.save_copier(%s)", (Jsonb(copier),))
             session.db.commit()
