@@ -68,11 +68,18 @@ def wait_until_blocked(world: World) -> None:
 
 def fill_report(world: World, execution: dict[str, Any], ticket: str) -> dict[str, Any]:
     lots = str(execution["lots"])
-    return {"reports": [{
-        "account_id": world.accounts["F"], "session": 1, "seq": 5000, "execution_id": str(execution["id"]),"
-        " "attempt": 1, "outcome": "completed",
-        "filled_lots": lots, "price": "1.1", "positions": [world.position(lots, execution["side"], ticket)],
-    }]}  # fmt: skip
+    report = {
+        "account_id": world.accounts["F"],
+        "session": 1,
+        "seq": 5000,
+        "execution_id": str(execution["id"]),
+        "attempt": 1,
+        "outcome": "completed",
+        "filled_lots": lots,
+        "price": "1.1",
+        "positions": [world.position(lots, execution["side"], ticket)],
+    }
+    return {"reports": [report]}
 
 
 def test_a_close_that_waits_for_a_report_sees_what_the_report_wrote(world: World, sessions: tuple[Session, Session]) -> None:
@@ -99,9 +106,7 @@ def test_a_report_that_waits_for_a_close_plans_on_it(world: World, sessions: tup
     reporter, master = sessions
     reduced = {"account_id": world.accounts["M"], "epoch": 1, "events": [world.event("reduced", p | {"lots": "0.40"})]}
     master.call("M", "queue_trade_copy", reduced)
-    thread, done = in_background(
-        lambda: reporter.finish("F", "report_executions", fill_report(world, execution, "9001"))
-    )
+    thread, done = in_background(lambda: reporter.finish("F", "report_executions", fill_report(world, execution, "9001")))
     wait_until_blocked(world)
     master.db.commit()
     thread.join(10)
