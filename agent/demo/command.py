@@ -32,8 +32,9 @@ class Speed(click.ParamType[float | None]):
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures to this file at the end.")
 @click.option("--replay", metavar="STATEMENT.csv", help="The master trades what this account statement says (`example`: the one that comes along).")
 @click.option("--speed", type=Speed(), default="max", show_default=True, help="How many times faster than life a statement is replayed.")
+@click.option("--kill-vps", is_flag=True, help="Kill one VPS for good on the way; its accounts move to the others.")
 @click.option("--seed", type=int, default=1, show_default=True, help="Seed of prices and of the trading master.")
-def demo(seconds: float | None, json_file: Path | None, replay: str | None, speed: float | None, seed: int) -> None:
+def demo(seconds: float | None, json_file: Path | None, replay: str | None, speed: float | None, kill_vps: bool, seed: int) -> None:
     """Run stack, agents and accounts, and copy trades.
 
     A statement is a CSV with the columns ticket, open_time, side, lots, symbol, open_price, sl, tp, close_time, close_price,
@@ -44,7 +45,7 @@ def demo(seconds: float | None, json_file: Path | None, replay: str | None, spee
 
     statement = None if replay is None else read_statement(replay)
     check_writable(json_file)
-    figures = asyncio.run(run_demo(Options(seconds=seconds, statement=statement, speed=speed, seed=seed)))
+    figures = asyncio.run(run_demo(Options(seconds=seconds, statement=statement, speed=speed, seed=seed, kill_vps=kill_vps)))
     if json_file is not None:
         json_file.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
         click.echo(f"figures written to {json_file}", err=True)

@@ -25,6 +25,7 @@ from agent.paper.specs import DEFAULT_PRICES
 VPS_NAMES: Final = ("vps-a", "vps-b", "vps-c")
 EMAIL: Final = "demo@tradecopier.test"
 SETTLE_S: Final = 20.0
+WORKED_BY: Final = "select account_id::text from public.account_vps_assignments where vps_id = %(vps)s::uuid"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +37,7 @@ class Options:
     speed: float | None = None
     seed: int = 1
     deeds_per_second: float = 3.0
+    kill_vps: bool = False
 
 
 @dataclass(slots=True)
@@ -60,13 +62,16 @@ async def run_demo(options: Options, console: Console | None = None) -> dict[str
     with _stopped_by_signals() as stop:
         async with _scene(cast, out) as scene:
             begun = time.monotonic()
-            events = await _perform(scene, options, stop)
+            failover = Failover(scene) if options.kill_vps else None
+            events = await _perform(scene, options, stop, failover)
             seconds = time.monotonic() - begun
             out.print("waiting until every copy is done", highlight=False)
             await _settle(scene)
             figures = await measure(
                 scene.shelter.farm.observer, scene.shelter.farm.paper, scene.copiers, seconds=seconds, events=events
             )
+            if failover is not None:
+                figures["failover"] = failover.figures(figures)
     out.print(_summary(figures), highlight=False)
     return figures
 
@@ -118,7 +123,7 @@ def _invite(scene: Scene) -> None:
 # --- the play -------------------------------------------------------------------------------------------------
 
 
-async def _perform(scene: Scene, options: Options, stop: asyncio.Event) -> int | None:
+async def _perform(scene: Scene, options: Options, stop: asyncio.Event, failover: "Failover | None") -> int | None:
     """Let the master trade. Returns how many actions of a statement were detected (None: no statement)."""
     replay = _replay(scene, options)
     begun = time.monotonic()
@@ -133,12 +138,47 @@ async def _perform(scene: Scene, options: Options, stop: asyncio.Event) -> int |
         picture = group.create_task(_picture(scene, headline))
         play = group.create_task(_trade(scene, options) if replay is None else _follow(scene, replay, options))
         ended = group.create_task(stop.wait())
+        loss = None if failover is None else group.create_task(failover.run((options.seconds or 30) / 4))
         await asyncio.wait({play, ended}, timeout=options.seconds, return_when=asyncio.FIRST_COMPLETED)
+        if loss is not None and not ended.done():
+            await asyncio.wait({loss, ended}, return_when=asyncio.FIRST_COMPLETED)
+            loss.cancel()
         for task in (picture, play, ended):
             task.cancel()
     if play.done() and not play.cancelled():
         play.result()
     return None if replay is None else replay.detected
+
+
+class Failover:
+    """Kills the agent of the last VPS for good while trades go on, and measures until its accounts are worked elsewhere."""
+
+    def __init__(self, scene: Scene) -> None:
+        self._scene = scene
+        self._seconds: float | None = None
+        self._moved: list[Worked] = []
+
+    async def run(self, after_s: float) -> None:
+        farm = self._scene.shelter.farm
+        await asyncio.sleep(after_s)
+        vps = farm.vpses[VPS_NAMES[-1]]
+        rows = await farm.observer.rows(WORKED_BY, {"vps": vps.vps_id})
+        lost = {str(row["account_id"]) for row in rows}
+        self._moved = [account for account in self._scene.accounts if account.account_id in lost]
+        before = {account: await farm.session(account) for account in self._moved}
+        killed = time.monotonic()
+        farm.kill(vps)
+        self._scene.console.print(f"{vps.name} is killed for good: {len(self._moved)} accounts have to move", highlight=False)
+        for account, session in before.items():
+            while await farm.session(account) <= session:
+                await asyncio.sleep(0.05)
+        await farm.wait_connected(self._moved)
+        self._seconds = time.monotonic() - killed
+
+    def figures(self, run: dict[str, object]) -> dict[str, object]:
+        """`seconds` None: the accounts were not back when the run ended."""
+        seconds = None if self._seconds is None else round(self._seconds, 3)
+        return {"seconds": seconds, "accounts": len(self._moved), "duplicates": run["duplicates"], "divergence": run["divergence"]}
 
 
 async def _picture(scene: Scene, headline: Callable[[], str]) -> None:
