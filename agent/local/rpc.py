@@ -114,7 +114,7 @@ class RpcEndpoint:
             caller.role,
         )
         statement = routine.statement(names, MAX_ROWS)
-        async with self._sessions.lease() as connection:
+        async with self._sessions.lease(routine.name) as connection:
             result, count = await run(connection, settings, statement, JsonBody(body))
         if routine.shape == "void":
             return web.Response(status=204)

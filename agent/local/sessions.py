@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from typing import Final, cast
+from weakref import WeakKeyDictionary
 
 import psycopg
 from psycopg import AsyncConnection, pq
@@ -42,24 +43,30 @@ class PoolBusy(Exception):
 
 
 class Sessions:
-    """At most `size` connections as the DSN's role, the most recently used first."""
+    """At most `size` connections as the DSN's role, the most recently used first.
+
+    A connection keeps the plans of what it has run, and for the planner's functions making them takes longer than running
+    them: so a lease for a `purpose` prefers a connection that served it before.
+    """
 
     def __init__(self, dsn: str, size: int = 16, *, application_name: str = "gateway") -> None:
         self._dsn = dsn
         self._application_name = application_name
         self._idle: list[AsyncConnection] = []
+        self._served: WeakKeyDictionary[AsyncConnection, set[str]] = WeakKeyDictionary()
         self._free = asyncio.Semaphore(size)
         self._closed = False
 
     @contextlib.asynccontextmanager
-    async def lease(self) -> AsyncIterator[AsyncConnection]:
+    async def lease(self, purpose: str = "") -> AsyncIterator[AsyncConnection]:
         """One connection, autocommit. Raises DatabaseAway and PoolBusy."""
         try:
             await asyncio.wait_for(self._free.acquire(), ACQUIRE_SECONDS)
         except TimeoutError as error:
             raise PoolBusy from error
         try:
-            connection = await self._take()
+            connection = await self._take(purpose)
+            self._served.setdefault(connection, set()).add(purpose)
             try:
                 yield connection
             except asyncio.CancelledError:
@@ -90,11 +97,11 @@ class Sessions:
         self._closed = True
         await self.forget()
 
-    async def _take(self) -> AsyncConnection:
-        while self._idle:
-            connection = self._idle.pop()
-            if not connection.closed:
-                return connection
+    async def _take(self, purpose: str) -> AsyncConnection:
+        self._idle = [connection for connection in self._idle if not connection.closed]
+        if self._idle:
+            served = (n for n in reversed(range(len(self._idle))) if purpose in self._served.get(self._idle[n], ()))
+            return self._idle.pop(next(served, -1))
         try:
             connection = await asyncio.wait_for(
                 AsyncConnection.connect(self._dsn, autocommit=True, prepare_threshold=0, application_name=self._application_name),
