@@ -21,7 +21,9 @@ from agent.demo.shelter import Shelter
 
 Figures = dict[str, object]
 
-_json = click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures to this file.")
+_json = click.option(
+    "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures to this file."
+)
 
 
 @click.group()
@@ -40,7 +42,15 @@ def copy(samples: int, rate: float, json_file: Path | None) -> None:
 
 @bench.command()
 @click.option("--samples", type=click.IntRange(2, 10_000), default=20, show_default=True, help="Events of the master per size.")
-@click.option("--followers", "sizes", multiple=True, type=click.IntRange(1, 2000), default=(10, 100, 500), show_default=True, help="How many followers; may be repeated.")
+@click.option(
+    "--followers",
+    "sizes",
+    multiple=True,
+    type=click.IntRange(1, 2000),
+    default=(10, 100, 500),
+    show_default=True,
+    help="How many followers; may be repeated.",
+)
 @click.option("--rate", type=click.FloatRange(0.01, 100), default=0.5, show_default=True, help="Events per second.")
 @_json
 def fanout(samples: int, sizes: tuple[int, ...], rate: float, json_file: Path | None) -> None:

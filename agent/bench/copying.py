@@ -120,7 +120,7 @@ async def allow_accounts(shelter: Shelter, count: int) -> None:
 
 
 async def run_events(shelter: Shelter, field: Field, *, events: int, warm_up: int, per_second: float) -> list[Order]:
-    """Warm up, then `events` changes on a fixed schedule. Every order of every follower; `Failure` if one is missing or too many."""
+    """Warm up, then `events` changes on a fixed schedule. Every order; `Failure` if one is missing or too many."""
     everyone = [field.master, *field.followers]
     warm = Trades(shelter, field.master, per_second)
     await arrive(warm_up, per_second, warm.deed)

@@ -30,11 +30,14 @@ class Role:
     columns: Mapping[str, object] = field(default_factory=dict)
 
 
+HALF: Final = {"sizing_mode": "multiplier", "sizing_value": Decimal("0.5")}
+THIRD: Final = {"sizing_mode": "multiplier", "sizing_value": Decimal("0.33")}
+
 ROLES: Final = (
     # beside its master: its orders need no broadcast
     Role(name="twin", vps=0, columns={"sizing_mode": "multiplier", "sizing_value": Decimal(1)}),
-    Role(name="half-eur", vps=1, currency="EUR", suffix=".m", columns={"sizing_mode": "multiplier", "sizing_value": Decimal("0.5")}),
-    Role(name="third-gbp", vps=1, currency="GBP", suffix="-pro", columns={"sizing_mode": "multiplier", "sizing_value": Decimal("0.33")}),
+    Role(name="half-eur", vps=1, currency="EUR", suffix=".m", columns=HALF),
+    Role(name="third-gbp", vps=1, currency="GBP", suffix="-pro", columns=THIRD),
     Role(name="fixed-usd", vps=1, suffix=".x", columns={"sizing_mode": "fixed", "sizing_value": Decimal("0.20")}),
     Role(
         name="double-jpy", vps=2, currency="JPY", suffix=".j", lots_step=Decimal("0.1"),
@@ -77,7 +80,9 @@ def replaying_cast(statement: Statement) -> Cast:
     return _cast(specs_of(statement), lambda size: needed_balance(statement, size), smallest=smallest)
 
 
-def _cast(specs: Mapping[str, SymbolSpec], balance: Callable[[Callable[[Decimal], Decimal]], Decimal], *, smallest: Decimal) -> Cast:
+def _cast(
+    specs: Mapping[str, SymbolSpec], balance: Callable[[Callable[[Decimal], Decimal]], Decimal], *, smallest: Decimal
+) -> Cast:
     master = Opening(name=MASTER, login=MASTER, balance=balance(lambda lots: lots), symbols=tuple(specs.values()))
     roots = [root_of(name) for name in specs]
     followers = []

@@ -1,4 +1,4 @@
-"""`tradecopier demo`: stack, farm, accounts and a trading master, until Ctrl-C, for some seconds, or as long as a statement lasts."""
+"""`tradecopier demo`: stack, farm, accounts and a trading master, until Ctrl-C or for some seconds, or as a statement says."""
 
 import asyncio
 import json
@@ -29,12 +29,22 @@ class Speed(click.ParamType[float | None]):
 
 @click.command()
 @click.option("--seconds", type=click.FloatRange(min=0, min_open=True), help="End by itself after so many seconds of trading.")
-@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures to this file at the end.")
-@click.option("--replay", metavar="STATEMENT.csv", help="The master trades what this account statement says (`example`: the one that comes along).")
-@click.option("--speed", type=Speed(), default="max", show_default=True, help="How many times faster than life a statement is replayed.")
+@click.option(
+    "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures to this file at the end."
+)
+@click.option(
+    "--replay",
+    metavar="STATEMENT.csv",
+    help="The master trades what this account statement says (`example`: the one that comes along).",
+)
+@click.option(
+    "--speed", type=Speed(), default="max", show_default=True, help="How many times faster than life a statement is replayed."
+)
 @click.option("--kill-vps", is_flag=True, help="Kill one VPS for good on the way; its accounts move to the others.")
 @click.option("--seed", type=int, default=1, show_default=True, help="Seed of prices and of the trading master.")
-def demo(seconds: float | None, json_file: Path | None, replay: str | None, speed: float | None, kill_vps: bool, seed: int) -> None:
+def demo(
+    seconds: float | None, json_file: Path | None, replay: str | None, speed: float | None, kill_vps: bool, seed: int
+) -> None:
     """Run stack, agents and accounts, and copy trades.
 
     A statement is a CSV with the columns ticket, open_time, side, lots, symbol, open_price, sl, tp, close_time, close_price,

@@ -56,9 +56,7 @@ class Divergence:
     volume_mismatch: int = 0
 
     def __add__(self, other: "Divergence") -> "Divergence":
-        return Divergence(
-            self.missing + other.missing, self.orphan + other.orphan, self.volume_mismatch + other.volume_mismatch
-        )
+        return Divergence(self.missing + other.missing, self.orphan + other.orphan, self.volume_mismatch + other.volume_mismatch)
 
     @property
     def none(self) -> bool:

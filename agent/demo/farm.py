@@ -29,6 +29,8 @@ from agent.paper.profile import Profile
 
 ONLINE_S: Final = 30.0
 CONNECTED_S: Final = 30.0
+#: a lease has to end before an account may move
+MOVED_S: Final = 60.0
 PLATFORM: Final = "paper"
 RUN_AGENT: Final = (sys.executable, "-c", "from agent.cli import main; main()", "agent", "run")
 
@@ -125,7 +127,9 @@ class Farm:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             await ends.enter_async_context(self._broker)
             self._paper = await ends.enter_async_context(await self._broker.client())
-            self._backend = await ends.enter_async_context(Backend(self.place.url, self.place.publishable_key, self.place.secret_key))
+            self._backend = await ends.enter_async_context(
+                Backend(self.place.url, self.place.publishable_key, self.place.secret_key)
+            )
             self._observer = Observer(self.place.dsn, self._paper)
             ends.push_async_callback(self._observer.close)
             ends.push_async_callback(self._stop_agents)
@@ -179,7 +183,9 @@ class Farm:
         """Wait for a heartbeat that is sent from now on."""
         [row] = await self.observer.rows(NOW)
         await self._until(
-            lambda: self._is_online(vps, row["now"]), ONLINE_S, lambda: f"the agent of {vps.name} did not come online: {_last_words(vps)}"
+            lambda: self._is_online(vps, row["now"]),
+            ONLINE_S,
+            lambda: f"the agent of {vps.name} did not come online: {_last_words(vps)}",
         )
 
     async def _is_online(self, vps: Vps, since: object) -> bool:
@@ -239,6 +245,14 @@ class Farm:
         """Number of the account's present session."""
         [row] = await self.observer.rows(SESSION, {"account": account.account_id})
         return int(str(row["session"]))
+
+    async def wait_new_session(self, account: Worked, before: int, *, limit_s: float = MOVED_S) -> None:
+        """Wait until the account was logged in to once more, by whatever agent; `before` is the session until now."""
+
+        async def newer() -> bool:
+            return await self.session(account) > before
+
+        await self._until(newer, limit_s, lambda: f"no agent took {account.name} over within {limit_s:.0f} s")
 
     async def save_copier(self, owner: Person, master: Worked, follower: Worked, columns: Mapping[str, object]) -> str:
         """Make a copier (`columns`: any of `copiers`, and `symbols`); returns its id."""

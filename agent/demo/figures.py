@@ -41,7 +41,8 @@ TIMES = """
     and q.detected_at is not null order by q.id"""
 EVENTS = """
   select count(*)::integer as n from public.trade_events e
-  where e.account_id = any(%(masters)s::uuid[]) and e.status = 'accepted' and e.type in ('opened', 'increased', 'reduced', 'closed')"""
+  where e.account_id = any(%(masters)s::uuid[]) and e.status = 'accepted'
+    and e.type in ('opened', 'increased', 'reduced', 'closed')"""
 UNEXPLAINED = "select count(*)::integer as n from public.unexplained_pairs"
 ACCOUNTS = """
   select platform, count(*)::integer as n from public.trading_accounts where id = any(%(all)s::uuid[]) group by 1"""
@@ -110,9 +111,7 @@ async def measure(
     executions = await observer.rows(EXECUTIONS, parameters)
     times = await observer.rows(TIMES, parameters)
     counts = _executions(executions)
-    stages = {
-        stage: spread(_floats(times, stage))["p50"] for stage in ("decide", "transport", "broker")
-    }
+    stages = {stage: spread(_floats(times, stage))["p50"] for stage in ("decide", "transport", "broker")}
     apart = await divergence(paper, copiers)
     return {
         "seconds": round(seconds, 3),
@@ -167,7 +166,7 @@ def _executions(rows: Sequence[Mapping[str, object]]) -> dict[str, object]:
 
 
 def _success_rate(rows: Sequence[Mapping[str, object]]) -> float | None:
-    """Completed of everything that ended; what was cancelled because nothing was left to do is no failure. None: nothing ended."""
+    """Completed of everything that ended; what was cancelled because nothing was left to do is no failure."""
     completed = _sum(rows, "completed")
     dropped = _sum([row for row in rows if row["reason"] not in NOTHING_TO_DO], "cancelled")
     ended = completed + _sum(rows, "rejected", "expired") + dropped

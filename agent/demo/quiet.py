@@ -1,4 +1,4 @@
-"""When is nothing in flight? When every account's mirror in the database is what its broker's book says, and no execution is open.
+"""When is nothing in flight? When every account's mirror in the database is its broker's book, and no execution is open.
 
 The book is read before the database: an execution that was carried out in between shows in the mirror, which then differs
 from the book, and the next look decides.
@@ -58,7 +58,8 @@ LINKS = """
   select l.id, l.follower_account_id::text as account_id, l.symbol, l.wanted_lots is not null as wanted,
     coalesce(l.replan_at > clock_timestamp(), false) as waits
   from public.position_links l
-  where l.state = 'live' and l.follower_account_id = any(%(accounts)s::uuid[]) and (l.replan_at is not null or l.wanted_lots is not null)"""
+  where l.state = 'live' and l.follower_account_id = any(%(accounts)s::uuid[])
+    and (l.replan_at is not null or l.wanted_lots is not null)"""
 STATES = """
   select a.id::text as account_id, a.status, a.status_reason, a.copy_state from public.trading_accounts a
   where a.id = any(%(accounts)s::uuid[])"""
@@ -124,7 +125,7 @@ class Observer:
         return Flight(tuple(now), tuple(later))
 
     async def wait_quiet(self, accounts: Iterable[Worked], *, limit_s: float = 10) -> None:
-        """Wait until nothing is in flight; what is only tried again later is waited for, but is no fault at the end. Else `Hanging`."""
+        """Wait until nothing is in flight; what is only tried again later is no fault at the end. Else `Hanging`."""
         watched = tuple(accounts)
         end = time.monotonic() + limit_s
         while True:
@@ -146,7 +147,9 @@ def _undelivered(name: str, book: BookView, mirror: list[dict[str, object]]) -> 
             found.append(f"{name}: {position.kind} {position.ticket} ({position.symbol} {position.lots}) has not been reported")
         elif not _same(position, row):
             found.append(f"{name}: a change of {position.kind} {position.ticket} ({position.symbol}) has not been reported")
-    found.extend(f"{name}: the end of {row['kind']} {ticket} ({row['symbol']}) has not been reported" for ticket, row in known.items())
+    found.extend(
+        f"{name}: the end of {row['kind']} {ticket} ({row['symbol']}) has not been reported" for ticket, row in known.items()
+    )
     return found
 
 

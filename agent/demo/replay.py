@@ -28,9 +28,7 @@ SEEN = """
 
 def specs_of(statement: Statement) -> dict[str, SymbolSpec]:
     """What each symbol of the statement is, by its name and the digits of its prices."""
-    return {
-        name: infer_spec(name, max(-_exponent(price) for price in prices)) for name, prices in statement.symbols.items()
-    }
+    return {name: infer_spec(name, max(-_exponent(price) for price in prices)) for name, prices in statement.symbols.items()}
 
 
 def _exponent(number: Decimal) -> int:
@@ -172,7 +170,7 @@ class Replay:
                 return
             if time.monotonic() > end:
                 raise Failure(
-                    f"line {action.line} of the statement ({action.kind} {action.symbol}) was not detected within {DETECT_S:.0f} s",
+                    f"line {action.line} of the statement ({action.kind} {action.symbol}) was not seen within {DETECT_S:.0f} s",
                     "look at the master's agent: its log stands in the folder that the demo named",
                     code="TC652",
                 )

@@ -1,5 +1,6 @@
 """The ground that demo, scenarios and benchmarks stand on: an embedded stack of their own and a farm, gone when they end."""
 
+import asyncio
 import shutil
 import tempfile
 import time
@@ -29,7 +30,7 @@ class Shelter:
     async def open(cls, name: str, *, say: Callable[[str], None], capacity: int = 50) -> AsyncIterator[Self]:
         """Own ports, own data: two of them may run at once. Nothing is left behind."""
         folder = Path(tempfile.mkdtemp(prefix=f"tradecopier-{name}-"))
-        folder.chmod(0o711)  # Postgres may run as another user
+        await asyncio.to_thread(folder.chmod, 0o711)  # Postgres may run as another user
         try:
             async with (
                 Stack(folder / "stack", progress=lambda part: say(f"starting {part}")) as stack,

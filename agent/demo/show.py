@@ -100,6 +100,8 @@ async def _scene(cast: Cast, out: Console) -> AsyncIterator[Scene]:
 async def _put_up(shelter: Shelter, cast: Cast, out: Console, say: Callable[[str], None]) -> Scene:
     farm = shelter.farm
     owner = await farm.backend.sign_up(EMAIL)
+    await shelter.stack.call("grant_operator", {"p_email": EMAIL})  # the page shows the agents, too
+    shelter.stack.show_login(owner.email, owner.password)
     vpses = await farm.add_vpses(VPS_NAMES)
     await farm.paper.set_prices(DEFAULT_PRICES)
     master = await farm.open_account(cast.master, owner.user_id, vpses[0])
@@ -170,15 +172,19 @@ class Failover:
         farm.kill(vps)
         self._scene.console.print(f"{vps.name} is killed for good: {len(self._moved)} accounts have to move", highlight=False)
         for account, session in before.items():
-            while await farm.session(account) <= session:
-                await asyncio.sleep(0.05)
+            await farm.wait_new_session(account, session)
         await farm.wait_connected(self._moved)
         self._seconds = time.monotonic() - killed
 
     def figures(self, run: dict[str, object]) -> dict[str, object]:
         """`seconds` None: the accounts were not back when the run ended."""
         seconds = None if self._seconds is None else round(self._seconds, 3)
-        return {"seconds": seconds, "accounts": len(self._moved), "duplicates": run["duplicates"], "divergence": run["divergence"]}
+        return {
+            "seconds": seconds,
+            "accounts": len(self._moved),
+            "duplicates": run["duplicates"],
+            "divergence": run["divergence"],
+        }
 
 
 async def _picture(scene: Scene, headline: Callable[[], str]) -> None:
@@ -226,7 +232,17 @@ async def _settle(scene: Scene) -> None:
 
 
 def _summary(figures: dict[str, object]) -> str:
-    parts = ("events", "executions", "skipped", "success_rate", "latency_ms", "stages_ms", "divergence", "duplicates", "unexplained")
+    parts = (
+        "events",
+        "executions",
+        "skipped",
+        "success_rate",
+        "latency_ms",
+        "stages_ms",
+        "divergence",
+        "duplicates",
+        "unexplained",
+    )
     return "\n".join(f"{name:13}{figures[name]}" for name in parts)
 
 

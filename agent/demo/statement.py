@@ -1,7 +1,9 @@
 """Account statements: a CSV of closed orders becomes the list of what its owner did, in order.
 
-Columns: ticket, open_time, side, lots, symbol, open_price, sl, tp, close_time, close_price, commission, swap, profit, comment.
-Times are the broker's clock face, `YYYY.MM.DD HH:MM:SS`; a price or level of 0 means none; an empty `close_time` means still open.
+Columns: ticket, open_time, side, lots, symbol, open_price, sl, tp, close_time, close_price, commission, swap, profit,
+comment.
+Times are the broker's clock face, `YYYY.MM.DD HH:MM:SS`; a price or level of 0 means none; an empty
+`close_time` means still open.
 MetaTrader 4 gives what is left after a partial close a new ticket: the closed part says `to #N`, the rest `from #N`, and both
 keep the open time and price. Such a chain of rows was one position, opened with the sum of their lots.
 """
@@ -20,9 +22,22 @@ from typing import Literal
 from agent.failure import Failure
 from agent.model import Side
 
-COLUMNS = (
-    ["ticket", "open_time", "side", "lots", "symbol", "open_price", "sl", "tp", "close_time", "close_price", "commission", "swap", "profit", "comment"]
-)
+COLUMNS = [
+    "ticket",
+    "open_time",
+    "side",
+    "lots",
+    "symbol",
+    "open_price",
+    "sl",
+    "tp",
+    "close_time",
+    "close_price",
+    "commission",
+    "swap",
+    "profit",
+    "comment",
+]
 NUMBER = re.compile(r"[+-]?\d{1,12}(\.\d{1,10})?\Z")
 LINK = re.compile(r"\b(from|to) #(\d+)")
 LARGEST_FILE = 20_000_000
@@ -34,7 +49,9 @@ class StatementError(Failure):
 
     def __init__(self, path: str, line: int, column: str, message: str) -> None:
         where = f"{path}:{line}, column {column}" if column else f"{path}:{line}"
-        super().__init__(f"{where}: {message}", "give a CSV in the statement format (tradecopier demo --help); nothing was run", code="TC650")
+        super().__init__(
+            f"{where}: {message}", "give a CSV in the statement format (tradecopier demo --help); nothing was run", code="TC650"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +148,9 @@ def _rows(path: str, text: str) -> list[Row]:
                 raise StatementError(path, reader.line_num, "", f"the line has {len(values)} columns instead of {len(COLUMNS)}")
             row = _Cells(path, reader.line_num, dict(zip(COLUMNS, (value.strip() for value in values), strict=True))).row()
             if row.ticket in tickets:
-                raise StatementError(path, row.line, "ticket", f"ticket {row.ticket} stands in line {tickets[row.ticket]} already")
+                raise StatementError(
+                    path, row.line, "ticket", f"ticket {row.ticket} stands in line {tickets[row.ticket]} already"
+                )
             tickets[row.ticket] = row.line
             rows.append(row)
     except csv.Error as error:
@@ -216,7 +235,7 @@ class _Cells:
 
 
 def _chains(path: str, rows: Sequence[Row]) -> list[list[Row]]:
-    """Rows that were one position, in the order in which they closed. A link to a ticket outside the file starts a chain of its own."""
+    """Rows that were one position, in the order in which they closed. A link that leads out of the file ends there."""
     by_ticket = {row.ticket: row for row in rows}
     after: dict[str, Row] = {}
     before: set[str] = set()
@@ -253,7 +272,9 @@ def _check_link(path: str, line: int, first: Row, second: Row) -> None:
             path, line, "comment", f"ticket {second.ticket} cannot be the rest of {first.ticket}: symbol or side differ"
         )
     if first.closed_at is None or (second.closed_at is not None and second.closed_at < first.closed_at):
-        raise StatementError(path, line, "comment", f"ticket {second.ticket} cannot be the rest of {first.ticket}, which closes after it")
+        raise StatementError(
+            path, line, "comment", f"ticket {second.ticket} cannot be the rest of {first.ticket}, which closes after it"
+        )
 
 
 def _actions(path: str, chain: Sequence[Row]) -> list[Action]:

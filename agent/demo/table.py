@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import psycopg
@@ -68,7 +69,12 @@ async def take(observer: Observer, *, rows: int = 8) -> Picture:
 def render(picture: Picture, headline: str, *, width: int) -> RenderableType:
     """Everything in at most `width` columns; a narrow terminal gets fewer columns, never broken lines."""
     wide = width >= WIDE
-    return Group(Text(headline, overflow="ellipsis", no_wrap=True), _agents(picture, wide=wide), _copies(picture), _last(picture, wide=wide))
+    return Group(
+        Text(headline, overflow="ellipsis", no_wrap=True),
+        _agents(picture, wide=wide),
+        _copies(picture),
+        _last(picture, wide=wide),
+    )
 
 
 def _agents(picture: Picture, *, wide: bool) -> Table:
@@ -90,7 +96,9 @@ def _copies(picture: Picture) -> Table:
     table.add_column()
     table.add_column(overflow="fold")
     table.add_row("executions", ", ".join(f"{count} {status}" for status, count in sorted(picture.states.items())) or "none yet")
-    table.add_row("latency", f"p50 {_unit(picture.p50, 'ms', 1)}, p95 {_unit(picture.p95, 'ms', 1)} (seen by the master's agent → sent)")
+    table.add_row(
+        "latency", f"p50 {_unit(picture.p50, 'ms', 1)}, p95 {_unit(picture.p95, 'ms', 1)} (seen by the master's agent → sent)"
+    )
     table.add_row("not copied", ", ".join(f"{row['reason']} {row['n']}" for row in picture.reasons) or "nothing")
     return table
 
@@ -102,9 +110,15 @@ def _last(picture: Picture, *, wide: bool) -> Table:
     if wide:
         table.add_column("latency", justify="right", no_wrap=True)
     for row in picture.last:
-        outcome = str(row["status"]) + (f" ({row['reason']})" if row["reason"] else "")
+        outcome = str(row["reason"] or row["status"])
         tone = {"completed": "green", "rejected": "red", "expired": "red"}.get(str(row["status"]), "yellow")
-        cells = [str(row["name"]), f"{row['action']} {row['side']}", str(row["lots"]), str(row["symbol"]), f"[{tone}]{outcome}[/]"]
+        cells = [
+            str(row["name"]),
+            f"{row['action']} {row['side']}",
+            str(row["lots"]),
+            str(row["symbol"]),
+            f"[{tone}]{outcome}[/]",
+        ]
         table.add_row(*cells, *([_unit(row["ms"], "ms", 1)] if wide else []))
     return table
 
@@ -141,8 +155,6 @@ async def _print_line(console: Console, observer: Observer, headline: Callable[[
 
 async def _repeat(pause_s: float, draw: Callable[[], Awaitable[None]]) -> None:
     while True:
-        try:
+        with suppress(psycopg.OperationalError):  # the next look tries again
             await draw()
-        except psycopg.OperationalError:
-            pass  # the next look tries again; what is wrong shows elsewhere
         await asyncio.sleep(pause_s)

@@ -34,21 +34,23 @@ def scenario(files: tuple[Path, ...], platform: str | None) -> None:
 
 
 def on_platform(scenario: Scenario, platform: str | None) -> Scenario:
-    """The scenario with every account on `platform` (None: as its file says). Raises `Failure` for one that cannot be played yet."""
+    """The scenario with every account on `platform` (None: as its file says). `Failure`: that cannot be played yet."""
     accounts = {
         name: account if platform is None else replace(account, platform=platform) for name, account in scenario.accounts.items()
     }
     for account in accounts.values():
         if account.platform not in PLAYABLE:
             raise Failure(
-                f"{scenario.path}:{account.line}: account {account.name} is on {account.platform}, which scenarios cannot play yet",
+                f"{scenario.path}:{account.line}: account {account.name} is on {account.platform}, which cannot be played yet",
                 f"use --platform {PLAYABLE[0]}",
                 code="TC641",
             )
     return replace(scenario, accounts=accounts)
 
 
-async def run_all(scenarios: Sequence[Scenario], tell: Callable[[Line], None], *, say: Callable[[str], None] | None = None) -> bool:
+async def run_all(
+    scenarios: Sequence[Scenario], tell: Callable[[Line], None], *, say: Callable[[str], None] | None = None
+) -> bool:
     """Run every scenario on one stack; True when all expectations were met."""
     passed = True
     async with Shelter.open("scenario", say=say or progress) as shelter:
@@ -64,4 +66,3 @@ async def run_all(scenarios: Sequence[Scenario], tell: Callable[[Line], None], *
 def progress(text: str) -> None:
     """What is being waited for, on stderr: stdout holds the results alone."""
     click.echo(f"… {text}", err=True)
-

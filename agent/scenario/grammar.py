@@ -1,4 +1,4 @@
-"""The grammar of a scenario file: `read_scenario` turns a file into a `Scenario` or refuses it with file, line and what is expected."""
+"""The grammar of a scenario file: `read_scenario` makes a `Scenario` of it or refuses it with file, line and what is expected."""
 
 from collections.abc import Mapping
 from decimal import Decimal
@@ -73,7 +73,9 @@ def _accounts(node: Node) -> dict[str, Account]:
 
 
 def _account(name: str, node: Node) -> Account:
-    keys = {} if node.is_null() else node.entries(f"account {name}", ("platform", "currency", "balance", "leverage", "mode", "vps"))
+    keys = (
+        {} if node.is_null() else node.entries(f"account {name}", ("platform", "currency", "balance", "leverage", "mode", "vps"))
+    )
     account = Account(name=name, line=node.line)
     return Account(
         name=name,
@@ -120,7 +122,7 @@ def _symbol(key: str, node: Node, accounts: Mapping[str, Account]) -> Symbol:
 
 
 def _offered(accounts: Mapping[str, Account], symbols: tuple[Symbol, ...]) -> dict[str, frozenset[str]]:
-    """Names of what each account offers: the defaults, less those that the file gives it under a suffixed name, and the file's own."""
+    """What each account offers: the defaults, less those that the file gives it under a suffixed name, and the file's own."""
     offered: dict[str, frozenset[str]] = {}
     for account in accounts:
         own = {symbol.name for symbol in symbols if symbol.account in (None, account)}

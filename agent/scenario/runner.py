@@ -1,4 +1,4 @@
-"""Runs a scenario: its accounts on the farm, its steps as the humans of those accounts, its expectations once nothing is in flight."""
+"""Runs a scenario: its steps as the humans of its accounts, its expectations once nothing is in flight."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -189,4 +189,3 @@ class Runner:
 
 def _say(counts: Mapping[str, int]) -> str:
     return "{" + ", ".join(f"{reason}: {count}" for reason, count in sorted(counts.items())) + "}"
-

@@ -1,4 +1,4 @@
-"""What a scenario is played on: its accounts at the paper broker, worked by agents of the farm, and the faults of a stage hand."""
+"""What a scenario is played on: accounts at the paper broker, worked by agents of the farm, and the faults of a stage hand."""
 
 import asyncio
 import time
@@ -24,7 +24,8 @@ RECOVERY_S = 60.0
 
 COLUMNS = """
   select column_name from information_schema.columns where table_schema = 'public' and table_name = 'copiers'
-    and column_name not in ('id', 'user_id', 'master_account_id', 'follower_account_id', 'created_at', 'updated_at', 'removed_at')"""
+    and column_name not in ('id', 'user_id', 'master_account_id', 'follower_account_id', 'created_at', 'updated_at',
+      'removed_at')"""
 REASONS = """
   select reason, count(*)::integer as n from (
     select o.reason from public.copy_outcomes o join public.copiers c on c.id = o.copier_id
@@ -35,7 +36,8 @@ REASONS = """
   group by 1"""
 EVENTS = """
   select e.payload from public.trade_events e
-  where e.account_id = %(account)s::uuid and e.source = 'agent' and e.payload is not null and e.type <> 'snapshot' and e.status = 'accepted'
+  where e.account_id = %(account)s::uuid and e.source = 'agent' and e.payload is not null and e.type <> 'snapshot'
+    and e.status = 'accepted'
   order by e.id desc limit %(events)s"""
 ASSIGNED = """
   select s.epoch, v.user_id::text from public.account_vps_assignments s join public.vps_instances v on v.id = s.vps_id

@@ -41,7 +41,7 @@ ZERO = Decimal(0)
 
 @dataclass(slots=True)
 class Names:
-    """What may be named so far: accounts, what each offers, how many copiers there are, and each account's aliases (`as:`)."""
+    """What may be named so far: accounts, what each offers, how many copiers there are, each account's aliases (`as:`)."""
 
     accounts: frozenset[str]
     symbols: Mapping[str, frozenset[str]]
@@ -80,7 +80,9 @@ def read_step(
             return _expect_book(key, body, names)
         case "expect_reasons":
             counts = {
-                account: {reason: count.whole(f"the count of {reason}", least=0) for reason, count in value.entries(account).items()}
+                account: {
+                    reason: count.whole(f"the count of {reason}", least=0) for reason, count in value.entries(account).items()
+                }
                 for account, value in body.entries(key, names.accounts).items()
             }
             return ExpectReasons(counts=counts, line=node.line)
@@ -127,7 +129,9 @@ def _action(account: str, node: Node, names: Names) -> Action:
                 raise node.fault("modify needs sl:, tp: or price:")
             target = _target(account, keys[verb], names)
             price = keys["price"].number("price", above=ZERO) if "price" in keys else None
-            return Modify(account=account, target=target, price=price, sl=_level(keys, "sl"), tp=_level(keys, "tp"), line=node.line)
+            return Modify(
+                account=account, target=target, price=price, sl=_level(keys, "sl"), tp=_level(keys, "tp"), line=node.line
+            )
         case "cancel":
             return Cancel(account=account, target=_target(account, keys[verb], names), line=node.line)
         case _:
@@ -176,7 +180,9 @@ def _target(account: str, node: Node, names: Names) -> str:
     if value in names.aliases.get(account, ()) or value in names.symbols[account]:
         return value
     known = sorted(names.aliases.get(account, ()))
-    raise node.fault(f"{account} has no {value!r}; name what an earlier step called so with as: ({', '.join(known) or 'none'}), or a symbol")
+    raise node.fault(
+        f"{account} has no {value!r}; name what an earlier step called so with as: ({', '.join(known) or 'none'}), or a symbol"
+    )
 
 
 def _change_copier(node: Node, names: Names, read_value: Callable[[str, Node], Value]) -> ChangeCopier:
@@ -197,7 +203,9 @@ def _fault(node: Node, names: Names) -> FailOrders | FailSnapshots:
     account = _need(node, keys, "account", "fault").choice("account", names.accounts)
     if "snapshot" in keys:
         if wrong := [key for key in ("next_orders", "kind") if key in keys]:
-            raise keys[wrong[0]].fault(f"a snapshot fault has no {wrong[0]}; write {{account: {account}, snapshot: empty, times: 2}}")
+            raise keys[wrong[0]].fault(
+                f"a snapshot fault has no {wrong[0]}; write {{account: {account}, snapshot: empty, times: 2}}"
+            )
         kind = cast("SnapshotFault", keys["snapshot"].choice("snapshot", get_args(SnapshotFault)))
         times = keys["times"].whole("times", least=1) if "times" in keys else 1
         return FailSnapshots(account=account, count=times, kind=kind, line=node.line)

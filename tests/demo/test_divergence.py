@@ -8,7 +8,9 @@ from agent.paper.records import Deal, DealEntry
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def spec(name: str = "EURUSD", *, contract: str = "100000", least: str = "0.01", step: str = "0.01", most: str = "50") -> SymbolSpec:
+def spec(
+    name: str = "EURUSD", *, contract: str = "100000", least: str = "0.01", step: str = "0.01", most: str = "50"
+) -> SymbolSpec:
     return SymbolSpec(
         name=name, contract_size=Decimal(contract), digits=5, tick_size=Decimal("0.00001"), profit_currency="USD",
         margin_currency="EUR", lots_min=Decimal(least), lots_max=Decimal(most), lots_step=Decimal(step),
@@ -30,7 +32,9 @@ def deals(*entries: tuple[DealEntry, str]) -> tuple[Deal, ...]:
 
 
 def book(*positions: Position, history: tuple[Deal, ...] = (), mode: str = "hedging", **spec_: str) -> Book:
-    return Book(mode="netting" if mode == "netting" else "hedging", positions=positions, deals=history, symbols={"EURUSD": spec(**spec_)})
+    return Book(
+        mode="netting" if mode == "netting" else "hedging", positions=positions, deals=history, symbols={"EURUSD": spec(**spec_)}
+    )
 
 
 def settings(value: str = "0.5", **more: bool) -> Settings:
