@@ -1746,7 +1746,6 @@ create index position_links_live on public.position_links (follower_account_id, 
 -- maintain: what is due
 create index position_links_due on public.position_links (replan_at) where state = 'live' and replan_at is not null;
 create index position_links_wanted on public.position_links (wanted_until) where wanted_lots is not null;
-create index position_links_of_copier on public.position_links (copier_id, created_at);
 create index position_links_of_user on public.position_links (user_id, created_at);
 create index position_links_ended on public.position_links (ended_at) where state = 'ended';
 
@@ -1882,7 +1881,6 @@ create table public.copy_outcomes (
 );
 comment on table public.copy_outcomes is
   'What came of a trade event for a copier: the first execution of the step that copies it, or exactly one reason of docs/errors.md.';
-create index copy_outcomes_of_copier on public.copy_outcomes (copier_id, decided_at desc);
 create index copy_outcomes_of_user on public.copy_outcomes (user_id, decided_at desc);
 create index copy_outcomes_decided on public.copy_outcomes (decided_at);
 alter table public.copy_outcomes enable row level security;
@@ -1947,6 +1945,7 @@ create table public.trade_execution_queue (
   done_at timestamptz,
   finalized_at timestamptz,
   updated_at timestamptz not null,
+  in_flight boolean not null generated always as (finalized_at is null) stored,
   constraint action_is_known check (action in ('open', 'increase', 'reduce', 'close', 'modify', 'place', 'amend', 'cancel')),
   constraint side_is_known check (side in ('buy', 'sell')),
   constraint lots_not_negative check (lots >= 0),
@@ -1966,11 +1965,13 @@ comment on column public.trade_execution_queue.parts is 'netting deal: [{"link_i
 comment on column public.trade_execution_queue.master_lots is 'master volume that the size was computed from';
 comment on column public.trade_execution_queue.offered_at is 'when an agent could have received it; from then on only a report finalises it';
 comment on column public.trade_execution_queue.send_before is 'deadline of this attempt, checked by the last process before the broker';
+comment on column public.trade_execution_queue.in_flight is 'not final yet; look-ups by account use it, look-ups by link say finalized_at is null, so that each fits one index';
 comment on column public.trade_execution_queue.retry_until is 'opens: no new attempt after this';
 
--- the planner: what is in flight for a link, for a netting symbol, for a step
+-- No index beside these begins with a column that the planner looks up by: Postgres might choose it while the tables are small.
+-- the planner: what is in flight for a link ("finalized_at is null"), for an account or netting symbol ("in_flight"): each look-up fits one
 create index executions_open_of_link on public.trade_execution_queue (link_id) where finalized_at is null;
-create index executions_open_of_account on public.trade_execution_queue (account_id, symbol) where finalized_at is null;
+create index executions_open_of_account on public.trade_execution_queue (account_id, symbol) where in_flight;
 create index executions_of_step on public.trade_execution_queue (step_id);
 -- the agent's repeated call: open executions of an event; the dashboard: executions of an event
 create index executions_of_event on public.trade_execution_queue (event_id);
@@ -1978,7 +1979,6 @@ create index executions_of_event on public.trade_execution_queue (event_id);
 create index executions_due on public.trade_execution_queue (next_attempt_at) where status = 'retrying';
 create index executions_updated on public.trade_execution_queue (updated_at);
 create index executions_of_user on public.trade_execution_queue (user_id, queued_at desc);
-create index executions_of_copier on public.trade_execution_queue (copier_id, queued_at desc);
 
 alter table public.trade_execution_queue enable row level security;
 create policy "own executions are readable" on public.trade_execution_queue for select to authenticated
@@ -2074,32 +2074,24 @@ begin
     from (select upper(regexp_replace(p_name, '^[^A-Za-z0-9]+', ''))) as s (bare));
 end $$;
 
--- the planner: candidates of a follower for the master's symbol; exchange rates by pair
-create index account_symbols_by_root on public.account_symbols (account_id, private.symbol_root(name));
+-- the planner: candidates of a follower for the master's symbol; exchange rates by pair. The root comes first, so that a look-up by
+-- account and name has only the primary key to choose.
+create index account_symbols_by_root on public.account_symbols (private.symbol_root(name), account_id);
 
--- The follower's symbol for the master's: the user's mapping, else the same name, else the only one of the same root with the same
--- contract size and profit currency. Null: none or several, nothing may be traded.
-create function private.resolve_symbol(p_copier uuid, p_follower uuid, p_master public.account_symbols) returns public.account_symbols
+-- The follower's symbol where it has none of the master's name: the only one of the same root with the same contract size and profit
+-- currency. Null: none or several, nothing may be traded.
+create function private.symbol_by_root(p_follower uuid, p_master public.account_symbols) returns public.account_symbols
 language plpgsql stable security definer set search_path = '' as $$
 declare
+  v_found integer;
   v_name text;
   v_symbol public.account_symbols;
-  v_found integer;
 begin
-  select follower_symbol into v_name from public.symbol_mappings where copier_id = p_copier and master_symbol = p_master.name;
-  select * into v_symbol from public.account_symbols where account_id = p_follower and name = coalesce(v_name, p_master.name);
-  if v_name is null and v_symbol.name is null then
-    select count(*) into v_found from public.account_symbols
-    where account_id = p_follower and private.symbol_root(name) = private.symbol_root(p_master.name)
-      and contract_size = p_master.contract_size and profit_currency = p_master.profit_currency;
-    if v_found = 1 then
-      select * into v_symbol from public.account_symbols
-      where account_id = p_follower and private.symbol_root(name) = private.symbol_root(p_master.name)
-        and contract_size = p_master.contract_size and profit_currency = p_master.profit_currency;
-    end if;
-  end if;
-  if v_symbol.contract_size is null or v_symbol.lots_step is null or v_symbol.lots_min is null or v_symbol.lots_max is null then
-    return null;
+  select count(*), min(s.name) into v_found, v_name from public.account_symbols s
+  where s.account_id = p_follower and private.symbol_root(s.name) = private.symbol_root(p_master.name)
+    and s.contract_size = p_master.contract_size and s.profit_currency = p_master.profit_currency;
+  if v_found = 1 then
+    select * into v_symbol from public.account_symbols s where s.account_id = p_follower and s.name = v_name;
   end if;
   return v_symbol;
 end $$;
@@ -2107,16 +2099,19 @@ end $$;
 -- Mid prices of every pair of the currencies that the accounts themselves quote, as {"EURUSD": "1.0850"}.
 create function private.quoted_rates(p_accounts uuid[], p_currencies text[]) returns jsonb
 language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_currencies text[] := array(select distinct left(c, 3) from unnest(p_currencies || array['USD', 'EUR']) c);
+  v_pairs text[] := array(select a || b from unnest(v_currencies) a cross join unnest(v_currencies) b where a <> b);
 begin
   return (
     select coalesce(jsonb_object_agg(pair, ((bid + ask) / 2)::text), '{}'::jsonb)
     from (
-      select distinct on (pair) private.symbol_root(s.name) as pair, s.bid, s.ask
-      from (select distinct left(c, 3) as currency from unnest(p_currencies || array['USD', 'EUR']) c) a
-      join (select distinct left(c, 3) as currency from unnest(p_currencies || array['USD', 'EUR']) c) b on a.currency <> b.currency
-      join public.account_symbols s on s.account_id = any (p_accounts) and private.symbol_root(s.name) = a.currency || b.currency
-      where s.bid > 0 and s.ask > 0
-      order by pair, s.quoted_at desc nulls last
+      select distinct on (pair) pair, q.bid, q.ask
+      from (
+        select private.symbol_root(s.name) as pair, s.bid, s.ask, s.quoted_at from public.account_symbols s
+        where s.account_id = any (p_accounts) and private.symbol_root(s.name) = any (v_pairs) and s.bid > 0 and s.ask > 0
+      ) q
+      order by pair, q.quoted_at desc nulls last
     ) quotes);
 end $$;
 
@@ -2369,7 +2364,7 @@ begin
   where l.id = any (p_links) and s.id = any (p_links) and s.id = l.id and l.ended_at is null and s.legs = 0 and s.executions = 0 and l.wanted_lots is null
     and (s.account_mode = 'hedging' or not exists (  -- a netting deal in flight may be this link's, too
       select 1 from public.trade_execution_queue q
-      where q.account_id = s.follower_account_id and q.symbol = s.symbol and q.finalized_at is null));
+      where q.account_id = s.follower_account_id and q.symbol = s.symbol and q.in_flight));
 end $$;
 
 -- Opens of a doomed link that wait for another attempt are in nobody's hands: they end here.
@@ -2555,7 +2550,10 @@ declare
 begin
   with pairs as materialized (
     select u.kind, u.link_id, u.generation, u.delta, u.close_step, c, m, ma, fa, v.lease_expires_at as lease_ends, ms,
-      v.id as vps_id, a.epoch, a.begins_at,
+      v.id as vps_id, a.epoch, a.begins_at, private.unreachable(fa, v.lease_expires_at, p_now) as unreachable,
+      -- the user's mapping, else the same name, else the only one of the same root
+      case when ms.contract_size is null then null::public.account_symbols when named.name is not null or y.copier_id is not null then named
+        else private.symbol_by_root(fa.id, ms) end as fs,
       case when (m.side = 'buy') = c.reverse then 'sell' else 'buy' end as side
     from private.undecided(p_masters, p_tickets, p_copiers) u
     join public.copiers c on c.id = u.copier_id
@@ -2563,9 +2561,11 @@ begin
     join public.trading_accounts ma on ma.id = c.master_account_id
     join public.trading_accounts fa on fa.id = c.follower_account_id
     left join public.account_symbols ms on ms.account_id = ma.id and ms.name = m.symbol
+    left join public.symbol_mappings y on y.copier_id = c.id and y.master_symbol = m.symbol
+    left join public.account_symbols named on named.account_id = fa.id and named.name = coalesce(y.follower_symbol, m.symbol)
     left join public.account_vps_assignments a on a.account_id = fa.id
     left join public.vps_instances v on v.id = a.vps_id and v.retired_at is null
-  ), ruled as materialized (
+  ), checked as materialized (
     select p.*, case
         when (p.fa).copy_state = 'flattening' then 'account_flattening'
         when (p.fa).copy_state = 'off' then 'account_off'
@@ -2573,17 +2573,11 @@ begin
         when (p.c).mode = 'off' then 'copier_off'
         when (p.c).mode = 'monitor' then 'copier_monitor'
         when (p.m).unseen_at < p_now - make_interval(secs => (p.c).max_age_ms / 1000.0) then 'too_old'
-        when private.unreachable(p.fa, p.lease_ends, p_now) is not null then private.unreachable(p.fa, p.lease_ends, p_now)
-        when (p.ms).contract_size is null then 'symbol_unmapped' end as rule,
-      case when (p.ms).contract_size is not null then private.resolve_symbol((p.c).id, (p.fa).id, p.ms) end as fs
+        when p.unreachable is not null then p.unreachable
+        when (p.fs).contract_size is null or (p.fs).lots_step is null or (p.fs).lots_min is null or (p.fs).lots_max is null then 'symbol_unmapped'
+        when (p.fs).trade_mode in ('close_only', 'disabled') or ((p.fs).trade_mode = 'long_only' and p.side = 'sell')
+          or ((p.fs).trade_mode = 'short_only' and p.side = 'buy') then 'trade_disabled' end as verdict
     from pairs p
-  ), checked as (
-    select r.*, case
-        when r.rule is not null then r.rule
-        when (r.fs).name is null then 'symbol_unmapped'
-        when (r.fs).trade_mode in ('close_only', 'disabled') or ((r.fs).trade_mode = 'long_only' and r.side = 'sell')
-          or ((r.fs).trade_mode = 'short_only' and r.side = 'buy') then 'trade_disabled' end as verdict
-    from ruled r
   ), sized as materialized (
     select k.*, case when k.verdict is null then private.size_order(k.c, private.fresh_funds(k.ma, v_fresh_since), private.fresh_funds(k.fa, v_fresh_since),
         k.ms, k.fs, (k.m).side, k.delta, (k.m).price, (k.m).sl, (k.m).tp,
@@ -2653,11 +2647,9 @@ begin
   return v_new;
 end $$;
 
--- Gives every (event, copier) pair that nothing else has explained its one reason.
-create function private.explain_rest(p_events bigint[]) returns void
+-- Gives every (event, copier) pair that nothing else has explained its one reason. The arrays: id, type and ticket of accepted events.
+create function private.explain_rest(p_account uuid, p_events bigint[], p_types text[], p_tickets text[]) returns void
 language plpgsql security definer set search_path = '' as $$
-declare
-  v_since timestamptz := clock_timestamp() - interval '1 day';  -- spares the older partitions
 begin
   insert into public.copy_outcomes (event_id, copier_id, user_id, link_id, reason)
   select e.id, c.id, c.user_id, l.id, case
@@ -2672,17 +2664,16 @@ begin
       when exists (select 1 from public.trade_execution_queue q where q.link_id = l.id and q.finalized_at is null) then 'coalesced'
       when e.type = 'reduced' then 'residual_hold'
       else 'no_change' end
-  from public.trade_events e
-  join public.copiers c on c.master_account_id = e.account_id and c.removed_at is null and c.created_at <= e.received_at
+  from unnest(p_events, p_types, p_tickets) as e (id, type, ticket)
+  join public.copiers c on c.master_account_id = p_account and c.removed_at is null
   join public.trading_accounts fa on fa.id = c.follower_account_id
-  left join public.positions m on m.account_id = e.account_id and m.ticket = e.ticket
+  left join public.positions m on m.account_id = p_account and m.ticket = e.ticket
   left join lateral (
     select pl.id, pl.state, pl.reason from public.position_links pl
-    where pl.master_account_id = e.account_id and pl.master_ticket = e.ticket and pl.copier_id = c.id
+    where pl.master_account_id = p_account and pl.master_ticket = e.ticket and pl.copier_id = c.id
     order by pl.generation desc limit 1
   ) l on true
-  where e.id = any (p_events) and e.received_at > v_since and e.status = 'accepted'
-    and not exists (select 1 from public.copy_outcomes o where o.event_id = e.id and o.copier_id = c.id)
+  where not exists (select 1 from public.copy_outcomes o where o.event_id = e.id and o.copier_id = c.id)
   on conflict (event_id, copier_id) do nothing;
 end $$;
 
@@ -2706,7 +2697,7 @@ begin
         where g.account_id = p.account_id and g.ticket in (p.ticket, p.symbol))
       and not exists (
         select 1 from public.trade_execution_queue q
-        where q.account_id = p.account_id and q.symbol = p.symbol and q.finalized_at is null and (q.ticket = p.ticket or a.mode = 'netting'))
+        where q.account_id = p.account_id and q.symbol = p.symbol and q.in_flight and (q.ticket = p.ticket or a.mode = 'netting'))
   ), placed as (
     insert into public.trade_execution_queue (step_id, lane, user_id, account_id, action, priority, symbol, side, lots, target_lots, ticket,
       send_before, queued_at, updated_at)
@@ -2725,7 +2716,7 @@ language plpgsql security definer set search_path = '' as $$
 declare
   v_left boolean;
 begin
-  select exists (select 1 from public.trade_execution_queue q where q.account_id = p_account and q.finalized_at is null)
+  select exists (select 1 from public.trade_execution_queue q where q.account_id = p_account and q.in_flight)
     or exists (
       select 1 from public.positions p join public.trading_accounts a on a.id = p.account_id
       where p.account_id = p_account and p.closed_at is null and (a.flatten_manual or p.tag is not null
@@ -2884,7 +2875,7 @@ declare
   v_new bigint;
   v_master record;
 begin
-  if exists (select 1 from public.trade_execution_queue q where q.account_id = p_account and q.symbol = p_symbol and q.finalized_at is null) then
+  if exists (select 1 from public.trade_execution_queue q where q.account_id = p_account and q.symbol = p_symbol and q.in_flight) then
     return null;
   end if;
   perform private.book_net(p_account, p_symbol);
@@ -3068,7 +3059,7 @@ begin
     case when pg_input_is_valid(e ->> 'unchanged_at', 'timestamptz') then (e ->> 'unchanged_at')::timestamptz end, clock_timestamp());
 end $$;
 
--- Stores and applies one event; result as docs/protocol.md, plus "tickets" and "events" that it changed.
+-- Stores and applies one event; result as docs/protocol.md, plus what it changed: parallel arrays "tickets", "events", "types".
 create function private.take_event(p_account public.trading_accounts, e jsonb, p_now timestamptz) returns jsonb
 language plpgsql security definer set search_path = '' as $$
 declare
@@ -3086,6 +3077,7 @@ declare
   v_found jsonb;
   v_tickets jsonb := '[]';
   v_events jsonb := '[]';
+  v_types jsonb := '[]';
 begin
   if v_error is not null then
     perform private.record_event(p_account, v_id, e, 'agent', null, 'refused', 'TC401', v_error, e -> 'position', null,
@@ -3122,6 +3114,7 @@ begin
       update public.positions set last_event_id = v_id where account_id = p_account.id and ticket = v_found #>> '{position,ticket}';
       v_tickets := v_tickets || jsonb_build_array(v_found #>> '{position,ticket}');
       v_events := v_events || to_jsonb(v_id);
+      v_types := v_types || (v_found -> 'type');
     end loop;
     v_key := v_key || jsonb_build_object('missing', v_snapshot.missing);
     if p_account.copy_state = 'flattening' then
@@ -3135,9 +3128,11 @@ begin
     if v_change.applied then
       v_tickets := jsonb_build_array(e #>> '{position,ticket}');
       v_events := jsonb_build_array(v_id);
+      v_types := jsonb_build_array(v_change.type);
     end if;
   end if;
-  return v_key || jsonb_build_object('status', v_status, 'code', null, 'error', null, 'tickets', v_tickets, 'events', v_events);
+  return v_key || jsonb_build_object('status', v_status, 'code', null, 'error', null, 'tickets', v_tickets, 'events', v_events,
+    'types', v_types);
 end $$;
 
 -- Links that a change of these tickets of an account concerns: it as master, and it as follower.
@@ -3184,6 +3179,7 @@ declare
   v_event jsonb;
   v_tickets text[] := '{}';
   v_events bigint[] := '{}';
+  v_types text[] := '{}';
   v_repeated bigint[] := '{}';
   v_new bigint[];
   v_again jsonb := '[]';
@@ -3208,16 +3204,17 @@ begin
     elsif v_result ? 'tickets' then
       v_tickets := v_tickets || array(select jsonb_array_elements_text(v_result -> 'tickets'));
       v_events := v_events || array(select jsonb_array_elements_text(v_result -> 'events')::bigint);
+      v_types := v_types || array(select jsonb_array_elements_text(v_result -> 'types'));
       if v_event ->> 'type' = 'snapshot' then
         v_account.snapshot_session := greatest(v_account.snapshot_session, (v_event ->> 'session')::bigint);
       end if;
     end if;
-    v_results := v_results || (v_result - 'tickets' - 'events');
+    v_results := v_results || (v_result - array['tickets', 'events', 'types']);
   end loop;
   if cardinality(v_tickets) > 0 then
     v_new := private.plan(private.links_of_tickets(v_account.id, v_tickets),
       array_fill(v_account.id, array[cardinality(v_tickets)]), v_tickets, null, v_now);
-    perform private.explain_rest(v_events);
+    perform private.explain_rest(v_account.id, v_events, v_types, v_tickets);
   end if;
   if v_account.copy_state = 'flattening' then
     v_new := coalesce(v_new, '{}') || private.plan_flatten(v_account.id, v_now);
@@ -3482,6 +3479,7 @@ declare
   v_id bigint;
   v_events bigint[] := '{}';
   v_tickets text[] := '{}';
+  v_types text[] := '{}';
   v_new bigint[];
 begin
   if not exists (select 1 from public.copiers c where c.master_account_id = p_account and c.removed_at is null) then return null; end if;
@@ -3494,10 +3492,11 @@ begin
     where account_id = p_account and ticket = v_change #>> '{position,ticket}';
     v_events := v_events || v_id;
     v_tickets := v_tickets || (v_change #>> '{position,ticket}');
+    v_types := v_types || (v_change ->> 'type');
   end loop;
   if cardinality(v_tickets) = 0 then return null; end if;
   v_new := private.plan(private.links_of_tickets(p_account, v_tickets), array_fill(p_account, array[cardinality(v_tickets)]), v_tickets, null, p_now);
-  perform private.explain_rest(v_events);
+  perform private.explain_rest(p_account, v_events, v_types, v_tickets);
   return v_new;
 end $$;
 
@@ -3578,7 +3577,7 @@ declare
 begin
   select array_agg(q.id) into v_unoffered
   from public.account_vps_assignments a
-  join public.trade_execution_queue q on q.account_id = a.account_id and q.finalized_at is null
+  join public.trade_execution_queue q on q.account_id = a.account_id and q.in_flight
   where a.vps_id = p_vps and q.status = 'queued' and q.offered_at is null
     and (q.action not in ('open', 'increase', 'place') or q.queued_at > v_now - interval '5 s');
   if v_unoffered is not null then
@@ -3586,7 +3585,7 @@ begin
   end if;
   select coalesce(jsonb_agg(private.execution_json(q) order by q.priority, q.id), '[]') into v_rows
   from public.account_vps_assignments a
-  join public.trade_execution_queue q on q.account_id = a.account_id and q.finalized_at is null
+  join public.trade_execution_queue q on q.account_id = a.account_id and q.in_flight
   where a.vps_id = p_vps and q.status in ('queued', 'executing', 'unknown') and q.offered_at is not null;
   return v_rows;
 end $$;
@@ -3597,7 +3596,7 @@ begin
   return (
     select coalesce(jsonb_agg(q.id::text), '[]')
     from public.account_vps_assignments a
-    join public.trade_execution_queue q on q.account_id = a.account_id and q.finalized_at is null
+    join public.trade_execution_queue q on q.account_id = a.account_id and q.in_flight
     where a.vps_id = p_vps and q.cancel_requested_at is not null);
 end $$;
 
@@ -3631,7 +3630,7 @@ begin
     select q.account_id from public.trade_execution_queue q where q.status = 'retrying' and q.next_attempt_at <= p_now
     union
     select q.account_id from public.trade_execution_queue q
-    where q.finalized_at is null and q.status in ('queued', 'executing') and q.send_before < p_now - interval '5 s'
+    where q.in_flight and q.status in ('queued', 'executing') and q.send_before < p_now - interval '5 s'
     union
     select l.follower_account_id from public.position_links l where l.state = 'live' and l.replan_at <= p_now
     union
@@ -4116,7 +4115,7 @@ begin
   if v_old.vps_id is not null and v_last_session_vps = v_old.vps_id then
     select v.lease_expires_at into v_old_lease from public.vps_instances v where v.id = v_old.vps_id;
     select max(q.send_before) into v_send_before from public.trade_execution_queue q
-    where q.account_id = p_account and q.finalized_at is null and q.offered_at is not null;
+    where q.account_id = p_account and q.in_flight and q.offered_at is not null;
   end if;
   insert into public.account_vps_assignments as s (account_id, vps_id, epoch, begins_at, assigned_at)
   values (p_account, v_vps, coalesce(v_old.epoch, 0) + 1,
@@ -4973,8 +4972,9 @@ begin
   select array_agg(distinct a) into v_accounts from public.copiers c, unnest(array[c.master_account_id, c.follower_account_id]) a
   where c.id = any (p_copiers);
   v_now := private.lock_accounts(v_accounts);
-  select array_agg(l.id) into v_links from public.position_links l
-  where l.state = 'live' and l.copier_id = any (p_copiers);
+  select array_agg(l.id) into v_links from public.copiers c
+  join public.position_links l on l.follower_account_id = c.follower_account_id and l.copier_id = c.id and l.state = 'live'
+  where c.id = any (p_copiers);
   perform private.offer(private.plan_again(v_links, v_now), null, clock_timestamp());
 end $$;
 
@@ -5026,7 +5026,7 @@ begin
   where id = v_account;
   -- opens that are on their way and still unsent need not be sent
   update public.trade_execution_queue q set cancel_requested_at = v_now, updated_at = v_now
-  where q.account_id = v_account and q.finalized_at is null and q.action in ('open', 'increase', 'place') and q.cancel_requested_at is null;
+  where q.account_id = v_account and q.in_flight and q.action in ('open', 'increase', 'place') and q.cancel_requested_at is null;
   select array_agg(l.id) into v_links from public.position_links l where l.follower_account_id = v_account and l.state = 'live';
   perform private.offer(coalesce(private.plan_again(v_links, v_now), '{}') || private.plan_flatten(v_account, v_now), null, clock_timestamp());
   return jsonb_build_object('account_id', v_account, 'copy_state', 'flattening');

@@ -54,7 +54,6 @@ create index position_links_live on public.position_links (follower_account_id, 
 -- maintain: what is due
 create index position_links_due on public.position_links (replan_at) where state = 'live' and replan_at is not null;
 create index position_links_wanted on public.position_links (wanted_until) where wanted_lots is not null;
-create index position_links_of_copier on public.position_links (copier_id, created_at);
 create index position_links_of_user on public.position_links (user_id, created_at);
 create index position_links_ended on public.position_links (ended_at) where state = 'ended';
 

@@ -96,7 +96,6 @@ create table public.copy_outcomes (
 );
 comment on table public.copy_outcomes is
   'What came of a trade event for a copier: the first execution of the step that copies it, or exactly one reason of docs/errors.md.';
-create index copy_outcomes_of_copier on public.copy_outcomes (copier_id, decided_at desc);
 create index copy_outcomes_of_user on public.copy_outcomes (user_id, decided_at desc);
 create index copy_outcomes_decided on public.copy_outcomes (decided_at);
 alter table public.copy_outcomes enable row level security;

@@ -54,6 +54,7 @@ create table public.trade_execution_queue (
   done_at timestamptz,
   finalized_at timestamptz,
   updated_at timestamptz not null,
+  in_flight boolean not null generated always as (finalized_at is null) stored,
   constraint action_is_known check (action in ('open', 'increase', 'reduce', 'close', 'modify', 'place', 'amend', 'cancel')),
   constraint side_is_known check (side in ('buy', 'sell')),
   constraint lots_not_negative check (lots >= 0),
@@ -73,11 +74,13 @@ comment on column public.trade_execution_queue.parts is 'netting deal: [{"link_i
 comment on column public.trade_execution_queue.master_lots is 'master volume that the size was computed from';
 comment on column public.trade_execution_queue.offered_at is 'when an agent could have received it; from then on only a report finalises it';
 comment on column public.trade_execution_queue.send_before is 'deadline of this attempt, checked by the last process before the broker';
+comment on column public.trade_execution_queue.in_flight is 'not final yet; look-ups by account use it, look-ups by link say finalized_at is null, so that each fits one index';
 comment on column public.trade_execution_queue.retry_until is 'opens: no new attempt after this';
 
--- the planner: what is in flight for a link, for a netting symbol, for a step
+-- No index beside these begins with a column that the planner looks up by: Postgres might choose it while the tables are small.
+-- the planner: what is in flight for a link ("finalized_at is null"), for an account or netting symbol ("in_flight"): each look-up fits one
 create index executions_open_of_link on public.trade_execution_queue (link_id) where finalized_at is null;
-create index executions_open_of_account on public.trade_execution_queue (account_id, symbol) where finalized_at is null;
+create index executions_open_of_account on public.trade_execution_queue (account_id, symbol) where in_flight;
 create index executions_of_step on public.trade_execution_queue (step_id);
 -- the agent's repeated call: open executions of an event; the dashboard: executions of an event
 create index executions_of_event on public.trade_execution_queue (event_id);
@@ -85,7 +88,6 @@ create index executions_of_event on public.trade_execution_queue (event_id);
 create index executions_due on public.trade_execution_queue (next_attempt_at) where status = 'retrying';
 create index executions_updated on public.trade_execution_queue (updated_at);
 create index executions_of_user on public.trade_execution_queue (user_id, queued_at desc);
-create index executions_of_copier on public.trade_execution_queue (copier_id, queued_at desc);
 
 alter table public.trade_execution_queue enable row level security;
 create policy "own executions are readable" on public.trade_execution_queue for select to authenticated

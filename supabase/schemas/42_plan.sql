@@ -80,7 +80,7 @@ begin
   where l.id = any (p_links) and s.id = any (p_links) and s.id = l.id and l.ended_at is null and s.legs = 0 and s.executions = 0 and l.wanted_lots is null
     and (s.account_mode = 'hedging' or not exists (  -- a netting deal in flight may be this link's, too
       select 1 from public.trade_execution_queue q
-      where q.account_id = s.follower_account_id and q.symbol = s.symbol and q.finalized_at is null));
+      where q.account_id = s.follower_account_id and q.symbol = s.symbol and q.in_flight));
 end $$;
 
 -- Opens of a doomed link that wait for another attempt are in nobody's hands: they end here.

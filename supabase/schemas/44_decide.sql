@@ -72,7 +72,10 @@ declare
 begin
   with pairs as materialized (
     select u.kind, u.link_id, u.generation, u.delta, u.close_step, c, m, ma, fa, v.lease_expires_at as lease_ends, ms,
-      v.id as vps_id, a.epoch, a.begins_at,
+      v.id as vps_id, a.epoch, a.begins_at, private.unreachable(fa, v.lease_expires_at, p_now) as unreachable,
+      -- the user's mapping, else the same name, else the only one of the same root
+      case when ms.contract_size is null then null::public.account_symbols when named.name is not null or y.copier_id is not null then named
+        else private.symbol_by_root(fa.id, ms) end as fs,
       case when (m.side = 'buy') = c.reverse then 'sell' else 'buy' end as side
     from private.undecided(p_masters, p_tickets, p_copiers) u
     join public.copiers c on c.id = u.copier_id
@@ -80,9 +83,11 @@ begin
     join public.trading_accounts ma on ma.id = c.master_account_id
     join public.trading_accounts fa on fa.id = c.follower_account_id
     left join public.account_symbols ms on ms.account_id = ma.id and ms.name = m.symbol
+    left join public.symbol_mappings y on y.copier_id = c.id and y.master_symbol = m.symbol
+    left join public.account_symbols named on named.account_id = fa.id and named.name = coalesce(y.follower_symbol, m.symbol)
     left join public.account_vps_assignments a on a.account_id = fa.id
     left join public.vps_instances v on v.id = a.vps_id and v.retired_at is null
-  ), ruled as materialized (
+  ), checked as materialized (
     select p.*, case
         when (p.fa).copy_state = 'flattening' then 'account_flattening'
         when (p.fa).copy_state = 'off' then 'account_off'
@@ -90,17 +95,11 @@ begin
         when (p.c).mode = 'off' then 'copier_off'
         when (p.c).mode = 'monitor' then 'copier_monitor'
         when (p.m).unseen_at < p_now - make_interval(secs => (p.c).max_age_ms / 1000.0) then 'too_old'
-        when private.unreachable(p.fa, p.lease_ends, p_now) is not null then private.unreachable(p.fa, p.lease_ends, p_now)
-        when (p.ms).contract_size is null then 'symbol_unmapped' end as rule,
-      case when (p.ms).contract_size is not null then private.resolve_symbol((p.c).id, (p.fa).id, p.ms) end as fs
+        when p.unreachable is not null then p.unreachable
+        when (p.fs).contract_size is null or (p.fs).lots_step is null or (p.fs).lots_min is null or (p.fs).lots_max is null then 'symbol_unmapped'
+        when (p.fs).trade_mode in ('close_only', 'disabled') or ((p.fs).trade_mode = 'long_only' and p.side = 'sell')
+          or ((p.fs).trade_mode = 'short_only' and p.side = 'buy') then 'trade_disabled' end as verdict
     from pairs p
-  ), checked as (
-    select r.*, case
-        when r.rule is not null then r.rule
-        when (r.fs).name is null then 'symbol_unmapped'
-        when (r.fs).trade_mode in ('close_only', 'disabled') or ((r.fs).trade_mode = 'long_only' and r.side = 'sell')
-          or ((r.fs).trade_mode = 'short_only' and r.side = 'buy') then 'trade_disabled' end as verdict
-    from ruled r
   ), sized as materialized (
     select k.*, case when k.verdict is null then private.size_order(k.c, private.fresh_funds(k.ma, v_fresh_since), private.fresh_funds(k.fa, v_fresh_since),
         k.ms, k.fs, (k.m).side, k.delta, (k.m).price, (k.m).sl, (k.m).tp,
@@ -170,11 +169,9 @@ begin
   return v_new;
 end $$;
 
--- Gives every (event, copier) pair that nothing else has explained its one reason.
-create function private.explain_rest(p_events bigint[]) returns void
+-- Gives every (event, copier) pair that nothing else has explained its one reason. The arrays: id, type and ticket of accepted events.
+create function private.explain_rest(p_account uuid, p_events bigint[], p_types text[], p_tickets text[]) returns void
 language plpgsql security definer set search_path = '' as $$
-declare
-  v_since timestamptz := clock_timestamp() - interval '1 day';  -- spares the older partitions
 begin
   insert into public.copy_outcomes (event_id, copier_id, user_id, link_id, reason)
   select e.id, c.id, c.user_id, l.id, case
@@ -189,16 +186,15 @@ begin
       when exists (select 1 from public.trade_execution_queue q where q.link_id = l.id and q.finalized_at is null) then 'coalesced'
       when e.type = 'reduced' then 'residual_hold'
       else 'no_change' end
-  from public.trade_events e
-  join public.copiers c on c.master_account_id = e.account_id and c.removed_at is null and c.created_at <= e.received_at
+  from unnest(p_events, p_types, p_tickets) as e (id, type, ticket)
+  join public.copiers c on c.master_account_id = p_account and c.removed_at is null
   join public.trading_accounts fa on fa.id = c.follower_account_id
-  left join public.positions m on m.account_id = e.account_id and m.ticket = e.ticket
+  left join public.positions m on m.account_id = p_account and m.ticket = e.ticket
   left join lateral (
     select pl.id, pl.state, pl.reason from public.position_links pl
-    where pl.master_account_id = e.account_id and pl.master_ticket = e.ticket and pl.copier_id = c.id
+    where pl.master_account_id = p_account and pl.master_ticket = e.ticket and pl.copier_id = c.id
     order by pl.generation desc limit 1
   ) l on true
-  where e.id = any (p_events) and e.received_at > v_since and e.status = 'accepted'
-    and not exists (select 1 from public.copy_outcomes o where o.event_id = e.id and o.copier_id = c.id)
+  where not exists (select 1 from public.copy_outcomes o where o.event_id = e.id and o.copier_id = c.id)
   on conflict (event_id, copier_id) do nothing;
 end $$;

@@ -17,7 +17,7 @@ begin
         where g.account_id = p.account_id and g.ticket in (p.ticket, p.symbol))
       and not exists (
         select 1 from public.trade_execution_queue q
-        where q.account_id = p.account_id and q.symbol = p.symbol and q.finalized_at is null and (q.ticket = p.ticket or a.mode = 'netting'))
+        where q.account_id = p.account_id and q.symbol = p.symbol and q.in_flight and (q.ticket = p.ticket or a.mode = 'netting'))
   ), placed as (
     insert into public.trade_execution_queue (step_id, lane, user_id, account_id, action, priority, symbol, side, lots, target_lots, ticket,
       send_before, queued_at, updated_at)
@@ -36,7 +36,7 @@ language plpgsql security definer set search_path = '' as $$
 declare
   v_left boolean;
 begin
-  select exists (select 1 from public.trade_execution_queue q where q.account_id = p_account and q.finalized_at is null)
+  select exists (select 1 from public.trade_execution_queue q where q.account_id = p_account and q.in_flight)
     or exists (
       select 1 from public.positions p join public.trading_accounts a on a.id = p.account_id
       where p.account_id = p_account and p.closed_at is null and (a.flatten_manual or p.tag is not null

@@ -145,7 +145,7 @@ declare
   v_new bigint;
   v_master record;
 begin
-  if exists (select 1 from public.trade_execution_queue q where q.account_id = p_account and q.symbol = p_symbol and q.finalized_at is null) then
+  if exists (select 1 from public.trade_execution_queue q where q.account_id = p_account and q.symbol = p_symbol and q.in_flight) then
     return null;
   end if;
   perform private.book_net(p_account, p_symbol);

@@ -63,7 +63,7 @@ begin
     case when pg_input_is_valid(e ->> 'unchanged_at', 'timestamptz') then (e ->> 'unchanged_at')::timestamptz end, clock_timestamp());
 end $$;
 
--- Stores and applies one event; result as docs/protocol.md, plus "tickets" and "events" that it changed.
+-- Stores and applies one event; result as docs/protocol.md, plus what it changed: parallel arrays "tickets", "events", "types".
 create function private.take_event(p_account public.trading_accounts, e jsonb, p_now timestamptz) returns jsonb
 language plpgsql security definer set search_path = '' as $$
 declare
@@ -81,6 +81,7 @@ declare
   v_found jsonb;
   v_tickets jsonb := '[]';
   v_events jsonb := '[]';
+  v_types jsonb := '[]';
 begin
   if v_error is not null then
     perform private.record_event(p_account, v_id, e, 'agent', null, 'refused', 'TC401', v_error, e -> 'position', null,
@@ -117,6 +118,7 @@ begin
       update public.positions set last_event_id = v_id where account_id = p_account.id and ticket = v_found #>> '{position,ticket}';
       v_tickets := v_tickets || jsonb_build_array(v_found #>> '{position,ticket}');
       v_events := v_events || to_jsonb(v_id);
+      v_types := v_types || (v_found -> 'type');
     end loop;
     v_key := v_key || jsonb_build_object('missing', v_snapshot.missing);
     if p_account.copy_state = 'flattening' then
@@ -130,9 +132,11 @@ begin
     if v_change.applied then
       v_tickets := jsonb_build_array(e #>> '{position,ticket}');
       v_events := jsonb_build_array(v_id);
+      v_types := jsonb_build_array(v_change.type);
     end if;
   end if;
-  return v_key || jsonb_build_object('status', v_status, 'code', null, 'error', null, 'tickets', v_tickets, 'events', v_events);
+  return v_key || jsonb_build_object('status', v_status, 'code', null, 'error', null, 'tickets', v_tickets, 'events', v_events,
+    'types', v_types);
 end $$;
 
 -- Links that a change of these tickets of an account concerns: it as master, and it as follower.
@@ -179,6 +183,7 @@ declare
   v_event jsonb;
   v_tickets text[] := '{}';
   v_events bigint[] := '{}';
+  v_types text[] := '{}';
   v_repeated bigint[] := '{}';
   v_new bigint[];
   v_again jsonb := '[]';
@@ -203,16 +208,17 @@ begin
     elsif v_result ? 'tickets' then
       v_tickets := v_tickets || array(select jsonb_array_elements_text(v_result -> 'tickets'));
       v_events := v_events || array(select jsonb_array_elements_text(v_result -> 'events')::bigint);
+      v_types := v_types || array(select jsonb_array_elements_text(v_result -> 'types'));
       if v_event ->> 'type' = 'snapshot' then
         v_account.snapshot_session := greatest(v_account.snapshot_session, (v_event ->> 'session')::bigint);
       end if;
     end if;
-    v_results := v_results || (v_result - 'tickets' - 'events');
+    v_results := v_results || (v_result - array['tickets', 'events', 'types']);
   end loop;
   if cardinality(v_tickets) > 0 then
     v_new := private.plan(private.links_of_tickets(v_account.id, v_tickets),
       array_fill(v_account.id, array[cardinality(v_tickets)]), v_tickets, null, v_now);
-    perform private.explain_rest(v_events);
+    perform private.explain_rest(v_account.id, v_events, v_types, v_tickets);
   end if;
   if v_account.copy_state = 'flattening' then
     v_new := coalesce(v_new, '{}') || private.plan_flatten(v_account.id, v_now);

@@ -241,6 +241,7 @@ declare
   v_id bigint;
   v_events bigint[] := '{}';
   v_tickets text[] := '{}';
+  v_types text[] := '{}';
   v_new bigint[];
 begin
   if not exists (select 1 from public.copiers c where c.master_account_id = p_account and c.removed_at is null) then return null; end if;
@@ -253,10 +254,11 @@ begin
     where account_id = p_account and ticket = v_change #>> '{position,ticket}';
     v_events := v_events || v_id;
     v_tickets := v_tickets || (v_change #>> '{position,ticket}');
+    v_types := v_types || (v_change ->> 'type');
   end loop;
   if cardinality(v_tickets) = 0 then return null; end if;
   v_new := private.plan(private.links_of_tickets(p_account, v_tickets), array_fill(p_account, array[cardinality(v_tickets)]), v_tickets, null, p_now);
-  perform private.explain_rest(v_events);
+  perform private.explain_rest(p_account, v_events, v_types, v_tickets);
   return v_new;
 end $$;
 

@@ -10,7 +10,7 @@ declare
 begin
   select array_agg(q.id) into v_unoffered
   from public.account_vps_assignments a
-  join public.trade_execution_queue q on q.account_id = a.account_id and q.finalized_at is null
+  join public.trade_execution_queue q on q.account_id = a.account_id and q.in_flight
   where a.vps_id = p_vps and q.status = 'queued' and q.offered_at is null
     and (q.action not in ('open', 'increase', 'place') or q.queued_at > v_now - interval '5 s');
   if v_unoffered is not null then
@@ -18,7 +18,7 @@ begin
   end if;
   select coalesce(jsonb_agg(private.execution_json(q) order by q.priority, q.id), '[]') into v_rows
   from public.account_vps_assignments a
-  join public.trade_execution_queue q on q.account_id = a.account_id and q.finalized_at is null
+  join public.trade_execution_queue q on q.account_id = a.account_id and q.in_flight
   where a.vps_id = p_vps and q.status in ('queued', 'executing', 'unknown') and q.offered_at is not null;
   return v_rows;
 end $$;
@@ -29,7 +29,7 @@ begin
   return (
     select coalesce(jsonb_agg(q.id::text), '[]')
     from public.account_vps_assignments a
-    join public.trade_execution_queue q on q.account_id = a.account_id and q.finalized_at is null
+    join public.trade_execution_queue q on q.account_id = a.account_id and q.in_flight
     where a.vps_id = p_vps and q.cancel_requested_at is not null);
 end $$;
 
@@ -63,7 +63,7 @@ begin
     select q.account_id from public.trade_execution_queue q where q.status = 'retrying' and q.next_attempt_at <= p_now
     union
     select q.account_id from public.trade_execution_queue q
-    where q.finalized_at is null and q.status in ('queued', 'executing') and q.send_before < p_now - interval '5 s'
+    where q.in_flight and q.status in ('queued', 'executing') and q.send_before < p_now - interval '5 s'
     union
     select l.follower_account_id from public.position_links l where l.state = 'live' and l.replan_at <= p_now
     union

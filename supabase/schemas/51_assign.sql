@@ -66,7 +66,7 @@ begin
   if v_old.vps_id is not null and v_last_session_vps = v_old.vps_id then
     select v.lease_expires_at into v_old_lease from public.vps_instances v where v.id = v_old.vps_id;
     select max(q.send_before) into v_send_before from public.trade_execution_queue q
-    where q.account_id = p_account and q.finalized_at is null and q.offered_at is not null;
+    where q.account_id = p_account and q.in_flight and q.offered_at is not null;
   end if;
   insert into public.account_vps_assignments as s (account_id, vps_id, epoch, begins_at, assigned_at)
   values (p_account, v_vps, coalesce(v_old.epoch, 0) + 1,

@@ -100,8 +100,9 @@ begin
   select array_agg(distinct a) into v_accounts from public.copiers c, unnest(array[c.master_account_id, c.follower_account_id]) a
   where c.id = any (p_copiers);
   v_now := private.lock_accounts(v_accounts);
-  select array_agg(l.id) into v_links from public.position_links l
-  where l.state = 'live' and l.copier_id = any (p_copiers);
+  select array_agg(l.id) into v_links from public.copiers c
+  join public.position_links l on l.follower_account_id = c.follower_account_id and l.copier_id = c.id and l.state = 'live'
+  where c.id = any (p_copiers);
   perform private.offer(private.plan_again(v_links, v_now), null, clock_timestamp());
 end $$;
 
@@ -153,7 +154,7 @@ begin
   where id = v_account;
   -- opens that are on their way and still unsent need not be sent
   update public.trade_execution_queue q set cancel_requested_at = v_now, updated_at = v_now
-  where q.account_id = v_account and q.finalized_at is null and q.action in ('open', 'increase', 'place') and q.cancel_requested_at is null;
+  where q.account_id = v_account and q.in_flight and q.action in ('open', 'increase', 'place') and q.cancel_requested_at is null;
   select array_agg(l.id) into v_links from public.position_links l where l.follower_account_id = v_account and l.state = 'live';
   perform private.offer(coalesce(private.plan_again(v_links, v_now), '{}') || private.plan_flatten(v_account, v_now), null, clock_timestamp());
   return jsonb_build_object('account_id', v_account, 'copy_state', 'flattening');
