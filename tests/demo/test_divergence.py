@@ -37,12 +37,13 @@ def book(*positions: Position, history: tuple[Deal, ...] = (), mode: str = "hedg
     )
 
 
-def settings(value: str = "0.5", **more: bool) -> Settings:
-    return Settings(value=Decimal(value), symbols={}, **more)
+def settings(value: str = "0.5", *, force_min: bool = False, reverse: bool = False, contract_alignment: bool = True) -> Settings:
+    return Settings(value=Decimal(value), symbols={}, force_min=force_min, reverse=reverse, contract_alignment=contract_alignment)
 
 
 def test_ten_reductions_do_not_drift() -> None:
-    history = deals(("in", "1.00"), *[("out", "0.10")] * 9)
+    reductions: list[tuple[DealEntry, str]] = [("out", "0.10")] * 9
+    history = deals(("in", "1.00"), *reductions)
     master = book(held("0.10", tag=None), history=history)
     assert wanted_by(master, settings("0.05"), book()) == [Wanted("EURUSD", "buy", Decimal("0.01"))]
 
