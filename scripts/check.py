@@ -58,9 +58,9 @@ def tool(name: str) -> Path:
     return Path(shutil.which(name, path=str(BIN)) or BIN / name)
 
 
-def node_tool(name: str, folder: Path = ROOT) -> Path:
+def node_tool(name: str) -> Path:
     """A command of an npm package."""
-    binaries = folder / "node_modules" / ".bin"
+    binaries = ROOT / "node_modules" / ".bin"
     return Path(shutil.which(name, path=str(binaries)) or binaries / name)
 
 
@@ -96,10 +96,7 @@ def deno() -> Verdict:
 
 
 def tsc() -> Verdict:
-    web = ROOT / "web"
-    if not (web / "tsconfig.json").exists():
-        return Verdict(True, left_out="tsc: the Next.js dashboard does not exist yet")
-    return run(node_tool("tsc", web), "--noEmit", cwd=web)
+    return run(node_tool("tsc"), "--noEmit", "--project", "web")
 
 
 def migration() -> Verdict:

@@ -3,7 +3,7 @@
 requirements.lock           everything of pyproject.toml, for Python 3.11+ on Linux, macOS and Windows, hash-pinned
 requirements-nodeps.lock    packages whose own pins are too old to be obeyed; installed without their dependencies
 requirements-bootstrap.lock uv itself, which `make setup` installs with pip and which then installs the rest
-package-lock.json           npm, without addresses
+package-lock.json           npm, with the workspace web/, without addresses
 """
 
 import json
@@ -45,24 +45,24 @@ def lock_python() -> None:
         (ROOT / "requirements-bootstrap.lock").write_text(HEADER + made)
 
 
-def lock_npm(folder: Path) -> None:
+def lock_npm() -> None:
     """Resolve in an empty directory, so that what is installed here does not narrow the lock to this platform."""
     npm = shutil.which("npm")
     if npm is None:
         raise SystemExit("npm was not found: install Node 20 or newer")
     with tempfile.TemporaryDirectory() as scratch:
-        for name in ("package.json", "package-lock.json", ".npmrc"):
-            source = folder / name if (folder / name).exists() else ROOT / name
-            if source.exists() and (name != "package-lock.json" or source.parent == folder):
-                shutil.copy(source, scratch)
+        for name in ("package.json", "web/package.json", "package-lock.json", ".npmrc"):
+            if (ROOT / name).exists():
+                Path(scratch, name).parent.mkdir(exist_ok=True)
+                shutil.copy(ROOT / name, Path(scratch, name))
         subprocess.run([npm, "install", "--package-lock-only", "--ignore-scripts"], cwd=scratch, check=True)
         lock = json.loads(Path(scratch, "package-lock.json").read_text())
     packages = lock["packages"]
     for package in packages.values():
-        for key in ("funding", "resolved", "deprecated"):
+        for key in ("funding", "deprecated", *(() if package.get("link") else ("resolved",))):  # of a workspace: its folder
             package.pop(key, None)
     _add_platform_packages(packages)
-    (folder / "package-lock.json").write_text(json.dumps(lock, indent=2, ensure_ascii=False) + "\n")
+    (ROOT / "package-lock.json").write_text(json.dumps(lock, indent=2, ensure_ascii=False) + "\n")
 
 
 def _add_platform_packages(packages: dict[str, dict[str, object]]) -> None:
@@ -88,8 +88,6 @@ def _add_platform_packages(packages: dict[str, dict[str, object]]) -> None:
 if __name__ == "__main__":
     print("Python …", flush=True)
     lock_python()
-    for folder in (ROOT, ROOT / "web"):
-        if (folder / "package.json").exists():
-            print(f"npm ({folder.name}) …", flush=True)
-            lock_npm(folder)
+    print("npm …", flush=True)
+    lock_npm()
     print("Locks are up to date. Look at the difference, then commit them.")

@@ -198,7 +198,7 @@ class NodeStep(Step):
     stamp = ROOT / "node_modules" / ".tradecopier-setup"
 
     def _value(self):
-        sources = [ROOT / name for name in ("package.json", "package-lock.json", ".npmrc")]
+        sources = [ROOT / name for name in ("package.json", "web/package.json", "package-lock.json", ".npmrc")]
         return fingerprint(sources, platform.system(), platform.machine())
 
     def current(self):
@@ -255,20 +255,16 @@ class WebStep(Step):
         for folder, folders, files in os.walk(str(self.web)):
             folders[:] = sorted(name for name in folders if name not in skipped)
             sources += [Path(folder, name) for name in sorted(files) if name != "next-env.d.ts"]
-        return fingerprint(sources)
+        return fingerprint([*sources, ROOT / "package-lock.json"])
 
     def current(self):
-        if not (self.web / "package.json").exists():
-            self.left_out = "the Next.js dashboard (it does not exist yet)"
-            return True
         return is_stamped(self.stamp, self._value())
 
     def make(self):
-        npm = find_npm()
-        run([npm, "ci", "--no-audit", "--no-fund", "--loglevel=error"], self, cwd=self.web)
+        value, npm = self._value(), find_npm()
         environment = {**os.environ, "NEXT_TELEMETRY_DISABLED": "1", "CI": "1"}
         run([npm, "run", "build"], self, cwd=self.web, env=environment)
-        write_stamp(self.stamp, self._value())
+        write_stamp(self.stamp, value)
 
 
 # ---------------------------------------------------------------------------------------------------------

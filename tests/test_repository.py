@@ -14,7 +14,6 @@ LOCKS = (
     "requirements-nodeps.lock",
     "requirements-bootstrap.lock",
     "package-lock.json",
-    "web/package-lock.json",
 )
 # put together so that this file does not name them itself
 REGISTRIES = tuple(
@@ -105,9 +104,10 @@ def _normalised(requirement: str) -> str:
 
 def test_the_npm_lock_holds_what_the_project_asks_for_on_every_platform() -> None:
     lock = json.loads((ROOT / "package-lock.json").read_text())["packages"]
-    package = json.loads((ROOT / "package.json").read_text())
-    for kind in ("dependencies", "devDependencies", "optionalDependencies"):
-        assert lock[""].get(kind, {}) == package.get(kind, {}), "run `make lock`"
+    for workspace in ("", "web"):
+        package = json.loads((ROOT / workspace / "package.json").read_text())
+        for kind in ("dependencies", "devDependencies", "optionalDependencies"):
+            assert lock[workspace].get(kind, {}) == package.get(kind, {}), "run `make lock`"
     for path, entry in lock.items():
         for name in entry.get("optionalDependencies", {}):
             assert f"node_modules/{name}" in lock or f"{path}/node_modules/{name}" in lock, f"npm ci would refuse {name}"

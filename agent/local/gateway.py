@@ -27,7 +27,7 @@ from agent.local.keys import Keys
 from agent.local.rpc import RpcEndpoint
 from agent.local.scheduler import Scheduler
 from agent.local.sessions import DatabaseAway, PoolBusy, Sessions
-from agent.local.site import Site
+from agent.local.site import DEMO_LOGIN, Site
 from agent.local.tables import LiteServer
 
 if TYPE_CHECKING:
@@ -92,7 +92,8 @@ class Gateway:
         self._scheduler = Scheduler(settings.dsn)
         self._realtime: RealtimeServer | None = None
         self._ready = False
-        self.app = self._application(AuthAdmin(settings.auth_dsn, access), Site(root / "web" / "out", settings.url, keys))
+        site = Site(root / "web" / "out", settings.url, keys, Path(settings.keys_file).with_name(DEMO_LOGIN))
+        self.app = self._application(AuthAdmin(settings.auth_dsn, access), site)
 
     async def run(self) -> None:
         """Start the parts, serve, and on cancellation stop them in reverse."""

@@ -1,5 +1,6 @@
 """`/`: the web as static files (web/out), or a plain page that says how to build it."""
 
+import json
 import mimetypes
 from pathlib import Path
 from typing import Final
@@ -7,6 +8,9 @@ from typing import Final
 from aiohttp import web
 
 from agent.local.keys import Keys
+
+#: file beside the keys; see `Stack.show_login`
+DEMO_LOGIN: Final = "demo_login.json"
 
 MISSING: Final = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>Trade copier</title>
@@ -26,10 +30,14 @@ WITH_CHARSET: Final = ("text/", "application/json", "application/manifest+json")
 
 
 class Site:
-    """Serves files below `folder` and nothing else; `/config.json` tells the page where the API is and the publishable key."""
+    """Serves files below `folder` and nothing else; `/config.json` tells the page where the API is and the publishable key.
 
-    def __init__(self, folder: Path, url: str, keys: Keys) -> None:
+    If the file `demo_login` exists, its {"email", "password"} goes along, to the page of this origin only.
+    """
+
+    def __init__(self, folder: Path, url: str, keys: Keys, demo_login: Path) -> None:
         self._folder = folder
+        self._demo_login = demo_login
         self._config = {"url": url, "publishable_key": keys.publishable_key}
 
     def attach(self, app: web.Application) -> None:
@@ -38,7 +46,11 @@ class Site:
         app.router.add_get("/{path:.*}", self._file)
 
     async def _configuration(self, request: web.Request) -> web.Response:
-        return web.json_response(self._config, headers={"Cache-Control": "no-store"})
+        said: dict[str, object] = dict(self._config)
+        # A browser says so itself and no page can make it: another site that is open in the same browser learns no password.
+        if request.headers.get("Sec-Fetch-Site") == "same-origin" and self._demo_login.exists():
+            said["demo_login"] = json.loads(self._demo_login.read_text())
+        return web.json_response(said, headers={"Cache-Control": "no-store", "Vary": "Sec-Fetch-Site"})
 
     async def _file(self, request: web.Request) -> web.StreamResponse:
         root = self._folder.resolve()

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import secrets
 import signal
@@ -21,6 +22,7 @@ from agent.local.keys import Keys
 from agent.local.lock import FolderLock
 from agent.local.postgres import PostgresServer, free_port
 from agent.local.schema import project_root
+from agent.local.site import DEMO_LOGIN
 
 DATABASE: Final = "tradecopier"
 READY_SECONDS: Final = 40.0
@@ -219,6 +221,12 @@ class Stack:
             if response.status != 200:
                 raise Failure(f"the user {email} could not be made: {answer.get('msg')}", "see gateway.log", code="TC628")
         return str(answer["id"]), chosen
+
+    def show_login(self, email: str, password: str) -> None:
+        """Offer this login on the sign-in page. Only for a stack that is thrown away: who opens the page is in."""
+        file = self.data / DEMO_LOGIN
+        file.touch(mode=0o600)
+        file.write_text(json.dumps({"email": email, "password": password}))
 
     async def call(self, function: str, arguments: Mapping[str, object]) -> object:
         """Call a database function as service_role. Raises Failure with the database's own words."""

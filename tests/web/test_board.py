@@ -1,0 +1,220 @@
+"""The dashboard in a real browser, against the whole embedded stack, with rows that the real functions made."""
+
+import re
+
+import aiohttp
+import psycopg
+from conftest import Opener
+from desk import Desk, Person
+from playwright.async_api import Locator, Page, expect
+
+from agent.local.stack import Stack
+
+#: the page's own polling, switched off: what appears then was rung for
+NO_POLLING = "const every = setInterval; window.setInterval = (run, ms, ...more) => (ms === 15000 ? 0 : every(run, ms, ...more));"
+#: the same polling, often
+FAST_POLLING = (
+    "const every = setInterval; window.setInterval = (run, ms, ...more) => every(run, ms === 15000 ? 500 : ms, ...more);"
+)
+
+
+async def sign_in(page: Page, person: Person) -> None:
+    await page.get_by_label("E-mail").fill(person.email)
+    await page.get_by_label("Password").fill(person.password)
+    await page.get_by_role("button", name="Sign in", exact=True).click()
+    await expect(page.get_by_role("button", name="Sign out")).to_be_visible()
+
+
+def panel(page: Page, title: str) -> Locator:
+    return page.get_by_role("region", name=title)
+
+
+def verdict(page: Page) -> Locator:
+    return panel(page, "Is anything wrong now?")
+
+
+async def test_a_user_signs_in_and_sees_accounts_executions_and_refusals(desk: Desk, open_page: Opener) -> None:
+    owner = await desk.person("trader")
+    master, follower, tiny = [await desk.account(owner, name) for name in ("Leader", "Copy", "Tiny")]
+    await desk.copier(owner, master, follower, sizing_value="0.5")
+    await desk.copier(owner, master, tiny, sizing_value="0.001")
+    await desk.fills(follower, await desk.opens(master))
+
+    page = await open_page()
+    await sign_in(page, owner)
+
+    await expect(verdict(page)).to_contain_text("All is well: 3 of 3 accounts connected, 2 copiers on.")
+    await expect(panel(page, "Agents")).to_contain_text("3 of 3 accounts connected")
+    row = panel(page, "Accounts").get_by_role("row", name=re.compile("Leader"))
+    await expect(row).to_contain_text("connected")
+    await expect(row).to_contain_text("10,000.00")
+    await expect(row).to_contain_text("leads 2 copiers")
+    executed = panel(page, "Executions").get_by_role("row", name=re.compile("open buy 0.50 EURUSD"))
+    await expect(executed).to_contain_text("Copy")
+    await expect(executed).to_contain_text("completed")
+    await expect(panel(page, "Latency")).to_contain_text("the last copy")
+    refused = panel(page, "Not copied, and why")
+    await expect(refused).to_contain_text("below_min")
+    await expect(refused).to_contain_text("the size is under the follower's minimum")
+    await expect(refused).to_contain_text("opened buy 1.00 EURUSD for Tiny")
+
+
+async def test_signing_out_forgets_the_session_for_good(desk: Desk, open_page: Opener) -> None:
+    page = await open_page()
+    await sign_in(page, await desk.person("trader"))
+    await page.reload()
+    await expect(page.get_by_role("heading", name="Executions")).to_be_visible()
+    await page.get_by_role("button", name="Sign out").click()
+    await expect(page.get_by_label("Password")).to_be_visible()
+    await page.reload()
+    await expect(page.get_by_label("Password")).to_be_visible()
+
+
+async def test_a_wrong_password_is_said_in_words_and_the_form_stays(desk: Desk, open_page: Opener) -> None:
+    owner = await desk.person("trader")
+    page = await open_page()
+    await page.get_by_label("E-mail").fill(owner.email)
+    await page.get_by_label("Password").fill("not it")
+    await page.keyboard.press("Enter")
+    await expect(page.get_by_role("alert").filter(has_text="wrong")).to_have_text("E-mail or password is wrong.")
+    await page.get_by_label("Password").fill(owner.password)
+    await page.keyboard.press("Enter")
+    await expect(panel(page, "Accounts")).to_contain_text("No account is connected yet")
+    await expect(panel(page, "Executions")).to_contain_text("Nothing was copied yet")
+    await expect(verdict(page)).to_have_attribute("data-tone", "idle")
+
+
+async def test_a_new_execution_appears_by_the_doorbell_without_a_reload(desk: Desk, open_page: Opener) -> None:
+    owner = await desk.person("trader")
+    master, follower = [await desk.account(owner, name) for name in ("Leader", "Copy")]
+    await desk.copier(owner, master, follower)
+    page = await open_page(init=NO_POLLING)
+    await sign_in(page, owner)
+    await expect(page.locator("[data-socket=joined]")).to_be_visible()
+    await expect(panel(page, "Executions")).to_contain_text("Nothing was copied yet")
+    await page.evaluate("window.neverReloaded = true")
+
+    execution = await desk.opens(master, "0.70")
+
+    row = panel(page, "Executions").get_by_role("row", name=re.compile("open buy 0.70 EURUSD"))
+    await expect(row).to_be_visible()
+    await desk.fills(follower, execution)
+    await expect(row).to_contain_text("completed")
+    assert await page.evaluate("window.neverReloaded") is True
+
+
+async def test_the_board_asks_by_itself_while_the_socket_is_down(desk: Desk, open_page: Opener) -> None:
+    owner = await desk.person("trader")
+    master, follower = [await desk.account(owner, name) for name in ("Leader", "Copy")]
+    await desk.copier(owner, master, follower)
+    page = await open_page(
+        init=FAST_POLLING + "window.WebSocket = class { constructor() { throw new Error('no sockets here'); } };"
+    )
+    await sign_in(page, owner)
+    await expect(page.locator("[data-socket=down]")).to_have_text("Every 15 s")
+    await desk.opens(master, "0.30")
+    await expect(panel(page, "Executions")).to_contain_text("open buy 0.30 EURUSD")
+
+
+async def test_the_doorbell_is_heard_again_after_the_gateway_was_gone(stack: Stack, desk: Desk, open_page: Opener) -> None:
+    owner = await desk.person("trader")
+    master, follower = [await desk.account(owner, name) for name in ("Leader", "Copy")]
+    await desk.copier(owner, master, follower)
+    page = await open_page(init=NO_POLLING)
+    await sign_in(page, owner)
+    await expect(page.locator("[data-socket=joined]")).to_be_visible()
+    await stack.restart_gateway()
+    await expect(page.locator("[data-socket=down]")).to_be_visible()
+    await expect(page.locator("[data-socket=joined]")).to_be_visible(timeout=40_000)
+    await desk.opens(master, "0.40")
+    await expect(panel(page, "Executions")).to_contain_text("open buy 0.40 EURUSD")
+
+
+async def test_nobody_sees_the_rows_of_another_user(desk: Desk, open_page: Opener) -> None:
+    owner, stranger = await desk.person("trader"), await desk.person("stranger")
+    master, follower = [await desk.account(owner, name) for name in ("Leader", "Copy")]
+    await desk.copier(owner, master, follower)
+    await desk.account(stranger, "Foreign")
+    await desk.opens(master)
+    page = await open_page()
+    await sign_in(page, stranger)
+    await expect(panel(page, "Accounts")).to_contain_text("Foreign")
+    await expect(panel(page, "Executions")).to_contain_text("Nothing was copied yet")
+    await expect(page.locator("body")).not_to_contain_text("Leader")
+    await expect(page.locator("body")).not_to_contain_text("vps-a")
+
+
+async def test_the_top_row_says_what_is_wrong_and_since_when(stack: Stack, desk: Desk, open_page: Opener) -> None:
+    owner, operator = await desk.person("trader"), await desk.operator()
+    master, follower = [await desk.account(owner, name) for name in ("Leader", "Copy")]
+    await desk.copier(owner, master, follower)
+    await desk.rejects(follower, await desk.opens(master), "no_money", "free margin is 3.10")
+    page = await open_page()
+    await sign_in(page, operator)
+
+    agents = panel(page, "Agents").get_by_role("row", name=re.compile("vps-a"))
+    await expect(agents).to_contain_text("version 1.2.3")
+    await expect(agents).to_contain_text("12 %")
+    await expect(verdict(page)).to_contain_text("One order was rejected within the last hour")
+    refused = panel(page, "Not copied, and why")
+    await expect(refused).to_contain_text("not enough free margin")
+    await expect(refused).to_contain_text("free margin is 3.10")
+
+    async with await psycopg.AsyncConnection.connect(stack.dsn, autocommit=True) as owner_of_all:
+        await owner_of_all.execute("update public.vps_instances set lease_expires_at = now() - interval '1 second' where true")
+    await expect(verdict(page)).to_have_attribute("data-tone", "bad")
+    await expect(verdict(page)).to_contain_text("Agent vps-a is offline")
+    await expect(verdict(page).get_by_role("listitem").filter(has_text="offline")).to_contain_text(re.compile(r"\d+ s ago"))
+
+
+async def test_what_cannot_be_read_is_said_and_old_figures_are_called_old(desk: Desk, open_page: Opener) -> None:
+    owner = await desk.person("trader")
+    await desk.account(owner, "Leader")
+    page = await open_page(init=FAST_POLLING)
+    await sign_in(page, owner)
+    await expect(verdict(page)).to_contain_text("All is well")
+    await page.route("**/rest/v1/**", lambda route: route.abort())
+    await expect(verdict(page)).to_contain_text("The last look failed")
+    await expect(panel(page, "Accounts")).to_contain_text("Leader")
+
+    await page.evaluate("const real = Date.now; Date.now = () => real() + 60000;")
+    await expect(verdict(page)).to_contain_text("these figures are old")
+    await expect(verdict(page)).to_have_attribute("data-tone", "bad")
+
+    await page.unroute("**/rest/v1/**")
+    await expect(verdict(page)).to_contain_text("All is well")
+
+
+async def test_the_board_fits_a_phone_and_a_desk_in_dark_and_light(desk: Desk, open_page: Opener) -> None:
+    owner = await desk.person("trader")
+    master, follower = [await desk.account(owner, name) for name in ("A leader with quite a long name", "Copy")]
+    await desk.copier(owner, master, follower)
+    await desk.fills(follower, await desk.opens(master))
+    backgrounds = set()
+    for width, scheme in ((390, "dark"), (1440, "light")):
+        page = await open_page(viewport={"width": width, "height": 850}, color_scheme=scheme)
+        await sign_in(page, owner)
+        await expect(panel(page, "Executions")).to_contain_text("completed")
+        assert await page.evaluate("document.documentElement.scrollWidth") <= width
+        for table in await page.locator("table").all():
+            overflow = "(table) => table.scrollWidth - table.parentElement.clientWidth"
+            assert await table.evaluate(overflow) <= 0
+        backgrounds.add(await page.evaluate("getComputedStyle(document.body).backgroundColor"))
+    assert len(backgrounds) == 2
+
+
+async def test_the_demo_login_is_offered_only_where_the_stack_says_so(stack: Stack, desk: Desk, open_page: Opener) -> None:
+    page = await open_page()
+    await expect(page.get_by_role("button", name="Sign in", exact=True)).to_be_visible()
+    await expect(page.get_by_role("region", name="Demo login")).to_have_count(0)
+
+    demo = await desk.person("demo")
+    stack.show_login(demo.email, demo.password)
+    await page.reload()
+    await page.get_by_role("button", name="Sign in to the demo").click()
+    await expect(page.get_by_role("button", name="Sign out")).to_be_visible()
+
+    async with aiohttp.ClientSession(stack.url) as http:
+        for headers in ({}, {"Sec-Fetch-Site": "cross-site", "Origin": "https://elsewhere.example"}):
+            async with http.get("/config.json", headers=headers) as answer:
+                assert set(await answer.json()) == {"url", "publishable_key"}

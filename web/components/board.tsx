@@ -1,0 +1,122 @@
+"use client";
+
+import { useCallback, useEffect, useMemo, useState } from "react";
+import {
+  type BoardData,
+  isOperator,
+  type Project,
+  QueryFailed,
+  readBoard,
+  readUnexplained,
+  signOut,
+  type Unexplained,
+  type User,
+} from "../lib/queries";
+import { type Live, useLive } from "../lib/use-live";
+import { Accounts } from "./accounts";
+import { Agents } from "./agents";
+import { Executions } from "./executions";
+import { Latency } from "./latency";
+import { Notice } from "./notice";
+import { NowProvider } from "./now";
+import { Refusals } from "./refusals";
+import { TopRow } from "./top-row";
+
+/** The dearer question is asked this seldom, whatever rings. */
+const UNEXPLAINED_MS = 15_000;
+
+type Props = { project: Project; user: User };
+type Loaded = { board: BoardData; unexplained: Unexplained };
+
+export function Board({ project, user }: Readonly<Props>) {
+  const { topic, load } = useQuestions(project, user);
+  const live = useLive(project, topic, load);
+  const leave = useCallback(() => void signOut(project), [project]);
+
+  const over = live.error instanceof QueryFailed && live.error.signedOut;
+  useEffect(() => {
+    if (over) leave();
+  }, [over, leave]);
+
+  if (!live.data) {
+    if (!live.error) return <Notice tone="idle" title="Loading the board" text="Reading agents, accounts and executions." />;
+    return (
+      <Notice
+        tone="bad"
+        title="The board could not be read"
+        text={live.error.message}
+        action="Try again"
+        onAction={live.refresh}
+      />
+    );
+  }
+  return (
+    <NowProvider clock={project.clock}>
+      <Header user={user} live={live} operator={live.data.board.operator} onLeave={leave} />
+      <main className="board">
+        <TopRow live={live} board={live.data.board} unexplained={live.data.unexplained} />
+        <Panels board={live.data.board} />
+      </main>
+    </NowProvider>
+  );
+}
+
+function useQuestions(project: Project, user: User) {
+  const [operator, setOperator] = useState<boolean | null>(null);
+  const load = useMemo(() => {
+    let known: boolean | null = null;
+    let unexplained: { rows: Unexplained; at: number } | null = null;
+    return async (): Promise<Loaded> => {
+      known ??= await isOperator(project, user);
+      setOperator(known);
+      const stale = !unexplained || Date.now() - unexplained.at > UNEXPLAINED_MS;
+      const [board, rows] = await Promise.all([readBoard(project, user, known), stale ? readUnexplained(project) : null]);
+      if (rows) unexplained = { rows, at: Date.now() };
+      return { board, unexplained: unexplained?.rows ?? [] };
+    };
+  }, [project, user]);
+  return { topic: operator === null ? null : operator ? "operators" : `user:${user.id}`, load };
+}
+
+function Header({
+  user,
+  live,
+  operator,
+  onLeave,
+}: Readonly<{ user: User; live: Live<Loaded>; operator: boolean; onLeave: () => void }>) {
+  const [word, explained] =
+    live.socket === "joined"
+      ? (["Live", "Changes appear at once."] as const)
+      : (["Every 15 s", "The live connection is down; the page asks every 15 seconds until it is back."] as const);
+  return (
+    <header className="bar">
+      <h1>Trade copier</h1>
+      <span className={`socket ${live.socket}`} title={explained} data-socket={live.socket}>
+        <i aria-hidden="true" /> {live.socket === "joining" ? "Connecting" : word}
+      </span>
+      <span className="who">
+        <span className="email">{user.email}</span>
+        {operator ? <span className="badge">operator</span> : null}
+      </span>
+      <button type="button" className="quiet" onClick={onLeave}>
+        Sign out
+      </button>
+    </header>
+  );
+}
+
+/** The ages inside tick by themselves; the panels change only with the data. */
+function Panels({ board }: Readonly<{ board: BoardData }>) {
+  const names = useMemo(() => new Map(board.accounts.map((account) => [account.id, account.name])), [board.accounts]);
+  return (
+    <>
+      <div className="columns">
+        <Agents board={board} />
+        <Latency executions={board.executions} />
+      </div>
+      <Accounts board={board} />
+      <Executions executions={board.executions} names={names} />
+      <Refusals board={board} names={names} />
+    </>
+  );
+}

@@ -1,0 +1,104 @@
+"use client";
+
+import { useState } from "react";
+import { STAGES, timesOf } from "../lib/figures";
+import { atMost, lots, milliseconds } from "../lib/format";
+import { EXECUTIONS, type Execution } from "../lib/queries";
+import { explain } from "../lib/reasons";
+import { executionTone } from "../lib/tone";
+import { Age } from "./now";
+import { Empty, Panel } from "./panel";
+import { Status } from "./tone";
+
+const SHOWN = 20;
+
+type Names = ReadonlyMap<string, string>;
+
+export function Executions({ executions, names }: Readonly<{ executions: readonly Execution[]; names: Names }>) {
+  const [all, setAll] = useState(false);
+  const shown = all ? executions : executions.slice(0, SHOWN);
+  return (
+    <Panel title="Executions" aside={`newest first, the last ${atMost(executions.length, EXECUTIONS)}`}>
+      {executions.length ? (
+        <>
+          <table className="executions">
+            <thead>
+              <tr>
+                <th scope="col">Order</th>
+                <th scope="col" className="wide">
+                  Follower
+                </th>
+                <th scope="col">Status</th>
+                <th scope="col" className="number">
+                  Total, ms
+                </th>
+                {STAGES.map((stage) => (
+                  <th key={stage.key} scope="col" className="number wide" title={stage.hint}>
+                    {stage.label}
+                  </th>
+                ))}
+                <th scope="col" className="number wide">
+                  Age
+                </th>
+              </tr>
+            </thead>
+            <tbody>
+              {shown.map((execution) => (
+                <ExecutionRow
+                  key={execution.id}
+                  execution={execution}
+                  follower={names.get(execution.account_id) ?? "a removed account"}
+                />
+              ))}
+            </tbody>
+          </table>
+          {executions.length > SHOWN ? (
+            <button type="button" className="quiet more" onClick={() => setAll(!all)}>
+              {all ? `Show the newest ${SHOWN}` : `Show all ${executions.length}`}
+            </button>
+          ) : null}
+        </>
+      ) : (
+        <Empty>Nothing was copied yet. The master's next trade appears here within a second.</Empty>
+      )}
+    </Panel>
+  );
+}
+
+function ExecutionRow({ execution, follower }: Readonly<{ execution: Execution; follower: string }>) {
+  const times = timesOf(execution);
+  return (
+    <tr data-execution={execution.id}>
+      <th scope="row">
+        <span className="order">
+          {execution.action} <span className={execution.side}>{execution.side}</span> {lots(execution.lots)} {execution.symbol}
+        </span>
+        <span className="sub narrow">
+          {follower} · <Age at={execution.queued_at} />
+        </span>
+      </th>
+      <td className="wide">{follower}</td>
+      <td>
+        <Status tone={executionTone(execution.status)}>
+          {execution.status}
+          {execution.attempt > 1 ? `, attempt ${execution.attempt}` : ""}
+        </Status>
+        {execution.reason ? (
+          <span className="sub" title={execution.message ?? undefined}>
+            {explain(execution.reason, "execution").what}
+          </span>
+        ) : null}
+        {execution.adopted ? <span className="sub">found at the broker and adopted</span> : null}
+      </td>
+      <td className="number total">{milliseconds(times.total)}</td>
+      {STAGES.map((stage) => (
+        <td key={stage.key} className="number wide">
+          {milliseconds(times[stage.key])}
+        </td>
+      ))}
+      <td className="number wide">
+        <Age at={execution.queued_at} />
+      </td>
+    </tr>
+  );
+}

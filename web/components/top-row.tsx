@@ -1,0 +1,59 @@
+"use client";
+
+import { plural } from "../lib/format";
+import type { BoardData, Unexplained } from "../lib/queries";
+import type { Live } from "../lib/use-live";
+import { judge } from "../lib/verdict";
+import { Age, useNow } from "./now";
+import { Icon } from "./tone";
+
+/** Figures older than this say nothing about now. The page asks every 15 s. */
+const STALE_MS = 40_000;
+
+type Props = { live: Live<unknown>; board: BoardData; unexplained: Unexplained };
+
+/** Is anything wrong now? One sentence, then each finding with its age. */
+export function TopRow({ live, board, unexplained }: Readonly<Props>) {
+  const now = useNow();
+  const read = live.loadedAt === null ? null : new Date(live.loadedAt).toISOString();
+  const stale = live.loadedAt !== null && Date.now() - live.loadedAt > STALE_MS;
+  const verdict = judge(board, unexplained, now);
+  const tone = stale ? "bad" : live.error ? "warn" : verdict.tone;
+  const text = stale
+    ? "Nobody knows what is wrong now: these figures are old"
+    : live.error
+      ? `The last look failed; before it: ${verdict.text}`
+      : verdict.text;
+
+  return (
+    <section className={`verdict ${tone}`} aria-label="Is anything wrong now?" data-tone={tone}>
+      <div className="sentence" role="status">
+        <Icon tone={tone} />
+        <strong>{text}.</strong>
+      </div>
+      <p className="read">
+        read <Age at={read} />
+        {live.error || stale ? (
+          <button type="button" className="link" onClick={live.refresh}>
+            try again
+          </button>
+        ) : null}
+      </p>
+      {live.error ? <p className="why">{live.error.message}</p> : null}
+      {!stale && verdict.findings.length ? (
+        <ul aria-label={plural(verdict.findings.length, "finding")}>
+          {verdict.findings.map((finding) => (
+            <li key={finding.text}>
+              <Icon tone={finding.tone} /> {finding.text}
+              {finding.since ? (
+                <>
+                  , <Age at={finding.since} />
+                </>
+              ) : null}
+            </li>
+          ))}
+        </ul>
+      ) : null}
+    </section>
+  );
+}

@@ -1,0 +1,203 @@
+/** Every question to the project. Only this file and use-live.ts know supabase-js. */
+import { createClient, type SupabaseClient } from "@supabase/supabase-js";
+import type { Database } from "../../supabase/database.types";
+import { ServerClock } from "./clock";
+import type { Config } from "./config";
+import { NOTHING_TO_DO } from "./reasons";
+
+export type Project = { client: SupabaseClient<Database>; clock: ServerClock };
+export type User = { id: string; email: string };
+
+const REQUEST_MS = 12_000;
+const DAY_MS = 86_400_000;
+/** Executions that the board shows and takes its percentiles from. */
+export const EXECUTIONS = 150;
+/** Refusals and failures of the last day that are counted; more are shown as "200+". */
+export const REFUSALS = 200;
+
+/** A question was refused or not answered. `signedOut`: the session is over. */
+export class QueryFailed extends Error {
+  readonly signedOut: boolean;
+  constructor(what: string, why: string, signedOut: boolean) {
+    super(`${what} could not be read: ${why}`);
+    this.signedOut = signedOut;
+  }
+}
+
+export function connect(config: Config): Project {
+  const clock = new ServerClock();
+  const timed: typeof fetch = async (input, init) => {
+    const sent = Date.now();
+    const answer = await fetch(input, { ...init, signal: init?.signal ?? AbortSignal.timeout(REQUEST_MS) });
+    clock.hear(answer.headers.get("date"), sent, Date.now());
+    return answer;
+  };
+  return { client: createClient<Database>(config.url, config.publishableKey, { global: { fetch: timed } }), clock };
+}
+
+/** Calls `onUser` with whoever is signed in, now and at every change. Returns how to stop. */
+export function watchUser(project: Project, onUser: (user: User | null) => void): () => void {
+  let known: string | null | undefined;
+  const { data } = project.client.auth.onAuthStateChange((_event, session) => {
+    const id = session?.user.id ?? null;
+    if (id === known) return; // a refreshed token is no new user
+    known = id;
+    onUser(session ? { id: session.user.id, email: session.user.email ?? "" } : null);
+  });
+  return () => data.subscription.unsubscribe();
+}
+
+/** Returns null, or what to tell the person. */
+export async function signIn(project: Project, email: string, password: string): Promise<string | null> {
+  const { error } = await project.client.auth.signInWithPassword({ email, password });
+  if (!error) return null;
+  if (error.code === "invalid_credentials" || error.status === 400) return "E-mail or password is wrong.";
+  if (error.status === 429) return "Too many attempts. Wait a minute, then try again.";
+  return `You could not be signed in: ${error.message}. Is the project reachable?`;
+}
+
+/** Forgets the session here even when the server cannot be told. */
+export async function signOut(project: Project): Promise<void> {
+  await project.client.auth.signOut({ scope: "local" });
+}
+
+type Answer<T> = { data: T | null; error: { message: string; code?: string } | null; status: number };
+
+async function rows<T>(what: string, question: PromiseLike<Answer<T>>): Promise<T> {
+  const { data, error, status } = await question;
+  if (error || data === null) throw new QueryFailed(what, error?.message || `HTTP ${status}`, status === 401);
+  return data;
+}
+
+/** Whether the user is an operator, who sees everything; RLS decides, this only chooses the questions. */
+export async function isOperator({ client }: Project, user: User): Promise<boolean> {
+  const found = await rows("Your rights", client.from("operators").select("user_id").eq("user_id", user.id));
+  return found.length > 0;
+}
+
+/** Everything that the board shows, read afresh. `operator` widens the questions from the user's own rows to all. */
+export async function readBoard(project: Project, user: User, operator: boolean) {
+  const [[accounts, assignments, vpses, positions, copiers], executions, unfinished, failures, refusals] = await Promise.all([
+    readFarm(project, user, operator),
+    readExecutions(project, user, operator),
+    readUnfinished(project, user, operator),
+    readFailures(project, user, operator),
+    readRefusals(project, user, operator),
+  ]);
+  return { operator, accounts, assignments, vpses, positions, copiers, executions, unfinished, failures, refusals };
+}
+
+export type BoardData = Awaited<ReturnType<typeof readBoard>>;
+export type Account = BoardData["accounts"][number];
+export type Vps = BoardData["vpses"][number];
+export type Execution = BoardData["executions"][number];
+export type Failure = BoardData["failures"][number];
+export type Refusal = BoardData["refusals"][number];
+
+// The policies say "own rows, or operator": an index on user_id helps only if the question names the user, too.
+function readFarm({ client }: Project, user: User, operator: boolean) {
+  const accounts = client
+    .from("trading_accounts")
+    .select(
+      "id, name, platform, server, mode, currency, balance, equity, funds_at, status, status_reason, status_at, copy_state, seen_at",
+    )
+    .is("removed_at", null)
+    .order("name")
+    .limit(500);
+  const positions = client.from("positions").select("account_id, kind").is("closed_at", null).limit(1000);
+  const copiers = client.from("copiers").select("id, name, mode, master_account_id, follower_account_id").limit(1000);
+  return Promise.all([
+    rows("Accounts", operator ? accounts : accounts.eq("user_id", user.id)),
+    rows("Assignments", client.from("account_vps_assignments").select("account_id, vps_id, epoch").limit(1000)),
+    rows(
+      "Agents",
+      client
+        .from("vps_instances")
+        .select(
+          "id, name, region, status, capacity, lease_expires_at, last_heartbeat_at, agent_version, cpu_percent, memory_percent, rss_mb, rtt_ms",
+        )
+        .is("retired_at", null)
+        .order("name")
+        .limit(500),
+    ),
+    rows("Positions", operator ? positions : positions.eq("user_id", user.id)),
+    rows("Copiers", operator ? copiers : copiers.eq("user_id", user.id)),
+  ]);
+}
+
+function readExecutions({ client }: Project, user: User, operator: boolean) {
+  const question = client
+    .from("trade_execution_queue")
+    .select(
+      "id, account_id, action, symbol, side, lots, filled_lots, status, reason, message, attempt, adopted, detected_at, queued_at, received_at, sent_at, done_at",
+    )
+    .limit(EXECUTIONS);
+  const newest = operator
+    ? question.order("id", { ascending: false })
+    : question.eq("user_id", user.id).order("queued_at", { ascending: false }).order("id", { ascending: false });
+  return rows("Executions", newest);
+}
+
+function readUnfinished({ client }: Project, user: User, operator: boolean) {
+  const question = client
+    .from("trade_execution_queue")
+    .select("id, account_id, action, symbol, status, queued_at, send_before, next_attempt_at")
+    .is("finalized_at", null)
+    .order("id")
+    .limit(REFUSALS);
+  return rows("Executions in flight", operator ? question : question.eq("user_id", user.id));
+}
+
+/** Executions of the last day that ended without a deal. */
+function readFailures({ client, clock }: Project, user: User, operator: boolean) {
+  const question = client
+    .from("trade_execution_queue")
+    .select("id, account_id, action, symbol, side, lots, status, reason, message, finalized_at, updated_at")
+    .in("status", ["rejected", "expired", "cancelled"])
+    .gte("updated_at", new Date(clock.now() - DAY_MS).toISOString())
+    .order("updated_at", { ascending: false })
+    .limit(REFUSALS);
+  return rows("Failed executions", operator ? question : question.eq("user_id", user.id));
+}
+
+/** Trades of the last day that were not copied, each with its event. */
+async function readRefusals({ client, clock }: Project, user: User, operator: boolean) {
+  const since = new Date(clock.now() - DAY_MS).toISOString();
+  const question = client
+    .from("copy_outcomes")
+    .select("event_id, copier_id, reason, detail, decided_at")
+    .not("reason", "is", null)
+    .not("reason", "in", `(${NOTHING_TO_DO.join(",")})`)
+    .gte("decided_at", since)
+    .order("decided_at", { ascending: false })
+    .limit(REFUSALS);
+  const outcomes = await rows("Refusals", operator ? question : question.eq("user_id", user.id));
+  const ids = [...new Set(outcomes.map((outcome) => outcome.event_id))];
+  const events = ids.length
+    ? await rows(
+        "Trade events",
+        client
+          .from("trade_events")
+          .select("id, type, symbol, side, lots")
+          .in("id", ids)
+          .gte("received_at", new Date(clock.now() - 2 * DAY_MS).toISOString()),
+      )
+    : [];
+  const byId = new Map(events.map((event) => [event.id, event]));
+  return outcomes.map((outcome) => ({ ...outcome, event: byId.get(outcome.event_id) ?? null }));
+}
+
+/** (event, copier) pairs of the last day with neither a copy nor a reason: each is a bug. Dearer than the rest: ask seldom. */
+export function readUnexplained({ client, clock }: Project) {
+  return rows(
+    "Unexplained pairs",
+    client
+      .from("unexplained_pairs")
+      .select("event_id, received_at")
+      .gte("received_at", new Date(clock.now() - DAY_MS).toISOString())
+      .order("received_at")
+      .limit(100),
+  );
+}
+
+export type Unexplained = Awaited<ReturnType<typeof readUnexplained>>;

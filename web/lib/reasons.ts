@@ -1,0 +1,131 @@
+/** Every reason code in plain words: [what happened, what to do]. The same words as docs/errors.md; a test compares them. */
+export const REASONS = {
+  rule: {
+    below_min: ["the size is under the follower's minimum", "raise the multiplier, or choose the policy force_min"],
+    risk_coefficient: [
+      "the minimum would be more than max_risk_coefficient times the wanted size",
+      "raise the coefficient, or accept that small trades are left out",
+    ],
+    no_stop_loss: [
+      "sizing by risk needs the stop (under reverse: the take profit) and there is none",
+      "size by another mode, or set a stop at the master",
+    ],
+    max_leverage: ["the trade would exceed the copier's leverage limit", "raise max_leverage, or choose the policy shrink"],
+    sanity: [
+      "the exposure per equity would be over sanity_factor times the master's own",
+      "check the sizing; raise or remove the factor if it is meant",
+    ],
+    stale_funds: [
+      "balance or equity of an account is unknown, zero or too old for a ratio",
+      "wait until both accounts are connected",
+    ],
+    symbol_unmapped: ["the follower has no symbol, or several, for the master's", "map it in the copier"],
+    trade_disabled: ["the follower's symbol may not be opened in this direction", "ask the broker"],
+    too_old: [
+      "the news was older than max_age_ms, or the order waited too long",
+      "none: late trades are not made; resynchronise if it is wanted",
+    ],
+    follower_offline: ["the follower's agent was not there", "see the VPS; the trade is not made up for"],
+    follower_unassigned: ["no VPS works the follower", "wait for a place, or ask an operator"],
+    account_halted: ["the follower is halted (its login shows another account)", "see its status, connect it again"],
+    account_removed: ["the follower was removed", "none"],
+    account_flattening: ["the follower is being flattened", "switch it on again afterwards"],
+    account_off: ["the follower is paused", "switch it on"],
+    account_monitor: ["the follower is paused", "switch it on"],
+    copier_off: ["the copier is off, or closes only", "switch it on"],
+    copier_monitor: ["the copier is off, or closes only", "switch it on"],
+    already_closed: ["the master had closed before the open was sent", "none"],
+  },
+  broker: {
+    requote: ["the broker offered another price instead of dealing", "retried"],
+    price_changed: ["the price moved further than the slippage allowed", "retried; allow more slippage if it happens often"],
+    no_quotes: ["there is no price for the symbol", "retried; see whether the market is open and the symbol is subscribed"],
+    market_closed: ["the symbol's market is closed", "retried until the copier's retry window ends"],
+    too_many_requests: ["the broker limits orders per second", "retried later"],
+    not_connected: ["the account was not connected, nothing was sent", "retried once it is connected"],
+    no_money: ["not enough free margin", "add funds or copy smaller"],
+    invalid_volume: ["the volume is outside the symbol's limits or off its step", "check the symbol's lot limits"],
+    invalid_stops: ["stop loss or take profit is on the wrong side, too close, or off the tick grid", "move the level"],
+    invalid_price: [
+      "a pending order's price is on the wrong side of the market, too close, or off the tick grid",
+      "move the price",
+    ],
+    invalid_expiration: ["the expiry lies in the past", "choose a later one"],
+    invalid_request: ["the broker does not understand the order", "report it, with the execution's number"],
+    trade_disabled: ["trading is switched off for the symbol or the account", "ask the broker"],
+    close_only: ["the symbol may only be closed", "nothing can be opened until the broker allows it"],
+    long_only: ["the symbol may only be bought", "nothing can be sold short until the broker allows it"],
+    short_only: ["the symbol may only be sold", "nothing can be bought until the broker allows it"],
+    no_hedging: [
+      "the account may not hold opposite positions of one symbol",
+      "close the other side first, or use a hedging account",
+    ],
+    unknown_symbol: ["the account has no such symbol", "map the master's symbol to one the account has"],
+    position_not_found: ["the position is not there (any more)", "none: it is closed already"],
+    order_not_found: ["the pending order is not there (any more)", "none: it was filled, deleted or has expired"],
+    rejected: ["the broker said no without a reason", "look into the terminal's journal, ask the broker"],
+  },
+  agent: {
+    too_late: [
+      "its time was over before it could be sent",
+      "none; if it happens often, see the agent's load and the distance to the database",
+    ],
+    lease_over: ["the agent's lease was over right before sending", "see why its heartbeats do not arrive"],
+    stale_epoch: ["it was queued before the account moved to this agent", "none"],
+    before_begin: ["an earlier agent of the account might still have been trading", "none"],
+    journal_failed: [
+      "the agent's journal could not be written, so nothing was sent",
+      "free disk space, check the folder's owner",
+    ],
+    agent_error: ["the agent failed before sending", "report it, with the agent's log"],
+    cancel_requested: ["it was dropped unsent, as asked", "none"],
+    unknown: ["the broker did not answer; the order may have been executed", "none: it is looked for, see the next report"],
+    not_found_after_unknown: [
+      "it left no trace once the broker's settle time was over",
+      "none; it is never sent again by itself",
+    ],
+    no_ticket: ["a change that names neither a ticket nor a step", "report it, with the execution's number"],
+    account_unreadable: ["what a step left behind could not be read", "retried"],
+  },
+  nothing: {
+    coalesced: ["a step was in flight; a newer state of the position is copied when it ends", "none"],
+    no_change: ["the change is none that this copier copies", "none"],
+    residual_hold: [
+      "the reduction is too small for the follower's step or minimum; the copy is held until the master closes",
+      "none",
+    ],
+    existing: ["the master's position was there before the copier", "none"],
+    not_copied: ["the position was not copied; its opening event says why", "none"],
+    copied_at_fill: ["pending orders are not copied; their fill will be", "none"],
+    closed: ["the copy is closed already", "none"],
+    closed_by_follower: ["the copy was closed at the follower (by hand, stop or broker) and stays closed", "none"],
+  },
+} as const;
+
+export type Origin = keyof typeof REASONS;
+export type Reason = { code: string; origin: Origin | null; what: string; todo: string | null };
+
+/** Outcomes that withheld nothing from the user: no refusals. */
+export const NOTHING_TO_DO: readonly string[] = [...Object.keys(REASONS.nothing), "already_closed"];
+
+export const ORIGINS: Readonly<Record<Origin, string>> = {
+  rule: "a rule of the copier",
+  broker: "the broker",
+  agent: "the agent",
+  nothing: "nothing to do",
+};
+
+const OF_DECISIONS: readonly Origin[] = ["rule", "nothing", "agent", "broker"];
+const OF_EXECUTIONS: readonly Origin[] = ["broker", "agent", "rule", "nothing"];
+
+/** A code in words. `trade_disabled` is both a rule and a broker's answer: where it was found decides. */
+export function explain(code: string, found: "decision" | "execution"): Reason {
+  for (const origin of found === "decision" ? OF_DECISIONS : OF_EXECUTIONS) {
+    const entry = Object.entries(REASONS[origin]).find(([name]) => name === code);
+    if (entry) {
+      const [what, todo] = entry[1];
+      return { code, origin, what, todo: todo === "none" ? null : todo };
+    }
+  }
+  return { code, origin: null, what: "this page does not know the code", todo: "see docs/errors.md of the installed version" };
+}
