@@ -28,9 +28,12 @@ NOT_AN_AGENT: Final = frozenset({"TC101", "TC102"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HealthSettings:
-    """Seconds between heartbeats: at rest; while something is in flight, in doubt or failing; when refused for good."""
+    """Seconds between heartbeats: at rest; while something is in flight, in doubt or failing; when refused for good.
 
-    every: float = 5
+    At rest: an open whose broadcast was lost is found by the next heartbeat, and must still be within its `send_before` then (5 s).
+    """
+
+    every: float = 2
     when_busy: float = 1
     when_refused: float = 30
 
