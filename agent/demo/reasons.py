@@ -1,6 +1,6 @@
 """Reasons that are no refusals: there was nothing (left) to copy, and nothing was withheld from the user."""
 
-#: the codes of docs/errors.md, "Nothing to do" (a test compares them), and an open that its master's close overtook
+#: the codes of docs/errors.md, "Nothing to do" (a test compares them)
 NOTHING_TO_DO: frozenset[str] = frozenset(
     {
         "already_closed",

@@ -3377,6 +3377,13 @@ begin
       elsif v_opens and next_at > v_limit then status := 'expired'; reason := 'too_old';
       else status := 'retrying'; end if;
   end case;
+  -- a close of whatever a step left behind has done its work once the step is over: what is held now is closed by ticket
+  if q.action = 'close' and q.ticket is null and status in ('retrying', 'rejected') and not exists (
+    select 1 from public.trade_execution_queue o where o.step_id = q.after_id and o.finalized_at is null)
+  then
+    status := 'completed';
+    reason := null;
+  end if;
   if status <> 'retrying' then next_at := null; end if;
 end $$;
 

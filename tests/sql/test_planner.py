@@ -501,3 +501,18 @@ def test_what_a_partly_refused_close_did_is_booked(world: World) -> None:
     world.db.execute("select private.maintain_executions()")
     world.settle()
     assert world.book("F") == []
+
+
+def test_a_close_of_what_a_step_left_ends_when_the_step_has(world: World) -> None:
+    """Its agent is gone, another one does not know the step: what is held is closed by ticket, nothing is tried for ever."""
+    world.copy("M", "F")
+    p = world.opened("M")
+    world.send("M", world.event("closed", p | {"lots": "0"}))
+    opened, close = world.open_executions("F")
+    world.report(opened, "expired", reason="not_found_after_unknown")
+    world.report(close, "expired", reason="too_late")
+    assert world.open_executions("F") == []
+    assert world.rows("select state from public.position_links") == [{"state": "ended"}]
+    world.fill(opened)  # it was executed after all
+    world.settle()
+    assert world.book("F") == []

@@ -34,7 +34,6 @@ export const REASONS = {
     account_monitor: ["the follower is paused", "switch it on"],
     copier_off: ["the copier is off, or closes only", "switch it on"],
     copier_monitor: ["the copier is off, or closes only", "switch it on"],
-    already_closed: ["the master had closed before the open was sent", "none"],
   },
   broker: {
     requote: ["the broker offered another price instead of dealing", "retried"],
@@ -88,6 +87,7 @@ export const REASONS = {
     account_unreadable: ["what a step left behind could not be read", "retried"],
   },
   nothing: {
+    already_closed: ["the master had closed before the open was sent; nothing was opened", "none"],
     coalesced: ["a step was in flight; a newer state of the position is copied when it ends", "none"],
     no_change: ["the change is none that this copier copies", "none"],
     residual_hold: [
@@ -106,7 +106,7 @@ export type Origin = keyof typeof REASONS;
 export type Reason = { code: string; origin: Origin | null; what: string; todo: string | null };
 
 /** Outcomes that withheld nothing from the user: no refusals. */
-export const NOTHING_TO_DO: readonly string[] = [...Object.keys(REASONS.nothing), "already_closed"];
+export const NOTHING_TO_DO: readonly string[] = Object.keys(REASONS.nothing);
 
 export const ORIGINS: Readonly<Record<Origin, string>> = {
   rule: "a rule of the copier",
