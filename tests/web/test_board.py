@@ -185,6 +185,14 @@ async def test_what_cannot_be_read_is_said_and_old_figures_are_called_old(desk: 
     await expect(verdict(page)).to_contain_text("All is well")
 
 
+async def test_a_session_that_the_project_refuses_leads_back_to_the_form(desk: Desk, open_page: Opener) -> None:
+    page = await open_page(init=FAST_POLLING)
+    await sign_in(page, await desk.person("trader"))
+    refusal = '{"code": "PGRST303", "message": "JWT expired", "details": null, "hint": null}'
+    await page.route("**/rest/v1/**", lambda route: route.fulfill(status=401, content_type="application/json", body=refusal))
+    await expect(page.get_by_label("Password")).to_be_visible()
+
+
 async def test_the_board_fits_a_phone_and_a_desk_in_dark_and_light(desk: Desk, open_page: Opener) -> None:
     owner = await desk.person("trader")
     master, follower = [await desk.account(owner, name) for name in ("A leader with quite a long name", "Copy")]

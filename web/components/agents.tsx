@@ -35,10 +35,10 @@ function Farm({ vpses, guests }: Readonly<{ vpses: readonly Vps[]; guests: Guest
               <th scope="col" className="number wide">
                 Lease
               </th>
-              <th scope="col" className="wide">
+              <th scope="col" className="gauge wide">
                 CPU
               </th>
-              <th scope="col" className="wide">
+              <th scope="col" className="gauge wide">
                 Memory
               </th>
             </tr>
@@ -80,10 +80,10 @@ function FarmRow({ vps, accounts }: Readonly<{ vps: Vps; accounts: number }>) {
         {vps.rtt_ms === null ? null : <span className="sub wide">{vps.rtt_ms.toFixed(1)} ms round trip</span>}
       </td>
       <td className="number wide">{vps.status === "enrolled" ? "–" : left > 0 ? `${left} s left` : "over"}</td>
-      <td className="wide">
+      <td className="gauge wide">
         <Meter label="CPU" value={vps.cpu_percent} />
       </td>
-      <td className="wide">
+      <td className="gauge wide">
         <Meter label="Memory" value={vps.memory_percent} />
       </td>
     </tr>

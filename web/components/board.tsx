@@ -53,7 +53,7 @@ export function Board({ project, user }: Readonly<Props>) {
   return (
     <NowProvider clock={project.clock}>
       <Header user={user} live={live} operator={live.data.board.operator} onLeave={leave} />
-      <main className="board">
+      <main className={live.error ? "board old" : "board"}>
         <TopRow live={live} board={live.data.board} unexplained={live.data.unexplained} />
         <Panels board={live.data.board} />
       </main>

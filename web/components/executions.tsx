@@ -6,7 +6,7 @@ import { atMost, lots, milliseconds } from "../lib/format";
 import { EXECUTIONS, type Execution } from "../lib/queries";
 import { explain } from "../lib/reasons";
 import { executionTone } from "../lib/tone";
-import { Age } from "./now";
+import { Age, useNow } from "./now";
 import { Empty, Panel } from "./panel";
 import { Status } from "./tone";
 
@@ -18,7 +18,7 @@ export function Executions({ executions, names }: Readonly<{ executions: readonl
   const [all, setAll] = useState(false);
   const shown = all ? executions : executions.slice(0, SHOWN);
   return (
-    <Panel title="Executions" aside={`newest first, the last ${atMost(executions.length, EXECUTIONS)}`}>
+    <Panel title="Executions" aside={<Rate executions={executions} />}>
       {executions.length ? (
         <>
           <table className="executions">
@@ -63,6 +63,12 @@ export function Executions({ executions, names }: Readonly<{ executions: readonl
       )}
     </Panel>
   );
+}
+
+function Rate({ executions }: Readonly<{ executions: readonly Execution[] }>) {
+  const now = useNow();
+  const recent = executions.filter((execution) => Date.parse(execution.queued_at) > now - 60_000);
+  return <>newest first · {atMost(recent.length, EXECUTIONS)} in the last minute</>;
 }
 
 function ExecutionRow({ execution, follower }: Readonly<{ execution: Execution; follower: string }>) {

@@ -29,7 +29,15 @@ export function TopRow({ live, board, unexplained }: Readonly<Props>) {
     <section className={`verdict ${tone}`} aria-label="Is anything wrong now?" data-tone={tone}>
       <div className="sentence" role="status">
         <Icon tone={tone} />
-        <strong>{text}.</strong>
+        <strong>
+          {text}
+          {verdict.since && !stale ? (
+            <>
+              , <Age at={verdict.since} />
+            </>
+          ) : null}
+          .
+        </strong>
       </div>
       <p className="read">
         read <Age at={read} />
@@ -40,7 +48,7 @@ export function TopRow({ live, board, unexplained }: Readonly<Props>) {
         ) : null}
       </p>
       {live.error ? <p className="why">{live.error.message}</p> : null}
-      {!stale && verdict.findings.length ? (
+      {!stale && verdict.findings.length > 1 ? (
         <ul aria-label={plural(verdict.findings.length, "finding")}>
           {verdict.findings.map((finding) => (
             <li key={finding.text}>

@@ -5,7 +5,8 @@ import type { Tone } from "./tone";
 
 /** `since`: when it began, if that is known. */
 export type Finding = { tone: Tone; text: string; since: string | null };
-export type Verdict = { tone: Tone; text: string; findings: Finding[] };
+/** `since` belongs to a single finding; several are listed with theirs. */
+export type Verdict = Finding & { findings: Finding[] };
 
 /** An execution may be queued this long after its deadline before it counts as stuck: reports take their time. */
 const STUCK_MS = 5_000;
@@ -20,9 +21,10 @@ export function judge(board: BoardData, unexplained: Unexplained | null, now: nu
     ...ofRejects(board, now),
   ].sort((a, b) => weight(b.tone) - weight(a.tone));
   const [first] = findings;
-  if (!first) return { ...calm(board), findings };
+  if (!first) return { ...calm(board), since: null, findings };
   const more = findings.length - 1;
-  return { tone: first.tone, text: more ? `${first.text}, and ${plural(more, "more thing")}` : first.text, findings };
+  if (!more) return { ...first, findings };
+  return { tone: first.tone, text: `${first.text}, and ${plural(more, "more thing")}`, since: null, findings };
 }
 
 export function isLeaseOver(vps: { lease_expires_at: string; status: string }, now: number): boolean {
