@@ -64,7 +64,12 @@ serve({ hostname: "127.0.0.1", port, onListen: () => {} }, async (request, info)
     return await handler(request, info);
   } catch (error) {
     console.error(`function ${name}`, error);
-    const message = handlers.has(name) ? "Function failed" : `Function could not start: ${error instanceof Error ? error.message : error}`;
-    return Response.json({ code: handlers.has(name) ? "WORKER_ERROR" : "BOOT_ERROR", message }, { status: handlers.has(name) ? 500 : 503 });
+    const message = handlers.has(name)
+      ? "Function failed"
+      : `Function could not start: ${error instanceof Error ? error.message : error}`;
+    return Response.json(
+      { code: handlers.has(name) ? "WORKER_ERROR" : "BOOT_ERROR", message },
+      { status: handlers.has(name) ? 500 : 503 },
+    );
   }
 });

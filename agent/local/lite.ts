@@ -18,7 +18,7 @@ interface Settings {
 const settings: Settings = JSON.parse(Deno.env.get("TRADECOPIER_LITE") ?? "{}");
 
 // The driver would encode jsonb twice and print times in Postgres' way, which the Python client refuses to read.
-const asText = (value: unknown): string => typeof value === "string" ? value : JSON.stringify(value);
+const asText = (value: unknown): string => (typeof value === "string" ? value : JSON.stringify(value));
 const rfc3339 = (text: string): string => {
   const iso = text.replace(" ", "T").replace(/([+-]\d\d)$/, "$1:00");
   return iso.endsWith("+00:00") ? `${iso.slice(0, -6)}Z` : iso;
@@ -26,7 +26,12 @@ const rfc3339 = (text: string): string => {
 const types = {
   json: { to: 114, from: [114], serialize: asText, parse: (text: string) => JSON.parse(text) },
   jsonb: { to: 3802, from: [3802], serialize: asText, parse: (text: string) => JSON.parse(text) },
-  timestamptz: { to: 1184, from: [1184], serialize: (value: unknown) => value instanceof Date ? value.toISOString() : String(value), parse: rfc3339 },
+  timestamptz: {
+    to: 1184,
+    from: [1184],
+    serialize: (value: unknown) => (value instanceof Date ? value.toISOString() : String(value)),
+    parse: rfc3339,
+  },
 };
 
 const connect = (url: string, max: number) =>
@@ -60,21 +65,24 @@ const auth = open(authConnection);
 const restConnection = connect(settings.rest_dsn, 8);
 let rest = open(restConnection);
 
-Deno.serve({
-  hostname: "127.0.0.1",
-  port: Number(Deno.env.get("PORT")),
-  onListen: () => {},
-}, async (request) => {
-  const path = new URL(request.url).pathname;
-  if (path === "/ready") {
-    return new Response("ok");
-  }
-  if (path === "/reload") {
-    // The schema is read when an app starts: a new one sees new tables.
-    rest = open(restConnection);
-    return new Response("ok");
-  }
-  const app = path.startsWith("/auth/") ? auth : rest;
-  // No peer: the package's admin mode, which lifts all limits on loopback, stays off.
-  return await app.fetch(request, { peerAddress: null });
-});
+Deno.serve(
+  {
+    hostname: "127.0.0.1",
+    port: Number(Deno.env.get("PORT")),
+    onListen: () => {},
+  },
+  async (request) => {
+    const path = new URL(request.url).pathname;
+    if (path === "/ready") {
+      return new Response("ok");
+    }
+    if (path === "/reload") {
+      // The schema is read when an app starts: a new one sees new tables.
+      rest = open(restConnection);
+      return new Response("ok");
+    }
+    const app = path.startsWith("/auth/") ? auth : rest;
+    // No peer: the package's admin mode, which lifts all limits on loopback, stays off.
+    return await app.fetch(request, { peerAddress: null });
+  },
+);
