@@ -100,7 +100,8 @@ begin
   return to_char(p_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"');
 end $$;
 
--- An execution as agents read it (docs/protocol.md).
+-- An execution as agents read it (docs/protocol.md). Its queued_at is that of the attempt: a retry after a move to another VPS was
+-- in nobody's hands before, and an agent that took it for an old one would look for it for ever and never send it.
 create function private.execution_json(p public.trade_execution_queue) returns jsonb
 language plpgsql stable set search_path = '' as $$
 begin
@@ -111,7 +112,7 @@ begin
     'target_lots', trim_scale(p.target_lots)::text, 'ticket', p.ticket, 'price', p.price::text, 'sl', p.sl::text,
     'tp', p.tp::text, 'max_slippage_points', p.max_slippage_points, 'master_price', p.master_price::text,
     'expires_at', p.expires_at, 'comment', p.comment, 'investigate', p.status = 'unknown',
-    'detected_at', p.detected_at, 'queued_at', p.queued_at,
+    'detected_at', p.detected_at, 'queued_at', coalesce(p.offered_at, p.queued_at),
     'send_before', p.send_before);
 end $$;
 
