@@ -161,6 +161,9 @@ class Order:
     #: the price `max_slippage_points` is measured from
     reference_price: Decimal | None = None
     comment: str = ""
+    #: on this machine's wall clock: from then on nobody may hand it to the broker any more. The last process before the broker
+    #: checks it right before sending and answers `Rejected("too_late")`.
+    send_before: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -91,19 +91,29 @@ def order_to_end(execution: Execution, position: Position) -> Order:
     )
 
 
-def orders_of(execution: Execution, book: Book, left: Sequence[Position]) -> list[Order]:
-    """Every order of an execution: one, except for a close by step, which ends all that the step `left`.
-
-    A whole close takes what the position holds now (its user may have trimmed it), if that is known.
-    """
-    if execution.action not in NEEDS_TICKET or execution.ticket is not None:
-        if execution.action == "close" and execution.ticket is not None:
-            held = book.by_ticket(execution.ticket)
-            return [order_of(execution, lots=held.lots if held is not None and held.kind == "position" else None)]
+def orders_of(execution: Execution, book: Book, left: Sequence[Position], mode: Mode) -> list[Order] | Ending:
+    """Every order of an execution: one, except for a close by step, which ends all that the step `left`. An `Ending` when
+    nothing is left to be sent."""
+    if execution.action in NEEDS_TICKET and execution.ticket is None:
+        ended = [position for position in left if execution.action == "close" or position.kind == "order"]
+        return [order_to_end(execution, position) for position in ended] or Ending(outcome="completed")
+    if execution.action not in ("close", "reduce"):
         return [order_of(execution)]
-    if execution.action == "cancel":
-        return [order_to_end(execution, position) for position in left if position.kind == "order"]
-    return [order_to_end(execution, position) for position in left]
+    known = None if execution.ticket is None else book.get(Key("position", execution.ticket))
+    if known is None:
+        return [order_of(execution)]
+    lots = _to_take_off(execution, known.position.lots, mode)
+    if lots <= 0:
+        return Ending(outcome="completed", message="the target is reached already", positions=(known.position,))
+    return [order_of(execution, lots=lots)]
+
+
+def _to_take_off(execution: Execution, held: Decimal, mode: Mode) -> Decimal:
+    """A close takes what the position holds now (its user may have trimmed it), a reduction never more than its target leaves.
+    A netting position is not ours alone: no more than the deal that was planned."""
+    if execution.action == "close":
+        return held if mode == "hedging" else min(held, execution.lots)
+    return min(execution.lots, held - (execution.target_lots or Decimal(0)))
 
 
 def flight_of(execution: Execution, orders: Iterable[Order], mode: Mode) -> Flight:
@@ -134,7 +144,8 @@ def ending_of(results: Sequence[Result]) -> Ending:
             return replace(done, outcome="unknown", reason="unknown", message=result.message)
     for result in results:
         if isinstance(result, Rejected):
-            return replace(done, outcome="rejected", reason=result.reason, retryable=result.retryable, message=result.message)
+            outcome: Outcome = "expired" if result.reason == "too_late" else "rejected"
+            return replace(done, outcome=outcome, reason=result.reason, retryable=result.retryable, message=result.message)
     return done
 
 

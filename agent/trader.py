@@ -8,8 +8,8 @@ outside the account's slots.
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 
 from agent.clock import DatabaseClock, Lease, boot_time
 from agent.journal import Entry, Journal, JournalError
@@ -232,6 +232,8 @@ class AccountTrader:
         done = [result for result in results if isinstance(result, Placed)]
         while work.execution.action in REPEATABLE and self._why_not(work) is None:
             orders = await self._orders(work)
+            if isinstance(orders, Ending) and orders.outcome == "completed":
+                return ending_of(done) if done else orders
             if isinstance(orders, Ending) or self._why_not(work) is not None:
                 break
             again = await self._place_all(work, orders)
@@ -276,18 +278,20 @@ class AccountTrader:
                 left = await self._left_by(execution.after_id)
             except (AdapterError, TimeoutError, JournalError) as error:
                 return Ending(outcome="rejected", reason="account_unreadable", retryable=True, message=str(error))
-        return orders_of(execution, self.session.book, left) or Ending(outcome="completed")
+        return orders_of(execution, self.session.book, left, self.session.mode)
 
     async def _left_by(self, step_id: str) -> list[Position]:
-        """What the executions of a step left open, as this journal tells, else by their tag."""
+        """What the executions of a step left open, as this journal tells. If it does not know all of them (another agent may
+        have sent it) or the end of one of them, the account is asked by their tags."""
         entries = await self._journal.step(self.session.account_id, step_id)
-        if entries or self.session.continues:
-            reports = [entry.report for entry in entries if entry.report is not None]
+        reports = [entry.report for entry in entries if entry.report is not None]
+        if entries and len(reports) == len(entries):
             return left_behind([report.positions for report in reports], self.session.book)
+        tags = {step_id, *(str(entry.execution.id) for entry in entries)}
         async with asyncio.timeout(self._settings.pace.read_timeout.total_seconds()):
             read = await self.session.adapter.orders()
             read += await self.session.adapter.positions()
-        return [position for position in read if position.tag is not None and str(position.tag) == step_id]
+        return [position for position in read if position.tag is not None and str(position.tag) in tags]
 
     # -- the broker -------------------------------------------------------------------------------------------
 
@@ -300,8 +304,14 @@ class AccountTrader:
             if results and (why := self._why_not(work)) is not None:
                 results.append(Rejected(reason=why.reason or "too_late", retryable=True, message=why.message))
                 break
-            results.append(await self._place(order))
+            results.append(await self._place(replace(order, send_before=self._send_before(work))))
         return results
+
+    def _send_before(self, work: Work) -> datetime:
+        """Until when the adapter and whatever stands behind it may send: time of this machine, for they share only that."""
+        left = (work.execution.send_before - self._clock.now()).total_seconds()
+        left = min(left, work.deadline - boot_time(), self._lease.remaining())
+        return datetime.now(UTC) + timedelta(seconds=left)
 
     async def _place(self, order: Order) -> Result:
         timeout = self._settings.place_timeout.total_seconds()

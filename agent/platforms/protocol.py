@@ -83,7 +83,9 @@ class Adapter(Protocol):
     async def place(self, order: Order) -> Result:
         """Send one order and wait for the broker's definitive answer; `Unknown` when there is none.
 
-        Never raises for a broker's no.
+        Never raises for a broker's no. An order whose `send_before` is over is not sent: `Rejected("too_late")`. A platform
+        with a worker process or an EA checks it there, as the last thing before the broker is called, on the wall clock and
+        on a clock that counts suspension.
         """
         ...
 

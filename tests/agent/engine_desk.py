@@ -24,6 +24,7 @@ from agent.model import (
     ExecutionId,
     Found,
     Login,
+    Mode,
     NotFound,
     Order,
     Placed,
@@ -41,8 +42,9 @@ from agent.platforms.protocol import AdapterError, Capabilities
 from agent.session import AccountSession, BackboneRefused, EventResult, QueueAnswer, ReportAnswer, ReportResult, SeqCounter
 
 ACCOUNT = AccountId("00000000-0000-4000-8000-000000000001")
-#: reject: a no · lost: no answer, not executed · executed: no answer, executed · hang: executed, then silence for ever
-Fault = Literal["reject", "lost", "executed", "hang"]
+#: reject: a no · lost: no answer, not executed · executed: no answer, executed · hang: executed, then silence for ever ·
+#: slow: the adapter comes to it when its time is over
+Fault = Literal["reject", "lost", "executed", "hang", "slow"]
 ReadFault = Literal["empty", "error", "stale"]
 
 
@@ -83,6 +85,7 @@ class Desk:
     #: orders wait here before they are answered
     gates: dict[int, asyncio.Event] = field(default_factory=dict)
     conclusive: bool = True
+    mode: Mode = "hedging"
     at_once: int = 8
     margin: Decimal = Decimal(0)
     listeners: list["DeskAdapter"] = field(default_factory=list)
@@ -172,7 +175,7 @@ class DeskAdapter:
     async def account(self) -> AccountState:
         money = Decimal(10_000)
         return AccountState(
-            login="1", server="desk", currency="USD", mode="hedging", leverage=100, balance=money, equity=money,
+            login="1", server="desk", currency="USD", mode=self.desk.mode, leverage=100, balance=money, equity=money,
             margin=self.desk.margin, free_margin=money,
         )  # fmt: skip
 
@@ -203,6 +206,11 @@ class DeskAdapter:
         fault = self.desk.faults.pop(order.tag, None)
         if fault == "reject":
             return Rejected(reason="no_money", retryable=True)
+        assert order.send_before is not None
+        if fault == "slow":
+            await asyncio.sleep((order.send_before - datetime.now(UTC)).total_seconds())
+        if datetime.now(UTC) >= order.send_before:
+            return Rejected(reason="too_late", retryable=False)
         result = Unknown(message="no answer") if fault == "lost" else self.desk.execute(order)
         if fault == "hang":
             await asyncio.Event().wait()
@@ -270,7 +278,7 @@ async def open_session(
     await adapter.connect(Login(account_id=account, platform="desk", server="", login="1"), seq)
     return AccountSession(
         account_id=account, epoch=epoch, session=number, continues=continues, adapter=adapter, seq=seq, opened_at=now,
-        begins_at=now + timedelta(seconds=begins_in),
+        begins_at=now + timedelta(seconds=begins_in), mode=desk.mode,
     )  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 import pytest
@@ -537,3 +537,20 @@ async def test_a_stale_snapshot_shows_the_past(terminal: Connected) -> None:
     second = await terminal.open()
     assert await terminal.adapter.positions() == (first,)
     assert await terminal.adapter.positions() == (first, second)
+
+
+# --- in time or not at all -------------------------------------------------------------------------
+
+
+async def test_an_order_whose_time_is_over_is_not_sent(terminal: Connected) -> None:
+    late = replace(terminal.order("market"), send_before=datetime.now(UTC))
+    refused = await terminal.adapter.place(late)
+    assert isinstance(refused, Rejected)
+    assert refused.reason == "too_late"
+    assert await terminal.broker.held(terminal.login.login) == 0
+    assert isinstance(await terminal.adapter.find(late), NotFound)
+
+
+async def test_an_order_in_time_is_sent(terminal: Connected) -> None:
+    in_time = replace(terminal.order("market"), send_before=datetime.now(UTC) + timedelta(minutes=1))
+    assert isinstance(await terminal.adapter.place(in_time), Placed)

@@ -199,6 +199,8 @@ class PaperAdapter:
         line = self._line
         if line is None or line.connection.lost is not None:
             return rejected("not_connected")
+        if order.send_before is not None and datetime.now(UTC) >= order.send_before:
+            return Rejected(reason="too_late", retryable=False, message="its time was over before it could be sent")
         self._sent_at[order.tag] = boot_time()
         try:
             async with asyncio.timeout(line.order_timeout_s):

@@ -1,0 +1,105 @@
+"""What exactly is sent: until when, how much, and what of a step that is closed."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+from engine_desk import Desk, eventually, execution, open_session, position, running_lease
+from test_engine import Farm, farm, running
+
+from agent.model import Mode, Ticket
+
+__all__ = ["farm"]
+
+D = Decimal
+
+
+# -- until when ----------------------------------------------------------------------------------------------
+
+
+async def test_what_the_adapter_comes_to_too_late_is_not_sent_and_reported_expired(farm: Farm) -> None:
+    farm.desk.faults[1] = "slow"
+    farm.engine.submit([execution(1, seconds=0.5)])
+    await eventually(lambda: farm.database.outcome(1) == "expired/too_late")
+    assert farm.desk.held == {}
+
+
+async def test_an_order_says_until_when_it_may_be_sent(farm: Farm) -> None:
+    farm.engine.submit([told := execution(1, seconds=4)])
+    await eventually(lambda: farm.database.outcome(1) == "completed")
+    (order,) = farm.desk.sent
+    assert order.send_before is not None
+    assert abs(order.send_before - told.send_before) < timedelta(milliseconds=50)
+
+
+async def test_an_order_may_not_be_sent_later_than_the_lease(tmp_path: Path) -> None:
+    async with running(tmp_path, lease=running_lease(seconds=2)) as farm:
+        ends_at = datetime.now(UTC) + timedelta(seconds=2)
+        await farm.engine.attach(await open_session(farm.desk))
+        farm.engine.submit([execution(1, seconds=60)])
+        await eventually(lambda: farm.database.outcome(1) == "completed")
+        (order,) = farm.desk.sent
+        assert order.send_before is not None
+        assert order.send_before <= ends_at
+
+
+# -- how much ------------------------------------------------------------------------------------------------
+
+
+async def holding(farm: Farm, lots: str, mode: Mode = "hedging") -> None:
+    """A session whose book knows one position, ticket 1."""
+    farm.desk.mode = mode
+    session = await open_session(farm.desk, number=2)
+    await farm.engine.attach(session)
+    farm.desk.put(position("1", lots=lots))
+    session.book.put(position("1", lots=lots), session.take_seq())
+
+
+@pytest.mark.parametrize(("held", "sent"), [("1.00", "0.40"), ("0.80", "0.20")])
+async def test_a_reduction_never_takes_off_more_than_its_target_leaves(farm: Farm, held: str, sent: str) -> None:
+    await holding(farm, held)
+    farm.engine.submit([execution(1, "reduce", ticket=Ticket("1"), lots=D("0.40"), target_lots=D("0.60"))])
+    await eventually(lambda: farm.database.outcome(1) == "completed")
+    assert [order.lots for order in farm.desk.sent] == [D(sent)]
+
+
+async def test_a_reduction_whose_target_is_reached_already_is_completed_unsent(farm: Farm) -> None:
+    await holding(farm, "0.60")
+    farm.engine.submit([execution(1, "reduce", ticket=Ticket("1"), lots=D("0.40"), target_lots=D("0.60"))])
+    await eventually(lambda: farm.database.outcome(1) == "completed")
+    assert farm.desk.sent == []
+    assert farm.database.reports[-1].filled_lots == 0
+    assert [each.lots for each in farm.database.reports[-1].positions] == [D("0.60")]
+
+
+@pytest.mark.parametrize(("held", "sent"), [("0.70", "0.50"), ("0.30", "0.30")])
+async def test_a_netting_close_leaves_what_its_user_bought_besides(farm: Farm, held: str, sent: str) -> None:
+    await holding(farm, held, "netting")
+    farm.engine.submit([execution(1, "close", ticket=Ticket("1"), lots=D("0.50"))])
+    await eventually(lambda: farm.database.outcome(1) == "completed")
+    assert [order.lots for order in farm.desk.sent] == [D(sent)]
+
+
+# -- what a step left ----------------------------------------------------------------------------------------
+
+
+async def test_a_close_by_a_step_of_another_vps_is_sent_although_this_journal_continues(farm: Farm) -> None:
+    farm.desk.put(position("T2", lots="0.50", tag=2))
+    farm.engine.submit([execution(3, "close", lane="a", after_id="2")])
+    await eventually(lambda: farm.database.outcome(3) == "completed")
+    assert farm.desk.held == {}
+    assert farm.desk.tags == [3]
+
+
+async def test_a_close_by_a_step_of_which_a_part_is_unknown_looks_at_the_account(tmp_path: Path) -> None:
+    desk = Desk()
+    async with running(tmp_path) as farm:
+        await farm.engine.attach(await open_session(desk))
+        leg = execution(2, lane="a")
+        await farm.journal.begin(leg)
+        desk.put(position("T2", lots="0.50", tag=2))
+        farm.engine.submit([replace(execution(3, "close", lane="b", after_id="2"))])
+        await eventually(lambda: farm.database.outcome(3) == "completed")
+    assert desk.held == {}
