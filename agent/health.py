@@ -30,7 +30,7 @@ NOT_AN_AGENT: Final = frozenset({"TC101", "TC102"})
 class HealthSettings:
     """Seconds between heartbeats: at rest; while something is in flight, in doubt or failing; when refused for good.
 
-    At rest: an open whose broadcast was lost is found by the next heartbeat, and must still be within its `send_before` then (5 s).
+    At rest: an open whose broadcast was lost is found by the next heartbeat, which must come well before its `send_before` (5 s).
     """
 
     every: float = 2

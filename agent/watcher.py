@@ -11,22 +11,21 @@ A netting position that flips is told as `reduced`: the whole state carries the 
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from agent.book import Key, event_type, gone, key_of, same_state
+from agent.book import event_type, key_of, same_state
 from agent.clock import DatabaseClock, boot_time
+from agent.doubts import Doubts
 from agent.journal import Journal
-from agent.model import Change, Changed, Event, Position, Resync, Ticket
+from agent.model import Change, Changed, Event, Position, Resync
 from agent.outbox import EventOutbox
 from agent.platforms.protocol import AdapterError
+from agent.reading import Read, read_account
 from agent.session import AccountSession, Backbone, BackboneRefused, OnRefused, Submit
 
 log = logging.getLogger(__name__)
-
-Read = tuple[Position, ...]
 
 #: numbers reserved per read for tickets never heard of; more of them wait for the next read
 NUMBERS_FOR_NEWS = 64
@@ -55,14 +54,6 @@ class WatcherSettings:
 class _Held:
     change: Changed
     until: float
-
-
-@dataclass(frozen=True, slots=True)
-class _Doubt:
-    """What reads say against the book, and how often in a row."""
-
-    state: Position
-    reads: int
 
 
 class Watcher:
@@ -94,9 +85,11 @@ class Watcher:
         )
         self._inbox: deque[Change] = deque()
         self._held: list[_Held] = []
-        self._doubts: dict[Key, _Doubt] = {}
+        self._doubts = Doubts(session.book, self._settings.reads_to_confirm)
         self._read_at = 0.0
         self._publish = 0
+        #: how many events were told
+        self._told = 0
         self._unchanged_at: datetime | None = None
 
     # -- from outside ---------------------------------------------------------------------------------------
@@ -198,13 +191,16 @@ class Watcher:
                 self._read_at = 0.0
                 return
         key = key_of(position)
+        known = book.get(key)
+        if change.seq < book.seq_of(key) and known is not None and change.evidence == "deal":
+            # A deal that ended a ticket is the last word on it, though the answer to an order of ours has overtaken it.
+            change = replace(change, seq=self._session.take_seq())
         if change.seq < book.seq_of(key):
             # Something newer spoke of it, our own report for example. If the two disagree, look.
-            known = book.get(key)
             if (known is None) != (position.lots == 0) or (known is not None and not same_state(known.position, position)):
                 self._read_at = 0.0
             return
-        self._doubts.pop(key, None)
+        self._doubts.forget(key)
         self._tell(change, before)
 
     def _tell(self, change: Changed, before: Position | None) -> None:
@@ -217,6 +213,7 @@ class Watcher:
         kind = event_type(before, position)
         ended = kind in ("closed", "cancelled")
         self._session.book.put(position, change.seq)
+        self._told += 1
         self._outbox.put(
             Event(
                 account_id=self._session.account_id,
@@ -238,30 +235,24 @@ class Watcher:
 
     # -- reads ----------------------------------------------------------------------------------------------
 
-    async def _read(self, *, first: bool = False) -> Read | None:
-        """Everything open; None if that cannot be known now."""
-        adapter = self._session.adapter
+    async def _read(self) -> Read | None:
+        """A read of everything, while pushes go on being told: a terminal may take seconds to answer, or never do."""
+        reading = asyncio.ensure_future(read_account(self._session, self._settings.read_timeout))
         try:
-            async with asyncio.timeout(self._settings.read_timeout.total_seconds()):
-                orders = await adapter.orders()
-                positions = await adapter.positions()
-                expected = first or any(known.position.kind == "position" for known in self._session.book)
-                if not positions and expected and (await adapter.account()).margin > 0:
-                    raise AdapterError("no positions are shown, but margin is in use")
-        except (AdapterError, TimeoutError) as error:
-            log.warning("read_failed", extra={"account_id": self._session.account_id, "error": str(error)})
-            return None
-        filled = {order.ticket for order in orders}
-        return tuple(order for order in orders if all(order.ticket != p.replaces for p in positions)) + tuple(
-            self._with_lineage(position, filled) for position in positions
-        )
-
-    def _with_lineage(self, position: Position, pending: set[Ticket]) -> Position:
-        """Where a filled order keeps its ticket, the position continues it."""
-        was_order = self._session.book.get(Key("order", position.ticket)) is not None
-        if position.replaces is None and was_order and position.ticket not in pending:
-            return replace(position, replaces=position.ticket)
-        return position
+            while not reading.done():
+                news = asyncio.ensure_future(self._session.news.wait())
+                try:
+                    until_held = min((held.until for held in self._held), default=None)
+                    patience = None if until_held is None else max(0.0, until_held - boot_time())
+                    await asyncio.wait({reading, news}, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    news.cancel()
+                if not reading.done():
+                    self._session.news.clear()
+                    self._take_in()
+            return reading.result()
+        finally:
+            reading.cancel()
 
     async def _first_snapshot(self) -> None:
         """What the account holds, before anything else of this session is told. A read that lacks what was last seen, or
@@ -271,7 +262,7 @@ class Watcher:
         agreeing, last = 0, None
         while True:
             seq, started = session.take_seq(), self._clock.now()
-            read = await self._read(first=True)
+            read = await read_account(session, settings.read_timeout, first=True)
             if read is not None:
                 tickets = frozenset(position.ticket for position in read)
                 agreeing = agreeing + 1 if tickets == last else 1
@@ -302,47 +293,29 @@ class Watcher:
     async def _verify(self) -> None:
         """Read, and tell what is new or confirmed. Its numbers are reserved before the read begins."""
         session, settings = self._session, self._settings
-        started, publish = self._clock.now(), self._publish
+        started, publish, told = self._clock.now(), self._publish, self._told
         numbers = session.seq.reserve(len(session.book) + NUMBERS_FOR_NEWS + 1)
         self._read_after(settings.confirm_after)
         read = await self._read()
         if read is None:
             return
-        left = deque(numbers[1:])
-        self._compare(read, numbers[0], left, started)
-        if self._doubts or not left:
+        believed = self._doubts.judge(read, lambda state: self._may_judge(state, numbers[0]))
+        for state, number in zip(believed, numbers[1:], strict=False):
+            self._tell_read(state, number, started)
+        if self._doubts or len(believed) >= len(numbers) - 1:
             return
         self._unchanged_at = started
-        if publish and len(left) < len(numbers) - 1:
+        if publish and self._told != told:
             # The whole state must not carry a lower number than the news just told: it goes with the next read.
             self._read_at = 0.0
             return
         if publish:
             self._publish -= publish
             self._tell_all(numbers[0], started)
-        if not self._publish:
+        if not self._publish and self._read_at > 0:
             self._read_after(settings.verify_every)
         if self._outbox.idle and not self._inbox:
             self._journal.saw(session.account_id, started, (known.position.ticket for known in session.book))
-
-    def _compare(self, read: Read, seq: int, numbers: deque[int], started: datetime) -> None:
-        """Tell news at once; count what contradicts the book, and tell it when enough reads in a row have said the same."""
-        doubts, self._doubts = self._doubts, {}
-        for state in [*read, *self._missing(read)]:
-            key = key_of(state)
-            if not self._may_judge(state, key, seq):
-                continue
-            known = self._session.book.get(key)
-            if known is not None and same_state(known.position, state):
-                continue
-            earlier = doubts.get(key)
-            reads = 1 + (earlier.reads if earlier is not None and same_state(earlier.state, state) else 0)
-            is_news = state.lots > 0 and not self._session.book.ever_knew(key)
-            if is_news or reads >= self._settings.reads_to_confirm:
-                if numbers:
-                    self._tell_read(state, numbers.popleft(), started)
-            else:
-                self._doubts[key] = _Doubt(state, reads)
 
     def _tell_read(self, state: Position, number: int, started: datetime) -> None:
         change = Changed(
@@ -354,16 +327,9 @@ class Watcher:
         )
         self._tell(change, self._session.book.before(state))
 
-    def _missing(self, read: Read) -> Iterator[Position]:
-        """What the book holds and the read lacks. A ticket that another one continues is not missing."""
-        present = {key_of(position) for position in read}
-        continued = {position.replaces for position in read}
-        for known in self._session.book:
-            if key_of(known.position) not in present and known.position.ticket not in continued:
-                yield gone(known.position)
-
-    def _may_judge(self, state: Position, key: Key, seq: int) -> bool:
+    def _may_judge(self, state: Position, seq: int) -> bool:
         """Not if something newer than this read has spoken of it, waits to do so, or an order of ours is at work on it."""
+        key = key_of(state)
         return (
             self._session.book.seq_of(key) <= seq
             and not self._session.in_flight(state)

@@ -82,6 +82,8 @@ class Desk:
     faults: dict[int, Fault] = field(default_factory=dict)
     reads: deque[ReadFault] = field(default_factory=deque)
     read_count: int = 0
+    #: a read that has begun waits here
+    read_gate: asyncio.Event | None = None
     #: orders wait here before they are answered
     gates: dict[int, asyncio.Event] = field(default_factory=dict)
     conclusive: bool = True
@@ -189,6 +191,8 @@ class DeskAdapter:
         return None
 
     async def positions(self) -> tuple[Position, ...]:
+        if self.desk.read_gate is not None:
+            await self.desk.read_gate.wait()
         return tuple(each for each in self.desk.view() if each.kind == "position")
 
     async def orders(self) -> tuple[Position, ...]:

@@ -101,6 +101,15 @@ async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
         yield await open_scene(desk)
 
 
+async def begin_read(scene: Scene) -> asyncio.Event:
+    """A read that has begun and does not end before the event is set."""
+    scene.desk.read_gate = asyncio.Event()
+    before = scene.session.seq._last
+    scene.watcher.resync()
+    await eventually(lambda: scene.session.seq._last > before)
+    return scene.desk.read_gate
+
+
 # -- pushes ---------------------------------------------------------------------------------------------------
 
 
@@ -294,6 +303,35 @@ async def test_an_order_of_ours_that_its_report_tells_is_no_event(pushed_first: 
             desk.put(replace(desk.held[Ticket("T1")], lots=Decimal("0.20")))
             events = await scene.told(2)
             assert events[1].type == "reduced"
+
+
+async def test_a_read_that_hangs_does_not_delay_what_is_pushed(scene: Scene) -> None:
+    await begin_read(scene)
+    scene.desk.put(position("2"))
+    scene.desk.put(position("1", lots="0"))
+    await scene.told(3)
+    assert scene.database.types() == ["snapshot", "opened", "closed"]
+
+
+async def test_a_read_overtaken_by_a_push_does_not_undo_it(scene: Scene) -> None:
+    scene.desk.reads.append("stale")
+    (gate := await begin_read(scene))
+    scene.desk.put(position("1", lots="0"))
+    await scene.told(2)
+    gate.set()
+    events = await scene.told(3)
+    assert scene.database.types() == ["snapshot", "closed", "snapshot"]
+    assert events[-1].positions == ()
+    assert [event.seq for event in events] == sorted(event.seq for event in events)
+
+
+async def test_a_close_by_hand_that_an_answer_to_our_own_order_overtook_is_told_at_once(scene: Scene) -> None:
+    scene.adapter.push(position("1", lots="0"), "deal")
+    answered = scene.session.take_seq()
+    scene.session.note([position("1", sl=Decimal("1.0"))], answered)
+    events = await scene.told(2)
+    assert (events[1].type, events[1].evidence) == ("closed", "deal")
+    assert events[1].seq > answered
 
 
 async def test_a_held_change_is_told_when_the_report_does_not_come_in_time(tmp_path: Path) -> None:
