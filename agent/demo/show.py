@@ -2,8 +2,11 @@
 
 import asyncio
 import contextlib
+import os
 import signal
+import sys
 import time
+import webbrowser
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -118,6 +121,9 @@ async def _put_up(shelter: Shelter, cast: Cast, out: Console, say: Callable[[str
 
 
 def _invite(scene: Scene) -> None:
+    seen = sys.platform in ("win32", "darwin") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+    if sys.stdout.isatty() and seen:
+        webbrowser.open(scene.shelter.stack.url)
     scene.console.print(f"dashboard  {scene.shelter.stack.url}", highlight=False)
     scene.console.print(f"login      {scene.owner.email}  password {scene.owner.password}", highlight=False, markup=False)
 

@@ -60,7 +60,11 @@ class Database:
                 # A copy does not inherit these; platform.sql gave them to the template.
                 admin.execute(sql.SQL("alter database {} owner to postgres").format(sql.Identifier(name)))
                 admin.execute(sql.SQL("grant create on database {} to supabase_auth_admin").format(sql.Identifier(name)))
-        return cls(server, name)
+        database = cls(server, name)
+        if template is not None:
+            with database.connect() as connection:  # the jobs of the copy are the copy's
+                connection.execute("update cron.job set database = current_database() where database = %s", (template.name,))
+        return database
 
     @classmethod
     def prepared(cls, server: PostgresServer, name: str, root: Path | None = None) -> Self:
