@@ -8,16 +8,18 @@ outside the account's slots.
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 
 from agent.clock import DatabaseClock, Lease, boot_time
+from agent.gate import Gate
 from agent.journal import Entry, Journal, JournalError
-from agent.lanes import ENDING, OPENING, Lanes, Work
+from agent.lanes import OPENING, Lanes, Work
 from agent.lookout import Lookout, Pace
-from agent.model import Action, ExecutionId, Order, Placed, Position, Rejected, Report, Result, Unknown
-from agent.orders import NEEDS_TICKET, Ending, cancelled, ending_of, expired, flight_of, left_behind, nothing_left, orders_of
-from agent.platforms.protocol import AdapterError
+from agent.model import Action, ExecutionId, Placed, Report, Result
+from agent.orders import Ending, cancelled, ending_of, expired, nothing_left
+from agent.remains import Remains
+from agent.sender import Sender
 from agent.session import AccountSession
 
 log = logging.getLogger(__name__)
@@ -37,6 +39,8 @@ class EngineSettings:
     place_timeout: timedelta = timedelta(seconds=30)
     longest_wait: timedelta = timedelta(seconds=10)
     drain_timeout: timedelta = timedelta(seconds=35)
+    #: an adapter that does not let go of an order for so long is left behind
+    stop_timeout: timedelta = timedelta(seconds=5)
     report_batch: int = 100
     #: so long after an open was given up it is looked for once more
     late_looks: tuple[timedelta, ...] = (timedelta(seconds=10), timedelta(minutes=1), timedelta(minutes=10))
@@ -60,8 +64,10 @@ class AccountTrader:
         self._vouches_from = vouches_from
         self._journal = journal
         self._clock = clock
-        self._lease = lease
         self._settings = settings
+        self._gate = Gate(session, clock, lease)
+        self._sender = Sender(session, journal, clock, self._gate, settings.place_timeout)
+        self._remains = Remains(session, journal, settings.pace.read_timeout)
         self._told = told
         self._lanes = Lanes(session.adapter.capabilities().orders_at_once)
         self._lookout = Lookout(session, clock, settings.pace)
@@ -103,6 +109,7 @@ class AccountTrader:
     async def stop(self) -> None:
         """Report what was sent as unknown, forget what was not, send nothing more."""
         self._stopped = True
+        self._gate.shut()
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
@@ -111,7 +118,10 @@ class AccountTrader:
         tasks = dict(self._tasks)
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if tasks:
+            _, stuck = await asyncio.wait(tasks, timeout=self._settings.stop_timeout.total_seconds())
+            if stuck:
+                log.error("orders_do_not_end", extra={"account_id": self.session.account_id, "count": len(stuck)})
         for work in tasks.values():
             if work.stage == "running" and work.sent_at is not None:
                 self._tell(work, Ending(outcome="unknown", reason="unknown", message="the connection ended"), ended=False)
@@ -193,17 +203,17 @@ class AccountTrader:
                 return
 
     async def _send(self, work: Work) -> Ending | Report:
-        if (why := self._why_not(work)) is not None:
+        if (why := self._gate.why_not(work)) is not None:
             return why
-        orders = await self._orders(work)
+        orders = await self._remains.orders(work.execution)
         if isinstance(orders, Ending):
             return orders
         known = await self._begin_in_journal(work)
         if known is not None:
             return known if isinstance(known, Ending) else await self._known(work, known)
-        if (why := self._why_not(work)) is not None:
+        if (why := self._gate.why_not(work)) is not None:
             return why
-        results = await self._place_all(work, orders)
+        results = await self._sender.place_all(work, orders)
         ending = ending_of(results)
         if ending.outcome != "unknown":
             return ending
@@ -230,13 +240,13 @@ class AccountTrader:
 
     async def _repeat_or_look(self, work: Work, results: Sequence[Result]) -> Ending:
         done = [result for result in results if isinstance(result, Placed)]
-        while work.execution.action in REPEATABLE and self._why_not(work) is None:
-            orders = await self._orders(work)
+        while work.execution.action in REPEATABLE and self._gate.why_not(work) is None:
+            orders = await self._remains.orders(work.execution)
             if isinstance(orders, Ending) and orders.outcome == "completed":
                 return ending_of(done) if done else orders
-            if isinstance(orders, Ending) or self._why_not(work) is not None:
+            if isinstance(orders, Ending) or self._gate.why_not(work) is not None:
                 break
-            again = await self._place_all(work, orders)
+            again = await self._sender.place_all(work, orders)
             ending = ending_of([*done, *again])
             if ending.outcome != "unknown":
                 return ending
@@ -250,82 +260,6 @@ class AccountTrader:
             return await self._journal.begin(work.execution)
         except JournalError as error:
             return expired("journal_failed", str(error))
-
-    # -- may it be sent, and what -----------------------------------------------------------------------------
-
-    def _why_not(self, work: Work) -> Ending | None:
-        """Asked right before sending; no await may stand between a None and the order."""
-        execution, now = work.execution, self._clock.now()
-        if work.dropped is not None and not work.unknown:
-            return cancelled(work.dropped)
-        if execution.epoch != self.session.epoch:
-            return expired("stale_epoch", f"it is of epoch {execution.epoch}, this agent works epoch {self.session.epoch}")
-        if now >= execution.send_before or boot_time() >= work.deadline:
-            return expired("too_late")
-        if self._lease.remaining() <= 0:
-            return expired("lease_over")
-        if now < self.session.begins_at:
-            return expired("before_begin", "an earlier agent of this account may still be trading")
-        return None
-
-    async def _orders(self, work: Work) -> list[Order] | Ending:
-        execution = work.execution
-        left: list[Position] = []
-        if execution.action in NEEDS_TICKET and execution.ticket is None:
-            if execution.action not in ENDING or execution.after_id is None:
-                return Ending(outcome="rejected", reason="no_ticket", message="it names neither a ticket nor a step")
-            try:
-                left = await self._left_by(execution.after_id)
-            except (AdapterError, TimeoutError, JournalError) as error:
-                return Ending(outcome="rejected", reason="account_unreadable", retryable=True, message=str(error))
-        return orders_of(execution, self.session.book, left, self.session.mode)
-
-    async def _left_by(self, step_id: str) -> list[Position]:
-        """What the executions of a step left open, as this journal tells. If it does not know all of them (another agent may
-        have sent it) or the end of one of them, the account is asked by their tags."""
-        entries = await self._journal.step(self.session.account_id, step_id)
-        reports = [entry.report for entry in entries if entry.report is not None]
-        if entries and len(reports) == len(entries):
-            return left_behind([report.positions for report in reports], self.session.book)
-        tags = {step_id, *(str(entry.execution.id) for entry in entries)}
-        async with asyncio.timeout(self._settings.pace.read_timeout.total_seconds()):
-            read = await self.session.adapter.orders()
-            read += await self.session.adapter.positions()
-        return [position for position in read if position.tag is not None and str(position.tag) in tags]
-
-    # -- the broker -------------------------------------------------------------------------------------------
-
-    async def _place_all(self, work: Work, orders: Sequence[Order]) -> list[Result]:
-        results: list[Result] = []
-        self.session.take_off(flight_of(work.execution, orders, self.session.mode))
-        self._journal.sent(work.execution)
-        work.sent_at = work.sent_at or max(work.received_at, self._clock.now())
-        for order in orders:
-            if results and (why := self._why_not(work)) is not None:
-                results.append(Rejected(reason=why.reason or "too_late", retryable=True, message=why.message))
-                break
-            results.append(await self._place(replace(order, send_before=self._send_before(work))))
-        return results
-
-    def _send_before(self, work: Work) -> datetime:
-        """Until when the adapter and whatever stands behind it may send: time of this machine, for they share only that."""
-        left = (work.execution.send_before - self._clock.now()).total_seconds()
-        left = min(left, work.deadline - boot_time(), self._lease.remaining())
-        return datetime.now(UTC) + timedelta(seconds=left)
-
-    async def _place(self, order: Order) -> Result:
-        timeout = self._settings.place_timeout.total_seconds()
-        try:
-            async with asyncio.timeout(timeout):
-                return await self.session.adapter.place(order)
-        except TimeoutError:
-            return Unknown(message=f"no answer within {timeout:g} s")
-        except AdapterError as error:
-            return Unknown(message=str(error))
-        except Exception as error:
-            # The order may be out there whatever went wrong on the way back.
-            log.exception("adapter_failed", extra={"execution_id": order.tag})
-            return Unknown(message=f"{type(error).__name__}: {error}")
 
     def _watch(self, work: Work) -> None:
         self._lanes.watch(work)

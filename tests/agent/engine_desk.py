@@ -7,6 +7,7 @@ read. `FakeDatabase` stands behind the `Backbone` protocol and remembers what it
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -43,8 +44,9 @@ from agent.session import AccountSession, BackboneRefused, EventResult, QueueAns
 
 ACCOUNT = AccountId("00000000-0000-4000-8000-000000000001")
 #: reject: a no · lost: no answer, not executed · executed: no answer, executed · hang: executed, then silence for ever ·
-#: slow: the adapter comes to it when its time is over
-Fault = Literal["reject", "lost", "executed", "hang", "slow"]
+#: slow: the adapter comes to it when its time is over ·
+#: deaf: the adapter takes no cancellation before its gate opens
+Fault = Literal["reject", "lost", "executed", "hang", "slow", "deaf"]
 ReadFault = Literal["empty", "error", "stale"]
 
 
@@ -218,7 +220,11 @@ class DeskAdapter:
         result = Unknown(message="no answer") if fault == "lost" else self.desk.execute(order)
         if fault == "hang":
             await asyncio.Event().wait()
-        if (gate := self.desk.gates.get(order.tag)) is not None:
+        gate = self.desk.gates.get(order.tag)
+        while fault == "deaf" and gate is not None and not gate.is_set():
+            with suppress(asyncio.CancelledError):
+                await gate.wait()
+        if gate is not None:
             await gate.wait()
         return Unknown(message="no answer") if fault == "executed" else result
 

@@ -1,13 +1,14 @@
 """What exactly is sent: until when, how much, and what of a step that is closed."""
 
+import asyncio
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
-from engine_desk import Desk, eventually, execution, open_session, position, running_lease
-from test_engine import Farm, farm, running
+from engine_desk import ACCOUNT, Desk, eventually, execution, open_session, position, running_lease
+from test_engine import QUICK, Farm, farm, running
 
 from agent.model import Mode, Ticket
 
@@ -103,3 +104,23 @@ async def test_a_close_by_a_step_of_which_a_part_is_unknown_looks_at_the_account
         farm.engine.submit([replace(execution(3, "close", lane="b", after_id="2"))])
         await eventually(lambda: farm.database.outcome(3) == "completed")
     assert desk.held == {}
+
+
+# -- until the session ends ------------------------------------------------------------------------------------
+
+
+async def test_an_adapter_that_does_not_let_go_of_an_order_holds_up_no_shutdown(tmp_path: Path) -> None:
+    quick = replace(QUICK, stop_timeout=timedelta(milliseconds=50))
+    async with running(tmp_path, quick) as farm:
+        await farm.engine.attach(await open_session(farm.desk))
+        farm.desk.faults[1] = "deaf"
+        gate = farm.desk.gates[1] = asyncio.Event()
+        farm.engine.submit([execution(1, lane="a"), execution(2, lane="a")])
+        await eventually(lambda: farm.desk.tags)
+        async with asyncio.timeout(10):
+            await farm.engine.detach(ACCOUNT, drain=False)
+        await eventually(lambda: farm.database.outcome(1) == "unknown/unknown")
+        gate.set()
+        await farm.engine.attach(await open_session(farm.desk, number=2))
+        await eventually(lambda: farm.database.outcome(1) == "completed")
+        assert farm.desk.tags == [1]
