@@ -2,15 +2,15 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Final, NoReturn, Protocol
 
 from agent import wire
 from agent.clock import DatabaseClock
 from agent.model import AccountState, Quote, SymbolSpec
 from agent.platforms.protocol import AdapterError
-from agent.retry import Unreachable
-from agent.session import AccountSession
+from agent.retry import Refused, Unreachable
+from agent.session import LEASE_OVER, MALFORMED, AccountSession
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,9 @@ class AccountReports:
             try:
                 async with asyncio.timeout(READ_TIMEOUT):
                     await self._look(figures=looks % FIGURES_EVERY == 0)
-            except (AdapterError, TimeoutError, Unreachable) as error:
+            except (AdapterError, TimeoutError, Unreachable, Refused) as error:
+                if isinstance(error, Refused) and error.code != LEASE_OVER:
+                    raise
                 log.info(
                     "account_report_skipped",
                     extra={"account": self._session.account_id, "error": f"{type(error).__name__}: {error}"},
@@ -122,12 +124,29 @@ class AccountReports:
                 "free_margin": state.free_margin,
             }
         names = sorted(specs.keys() | quotes.keys())
-        if names:
-            report["symbols"] = [wire.symbol_to_json(name, specs.get(name), quotes.get(name)) for name in names]
-        await self._sink.report_account_state(report)
+        symbols = [wire.symbol_to_json(name, specs.get(name), quotes.get(name)) for name in names]
+        await self._deliver(report, symbols)
         self._figures = state or self._figures
         self._specs |= specs
         self._quotes |= quotes
+
+    async def _deliver(self, report: StateReport, symbols: Sequence[StateReport]) -> None:
+        """A symbol that the database refuses must not keep the account from trading the others: it is found by halves."""
+        try:
+            await self._sink.report_account_state(report | {"symbols": symbols} if symbols else report)
+        except Refused as error:
+            if error.code not in MALFORMED or not symbols:
+                raise
+            if len(symbols) == 1:
+                log.error(
+                    "symbol_refused",
+                    extra={"account": self._session.account_id, "symbol": symbols[0]["name"], "error": error.message},
+                )
+                await self._deliver(report, ())
+                return
+            middle = len(symbols) // 2
+            await self._deliver(report, symbols[:middle])
+            await self._deliver(self._head(), symbols[middle:])
 
     def _head(self) -> StateReport:
         session = self._session

@@ -215,7 +215,8 @@ class AccountConnection:
         """From the first report to the end of the session; the engine is detached whatever happens."""
         parts = self._parts
         reports = AccountReports(session, parts.plane, parts.clock, assignment.watch_symbols, sleep=self._sleep)
-        await reports.first(state)
+        async with asyncio.timeout(self._settings.connect_timeout.total_seconds()):
+            await reports.first(state)
         self._reports = reports
         self._refusal = asyncio.get_running_loop().create_future()
         watcher = Watcher(session, parts.journal, parts.plane, parts.clock, submit=parts.engine.submit, on_refused=self._refused)
@@ -244,9 +245,10 @@ class AccountConnection:
         finally:
             for task in (ready, watching, reporting, refused):
                 task.cancel()
-            await asyncio.wait([ready, watching, reporting, refused])
+            # Bounded: an adapter that takes no cancellation must not keep the account from its next session.
+            await asyncio.wait([ready, watching, reporting, refused], timeout=self._settings.close_timeout.total_seconds())
         for task in (refused, watching, reporting):
-            if not task.cancelled() and (error := task.exception()) is not None:
+            if task.done() and not task.cancelled() and (error := task.exception()) is not None:
                 raise error
         raise AdapterError("the watcher ended")
 

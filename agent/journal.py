@@ -1,7 +1,7 @@
 """The agent's memory on disk: what was begun, what came of it, and what the database does not know yet.
 
-SQLite in WAL mode, owned by one process and worked by one thread: the event loop hands over operations and, where an order
-depends on it, waits for the commit. Operations that wait together share one commit. The row of an execution is committed
+SQLite in WAL mode, owned by one process and worked by one thread (`agent/journal_writer.py`): the event loop hands over
+operations and, where an order depends on it, waits for the commit. The row of an execution is committed
 before its order is sent and outlives any kill; about a power cut see `agent/journal_file.py`.
 
 A missing journal is a fresh one with a new identity: then nothing is known, and what was queued before is looked for at
@@ -9,12 +9,8 @@ the broker. A damaged one is set aside beside it, loudly, and counts as missing.
 """
 
 import asyncio
-import contextlib
-import logging
-import queue
 import sqlite3
-import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,19 +18,17 @@ from typing import Literal, TypeVar, cast
 
 from pydantic import TypeAdapter
 
-from agent.journal_file import JournalBusy, JournalError, boot_mark, close_file, open_file
+from agent.journal_file import JournalBusy, JournalError, boot_mark, open_file
+from agent.journal_writer import JournalWriter
 from agent.model import AccountId, Event, Execution, ExecutionId, Report, Ticket
 
 __all__ = ["Entry", "Journal", "JournalBusy", "JournalError", "LastSeen"]
-
-log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 State = Literal["begun", "sent", "answered", "reported"]
 EventKey = tuple[AccountId, int, int]
 
 KEEP = timedelta(days=7)
-COMMIT_BATCH = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,25 +57,13 @@ def _write(codec: TypeAdapter[T], value: T) -> str:
     return codec.dump_json(value).decode()
 
 
-@dataclass(frozen=True, slots=True)
-class _Operation:
-    work: Callable[[sqlite3.Connection], object]
-    durable: bool
-    done: "asyncio.Future[object] | None"
-
-
 class Journal:
     """Open it inside a running event loop with `await Journal.open(path)`; close it with `await close()`."""
 
     def __init__(self, connection: sqlite3.Connection, path: Path, loop: asyncio.AbstractEventLoop) -> None:
         self.path = path
-        self._connection = connection
-        self._loop = loop
-        self._queue: queue.SimpleQueue[_Operation | None] = queue.SimpleQueue()
         #: no way to notice a power cut: then every order waits for the flush
         self._flush_orders = boot_mark() is None
-        self._failed = False
-        self._closed = False
         self.identity: str = connection.execute("select value from meta where name = 'identity'").fetchone()[0]
         self._sessions = {
             (AccountId(account), int(session)): datetime.fromisoformat(moment)
@@ -91,8 +73,7 @@ class Journal:
             AccountId(account): LastSeen(datetime.fromisoformat(at), frozenset(Ticket(t) for t in tickets.split("\n") if t))
             for account, at, tickets in connection.execute("select account_id, seen_at, tickets from accounts")
         }
-        self._thread = threading.Thread(target=self._work, name="journal", daemon=True)
-        self._thread.start()
+        self._writer = JournalWriter(connection, path, loop)
 
     @classmethod
     async def open(cls, path: Path) -> "Journal":
@@ -104,7 +85,7 @@ class Journal:
     @property
     def healthy(self) -> bool:
         """False once a write has failed; an agent in this state does not trade."""
-        return not self._failed
+        return self._writer.healthy
 
     # -- executions -----------------------------------------------------------------------------------------
 
@@ -119,14 +100,14 @@ class Journal:
             )
             return None if added.rowcount == 1 else _find(connection, execution.id, execution.attempt)
 
-        return await self._ask(work, durable=self._flush_orders)
+        return await self._writer.ask(work, durable=self._flush_orders)
 
     async def entry(self, execution_id: ExecutionId, attempt: int) -> Entry | None:
-        return await self._ask(lambda connection: _find(connection, execution_id, attempt))
+        return await self._writer.ask(lambda connection: _find(connection, execution_id, attempt))
 
     def sent(self, execution: Execution) -> None:
         """The order was handed to the adapter."""
-        self._tell(
+        self._writer.tell(
             lambda connection: connection.execute(
                 "update executions set state = 'sent' where execution_id = ? and attempt = ? and state = 'begun'",
                 (execution.id, execution.attempt),
@@ -136,7 +117,7 @@ class Journal:
     def answered(self, execution: Execution, report: Report) -> None:
         """The outcome is known (not `unknown`); kept until the database has accepted it."""
         body, told = _write(EXECUTION, execution), _write(REPORT, report)
-        self._tell(
+        self._writer.tell(
             lambda connection: connection.execute(
                 "insert into executions values (?, ?, ?, ?, ?, ?, ?, 'answered') on conflict (execution_id, attempt) "
                 "do update set state = 'answered', report = excluded.report",
@@ -147,7 +128,7 @@ class Journal:
     def reported(self, reports: Iterable[Report]) -> None:
         """The database accepted these (or refused them for good)."""
         rows = [(report.execution_id, report.attempt) for report in reports if report.outcome != "unknown"]
-        self._tell(
+        self._writer.tell(
             lambda connection: connection.executemany(
                 "update executions set state = 'reported' where execution_id = ? and attempt = ? and state = 'answered'", rows
             )
@@ -173,14 +154,14 @@ class Journal:
 
     def put_events(self, events: Iterable[Event]) -> None:
         rows = [(event.account_id, event.session, event.seq, _write(EVENT, event), _now()) for event in events]
-        self._tell(
+        self._writer.tell(
             lambda connection: connection.executemany("insert into events values (?, ?, ?, ?, ?) on conflict do nothing", rows)
         )
 
     def drop_events(self, keys: Iterable[EventKey]) -> None:
         """Delivered, refused for good, or overtaken by a later one."""
         rows = list(keys)
-        self._tell(
+        self._writer.tell(
             lambda connection: connection.executemany("delete from events where account_id = ? and session = ? and seq = ?", rows)
         )
 
@@ -208,7 +189,7 @@ class Journal:
     async def remember_session(self, account_id: AccountId, session: int, vouches_from: datetime) -> None:
         """On the disk before the session trades: only then does a later session continue it."""
         row = (account_id, session, _now(), _stamp(vouches_from))
-        await self._ask(
+        await self._writer.ask(
             lambda connection: (
                 connection.execute("insert into sessions values (?, ?, ?, ?) on conflict do nothing", row).rowcount
             ),
@@ -224,7 +205,7 @@ class Journal:
         seen = LastSeen(at, frozenset(tickets))
         self._seen[account_id] = seen
         row = (account_id, _stamp(at), "\n".join(sorted(seen.tickets)))
-        self._tell(
+        self._writer.tell(
             lambda connection: connection.execute(
                 "insert into accounts values (?, ?, ?) on conflict (account_id) "
                 "do update set seen_at = excluded.seen_at, tickets = excluded.tickets",
@@ -248,103 +229,21 @@ class Journal:
             )
             return set(connection.execute("select account_id, session from sessions").fetchall())
 
-        left = await self._ask(work)
+        left = await self._writer.ask(work)
         self._sessions = {key: moment for key, moment in self._sessions.items() if key in left}
 
     async def flush(self) -> None:
         """Wait until everything handed over so far is written."""
-        await self._ask(lambda _: None)
+        await self._writer.ask(lambda _: None)
 
     async def close(self) -> None:
-        if not self._closed:
-            self._closed = True
-            self._queue.put(None)
-            await asyncio.to_thread(self._thread.join, 10)
+        """Write what was handed over, note that nothing is missing, and let the file go."""
+        await self._writer.close()
 
-    # -- the thread -----------------------------------------------------------------------------------------
-
-    async def _ask(self, work: Callable[[sqlite3.Connection], T], *, durable: bool = False) -> T:
-        if self._closed:
-            raise JournalError("the journal is closed")
-        done: asyncio.Future[object] = self._loop.create_future()
-        self._queue.put(_Operation(work, durable, done))
-        return cast(T, await done)
+    # -- inside ---------------------------------------------------------------------------------------------
 
     async def _rows(self, sql: str, *values: object) -> list[tuple[str, ...]]:
-        return await self._ask(lambda connection: connection.execute(sql, values).fetchall())
-
-    def _tell(self, work: Callable[[sqlite3.Connection], object]) -> None:
-        if self._closed:
-            log.warning("journal_write_after_close")
-            return
-        self._queue.put(_Operation(work, durable=False, done=None))
-
-    def _work(self) -> None:
-        while True:
-            batch: list[_Operation] = []
-            ending = False
-            operation = self._queue.get()
-            while True:
-                if operation is None:
-                    ending = True
-                    break
-                batch.append(operation)
-                if len(batch) >= COMMIT_BATCH:
-                    break
-                try:
-                    operation = self._queue.get_nowait()
-                except queue.Empty:
-                    break
-            self._settle(batch, self._commit(batch))
-            if ending:
-                close_file(self._connection)
-                return
-
-    def _commit(self, batch: Sequence[_Operation]) -> list[object]:
-        """Do the batch in one transaction; if that fails, one by one, so that a failure stays with its cause."""
-        try:
-            return self._transact(batch)
-        except Exception as error:
-            if len(batch) != 1:
-                return [self._commit([operation])[0] for operation in batch]
-            if isinstance(error, sqlite3.Error):
-                self._failed = True
-            log.error("journal_write_failed", extra={"error": str(error), "path": str(self.path)})
-            return [error]
-
-    def _transact(self, batch: Sequence[_Operation]) -> list[object]:
-        if not batch:
-            return []
-        durable = any(operation.durable for operation in batch)
-        self._connection.execute(f"pragma synchronous = {'full' if durable else 'normal'}")
-        self._connection.execute("begin immediate")
-        try:
-            results: list[object] = [operation.work(self._connection) for operation in batch]
-            self._connection.execute("commit")
-        except BaseException:
-            with contextlib.suppress(sqlite3.Error):
-                self._connection.execute("rollback")
-            raise
-        self._failed = False
-        return results
-
-    def _settle(self, batch: Sequence[_Operation], results: Sequence[object]) -> None:
-        waiting = [(o.done, result) for o, result in zip(batch, results, strict=True) if o.done is not None]
-        if waiting:
-            with contextlib.suppress(RuntimeError):  # the loop is gone: nobody waits any more
-                self._loop.call_soon_threadsafe(_resolve, waiting)
-
-
-def _resolve(waiting: Sequence[tuple["asyncio.Future[object]", object]]) -> None:
-    for done, result in waiting:
-        if done.done():
-            continue
-        if isinstance(result, Exception):
-            error = JournalError(f"the journal could not be written: {result}")
-            error.__cause__ = result
-            done.set_exception(error)
-        else:
-            done.set_result(result)
+        return await self._writer.ask(lambda connection: connection.execute(sql, values).fetchall())
 
 
 def _now() -> str:

@@ -10,14 +10,15 @@ from collections.abc import Callable, Sequence
 
 from agent.journal import Journal, JournalError
 from agent.model import Event, Ticket
-from agent.session import AccountSession, Backbone, BackboneRefused, Submit
+from agent.session import LEASE_OVER, MALFORMED, AccountSession, Backbone, BackboneRefused, Submit
 
 log = logging.getLogger(__name__)
 
-MALFORMED = frozenset({"TC001", "TC002"})
 #: positions per call, over all its events: well under 1 MB
 POSITIONS_PER_CALL = 1_000
 RETRY_AFTER = 5.0
+#: a heartbeat, which renews the lease, is due within a second
+LEASE_RETRY_AFTER = 0.5
 
 
 class EventOutbox:
@@ -81,10 +82,10 @@ class EventOutbox:
                 if refused.concerns_account:
                     raise
                 log.error("events_refused", extra={"code": refused.code, "account_id": self._session.account_id})
-                await self._put_back(batch)
+                await self._put_back(batch, LEASE_RETRY_AFTER if refused.code == LEASE_OVER else self._retry_after)
             except Exception:
                 log.exception("events_failed", extra={"account_id": self._session.account_id})
-                await self._put_back(batch)
+                await self._put_back(batch, self._retry_after)
             finally:
                 self._sending = False
 
@@ -101,9 +102,9 @@ class EventOutbox:
             del self._waiting[(event.session, event.seq)]
         return batch
 
-    async def _put_back(self, batch: Sequence[Event]) -> None:
+    async def _put_back(self, batch: Sequence[Event], pause: float) -> None:
         self._waiting = {(event.session, event.seq): event for event in batch} | self._waiting
-        await asyncio.sleep(self._retry_after)
+        await asyncio.sleep(pause)
 
     async def _deliver(self, batch: Sequence[Event]) -> None:
         try:

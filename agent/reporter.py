@@ -6,11 +6,10 @@ from collections.abc import Callable, Sequence
 
 from agent.journal import Journal, JournalError
 from agent.model import ExecutionId, Report
-from agent.session import Backbone, BackboneRefused, Submit
+from agent.session import MALFORMED, Backbone, BackboneRefused, Submit
 
 log = logging.getLogger(__name__)
 
-MALFORMED = frozenset({"TC001", "TC002"})
 #: seconds until a refused or failed call is tried again
 RETRY_AFTER = 5.0
 

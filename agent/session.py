@@ -16,7 +16,11 @@ from agent.model import AccountId, Event, Execution, ExecutionId, Mode, Position
 from agent.platforms.protocol import Adapter
 
 #: refusals that concern the whole account: this agent must stop working it (docs/protocol.md)
-ACCOUNT_REFUSALS = frozenset({"TC101", "TC102", "TC103", "TC104", "TC208"})
+ACCOUNT_REFUSALS = frozenset({"TC101", "TC102", "TC103", "TC208"})
+#: the lease ran out, after an outage of the database for example: the next heartbeat renews it, and the same call succeeds
+LEASE_OVER = "TC104"
+#: refusals of what was said, not of who says it
+MALFORMED = frozenset({"TC001", "TC002"})
 
 
 class BackboneRefused(Exception):

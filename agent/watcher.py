@@ -69,7 +69,7 @@ class Watcher:
         settings: WatcherSettings | None = None,
     ) -> None:
         """`submit` takes the executions that answers carry (`TradeCopyEngine.submit`); `on_refused(account_id, code)` is
-        called once when the database refuses the account (TC103, TC104), and `run` then returns."""
+        called once when the database refuses the account (TC103 for example), and `run` then returns."""
         self._session = session
         self._journal = journal
         self._clock = clock

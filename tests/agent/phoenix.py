@@ -21,6 +21,8 @@ class Socket:
     ws: web.WebSocketResponse
     joins: list[dict[str, object]] = field(default_factory=list)
     tokens: list[str] = field(default_factory=list)
+    #: names of all events that it sent, in order
+    said: list[str] = field(default_factory=list)
     gone: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def frame(self, event: str, payload: object, ref: object = None) -> None:
@@ -95,6 +97,7 @@ class Phoenix:
     async def _said(self, socket: Socket, frame: dict[str, object]) -> None:
         payload = frame["payload"]
         assert isinstance(payload, dict)
+        socket.said.append(str(frame["event"]))
         match frame["event"]:
             case "heartbeat":
                 await socket.ws.send_str(json.dumps({**frame, "event": "phx_reply", "payload": {"status": "ok", "response": {}}}))

@@ -22,6 +22,7 @@ from agent.model import AccountId, Assignment
 from agent.paper.client import PaperClient
 from agent.paper.process import PaperProcess
 from agent.platforms.factory import PlatformFactory
+from agent.platforms.paper.adapter import PaperAdapter
 from agent.settings import Settings
 
 LONG_AGO = datetime.now(UTC) - timedelta(minutes=5)
@@ -214,11 +215,15 @@ async def test_an_account_that_is_not_assigned_any_more_is_let_go_and_said_to_be
 
 async def test_an_unreadable_assignment_leaves_its_account_alone(bench: Bench) -> None:
     account = await bench.account("114")
+    await bench.paper.set_prices({"EURUSD": (Decimal("1.1"), Decimal("1.1001"))})
     bench.manager.want([account])
     await bench.until_status(account, "connected")
+    await bench.server.until(lambda: bool(bench.server.called("queue_trade_copy")))
     bench.manager.want([], frozenset({account.account_id}))
-    await asyncio.sleep(0)
-    assert bench.status(account)["status"] == "connected"
+    # It goes on working: what happens on it is still told, in the same session.
+    await bench.paper.market("114", "EURUSD", "buy", Decimal("0.10"))
+    await bench.server.until(lambda: "'opened'" in str(bench.server.called("queue_trade_copy")))
+    assert (bench.status(account)["status"], bench.sessions) == ("connected", 1)
 
 
 async def test_an_account_assigned_again_while_it_is_let_go_comes_back_in_a_new_session(bench: Bench) -> None:
@@ -255,3 +260,34 @@ async def test_a_clean_stop_lets_go_of_everything(bench: Bench) -> None:
     assert bench.manager.connected == 0
     bench.manager.want(accounts)
     assert all(status["status"] == "released" for status in bench.manager.statuses())
+
+
+async def test_a_symbol_that_the_database_refuses_keeps_no_account_from_trading(bench: Bench) -> None:
+    def refuse_gold(request: dict[str, Any]) -> Answer:
+        if any(symbol["name"] == "XAUUSD" for symbol in request.get("symbols", [])):
+            return 400, {"code": "TC001", "message": "symbols: an entry is not of the documented form"}
+        return 200, {"ok": True}
+
+    bench.server.rpc["report_account_state"] = refuse_gold
+    account = await bench.account("117")
+    bench.manager.want([account])
+    await bench.until_status(account, "connected")
+    told = [report["p_state"] for report in states(bench) if "XAUUSD" not in str(report)]
+    names = [symbol["name"] for report in told for symbol in report.get("symbols", [])]
+    assert {"EURUSD", "GBPUSD"} <= set(names)
+    assert "balance" in told[0]
+
+
+async def test_a_terminal_that_hangs_after_its_login_is_tried_again(bench: Bench) -> None:
+    class Hanging(PaperAdapter):
+        async def symbols(self) -> tuple[str, ...]:
+            if bench.sessions == 1:
+                await asyncio.Event().wait()
+            return await super().symbols()
+
+    manager = bench.manager
+    manager._parts = replace(manager._parts, create_adapter=lambda _: Hanging())
+    manager._settings = replace(manager._settings, connect_timeout=timedelta(seconds=0.5))
+    account = await bench.account("118")
+    manager.want([account])
+    assert (await bench.until_status(account, "connected"))["session"] == 2

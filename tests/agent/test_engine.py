@@ -171,7 +171,7 @@ async def test_a_journal_that_cannot_be_written_stops_the_order(farm: Farm, monk
     def full(batch: object) -> list[object]:
         raise sqlite3.OperationalError("disk I/O error")
 
-    monkeypatch.setattr(farm.journal, "_transact", full)
+    monkeypatch.setattr(farm.journal._writer, "_transact", full)
     farm.engine.submit([execution(1)])
     await eventually(lambda: farm.database.outcome(1) == "expired/journal_failed")
     assert farm.desk.tags == []

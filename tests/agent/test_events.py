@@ -104,6 +104,9 @@ async def listening(server: Phoenix, settings: EventSettings | None = None, *, r
 async def server() -> AsyncIterator[Phoenix]:
     async with phoenix_server() as running:
         yield running
+    # Whatever a test did: the agent speaks to the database by calls and never sends a message on the socket, where it could
+    # be lost without a word.
+    assert {said for socket in running.sockets for said in socket.said} <= {"phx_join", "phx_leave", "heartbeat", "access_token"}
 
 
 @pytest.fixture
@@ -545,3 +548,15 @@ async def test_a_clean_stop_closes_the_socket(server: Phoenix) -> None:
     async with asyncio.timeout(10):
         await socket.gone.wait()
     assert listener.system.state == "down"
+
+
+async def test_the_agent_never_sends_a_message_on_the_socket(server: Phoenix) -> None:
+    async with listening(server) as listener:
+        socket = await server.socket(1)
+        await listener.until(lambda: listener.system.state == "joined")
+        for number in range(3):
+            await socket.broadcast("executions", {"number": number})
+        await listener.tokens.renew("token-1")
+        await server.until(lambda: "access_token" in socket.said)
+    await server.until(socket.gone.is_set)
+    assert [said for said in socket.said if said != "heartbeat"] == ["phx_join", "access_token"]

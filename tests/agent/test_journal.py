@@ -6,6 +6,8 @@ import shutil
 import signal
 import sqlite3
 import sys
+import threading
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -14,6 +16,7 @@ from pathlib import Path
 import pytest
 from engine_desk import ACCOUNT, execution, position
 
+from agent import journal_writer
 from agent.journal import Journal, JournalBusy, JournalError
 from agent.journal_file import boot_mark, same_boot
 from agent.model import Event, Report, Ticket
@@ -187,11 +190,27 @@ async def test_a_failing_write_fails_alone_and_makes_the_journal_unhealthy(tmp_p
     def fail(connection: sqlite3.Connection) -> None:
         connection.execute("insert into nowhere values (1)")
 
-    bad = asyncio.ensure_future(journal._ask(fail))
+    bad = asyncio.ensure_future(journal._writer.ask(fail))
     good = asyncio.ensure_future(journal.begin(execution(1)))
     with pytest.raises(JournalError):
         await bad
     assert await good is None
+    assert [each.id for each in await journal.unresolved(ACCOUNT)] == [1]
+    await journal.close()
+
+
+async def test_a_disk_that_does_not_answer_counts_as_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = await Journal.open(tmp_path / "journal.sqlite")
+    monkeypatch.setattr(journal_writer, "ANSWER_TIMEOUT", 0.05)
+    stuck = threading.Event()
+    slow = asyncio.ensure_future(journal._writer.ask(lambda _: stuck.wait(20)))
+    await asyncio.sleep(0)  # it is handed over
+    with pytest.raises(JournalError, match="did not answer"):
+        await journal.begin(execution(1))
+    stuck.set()
+    with suppress(JournalError):
+        await slow
+    monkeypatch.undo()
     assert [each.id for each in await journal.unresolved(ACCOUNT)] == [1]
     await journal.close()
 
@@ -233,7 +252,7 @@ async def test_pruning_forgets_what_is_finished_and_old_and_nothing_else(tmp_pat
         connection.execute("update executions set begun_at = ?", (old,))
         connection.execute("update sessions set opened_at = ?", (old,))
 
-    await journal._ask(age)
+    await journal._writer.ask(age)
     await journal.prune()
     assert await journal.entry(execution(1).id, 1) is None
     assert [each.id for each in await journal.unresolved(ACCOUNT)] == [2]

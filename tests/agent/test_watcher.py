@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from engine_desk import ACCOUNT, Desk, DeskAdapter, FakeDatabase, eventually, execution, open_session, position, running_lease
 
+from agent import outbox
 from agent.clock import DatabaseClock
 from agent.engine import TradeCopyEngine
 from agent.journal import Journal
@@ -412,13 +413,21 @@ async def test_a_poisoned_event_does_not_hold_up_its_batch(scene: Scene, caplog:
     await eventually(lambda: "event_refused" in caplog.text)
 
 
-@pytest.mark.parametrize("code", ["TC103", "TC104"])
-async def test_a_refused_account_ends_the_watch_and_says_so(code: str, scene: Scene) -> None:
-    scene.database.refuse_events.append(BackboneRefused(code, "not yours"))
+async def test_a_refused_account_ends_the_watch_and_says_so(scene: Scene) -> None:
+    scene.database.refuse_events.append(BackboneRefused("TC103", "not yours"))
     scene.desk.put(position("2"))
     async with asyncio.timeout(5):
         await scene.running
-    assert scene.refusals == [(ACCOUNT, code)]
+    assert scene.refusals == [(ACCOUNT, "TC103")]
+
+
+async def test_a_lease_that_an_outage_ended_ends_no_session(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox, "LEASE_RETRY_AFTER", 0.01)
+    scene.database.refuse_events.append(BackboneRefused("TC104", "the lease is over"))
+    scene.desk.put(position("2"))
+    await scene.told(2)
+    assert scene.database.types() == ["snapshot", "opened"]
+    assert scene.refusals == []
 
 
 async def test_a_lost_connection_ends_the_watch_with_its_cause(scene: Scene) -> None:

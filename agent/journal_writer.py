@@ -1,0 +1,146 @@
+"""The journal's thread: takes operations from the event loop, commits those that wait together at once, and answers."""
+
+import asyncio
+import contextlib
+import logging
+import queue
+import sqlite3
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, TypeVar, cast
+
+from agent.journal_file import JournalError, close_file
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+COMMIT_BATCH: Final = 500
+#: seconds after which a disk that does not answer counts as failed: no order may wait for it any longer
+ANSWER_TIMEOUT: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Operation:
+    work: Callable[[sqlite3.Connection], object]
+    durable: bool
+    done: "asyncio.Future[object] | None"
+
+
+class JournalWriter:
+    """Owns the connection from now on. `ask` and `tell` belong to the event loop `loop`."""
+
+    def __init__(self, connection: sqlite3.Connection, path: Path, loop: asyncio.AbstractEventLoop) -> None:
+        self._connection = connection
+        self._path = path
+        self._loop = loop
+        self._queue: queue.SimpleQueue[_Operation | None] = queue.SimpleQueue()
+        self._failed = False
+        self._closed = False
+        self._flushing: bool | None = None
+        self._thread = threading.Thread(target=self._work, name="journal", daemon=True)
+        self._thread.start()
+
+    @property
+    def healthy(self) -> bool:
+        """False from a failed write to the next one that succeeds."""
+        return not self._failed
+
+    async def ask(self, work: Callable[[sqlite3.Connection], T], *, durable: bool = False) -> T:
+        """Do it and wait for its commit (`durable`: for the disk too). Raises `JournalError`; it may be done all the same."""
+        if self._closed:
+            raise JournalError("the journal is closed")
+        done: asyncio.Future[object] = self._loop.create_future()
+        self._queue.put(_Operation(work, durable, done))
+        try:
+            async with asyncio.timeout(ANSWER_TIMEOUT):
+                return cast(T, await done)
+        except TimeoutError:
+            raise JournalError(f"the journal {self._path} did not answer within {ANSWER_TIMEOUT:g} s") from None
+
+    def tell(self, work: Callable[[sqlite3.Connection], object]) -> None:
+        """Do it some time; failures are logged."""
+        if self._closed:
+            log.warning("journal_write_after_close")
+            return
+        self._queue.put(_Operation(work, durable=False, done=None))
+
+    async def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._queue.put(None)
+            await asyncio.to_thread(self._thread.join, 10)
+
+    # -- the thread -----------------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        ending = False
+        while not ending:
+            batch, ending = self._gather()
+            self._settle(batch, self._commit(batch))
+        close_file(self._connection)
+
+    def _gather(self) -> tuple[list[_Operation], bool]:
+        """Everything that waits now, and whether the end was among it."""
+        batch: list[_Operation] = []
+        operation = self._queue.get()
+        while operation is not None:
+            batch.append(operation)
+            if len(batch) >= COMMIT_BATCH:
+                return batch, False
+            try:
+                operation = self._queue.get_nowait()
+            except queue.Empty:
+                return batch, False
+        return batch, True
+
+    def _commit(self, batch: Sequence[_Operation]) -> list[object]:
+        """Do the batch in one transaction; if that fails, one by one, so that a failure stays with its cause."""
+        try:
+            return self._transact(batch)
+        except Exception as error:
+            if len(batch) != 1:
+                return [self._commit([operation])[0] for operation in batch]
+            if isinstance(error, sqlite3.Error):
+                self._failed = True
+            log.error("journal_write_failed", extra={"error": str(error), "path": str(self._path)})
+            return [error]
+
+    def _transact(self, batch: Sequence[_Operation]) -> list[object]:
+        if not batch:
+            return []
+        self._flush_on_commit(any(operation.durable for operation in batch))
+        self._connection.execute("begin immediate")
+        try:
+            results: list[object] = [operation.work(self._connection) for operation in batch]
+            self._connection.execute("commit")
+        except BaseException:
+            with contextlib.suppress(sqlite3.Error):
+                self._connection.execute("rollback")
+            raise
+        self._failed = False
+        return results
+
+    def _flush_on_commit(self, flush: bool) -> None:
+        if flush != self._flushing:
+            self._connection.execute(f"pragma synchronous = {'full' if flush else 'normal'}")
+            self._flushing = flush
+
+    def _settle(self, batch: Sequence[_Operation], results: Sequence[object]) -> None:
+        waiting = [(o.done, result) for o, result in zip(batch, results, strict=True) if o.done is not None]
+        if waiting:
+            with contextlib.suppress(RuntimeError):  # the loop is gone: nobody waits any more
+                self._loop.call_soon_threadsafe(_resolve, waiting)
+
+
+def _resolve(waiting: Sequence[tuple["asyncio.Future[object]", object]]) -> None:
+    for done, result in waiting:
+        if done.done():
+            continue
+        if isinstance(result, Exception):
+            error = JournalError(f"the journal could not be written: {result}")
+            error.__cause__ = result
+            done.set_exception(error)
+        else:
+            done.set_result(result)
