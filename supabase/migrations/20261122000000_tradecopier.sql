@@ -3749,12 +3749,13 @@ begin
   where a.id = told.account_id and s.vps_id = p_vps and (told.session is null or told.session = a.session)
     and (a.status, a.status_reason) is distinct from (told.status, told.error);
 
-  -- Every few seconds, and last of all: the row of a connected account says when it was last seen.
+  -- Every few seconds, and last of all: the row of a connected account says when it was last seen. Only when its session has told
+  -- what it holds: a login is not a look, and a position opened during an outage would pass for new.
   update public.trading_accounts a set seen_at = now()
   from jsonb_to_recordset(p_accounts) as said (account_id uuid, session bigint, status text)
   join public.account_vps_assignments s on s.account_id = said.account_id
   where a.id = said.account_id and s.vps_id = p_vps and said.session = a.session and said.status = 'connected'
-    and (a.seen_at is null or a.seen_at < now() - interval '1 second');
+    and a.snapshot_session = said.session and (a.seen_at is null or a.seen_at < now() - interval '1 second');
 end
 $$;
 comment on function private.note_account_states(uuid, jsonb) is 'Writes down what a heartbeat says about the connections of the VPS''s accounts.';
