@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING
 
 import psutil
 import pytest
+import pytest_asyncio
 
 from agent.demo.farm import Farm, Opening, Vps
 from agent.doctor import examine
+from agent.local.database import Database
+from agent.local.postgres import PostgresServer
 
 if TYPE_CHECKING:
     from agent.local.stack import Stack
@@ -23,9 +26,25 @@ COMMAND = [sys.executable, "-c", "from agent.cli import main; main()"]
 MOST_MB = 120
 
 
-@pytest.fixture
-async def farm(stack: "Stack", tmp_path: Path) -> AsyncIterator[Farm]:
-    async with Farm(stack, tmp_path / "farm") as running:
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def site(
+    postgres_server: PostgresServer, template_database: Database, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator["Stack"]:
+    """One stack for all tests of this module: each brings its own VPS and accounts."""
+    from agent.local.stack import Stack
+
+    database = Database.create(postgres_server, f"service_{os.getpid()}", template_database)
+    async with Stack(tmp_path_factory.mktemp("service") / "stack", database=database) as running:
+        yield running
+    database.drop()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def farm(site: "Stack", tmp_path: Path) -> AsyncIterator[Farm]:
+    async with Farm(site, tmp_path / "farm") as running:
         yield running
 
 
@@ -40,10 +59,10 @@ def events_of(vps: Vps) -> list[str]:
 
 
 async def test_an_agent_with_ten_accounts_is_small_and_stops_cleanly(
-    stack: "Stack", farm: Farm, capsys: pytest.CaptureFixture[str]
+    site: "Stack", farm: Farm, capsys: pytest.CaptureFixture[str]
 ) -> None:
     [vps] = await farm.add_vpses(["small"])
-    user, _ = await stack.create_user("owner@example.test")
+    user, _ = await site.create_user("ten@example.test")
     accounts = [await farm.open_account(Opening(name=f"a{n}", login=str(500 + n)), user, vps) for n in range(10)]
     await farm.wait_connected(accounts)
     agent = process_of(vps)
@@ -66,9 +85,9 @@ async def test_a_second_agent_on_the_same_data_is_refused(farm: Farm) -> None:
     assert "TC613: another agent already runs" in second.stderr
 
 
-async def test_an_agent_killed_and_started_again_is_joined_again(stack: "Stack", farm: Farm) -> None:
+async def test_an_agent_killed_and_started_again_is_joined_again(site: "Stack", farm: Farm) -> None:
     [vps] = await farm.add_vpses(["killed"])
-    user, _ = await stack.create_user("owner@example.test")
+    user, _ = await site.create_user("one@example.test")
     account = await farm.open_account(Opening(name="a", login="600"), user, vps)
     await farm.wait_connected([account])
     before = await farm.session(account)
