@@ -30,7 +30,8 @@ format: setup ## bring every file into the layout that check wants
 	@$(BIN)/ruff check --quiet --fix-only . ; $(BIN)/ruff format . && node_modules/.bin/biome check --write .
 
 bench: setup ## every benchmark, one after the other
-	@for name in copy fanout; do $(BIN)/tradecopier bench $$name $(ARGS) || exit 1; done
+	@$(BIN)/python scripts/bench_peers.py
+	@for name in copy fanout burst queue; do $(BIN)/tradecopier bench $$name $(ARGS) || exit 1; done
 
 types: setup ## supabase/database.types.ts from the schema
 	@$(BIN)/python scripts/database_types.py

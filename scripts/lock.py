@@ -2,6 +2,7 @@
 
 requirements.lock           everything of pyproject.toml, for Python 3.11+ on Linux, macOS and Windows, hash-pinned
 requirements-nodeps.lock    packages whose own pins are too old to be obeyed; installed without their dependencies
+requirements-bench.lock     the peers that `bench queue` measures against; in an environment of their own
 requirements-bootstrap.lock uv itself, which `make setup` installs with pip and which then installs the rest
 package-lock.json           npm, with the workspace web/, without addresses
 """
@@ -20,6 +21,9 @@ HEADER = "# Made by `make lock`. Do not edit.\n"
 #: ctrader-open-api pins Twisted 24.3 and a pure-Python protobuf of 2022; only its message classes are used
 WITHOUT_DEPENDENCIES = "ctrader-open-api==0.9.2\n"
 
+#: all that their own documentation names for speed
+BENCH_PEERS = "procrastinate\npgqueuer\nasyncpg\nuvloop; sys_platform != 'win32'\npsycopg[binary]\n"
+
 #: how platform packages of npm name what they fit (the last parts of their names)
 NODE_OS = {"linux": "linux", "darwin": "darwin", "windows": "win32", "win32": "win32", "android": "android"}
 NODE_CPU = {"x64": "x64", "arm64": "arm64"}
@@ -29,11 +33,13 @@ def lock_python() -> None:
     compile_ = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--universal", "--python-version", "3.11"]
     compile_ += ["--generate-hashes", "--no-header", "--no-annotate", "--no-emit-index-url", "--no-emit-find-links"]
     with tempfile.TemporaryDirectory() as scratch:
-        bootstrap, nodeps = Path(scratch, "bootstrap.in"), Path(scratch, "nodeps.in")
+        bootstrap, nodeps, peers = (Path(scratch, f"{name}.in") for name in ("bootstrap", "nodeps", "bench"))
         nodeps.write_text(WITHOUT_DEPENDENCIES)
+        peers.write_text(BENCH_PEERS)
         for name, arguments in (
             ("requirements.lock", ["--group", "dev", "pyproject.toml"]),
             ("requirements-nodeps.lock", ["--no-deps", str(nodeps)]),
+            ("requirements-bench.lock", [str(peers)]),
         ):
             made = subprocess.run([*compile_, *arguments], cwd=ROOT, check=True, capture_output=True, text=True).stdout
             (ROOT / name).write_text(HEADER + made)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from agent.bench.burst import run_burst, summarise_waves
 from agent.bench.copying import (
     add_followers,
     allow_accounts,
@@ -16,6 +17,7 @@ from agent.bench.copying import (
     summarise_last,
 )
 from agent.bench.machine import machine
+from agent.bench.queueing import Contest, queue_figures
 from agent.demo.command import check_writable
 from agent.demo.shelter import Shelter
 
@@ -58,6 +60,28 @@ def fanout(samples: int, sizes: tuple[int, ...], rate: float, json_file: Path | 
     _run(fanout_figures(samples, sorted(sizes), rate), json_file)
 
 
+@bench.command()
+@click.option("--samples", type=click.IntRange(1, 1000), default=3, show_default=True, help="Bursts.")
+@click.option("--positions", type=click.IntRange(1, 1000), default=50, show_default=True, help="Positions per burst.")
+@click.option("--followers", type=click.IntRange(1, 2000), default=40, show_default=True, help="How many followers.")
+@_json
+def burst(samples: int, positions: int, followers: int, json_file: Path | None) -> None:
+    """Many positions within a second, many followers: no order lost, none twice, and when all is done."""
+    _run(burst_figures(samples, positions, followers), json_file)
+
+
+@bench.command()
+@click.option("--samples", type=click.IntRange(1, 1_000_000), default=4000, show_default=True, help="Jobs per round and queue.")
+@click.option("--rounds", type=click.IntRange(1, 1000), default=5, show_default=True, help="Rounds after the warm-up.")
+@click.option("--connections", type=click.IntRange(1, 50), default=4, show_default=True, help="Connections of each queue.")
+@click.option("--batch", type=click.IntRange(1, 200), default=40, show_default=True, help="Jobs enqueued at once; followers.")
+@_json
+def queue(samples: int, rounds: int, connections: int, batch: int, json_file: Path | None) -> None:
+    """Executions queued and completed per second in Postgres, against procrastinate and pgqueuer."""
+    contest = Contest(jobs=samples, rounds=rounds, connections=connections, batch=batch)
+    _run(queue_figures(contest, _say), json_file)
+
+
 async def copy_figures(samples: int, rate: float, say: Callable[[str], None] | None = None) -> Figures:
     tell = say or _say
     async with Shelter.open("bench", say=tell) as shelter:
@@ -81,6 +105,29 @@ async def fanout_figures(samples: int, sizes: list[int], rate: float, say: Calla
             orders = await run_events(shelter, field, events=samples, warm_up=4, per_second=rate)
             results[str(size)] = {**summarise_last(orders), **summarise(orders)}
     return {"benchmark": "fanout", "samples": samples, "rate": rate, "followers": results, "machine": about}
+
+
+async def burst_figures(samples: int, positions: int, followers: int, say: Callable[[str], None] | None = None) -> Figures:
+    tell = say or _say
+    async with Shelter.open("bench", say=tell, capacity=max(50, followers)) as shelter:
+        about = await machine(shelter.farm.observer)
+        await allow_accounts(shelter, max(200, followers + 1))
+        field = await add_followers(shelter, await prepare(shelter, 3, tell), followers, tell, beside=True)
+        await run_events(shelter, field, events=2, warm_up=4, per_second=2)
+        waves = []
+        for number in range(samples):
+            tell(f"burst {number + 1} of {samples}: {positions} positions within a second for {followers} followers")
+            waves.append(await run_burst(shelter, field, positions, per_second=positions))
+        return {
+            "benchmark": "burst",
+            "samples": samples,
+            "positions": positions,
+            "followers": followers,
+            "vps": len(shelter.farm.vpses),
+            "opens": summarise_waves([opens for opens, _ in waves]),
+            "closes": summarise_waves([closes for _, closes in waves]),
+            "machine": about,
+        }
 
 
 def _run(work: Coroutine[object, object, Figures], json_file: Path | None) -> None:

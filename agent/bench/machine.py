@@ -12,6 +12,11 @@ from agent.demo.quiet import Observer
 
 async def machine(observer: Observer) -> dict[str, object]:
     [row] = await observer.rows("select current_setting('server_version') as version")
+    return machine_facts(str(row["version"]))
+
+
+def machine_facts(postgres: str) -> dict[str, object]:
+    """`postgres` is the server's own version."""
     return {
         "commit": _commit(),
         "cpu": _processor(),
@@ -21,7 +26,7 @@ async def machine(observer: Observer) -> dict[str, object]:
         "versions": {
             "tradecopier": metadata.version("tradecopier"),
             "python": platform.python_version(),
-            "postgres": row["version"],
+            "postgres": postgres,
         },
     }
 

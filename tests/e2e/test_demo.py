@@ -1,4 +1,4 @@
-"""The whole product at once: the demo, the replay and the benchmarks as a person calls them."""
+"""The whole product at once: the demo and the replay as a person calls them."""
 
 import json
 import os
@@ -93,20 +93,3 @@ def test_ctrl_c_ends_the_demo_and_leaves_nothing_running(tmp_path: Path) -> None
     _, alive = psutil.wait_procs(family.values(), timeout=10)
     assert alive == []
     assert_nothing_wrong(figures(file))
-
-
-def test_the_benchmark_copy_runs_with_few_samples(tmp_path: Path) -> None:
-    file = tmp_path / "copy.json"
-    result = run("bench", "copy", "--samples", "10", "--rate", "10", "--json", str(file))
-    assert result.returncode == 0, result.stderr
-    found = figures(file)
-    assert found["orders"] == 10
-    assert {"latency_ms", "from_schedule_ms", "stages_ms", "machine"} <= set(found)
-
-
-def test_the_benchmark_fanout_runs_with_few_samples(tmp_path: Path) -> None:
-    file = tmp_path / "fanout.json"
-    result = run("bench", "fanout", "--samples", "2", "--rate", "2", "--followers", "3", "--followers", "6", "--json", str(file))
-    assert result.returncode == 0, result.stderr
-    sizes = cast("dict[str, dict[str, object]]", figures(file)["followers"])
-    assert {size: found["orders"] for size, found in sizes.items()} == {"3": 6, "6": 12}

@@ -1,0 +1,39 @@
+"""The peers of `tradecopier bench queue`, in an environment of their own: `make bench` calls this first.
+
+They are no dependencies of the product. The packages are those of requirements-bench.lock, with their hashes.
+"""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+LOCK = ROOT / "requirements-bench.lock"
+ENVIRONMENT = ROOT / ".tradecopier" / "bench-venv"
+STAMP = ENVIRONMENT / ".lock"
+#: far above what a slow line needs
+TIMEOUT_S = 1200
+
+
+def main() -> None:
+    wanted = hashlib.sha256(LOCK.read_bytes() + sys.version.encode()).hexdigest()
+    if STAMP.exists() and STAMP.read_text() == wanted:
+        return
+    print("… installing the peers that bench queue measures against", file=sys.stderr)
+    shutil.rmtree(ENVIRONMENT, ignore_errors=True)
+    python = ENVIRONMENT / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    uv = [sys.executable, "-m", "uv"]
+    for command in (
+        [*uv, "venv", "--quiet", "--python", sys.executable, str(ENVIRONMENT)],
+        [*uv, "pip", "install", "--quiet", "--no-deps", "--require-hashes", "--python", str(python), "-r", str(LOCK)],
+    ):
+        if subprocess.run(command, stdin=subprocess.DEVNULL, timeout=TIMEOUT_S, check=False).returncode:
+            raise SystemExit("The peers could not be installed (see above). To mend it: check the network, then run it again")
+    STAMP.write_text(wanted)
+
+
+if __name__ == "__main__":
+    main()

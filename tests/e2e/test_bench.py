@@ -1,0 +1,129 @@
+"""Every benchmark runs once with few samples, so that it cannot rot. None gates on time."""
+
+import json
+import os
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal, cast
+
+import pytest
+
+from agent.bench.burst import count_orders
+from agent.bench.peers import ENVIRONMENT, peer_python
+from agent.failure import Failure
+from agent.local.schema import project_root
+from agent.paper.records import RequestRecord
+
+COMMAND = [sys.executable, "-c", "from agent.cli import main; main()"]
+SPREAD = {"p50", "p95", "p99", "max", "n", "histogram"}
+
+e2e = pytest.mark.e2e
+patient = pytest.mark.timeout(300)
+
+
+def bench(*arguments: str) -> dict[str, object]:
+    """Run `tradecopier bench …`; the figures that it wrote."""
+    file = Path(arguments[-1])
+    done = subprocess.run(
+        [*COMMAND, "bench", *arguments[:-1], "--json", str(file)], capture_output=True, text=True, timeout=280, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return cast("dict[str, object]", json.loads(file.read_text()))
+
+
+def part(figures: dict[str, object], *names: str) -> dict[str, object]:
+    for name in names:
+        figures = cast("dict[str, object]", figures[name])
+    return figures
+
+
+@e2e
+@patient
+def test_copy_runs_with_few_samples(tmp_path: Path) -> None:
+    found = bench("copy", "--samples", "10", "--rate", "10", str(tmp_path / "copy.json"))
+    assert found["orders"] == 10
+    assert {"latency_ms", "from_schedule_ms", "stages_ms", "machine"} <= set(found)
+
+
+@e2e
+@patient
+def test_fanout_runs_with_few_samples(tmp_path: Path) -> None:
+    sizes = ["--followers", "3", "--followers", "6"]
+    found = bench("fanout", "--samples", "2", "--rate", "2", *sizes, str(tmp_path / "fanout.json"))
+    assert {size: part(found, "followers", size)["orders"] for size in ("3", "6")} == {"3": 6, "6": 12}
+
+
+@e2e
+@patient
+def test_burst_runs_with_few_samples_and_counts_every_order_at_the_brokers(tmp_path: Path) -> None:
+    found = bench("burst", "--samples", "1", "--positions", "5", "--followers", "4", str(tmp_path / "burst.json"))
+    assert found["vps"] == 3
+    for wave in (part(found, "opens"), part(found, "closes")):
+        assert (wave["expected"], wave["orders"], wave["lost"], wave["twice"]) == (20, 20, 0, 0)
+        assert set(cast("dict[str, object]", wave["done_ms"])) == SPREAD
+
+
+@e2e
+@patient
+def test_queue_runs_with_few_samples_on_every_contender(tmp_path: Path) -> None:
+    try:
+        peer_python()
+    except Failure as missing:
+        pytest.skip(str(missing))
+    shape = ["--samples", "12", "--rounds", "1", "--connections", "2", "--batch", "3"]
+    found = bench("queue", *shape, str(tmp_path / "queue.json"))
+    assert found["jobs_per_round"] == 12
+    queues = part(found, "queues")
+    assert set(queues) == {"tradecopier_beside", "tradecopier_apart", "procrastinate", "pgqueuer"}
+    for name in queues:
+        assert cast("float", part(queues, name)["jobs_per_second"]) > 0
+        assert set(part(queues, name, "batch_ms", "enqueue")) == SPREAD
+    assert len(part(found, "ratios")) == 4
+
+
+def test_queue_says_what_is_missing_where_the_peers_are_not_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("agent.bench.peers.project_root", lambda: tmp_path)
+    with pytest.raises(Failure) as missing:
+        peer_python()
+    assert missing.value.code == "TC661"
+    assert "not installed" in missing.value.what
+    assert "make bench" in missing.value.mend
+
+
+def test_an_environment_without_the_peers_is_told_from_one_with_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    name = "Scripts/python.exe" if os.name == "nt" else "bin/python"
+    python = tmp_path / ENVIRONMENT / name
+    python.parent.mkdir(parents=True)
+    python.symlink_to(sys.executable)
+    monkeypatch.setattr("agent.bench.peers.project_root", lambda: tmp_path)
+    with pytest.raises(Failure) as missing:
+        peer_python()
+    assert missing.value.code == "TC661"
+    assert "No module named" in missing.value.what
+
+
+def test_the_peers_are_no_dependency_of_the_product() -> None:
+    peers = ("procrastinate", "pgqueuer", "asyncpg")
+    assert all(f"\n{name}==" in (project_root() / "requirements-bench.lock").read_text() for name in peers)
+    for name in ("requirements.lock", "requirements-nodeps.lock", "pyproject.toml"):
+        lines = (project_root() / name).read_text().splitlines()
+        assert not [line for line in lines if line.strip().strip('"').startswith(peers)]
+
+
+def order(number: int, tag: int, outcome: Literal["executed", "refused"] = "executed") -> RequestRecord:
+    return RequestRecord(
+        number=number, at=datetime(2026, 1, 1, tzinfo=UTC), kind="market", origin="expert", symbol="EURUSD", side="buy",
+        lots=None, tag=tag, outcome=outcome,
+    )  # fmt: skip
+
+
+def test_an_order_that_was_refused_or_never_came_is_lost() -> None:
+    count = count_orders({"one": [order(1, 11), order(2, 12, "refused")], "two": []}, 2)
+    assert (count.expected, count.carried_out, count.lost, count.twice) == (4, 1, 3, 0)
+
+
+def test_a_second_order_for_a_copy_is_made_twice_under_the_same_number_or_another() -> None:
+    assert count_orders({"one": [order(1, 11), order(2, 11), order(3, 12)]}, 2).twice == 1
+    assert count_orders({"one": [order(1, 11), order(2, 12), order(3, 13)]}, 2).twice == 1
