@@ -25,7 +25,7 @@ from agent.model import AccountId, Event, Execution, ExecutionId, Report, Ticket
 __all__ = ["Entry", "Journal", "JournalBusy", "JournalError", "LastSeen"]
 
 T = TypeVar("T")
-State = Literal["begun", "sent", "answered", "reported"]
+State = Literal["begun", "answered", "reported"]
 EventKey = tuple[AccountId, int, int]
 
 KEEP = timedelta(days=7)
@@ -105,15 +105,6 @@ class Journal:
     async def entry(self, execution_id: ExecutionId, attempt: int) -> Entry | None:
         return await self._writer.ask(lambda connection: _find(connection, execution_id, attempt))
 
-    def sent(self, execution: Execution) -> None:
-        """The order was handed to the adapter."""
-        self._writer.tell(
-            lambda connection: connection.execute(
-                "update executions set state = 'sent' where execution_id = ? and attempt = ? and state = 'begun'",
-                (execution.id, execution.attempt),
-            )
-        )
-
     def answered(self, execution: Execution, report: Report) -> None:
         """The outcome is known (not `unknown`); kept until the database has accepted it."""
         body, told = _write(EXECUTION, execution), _write(REPORT, report)
@@ -137,7 +128,7 @@ class Journal:
     async def unresolved(self, account_id: AccountId) -> list[Execution]:
         """Attempts that may have been sent and have no outcome, oldest first."""
         rows = await self._rows(
-            "select body from executions where state in ('begun', 'sent') and account_id = ? order by execution_id", account_id
+            "select body from executions where state = 'begun' and account_id = ? order by execution_id", account_id
         )
         return [EXECUTION.validate_json(body) for (body,) in rows]
 

@@ -28,7 +28,7 @@ create table accounts (account_id text primary key, seen_at text not null, ticke
 create table executions (
   execution_id integer not null, attempt integer not null, account_id text not null, step_id text not null,
   body text not null, report text, begun_at text not null,
-  state text not null check (state in ('begun', 'sent', 'answered', 'reported')),
+  state text not null check (state in ('begun', 'answered', 'reported')),
   primary key (execution_id, attempt)) without rowid;
 create index executions_by_step on executions (account_id, step_id);
 create index executions_unfinished on executions (state) where state <> 'reported';

@@ -8,7 +8,6 @@ from datetime import timedelta
 
 from agent.clock import DatabaseClock
 from agent.gate import Gate
-from agent.journal import Journal
 from agent.lanes import Work
 from agent.model import Order, Rejected, Result, Unknown
 from agent.orders import flight_of
@@ -19,10 +18,9 @@ log = logging.getLogger(__name__)
 
 
 class Sender:
-    def __init__(self, session: AccountSession, journal: Journal, clock: DatabaseClock, gate: Gate, timeout: timedelta) -> None:
+    def __init__(self, session: AccountSession, clock: DatabaseClock, gate: Gate, timeout: timedelta) -> None:
         """`timeout`: an order without an answer for so long is unknown."""
         self._session = session
-        self._journal = journal
         self._clock = clock
         self._gate = gate
         self._timeout = timeout.total_seconds()
@@ -32,7 +30,6 @@ class Sender:
         results: list[Result] = []
         self._session.take_off(flight_of(work.execution, orders, self._session.mode))
         work.sent_at = work.sent_at or max(work.received_at, self._clock.now())
-        self._journal.sent(work.execution)
         for order in orders:
             if results and (why := self._gate.why_not(work)) is not None:
                 results.append(Rejected(reason=why.reason or "too_late", retryable=True, message=why.message))

@@ -66,7 +66,7 @@ class AccountTrader:
         self._clock = clock
         self._settings = settings
         self._gate = Gate(session, clock, lease)
-        self._sender = Sender(session, journal, clock, self._gate, settings.place_timeout)
+        self._sender = Sender(session, clock, self._gate, settings.place_timeout)
         self._remains = Remains(session, journal, settings.pace.read_timeout)
         self._told = told
         self._lanes = Lanes(session.adapter.capabilities().orders_at_once)

@@ -52,7 +52,6 @@ async def test_what_is_begun_and_not_answered_is_unresolved_after_a_restart(tmp_
     identity = journal.identity
     for number in (1, 2, 3):
         await journal.begin(execution(number))
-    journal.sent(execution(2))
     journal.answered(execution(3), report_of(3))
     await journal.remember_session(ACCOUNT, 7, datetime.now(UTC))
     await journal.close()
