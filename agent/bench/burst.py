@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from typing import Literal
 
 from agent.bench.arrivals import arrive
-from agent.bench.copying import NEWEST, SETTLE_S, Field, Order, Trades, finished_since, orders_of, summarise, wait_finished
+from agent.bench.copying import NEWEST, Field, Order, Trades, finished_since, orders_of, settle, summarise, wait_finished
 from agent.bench.histogram import describe
 from agent.demo.shelter import Shelter
 from agent.failure import Failure
@@ -56,10 +56,11 @@ async def _wave(
     [newest] = await observer.rows(NEWEST)
     arrivals = await arrive(positions, per_second, _numbered(act, first))
     await wait_finished(shelter, field, newest["id"], positions * len(field.followers))
-    await observer.wait_quiet([field.master, *field.followers], limit_s=SETTLE_S)
+    in_flight = await settle(shelter, field)
     _, done_at = await finished_since(shelter, field, newest["id"])
     journals = {login: await _orders_since(shelter, login, kind, after) for login, after in seen.items()}
     count = count_orders(journals, positions)
+    check(count, in_flight)
     start = arrivals[0].due_at
     orders = await orders_of(shelter, field, trades, {first + arrival.number: arrival for arrival in arrivals})
     return Wave(count, _ms(start, count.last_at), _ms(start, done_at), orders)
@@ -96,20 +97,25 @@ def count_orders(journals: Mapping[str, Sequence[RequestRecord]], per_follower: 
     return Count(per_follower * len(journals), carried_out, lost, twice, last_at)
 
 
+def check(count: Count, in_flight: str | None) -> None:
+    """Raises `Failure` (TC660) when an order was lost or made twice, or something is in flight without end."""
+    if count.lost or count.twice or in_flight:
+        raise Failure(
+            f"by the brokers' journals {count.lost} of {count.expected} orders were lost and {count.twice} made twice"
+            + (f"; a minute later {in_flight[:300]}" if in_flight else ""),
+            "the benchmark is void; look for the cause with `tradecopier demo`",
+            code="TC660",
+        )
+
+
 def _ms(start: datetime, end: datetime | None) -> float:
     return float("inf") if end is None else (end - start) / timedelta(milliseconds=1)
 
 
 def summarise_waves(waves: Sequence[Wave]) -> dict[str, object]:
-    """Counts over all waves, times from the first event due, what each order took. `Failure` (TC660) if one was lost or twice."""
+    """Counts over all waves, times from the first event due, and what each order took."""
     counts = [wave.count for wave in waves]
     expected, lost, twice = (sum(getattr(count, name) for count in counts) for name in ("expected", "lost", "twice"))
-    if lost or twice:
-        raise Failure(
-            f"of {expected} orders {lost} were lost and {twice} were made twice, by the brokers' journals",
-            "the benchmark is void; look for the cause with `tradecopier demo`",
-            code="TC660",
-        )
     return {
         "expected": expected,
         "lost": lost,

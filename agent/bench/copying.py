@@ -13,7 +13,7 @@ from agent.bench.arrivals import Arrival, arrive
 from agent.bench.histogram import describe
 from agent.demo.backend import Person
 from agent.demo.farm import Opening
-from agent.demo.quiet import Worked
+from agent.demo.quiet import Hanging, Worked
 from agent.demo.shelter import Shelter
 from agent.failure import Failure
 from agent.model import Rejected
@@ -142,24 +142,33 @@ async def allow_accounts(shelter: Shelter, count: int) -> None:
 
 async def run_events(shelter: Shelter, field: Field, *, events: int, warm_up: int, per_second: float) -> list[Order]:
     """Warm up, then `events` changes on a fixed schedule. Every order; `Failure` if one is missing or too many."""
-    everyone = [field.master, *field.followers]
     warm = Trades(shelter, field.master, per_second)
     await arrive(warm_up, per_second, warm.deed)
-    await shelter.farm.observer.wait_quiet(everyone, limit_s=SETTLE_S)
+    await settle(shelter, field)
     trades = Trades(shelter, field.master, per_second)
     [newest] = await shelter.farm.observer.rows(NEWEST)
     arrivals = await arrive(events, per_second, trades.deed)
     await wait_finished(shelter, field, newest["id"], events * len(field.followers))
-    await shelter.farm.observer.wait_quiet(everyone, limit_s=SETTLE_S)
+    in_flight = await settle(shelter, field)
     orders = await orders_of(shelter, field, trades, {arrival.number: arrival for arrival in arrivals})
     expected = events * len(field.followers)
-    if len(orders) != expected:
+    if len(orders) != expected or in_flight:
         raise Failure(
-            f"{expected} orders were expected, {len(orders)} were completed",
+            f"{expected} orders were expected, {len(orders)} were completed"
+            + (f"; a minute later {in_flight[:300]}" if in_flight else ""),
             "the benchmark is void; look for the cause with `tradecopier demo`",
             code="TC660",
         )
     return orders
+
+
+async def settle(shelter: Shelter, field: Field) -> str | None:
+    """Wait until every mirror is its broker's book and nothing is in flight; what still is after a minute, in words."""
+    try:
+        await shelter.farm.observer.wait_quiet([field.master, *field.followers], limit_s=SETTLE_S)
+    except Hanging as hanging:
+        return str(hanging)
+    return None
 
 
 async def wait_finished(shelter: Shelter, field: Field, after: object, expected: int) -> None:
