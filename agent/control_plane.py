@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from agent import wire
+from agent import json_fields, wire
 from agent.clock import DatabaseClock, Lease, boot_time
 from agent.model import AccountId, Event, Login, Mode, Report
 from agent.retry import CallFailed, Refused, SignInRefused, Unreachable, backoff, classify, failure_of
@@ -96,31 +96,37 @@ class ControlPlane:
         raw = await self._deliver("report_executions", "p_reports", argument)
         return ReportAnswer(results=wire.report_results(raw.get("results")), executions=wire.executions(raw.get("executions")))
 
-    async def _deliver(self, name: str, parameter: str, argument: Mapping[str, object]) -> wire.Json:
+    async def _deliver(self, name: str, parameter: str, argument: Mapping[str, object]) -> json_fields.Json:
         try:
-            return wire.as_object(await self.call(name, parameter, argument, patience=math.inf), name)
+            return json_fields.as_object(await self.call(name, parameter, argument, patience=math.inf), name)
         except Refused as error:
             raise BackboneRefused(error.code or f"HTTP {error.status}", error.message) from error
 
     # -- accounts --------------------------------------------------------------------------------------------
 
     async def open_session(self, account_id: AccountId, epoch: int) -> Session:
-        raw = wire.as_object(await self.call("open_session", "p_request", {"account_id": account_id, "epoch": epoch}), "session")
-        return Session(wire.integer(raw, "session"), wire.optional_integer(raw, "continues"), wire.instant(raw, "begins_at"))
+        raw = json_fields.as_object(
+            await self.call("open_session", "p_request", {"account_id": account_id, "epoch": epoch}), "session"
+        )
+        return Session(
+            json_fields.integer(raw, "session"),
+            json_fields.optional_integer(raw, "continues"),
+            json_fields.instant(raw, "begins_at"),
+        )
 
     async def report_account_state(self, state: Mapping[str, object]) -> None:
         """`state` as docs/protocol.md says; Decimals and datetimes may stand in it."""
         await self.call("report_account_state", "p_state", state)
 
     async def credentials(self, account_id: AccountId, epoch: int) -> Credentials:
-        raw = wire.as_object(
+        raw = json_fields.as_object(
             await self.call("account_credentials", "p_request", {"account_id": account_id, "epoch": epoch}), "credentials"
         )
         return Credentials(
-            login=wire.text(raw, "login"),
-            server=wire.optional_text(raw, "server") or "",
-            password=wire.optional_text(raw, "password") or "",
-            settings=wire.as_object(raw.get("settings") or {}, "settings"),
+            login=json_fields.text(raw, "login"),
+            server=json_fields.optional_text(raw, "server") or "",
+            password=json_fields.optional_text(raw, "password") or "",
+            settings=json_fields.as_object(raw.get("settings") or {}, "settings"),
         )
 
     # -- the agent itself ------------------------------------------------------------------------------------
@@ -154,7 +160,7 @@ class ControlPlane:
         limit: aiohttp.ClientTimeout = TIMEOUT,
     ) -> object:
         """Call a function with one jsonb and return its JSON. Retries for about `patience` seconds (0: one attempt)."""
-        body = wire.dumps({parameter: argument})
+        body = json_fields.dumps({parameter: argument})
         if len(body) > MAX_BODY_BYTES:
             raise Refused(
                 name, f"{len(body)} bytes are over the limit of {MAX_BODY_BYTES}", code="TC002", hint="send less at once"
@@ -185,8 +191,8 @@ class ControlPlane:
         if status >= 300:
             raise _failed(name, status, data)
         try:
-            return wire.loads(data)
-        except wire.WireError as error:
+            return json_fields.loads(data)
+        except json_fields.WireError as error:
             raise Unreachable(name, f"the answer is not JSON ({len(data)} bytes)") from error
 
     async def _post(self, name: str, body: bytes, token: str, limit: aiohttp.ClientTimeout) -> tuple[int, bytes]:
@@ -214,8 +220,8 @@ def _new_http(url: str) -> aiohttp.ClientSession:
 def _error_of(data: bytes) -> tuple[str | None, str, str | None]:
     """(code, message, hint) of PostgREST's error object; a gateway's HTML gives none."""
     try:
-        raw = wire.as_object(wire.loads(data), "error")
-    except wire.WireError:
+        raw = json_fields.as_object(json_fields.loads(data), "error")
+    except json_fields.WireError:
         return None, "the server's answer is not JSON", None
     code, message, hint = raw.get("code"), raw.get("message") or raw.get("msg") or raw.get("error"), raw.get("hint")
     return (code if isinstance(code, str) else None), str(message or "no message"), (hint if isinstance(hint, str) else None)

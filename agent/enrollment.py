@@ -10,7 +10,7 @@ from pathlib import Path
 
 import aiohttp
 
-from agent import wire
+from agent import json_fields
 from agent.failure import Failure
 from agent.retry import classify_auth
 from agent.settings import PREFIX, identity_file
@@ -37,7 +37,7 @@ async def enroll(url: str, token: str, name: str, platforms: Sequence[str], key:
     try:
         async with (
             aiohttp.ClientSession(timeout=TIMEOUT) as http,
-            http.post(f"{url}/functions/v1/enroll", data=wire.dumps(body), headers=headers) as response,
+            http.post(f"{url}/functions/v1/enroll", data=json_fields.dumps(body), headers=headers) as response,
         ):
             status, data = response.status, await response.read()
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
@@ -53,8 +53,8 @@ async def enroll(url: str, token: str, name: str, platforms: Sequence[str], key:
 
 def _refusal(url: str, status: int, data: bytes) -> Failure:
     try:
-        raw = wire.as_object(wire.loads(data), "error")
-    except wire.WireError:
+        raw = json_fields.as_object(json_fields.loads(data), "error")
+    except json_fields.WireError:
         raw = {}
     message, code, hint = raw.get("message"), raw.get("code"), raw.get("hint")
     if classify_auth(status) == "retry" or not message:
@@ -67,10 +67,10 @@ def _refusal(url: str, status: int, data: bytes) -> Failure:
 
 def _identity(url: str, data: bytes, key: str | None) -> Identity:
     try:
-        raw = wire.as_object(wire.loads(data), "identity")
-        vps_id, secret = wire.text(raw, "vps_id"), wire.text(raw, "secret")
-        published = key or wire.optional_text(raw, "publishable_key")
-    except wire.WireError as error:
+        raw = json_fields.as_object(json_fields.loads(data), "identity")
+        vps_id, secret = json_fields.text(raw, "vps_id"), json_fields.text(raw, "secret")
+        published = key or json_fields.optional_text(raw, "publishable_key")
+    except json_fields.WireError as error:
         raise Failure(
             f"the enrol function of {url} answered something else", "deploy the version that belongs to this agent", code="TC615"
         ) from error
@@ -96,7 +96,7 @@ def store(identity: Identity, data_dir: Path) -> Path:
     data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     new.unlink(missing_ok=True)
     with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
-        out.write(wire.dumps(content))
+        out.write(json_fields.dumps(content))
         out.flush()
         os.fsync(out.fileno())
     new.replace(file)

@@ -16,9 +16,10 @@ from typing import Final, NoReturn, Protocol
 import psutil
 
 from agent.clock import DatabaseClock, Lease
+from agent.json_fields import WireError
 from agent.model import AccountId, Assignment, Execution, ExecutionId
 from agent.retry import CallFailed, Refused
-from agent.wire import Heartbeat, WireError
+from agent.wire import Heartbeat
 
 log = logging.getLogger(__name__)
 

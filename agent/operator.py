@@ -6,7 +6,7 @@ import os
 import aiohttp
 import click
 
-from agent import wire
+from agent import json_fields
 from agent.failure import Failure
 
 TIMEOUT = aiohttp.ClientTimeout(total=20, connect=5)
@@ -51,7 +51,9 @@ async def _grant(url: str, key: str, email: str) -> None:
     try:
         async with (
             aiohttp.ClientSession(timeout=TIMEOUT) as http,
-            http.post(f"{url}/rest/v1/rpc/grant_operator", data=wire.dumps({"p_email": email}), headers=headers) as response,
+            http.post(
+                f"{url}/rest/v1/rpc/grant_operator", data=json_fields.dumps({"p_email": email}), headers=headers
+            ) as response,
         ):
             status, data = response.status, await response.read()
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
@@ -64,8 +66,8 @@ async def _grant(url: str, key: str, email: str) -> None:
 
 def _refusal(email: str, status: int, data: bytes) -> Failure:
     try:
-        raw = wire.as_object(wire.loads(data), "error")
-    except wire.WireError:
+        raw = json_fields.as_object(json_fields.loads(data), "error")
+    except json_fields.WireError:
         raw = {}
     code = raw.get("code")
     if status in (401, 403):

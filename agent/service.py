@@ -18,10 +18,11 @@ from agent.events import Broadcast, RealTimeTradeEventSystem
 from agent.failure import Failure
 from agent.health import HeartbeatLoop, Machine, agent_version
 from agent.journal import Journal, JournalBusy, JournalError
+from agent.json_fields import WireError
 from agent.platforms.factory import PlatformFactory
 from agent.retry import SignInRefused, Unreachable, backoff
 from agent.settings import Settings
-from agent.wire import WireError, execution_ids, executions
+from agent.wire import execution_ids, executions
 
 log = logging.getLogger(__name__)
 

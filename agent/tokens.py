@@ -12,9 +12,9 @@ from typing import Final, NoReturn, Protocol
 
 import aiohttp
 
+from agent.json_fields import WireError, as_object, dumps, loads
 from agent.retry import SignInRefused, Unreachable, backoff, classify_auth
 from agent.settings import Settings
-from agent.wire import WireError, as_object, dumps, loads
 
 log = logging.getLogger(__name__)
 

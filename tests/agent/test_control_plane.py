@@ -131,7 +131,7 @@ async def test_a_refusal_by_the_database_is_final_and_keeps_its_code(
     with pytest.raises(BackboneRefused) as refused:
         await plane.queue_trade_copy(ACCOUNT, 3, [snapshot()])
     assert refused.value.code == code
-    assert refused.value.concerns_account == (code != "TC001")
+    assert refused.value.concerns_account == (code == "TC103")
     assert waits == []
 
 

@@ -317,7 +317,7 @@ async def test_an_open_that_hangs_is_unknown_after_its_time_and_then_adopted(tmp
 
 async def test_an_unknown_open_that_is_not_found_is_never_sent_again(farm: Farm) -> None:
     farm.desk.faults[1] = "lost"
-    told = execution(1, seconds=0.5)
+    told = execution(1, seconds=1.5)
     farm.engine.submit([told])
     await eventually(lambda: farm.database.outcome(1) == "expired/not_found_after_unknown")
     farm.engine.submit([replace(told, investigate=True)])
@@ -330,7 +330,7 @@ async def test_an_order_that_turns_up_after_it_was_given_up_is_adopted(tmp_path:
     async with running(tmp_path, settings) as farm:
         await farm.engine.attach(await open_session(farm.desk))
         farm.desk.faults[1] = "lost"
-        farm.engine.submit([execution(1, seconds=0.5)])
+        farm.engine.submit([execution(1, seconds=1.5)])
         await eventually(lambda: farm.database.outcome(1) == "expired/not_found_after_unknown")
         farm.desk.execute(_order(ExecutionId(1)))
         await eventually(lambda: farm.database.outcome(1) == "completed")
@@ -341,7 +341,7 @@ async def test_an_order_that_turns_up_after_it_was_given_up_is_adopted(tmp_path:
 async def test_absence_proves_nothing_until_it_is_conclusive(farm: Farm) -> None:
     farm.desk.conclusive = False
     farm.desk.faults[1] = "lost"
-    farm.engine.submit([execution(1, seconds=0.5)])
+    farm.engine.submit([execution(1, seconds=1.5)])
     await eventually(lambda: farm.database.outcome(1) == "unknown/unknown")
     late = execution(1)
     farm.desk.execute(_order(late.id))
@@ -381,7 +381,7 @@ async def test_an_unknown_reduction_is_resolved_by_reading_and_not_repeated(farm
     farm.desk.put(position("1", lots="1.00"))
     farm.desk.faults[1] = "lost"
     farm.engine.submit(
-        [execution(1, "reduce", seconds=0.5, ticket=Ticket("1"), lots=Decimal("0.40"), target_lots=Decimal("0.60"))]
+        [execution(1, "reduce", seconds=1.5, ticket=Ticket("1"), lots=Decimal("0.40"), target_lots=Decimal("0.60"))]
     )
     await eventually(lambda: farm.database.outcome(1) == "expired/not_found_after_unknown")
     assert farm.database.reports[-1].positions[0].lots == Decimal("1.00")
