@@ -12,5 +12,6 @@ NOTHING_TO_DO: frozenset[str] = frozenset(
         "no_change",
         "not_copied",
         "residual_hold",
+        "superseded",
     }
 )

@@ -46,7 +46,8 @@ declare
   v_text text := p_request ->> p_field;
 begin
   if v_text is null or not pg_input_is_valid(v_text, 'uuid') then
-    raise exception using errcode = 'TC001', message = format('%s: expected a UUID', p_field), detail = left(v_text, 100);
+    raise exception using errcode = 'TC001', message = format('%s: expected a UUID', p_field),
+      detail = coalesce(left(v_text, 100), 'it is missing');
   end if;
   return v_text::uuid;
 end
@@ -615,6 +616,7 @@ create table public.trading_accounts (
   copy_state text not null default 'on',
   flatten_manual boolean not null default false,
   flat_snapshots integer not null default 0,
+  flattened_at timestamptz,
   secret_id uuid,
   settings jsonb not null default '{}',
   removed_at timestamptz,
@@ -655,6 +657,7 @@ comment on column public.trading_accounts.seen_at is 'Last moment its agent had 
 comment on column public.trading_accounts.copy_state is 'on; monitor (decide, place nothing); off (leave everything alone); flattening (closing all, then off).';
 comment on column public.trading_accounts.flatten_manual is 'Whether flattening closes what the user opened by hand, too.';
 comment on column public.trading_accounts.flat_snapshots is 'Good snapshots in a row that showed nothing left while flattening; two end it.';
+comment on column public.trading_accounts.flattened_at is 'When it was last flattened: copies from before are closed, even those that turn up later.';
 comment on column public.trading_accounts.secret_id is 'Its password in Vault; null: it needs none.';
 comment on column public.trading_accounts.settings is 'What its platform wants to know besides; no secrets.';
 comment on column public.trading_accounts.removed_at is 'When its user removed it; the row stays for the history.';
@@ -1215,6 +1218,22 @@ create table public.copiers (
   retry_window_s integer not null default 60,
   max_slippage_points integer,
   comment text not null default '',
+  -- what is copied; closes are never filtered
+  sides text not null default 'both',
+  symbols_only text[] not null default '{}',
+  symbols_except text[] not null default '{}',
+  magic_only text[] not null default '{}',
+  magic_except text[] not null default '{}',
+  comment_only text[] not null default '{}',
+  comment_except text[] not null default '{}',
+  max_open_positions integer,
+  max_open_lots numeric,
+  max_trades_per_day integer,
+  min_equity numeric,
+  time_zone text not null default 'UTC',
+  weekdays integer[] not null default '{1,2,3,4,5,6,7}',
+  open_from time,
+  open_until time,
   -- life
   started_at timestamptz not null default now(),
   created_at timestamptz not null default now(),
@@ -1238,7 +1257,14 @@ create table public.copiers (
   constraint max_age_in_range check (max_age_ms between 100 and 600000),
   constraint retry_window_in_range check (retry_window_s between 0 and 3600),
   constraint max_slippage_not_negative check (max_slippage_points >= 0),
-  constraint comment_fits_every_platform check (length(comment) <= 20)
+  constraint comment_fits_every_platform check (length(comment) <= 20),
+  constraint sides_are_known check (sides in ('both', 'buy', 'sell')),
+  constraint max_open_positions_is_positive check (max_open_positions > 0),
+  constraint max_open_lots_is_positive check (max_open_lots > 0),
+  constraint max_trades_per_day_is_positive check (max_trades_per_day > 0),
+  constraint min_equity_not_negative check (min_equity >= 0),
+  constraint weekdays_are_1_to_7 check (weekdays <@ '{1,2,3,4,5,6,7}' and cardinality(weekdays) > 0),
+  constraint hours_come_in_pairs check ((open_from is null) = (open_until is null) and open_from is distinct from open_until or open_from is null)
 );
 comment on table public.copiers is 'From a master account to a follower account: what is copied, and how large. Never deleted, only removed_at is set.';
 comment on column public.copiers.mode is 'on = copies; monitor = closes only; off = frozen, closes included';
@@ -1250,6 +1276,17 @@ comment on column public.copiers.max_lots is 'cap on one copy, in lots of the fo
 comment on column public.copiers.sanity_factor is 'block a copy whose exposure per equity is more than this many times the master''s; null = never';
 comment on column public.copiers.max_age_ms is 'an open seen later than this after the last look without it is refused as too_old';
 comment on column public.copiers.retry_window_s is 'how long a refused open may be tried again (market closed, requote)';
+comment on column public.copiers.sides is 'sides of the master that are copied: both, buy or sell';
+comment on column public.copiers.symbols_only is 'symbols of the master, * stands for anything; empty = all';
+comment on column public.copiers.symbols_except is 'symbols of the master that are left out, * stands for anything';
+comment on column public.copiers.magic_only is 'magic numbers of the master''s trades; empty = all';
+comment on column public.copiers.comment_only is 'comments of the master''s trades, * stands for anything; empty = all';
+comment on column public.copiers.max_open_positions is 'copies held at once by this copier';
+comment on column public.copiers.max_open_lots is 'lots held at once by this copier';
+comment on column public.copiers.max_trades_per_day is 'copies opened since midnight in time_zone';
+comment on column public.copiers.min_equity is 'nothing is opened while the follower''s equity is below, in its currency';
+comment on column public.copiers.weekdays is 'ISO weekdays on which trades are opened, 1 = Monday, in time_zone';
+comment on column public.copiers.open_from is 'with open_until: time of day in time_zone in which trades are opened; may reach over midnight';
 comment on column public.copiers.started_at is 'positions of the master that were seen before are not copied';
 
 -- the planner: which copiers does this master feed; the follower's partners
@@ -1569,6 +1606,18 @@ begin
     raise exception using errcode = 'TC001', message = 'preview_copy: "follower.symbol" is missing or not an object',
       hint = 'Give at least name, contract_size, digits, tick_size, profit_currency, lots_min, lots_max and lots_step.';
   end if;
+  if coalesce(jsonb_typeof(p_request -> 'copier'), 'null') not in ('null', 'object')
+    or coalesce(jsonb_typeof(p_request #> '{master,symbol}'), 'null') not in ('null', 'object') then
+    raise exception using errcode = 'TC001', message = 'preview_copy: "copier" and "master.symbol" must be objects',
+      hint = 'See docs/protocol.md for the form of a request.';
+  end if;
+  foreach v_field in array array['contract_size', 'lots_min', 'lots_max', 'lots_step'] loop
+    if not coalesce(private.is_number(p_request #> array['follower', 'symbol', v_field]), false)
+      or (p_request #>> array['follower', 'symbol', v_field])::numeric <= 0 then
+      raise exception using errcode = 'TC001', message = format('preview_copy: "follower.symbol.%s" must be a number above 0', v_field),
+        hint = 'Numbers are decimal strings such as "0.01".';
+    end if;
+  end loop;
   foreach v_field in array array['lots', 'price'] loop
     if not coalesce(private.is_number(v_trade -> v_field), false) or (v_trade ->> v_field)::numeric <= 0 then
       raise exception using errcode = 'TC001', message = format('preview_copy: "trade.%s" must be a number above 0', v_field),
@@ -1583,7 +1632,7 @@ begin
       v_master_symbol, v_follower_symbol, coalesce(v_trade ->> 'side', 'buy'), (v_trade ->> 'lots')::numeric,
       (v_trade ->> 'price')::numeric, nullif((v_trade ->> 'sl')::numeric, 0), nullif((v_trade ->> 'tp')::numeric, 0),
       coalesce(p_request -> 'rates', '{}'::jsonb));
-  exception when invalid_text_representation or numeric_value_out_of_range or case_not_found or division_by_zero then
+  exception when data_exception or case_not_found then
     raise exception using errcode = 'TC001', message = 'preview_copy: a value is not of its documented form: ' || sqlerrm,
       hint = 'Numbers are decimal strings; see docs/protocol.md for the allowed words.';
   end;
@@ -1716,8 +1765,6 @@ create table public.position_links (
   modify_failures integer not null default 0,
   close_failures integer not null default 0,
   replan_at timestamptz,
-  report_session bigint not null default 0,
-  report_seq bigint not null default 0,
   warnings text[] not null default '{}',
   event_id bigint,
   created_at timestamptz not null default now(),
@@ -1736,7 +1783,6 @@ comment on column public.position_links.base_master_lots is 'master volume that 
 comment on column public.position_links.base_lots is 'volume held after the last fill or skipped increase';
 comment on column public.position_links.wanted_lots is 'netting followers: decided, but its deal waits until the symbol''s deal in flight is over';
 comment on column public.position_links.asked_sl is 'what was last asked of the broker, not what the broker made of it';
-comment on column public.position_links.report_seq is 'with report_session: number of the last report; an older look at the follower proves nothing about this link';
 comment on column public.position_links.replan_at is 'a refused close or modify is planned again from here on';
 
 -- the planner: links of a master position, newest generation first
@@ -1776,10 +1822,15 @@ create table private.net_ledgers (
   net_lots numeric not null default 0,
   asked_sl numeric,
   asked_tp numeric,
+  modify_failures integer not null default 0,
+  failures integer not null default 0,
+  replan_at timestamptz,
   primary key (account_id, symbol)
 );
 comment on table private.net_ledgers is
   'Netting followers: the signed net volume that was last booked to links. What the broker''s net differs by is booked before anything is planned.';
+comment on column private.net_ledgers.failures is 'refusals in a row of deals that only reduce; the next waits until replan_at';
+create index net_ledgers_due on private.net_ledgers (replan_at) where replan_at is not null;
 alter table private.net_ledgers enable row level security;
 
 -- 34_event.sql
@@ -2007,6 +2058,16 @@ begin
     'send_before', p.send_before);
 end $$;
 
+-- Whether an execution opens something: decided once, never late. A netting deal opens when one of its parts does.
+create function private.opens(p public.trade_execution_queue) returns boolean
+language plpgsql immutable set search_path = '' as $$
+begin
+  if p.parts is not null then
+    return exists (select 1 from jsonb_array_elements(p.parts) e where (e ->> 'lots')::numeric > 0);
+  end if;
+  return p.action in ('open', 'increase', 'place');
+end $$;
+
 create function private.send_within() returns interval
 language plpgsql stable set search_path = '' as $$
 begin
@@ -2028,7 +2089,8 @@ begin
   end if;
   update public.trade_execution_queue q
   set vps_id = v.id, epoch = a.epoch, offered_at = p_now,
-      send_before = least(greatest(p_now, a.begins_at) + v_send_within, v.lease_expires_at)
+      send_before = least(greatest(p_now, a.begins_at) + v_send_within, v.lease_expires_at,
+        case when private.opens(q) then coalesce(case when q.attempt > 1 then q.retry_until end, q.queued_at) + v_send_within end)
   from public.account_vps_assignments a
   join public.vps_instances v on v.id = a.vps_id
   where q.id = any (p_executions) and q.offered_at is null and a.account_id = q.account_id and v.retired_at is null and v.lease_expires_at > p_now;
@@ -2233,6 +2295,13 @@ begin
     update public.position_links set master_ticket = p ->> 'ticket' where master_account_id = p_account.id and master_ticket = v_from;
     update private.link_legs set ticket = p ->> 'ticket' where account_id = p_account.id and ticket = v_from;
   end if;
+  if v_from is not null and o.ticket is distinct from v_from then  -- the old ticket's own news, should it still come, is history
+    insert into public.positions (account_id, ticket, user_id, kind, symbol, side, lots, price, session, seq, unseen_at, detected_at,
+      first_seen_at, changed_at, closed_at, close_reason, replaced_by)
+    values (p_account.id, v_from, p_account.user_id, 'position', p ->> 'symbol', p ->> 'side', 0, (p ->> 'price')::numeric, p_session, p_seq,
+      p_unseen, p_detected, p_now, p_now, p_now, 'replaced', p ->> 'ticket')
+    on conflict do nothing;
+  end if;
   return row(true, v_type, coalesce(o.lots, 0))::private.change;
 end $$;
 
@@ -2291,8 +2360,10 @@ end $$;
 -- each fits only the index that it needs, whatever Postgres believes of a table that was empty when it planned.
 create view private.link_states with (security_invoker = true) as
 select l.*, c.mode as copier_mode, fa.mode as account_mode, fa.copy_state,
-  coalesce(fa.copy_state = 'flattening' or m.closed_at is not null or m.side <> l.master_side, false) as doomed,
-  fa.copy_state <> 'flattening' and (c.mode = 'off' or fa.copy_state = 'off' or c.removed_at is not null) as frozen,
+  coalesce(fa.copy_state = 'flattening' or l.created_at <= fa.flattened_at or m.closed_at is not null or m.side <> l.master_side, false)
+    or newer.generation is not null as doomed,
+  fa.copy_state <> 'flattening' and l.created_at > coalesce(fa.flattened_at, '-infinity')
+    and (c.mode = 'off' or fa.copy_state = 'off' or c.removed_at is not null) as frozen,
   m.kind as master_kind, m.lots as master_lots, m.last_event_id as master_event_id, m.detected_at as master_detected_at,
   m.price as master_price, m.expires_at as master_expires_at,
   s.lots_min, s.lots_step,
@@ -2300,12 +2371,17 @@ select l.*, c.mode as copier_mode, fa.mode as account_mode, fa.copy_state,
   private.on_tick(case when c.tp_mode = 'none' then null when c.reverse then m.sl else m.tp end, s.tick_size) as wanted_tp,
   private.on_tick(m.price, s.tick_size) as wanted_price,
   held.position_lots, held.order_lots, held.legs,
-  flight.executions, flight.opens, flight.waiting, flight.open_step
+  flight.executions, flight.opens, flight.waiting, flight.reducing, flight.open_step
 from public.position_links l
 join public.copiers c on c.id = l.copier_id
 join public.trading_accounts fa on fa.id = l.follower_account_id
 left join public.positions m on m.account_id = l.master_account_id and m.ticket = l.master_ticket
 left join public.account_symbols s on s.account_id = l.follower_account_id and s.name = l.symbol
+left join lateral (
+  select n.generation from public.position_links n
+  where n.master_account_id = l.master_account_id and n.master_ticket = l.master_ticket and n.copier_id = l.copier_id
+    and n.generation > l.generation limit 1
+) newer on true
 cross join lateral (
   select coalesce(sum(g.lots) filter (where g.kind = 'position'), 0) as position_lots,
     coalesce(sum(g.lots) filter (where g.kind = 'order'), 0) as order_lots, count(*) as legs
@@ -2314,6 +2390,7 @@ cross join lateral (
 cross join lateral (
   select count(*) as executions, count(*) filter (where q.action in ('open', 'increase', 'place')) as opens,
     count(*) filter (where q.status = 'retrying') as waiting,
+    coalesce(sum(q.lots) filter (where q.action = 'reduce'), 0) as reducing,
     max(q.step_id) filter (where q.action in ('open', 'increase', 'place')) as open_step
   from public.trade_execution_queue q where q.link_id = l.id and q.finalized_at is null
 ) flight;
@@ -2328,20 +2405,19 @@ begin
   return least(p_held, greatest(div(p_base * p_master_now, p_master_base * p_step) * p_step, p_min));
 end $$;
 
--- Books what a follower's own mirror shows to links that have nothing in flight: trimmed, closed or filled without us.
--- A look at the account that is older than the link's last report proves nothing.
+-- Books what a follower's own mirror shows to links that have nothing in flight: trimmed, closed or filled without us. A row of the mirror is
+-- never older than the last report on its ticket, for that report wrote it.
 create function private.book_links(p_links bigint[]) returns void
 language plpgsql security definer set search_path = '' as $$
 begin
   with looks as materialized (
-    select g.link_id, g.ticket, g.lots as held, p.lots, p.kind, p.price
+    select g.link_id, g.ticket, p.lots, p.kind, p.price
     from public.position_links l
     join public.trading_accounts a on a.id = l.follower_account_id and a.mode = 'hedging'
     join private.link_legs g on g.link_id = l.id
     join public.positions p on p.account_id = g.account_id and p.ticket = g.ticket
-    where l.id = any (p_links) and l.ended_at is null and (p.session, p.seq) > (l.report_session, l.report_seq)
-      and (p.lots < g.lots or p.kind <> g.kind)
-      and not exists (select 1 from public.trade_execution_queue q where q.link_id = l.id and q.finalized_at is null)
+    where l.id = any (p_links) and l.ended_at is null and (p.lots < g.lots or p.kind <> g.kind)
+      and not exists (select 1 from public.trade_execution_queue q where q.link_id = l.id and q.finalized_at is null and q.status <> 'retrying')
   ), gone as (
     delete from private.link_legs g using looks k where g.link_id = k.link_id and g.ticket = k.ticket and k.lots = 0
   )
@@ -2362,19 +2438,29 @@ begin
   update public.position_links l set state = 'ended', ended_at = p_now, replan_at = null,
     reason = case when s.doomed then 'closed' else 'closed_by_follower' end
   from private.link_states s
-  where l.id = any (p_links) and s.id = any (p_links) and s.id = l.id and l.ended_at is null and s.legs = 0 and s.executions = 0 and l.wanted_lots is null
+  where l.id = any (p_links) and s.id = any (p_links) and s.id = l.id and l.ended_at is null and s.legs = 0 and s.executions = 0
+    and l.wanted_lots is null
     and (s.account_mode = 'hedging' or not exists (  -- a netting deal in flight may be this link's, too
       select 1 from public.trade_execution_queue q
       where q.account_id = s.follower_account_id and q.symbol = s.symbol and q.in_flight));
 end $$;
 
--- Opens of a doomed link that wait for another attempt are in nobody's hands: they end here.
-create function private.drop_waiting_opens(p_links bigint[], p_now timestamptz) returns void
+-- Steps that wait for another attempt are in nobody's hands. Those that are no longer what is wanted end here, so that they cannot hold up
+-- what is: on a doomed link everything but its close, else a change or reduction to another value. Deals of netting symbols: 46_netting.sql.
+create function private.drop_waiting(p_links bigint[], p_now timestamptz) returns void
 language plpgsql security definer set search_path = '' as $$
 begin
-  update public.trade_execution_queue q set status = 'cancelled', reason = 'already_closed', finalized_at = p_now, updated_at = p_now
+  update public.trade_execution_queue q set status = 'cancelled', finalized_at = p_now, updated_at = p_now,
+    reason = case when q.action in ('open', 'increase', 'place') then 'already_closed' else 'superseded' end
   from private.link_states s
-  where s.id = any (p_links) and s.ended_at is null and s.doomed and q.link_id = s.id and q.status = 'retrying' and q.action in ('open', 'increase', 'place');
+  where s.id = any (p_links) and s.ended_at is null and q.link_id = s.id and q.finalized_at is null and q.status = 'retrying' and q.parts is null
+    and case
+      when s.doomed then q.action not in ('close', 'cancel')
+      when q.action = 'modify' then (q.sl, q.tp) is distinct from (s.wanted_sl, s.wanted_tp)
+      when q.action = 'amend' then (q.price, q.sl, q.tp) is distinct from (s.wanted_price, s.wanted_sl, s.wanted_tp)
+      when q.action = 'reduce' then s.waiting = s.executions and s.reducing <> s.position_lots
+        - private.target_lots(s.base_lots, s.master_lots, s.base_master_lots, s.lots_step, s.lots_min, s.position_lots)
+      else false end;
 end $$;
 
 -- Records the pairs that new executions explain; a reason given earlier because the link was busy gives way.
@@ -2399,11 +2485,13 @@ declare
   v_new bigint[];
   v_send_within interval := private.send_within();
 begin
-  perform private.drop_waiting_opens(p_links, p_now);
-  update public.position_links l set seen_master_lots = m.lots
-  from public.positions m
-  where l.id = any (p_links) and l.ended_at is null and m.account_id = l.master_account_id and m.ticket = l.master_ticket
-    and m.lots > 0 and m.side = l.master_side and m.lots < l.seen_master_lots;
+  perform private.drop_waiting(p_links, p_now);
+  -- a reduction of the master counts as seen once it is carried out: an increase back to the old volume is then none
+  update public.position_links l set seen_master_lots = s.master_lots
+  from private.link_states s
+  where l.id = any (p_links) and l.ended_at is null and s.id = any (p_links) and s.id = l.id and s.account_mode = 'hedging'
+    and s.master_kind = 'position' and not s.doomed and s.master_lots < l.seen_master_lots and l.base_lots is not null and s.executions = 0
+    and s.position_lots <= private.target_lots(l.base_lots, s.master_lots, l.base_master_lots, s.lots_step, s.lots_min, s.position_lots);
 
   with states as materialized (
     select s.*, private.target_lots(s.base_lots, s.master_lots, s.base_master_lots, s.lots_step, s.lots_min, s.position_lots) as target
@@ -2418,7 +2506,8 @@ begin
         when s.master_kind = 'position' and s.position_lots - s.target >= s.lots_min
           and (s.close_failures = 0 or s.replan_at is null or s.replan_at <= p_now) then 'reduce'
         when s.master_kind = 'order' and s.order_lots > 0
-          and (s.wanted_price, s.wanted_sl, s.wanted_tp) is distinct from (s.asked_price, s.asked_sl, s.asked_tp) then 'amend'
+          and ((s.wanted_price, s.wanted_sl, s.wanted_tp) is distinct from (s.asked_price, s.asked_sl, s.asked_tp)
+            or (s.modify_failures between 1 and 2 and s.replan_at <= p_now)) then 'amend'
         when s.position_lots > 0 and ((s.wanted_sl, s.wanted_tp) is distinct from (s.asked_sl, s.asked_tp)
           or (s.modify_failures between 1 and 2 and s.replan_at <= p_now)) then 'modify'
       end as choice
@@ -2451,7 +2540,8 @@ begin
   ), asked as (
     update public.position_links l set asked_sl = t.wanted_sl, asked_tp = t.wanted_tp,
       asked_price = case when t.choice = 'amend' then t.wanted_price else l.asked_price end,
-      modify_failures = case when (t.wanted_sl, t.wanted_tp) is distinct from (l.asked_sl, l.asked_tp) then 0 else l.modify_failures end,
+      modify_failures = case when (t.wanted_price, t.wanted_sl, t.wanted_tp) is distinct from
+        (case when t.choice = 'amend' then l.asked_price else t.wanted_price end, l.asked_sl, l.asked_tp) then 0 else l.modify_failures end,
       replan_at = null
     from steps t where l.id = t.id and t.choice in ('modify', 'amend')
   ), placed as (
@@ -2474,6 +2564,81 @@ begin
   perform private.explain_executions(v_new);
   perform private.end_links(p_links, p_now);
   return v_new;
+end $$;
+
+-- 43_filter.sql
+-- Filters: what a copier opens. They apply to opens and increases only; nothing here can hold back a close.
+
+-- Whether a text is one of the patterns; * stands for anything, case does not count.
+create function private.matches_any(p_text text, p_patterns text[]) returns boolean
+language plpgsql immutable set search_path = '' as $$
+begin
+  return exists (
+    select 1 from unnest(p_patterns) as u (pattern)
+    where lower(coalesce(p_text, '')) like replace(replace(replace(replace(lower(u.pattern), '\', '\\'), '%', '\%'), '_', '\_'), '*', '%'));
+end $$;
+
+-- Whether trades are opened at this moment: weekday and time of day of the copier's zone; hours over midnight belong to the day they began.
+create function private.within_hours(p_copier public.copiers, p_now timestamptz) returns boolean
+language plpgsql stable set search_path = '' as $$
+declare
+  v_local timestamp := p_now at time zone p_copier.time_zone;
+  v_overnight boolean := p_copier.open_until < p_copier.open_from;
+  v_day integer := extract(isodow from case when v_overnight and v_local::time < p_copier.open_until then v_local - interval '1 day' else v_local end);
+begin
+  return v_day = any (p_copier.weekdays) and (p_copier.open_from is null
+    or case when v_overnight then v_local::time >= p_copier.open_from or v_local::time < p_copier.open_until
+      else v_local::time >= p_copier.open_from and v_local::time < p_copier.open_until end);
+end $$;
+
+-- What this copier holds now and has opened since midnight of its zone.
+create function private.copier_load(p_copier public.copiers, p_now timestamptz, out positions bigint, out lots numeric, out today bigint)
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  select count(*), coalesce(sum(greatest(coalesce(h.lots, 0), coalesce(l.wanted_lots, 0), coalesce(f.lots, 0))), 0) into positions, lots
+  from public.position_links l
+  left join lateral (select sum(g.lots) as lots from private.link_legs g where g.link_id = l.id) h on true
+  left join lateral (
+    select sum(q.lots) as lots from public.trade_execution_queue q
+    where q.link_id = l.id and q.finalized_at is null and q.action in ('open', 'place')) f on true
+  where l.follower_account_id = p_copier.follower_account_id and l.state = 'live' and l.copier_id = p_copier.id;
+  if p_copier.max_trades_per_day is not null then
+    select count(*) into today from public.position_links l
+    where l.user_id = p_copier.user_id and l.copier_id = p_copier.id and l.symbol is not null
+      and l.created_at >= date_trunc('day', p_now at time zone p_copier.time_zone) at time zone p_copier.time_zone
+      and (l.state = 'live' or l.base_lots is not null);
+  end if;
+end $$;
+
+-- The rule of the copier that refuses an open or increase now, or null. p_new: a new position (not an increase); p_equity may be unknown.
+create function private.filtered(p_copier public.copiers, p_position public.positions, p_equity numeric, p_new boolean, p_now timestamptz)
+returns text
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_load record;
+begin
+  if p_copier.sides not in ('both', p_position.side) then return 'side_filtered'; end if;
+  if cardinality(p_copier.symbols_only) > 0 and not private.matches_any(p_position.symbol, p_copier.symbols_only)
+    or private.matches_any(p_position.symbol, p_copier.symbols_except) then
+    return 'symbol_filtered';
+  end if;
+  if cardinality(p_copier.magic_only) > 0 and not coalesce(p_position.magic, '0') = any (p_copier.magic_only)
+    or coalesce(p_position.magic, '0') = any (p_copier.magic_except) then
+    return 'magic_filtered';
+  end if;
+  if cardinality(p_copier.comment_only) > 0 and not private.matches_any(p_position.comment, p_copier.comment_only)
+    or private.matches_any(p_position.comment, p_copier.comment_except) then
+    return 'comment_filtered';
+  end if;
+  if not private.within_hours(p_copier, p_now) then return 'outside_hours'; end if;
+  if p_copier.min_equity is not null and (p_equity is null or p_equity < p_copier.min_equity) then return 'min_equity'; end if;
+  if coalesce(p_copier.max_open_positions, p_copier.max_trades_per_day) is not null or p_copier.max_open_lots is not null then
+    v_load := private.copier_load(p_copier, p_now);
+    if p_new and v_load.positions >= p_copier.max_open_positions then return 'max_open_positions'; end if;
+    if v_load.lots >= p_copier.max_open_lots then return 'max_open_lots'; end if;
+    if p_new and v_load.today >= p_copier.max_trades_per_day then return 'max_trades_per_day'; end if;
+  end if;
+  return null;
 end $$;
 
 -- 44_decide.sql
@@ -2533,7 +2698,8 @@ begin
     from public.trade_execution_queue q where q.link_id = l.id and q.finalized_at is null
   ) f on true
   where case
-    when l.id is null then not m.existing and m.first_seen_at >= c.started_at and (m.kind = 'position' or c.copy_pending)
+    when l.id is null then not m.existing and m.first_seen_at >= c.started_at
+      and (m.kind = 'position' or c.copy_pending and fa.mode = 'hedging')
     when l.master_side <> m.side then m.kind = 'position' and (l.state = 'ended' or f.close_step is not null or fa.mode = 'netting')
     else l.state = 'live' and m.kind = 'position' and m.lots > l.seen_master_lots and f.executions = 0 and l.wanted_lots is null
       and (l.base_lots is not null) end;
@@ -2552,6 +2718,7 @@ begin
   with pairs as materialized (
     select u.kind, u.link_id, u.generation, u.delta, u.close_step, c, m, ma, fa, v.lease_expires_at as lease_ends, ms,
       v.id as vps_id, a.epoch, a.begins_at, private.unreachable(fa, v.lease_expires_at, p_now) as unreachable,
+      private.filtered(c, m, (private.fresh_funds(fa, v_fresh_since)).equity, u.kind <> 'increase', p_now) as refusal,
       -- the user's mapping, else the same name, else the only one of the same root
       case when ms.contract_size is null then null::public.account_symbols when named.name is not null or y.copier_id is not null then named
         else private.symbol_by_root(fa.id, ms) end as fs,
@@ -2575,6 +2742,7 @@ begin
         when (p.c).mode = 'monitor' then 'copier_monitor'
         when (p.m).unseen_at < p_now - make_interval(secs => (p.c).max_age_ms / 1000.0) then 'too_old'
         when p.unreachable is not null then p.unreachable
+        when p.refusal is not null then p.refusal
         when (p.fs).contract_size is null or (p.fs).lots_step is null or (p.fs).lots_min is null or (p.fs).lots_max is null then 'symbol_unmapped'
         when (p.fs).trade_mode in ('close_only', 'disabled') or ((p.fs).trade_mode = 'long_only' and p.side = 'sell')
           or ((p.fs).trade_mode = 'short_only' and p.side = 'buy') then 'trade_disabled' end as verdict
@@ -2631,7 +2799,8 @@ begin
       (k.fs).name, k.side, private.copied_order_type((k.m).order_type, (k.c).reverse), o.lots,
       case when (k.m).kind = 'order' then k.order_price end, k.sl, k.tp, (k.c).max_slippage_points, (k.m).price, (k.m).lots,
       (k.m).expires_at, (k.c).comment, (k.z).warnings, p_now + make_interval(secs => (k.c).retry_window_s), k.vps_id, k.epoch, p_now,
-      least(greatest(p_now, k.begins_at) + v_send_within, k.lease_ends), (k.m).detected_at, p_now, p_now
+      least(greatest(p_now, k.begins_at) + v_send_within, k.lease_ends,
+        (k.m).unseen_at + make_interval(secs => (k.c).max_age_ms / 1000.0)), (k.m).detected_at, p_now, p_now
     from linked k cross join lateral unnest((k.z).orders) as o (lots)
     where k.reason is null and not k.netting
     returning id
@@ -2657,7 +2826,7 @@ begin
       when c.mode = 'off' or c.removed_at is not null then 'copier_off'
       when fa.copy_state = 'off' then 'account_off'
       when l.id is null and m.closed_at is not null and e.type in ('opened', 'ordered') then 'already_closed'
-      when l.id is null and e.type in ('opened', 'ordered') and not c.copy_pending and m.kind = 'order' then 'copied_at_fill'
+      when l.id is null and m.kind = 'order' and (not c.copy_pending or fa.mode = 'netting') then 'copied_at_fill'
       when l.id is null and (m.existing or m.first_seen_at < c.started_at) then 'existing'
       when l.id is null then 'not_copied'
       when l.state = 'ended' and l.reason in ('closed_by_follower', 'closed') then l.reason
@@ -2795,7 +2964,7 @@ begin
     end,
     s.wanted_lots is not null and not s.doomed and not s.frozen, s.wanted_sl, s.wanted_tp, s.position_lots
   from private.link_states s
-  where s.follower_account_id = p_account and s.symbol = p_symbol;
+  where s.follower_account_id = p_account and s.symbol = p_symbol and s.state = 'live';
 end $$;
 
 -- Drops what was decided but not dealt in time, or is not wanted any more.
@@ -2825,7 +2994,7 @@ end $$;
 
 -- Books a finished (or purely internal) deal: parts against its direction are settled in full, those with it get the fill,
 -- reductions first.
-create function private.book_deal(p_account uuid, p_symbol text, p_side text, p_filled numeric, p_price numeric, p_master jsonb, p_parts jsonb)
+create function private.book_deal(p_account uuid, p_symbol text, p_side text, p_filled numeric, p_price numeric, p_parts jsonb)
 returns void
 language plpgsql security definer set search_path = '' as $$
 declare
@@ -2855,107 +3024,217 @@ begin
   update private.net_ledgers set net_lots = net_lots + p_filled * private.sign_of(p_side) where account_id = p_account and symbol = p_symbol;
 end $$;
 
--- Plans one netting symbol: nothing while a deal is in flight; else one deal, or the SL/TP. Returns the new execution or null.
--- Longer than forty lines because it is one decision.
+-- Gives back what a waiting deal would have opened: it is in nobody's hands and may be dealt otherwise.
+create function private.give_back(q public.trade_execution_queue) returns void
+language plpgsql security definer set search_path = '' as $$
+begin
+  update public.position_links l set wanted_lots = coalesce(l.wanted_lots, 0) + (e ->> 'lots')::numeric, wanted_until = (e ->> 'until')::timestamptz
+  from jsonb_array_elements(q.parts) e
+  where l.id = (e ->> 'link_id')::bigint and l.ended_at is null and (e ->> 'lots')::numeric > 0;
+end $$;
+
+-- Cuts the parts of a deal to what one order may hold: parts against the deal stay whole, those with it share p_room, reductions first.
+create function private.cut_parts(p_parts jsonb, p_side text, p_room numeric) returns jsonb
+language plpgsql immutable set search_path = '' as $$
+declare
+  e jsonb;
+  v_with boolean;
+  v_left numeric := p_room;
+  v_lots numeric;
+  v_cut jsonb := '[]';
+begin
+  select v_left + coalesce(sum(abs((x ->> 'lots')::numeric)), 0) into v_left from jsonb_array_elements(p_parts) x
+  where private.sign_of(x ->> 'side') * sign((x ->> 'lots')::numeric) <> private.sign_of(p_side);
+  for e in select value from jsonb_array_elements(p_parts) order by (value ->> 'lots')::numeric > 0, (value ->> 'link_id')::bigint loop
+    v_with := private.sign_of(e ->> 'side') * sign((e ->> 'lots')::numeric) = private.sign_of(p_side);
+    v_lots := case when v_with then least(abs((e ->> 'lots')::numeric), v_left) else abs((e ->> 'lots')::numeric) end;
+    if v_with then v_left := v_left - v_lots; end if;
+    if v_lots > 0 then
+      v_cut := v_cut || jsonb_build_array(e || jsonb_build_object('lots', (v_lots * sign((e ->> 'lots')::numeric))::text));
+    end if;
+  end loop;
+  return v_cut;
+end $$;
+
+create type private.wish as (parts jsonb, sum numeric, opens boolean, shares integer, sl numeric, tp numeric);
+comment on type private.wish is 'What the links of a netting symbol want together.';
+
+-- What a netting symbol's links want together. parts: the changes, sum: signed lots of the deal that makes them, shares: links that will hold
+-- something, sl and tp: the levels that may stand on the position (none where it has several owners).
+create function private.net_wish(p_account uuid, p_symbol text, p_net numeric, p_now timestamptz) returns private.wish
+language plpgsql security definer set search_path = '' as $$
+declare
+  w private.wish;
+  v_after numeric;
+begin
+  select coalesce(sum(d.delta * private.sign_of(d.side)), 0),
+    coalesce(jsonb_agg(jsonb_build_object('link_id', d.link_id::text, 'side', d.side, 'lots', d.delta::text,
+      'master_lots', l.seen_master_lots::text, 'until', l.wanted_until) order by d.link_id) filter (where d.delta <> 0), '[]'),
+    coalesce(bool_or(d.delta > 0), false), count(*) filter (where d.held + d.delta > 0),
+    coalesce(sum((d.held + d.delta) * private.sign_of(d.side)), 0),
+    min(d.wanted_sl) filter (where d.held + d.delta > 0), min(d.wanted_tp) filter (where d.held + d.delta > 0)
+  into w.sum, w.parts, w.opens, w.shares, v_after, w.sl, w.tp
+  from private.net_deltas(p_account, p_symbol, p_now) d join public.position_links l on l.id = d.link_id;
+  if w.shares <> 1 or p_net + w.sum <> v_after then
+    w.sl := null;
+    w.tp := null;
+  end if;
+  return w;
+end $$;
+
+-- Queues the deal for these parts; what it opens is no longer wanted. Returns its number.
+create function private.queue_deal(
+  p_account uuid, p_symbol text, p_side text, p_lots numeric, p_net numeric, p_ticket text, p_parts jsonb, p_wish private.wish, p_now timestamptz
+) returns bigint
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_link public.position_links;
+  v_opens boolean;
+  v_action text;
+  v_new bigint;
+begin
+  select coalesce(bool_or((e ->> 'lots')::numeric > 0), false) into v_opens from jsonb_array_elements(p_parts) e;
+  select l.* into v_link from jsonb_array_elements(p_parts) e join public.position_links l on l.id = (e ->> 'link_id')::bigint
+  order by (e ->> 'lots')::numeric > 0 desc, l.id desc limit 1;
+  -- "open" where a new position may come of it; a pure reduction names the position
+  v_action := case when v_opens or p_lots > abs(p_net) or p_ticket is null then 'open' when p_lots = abs(p_net) then 'close' else 'reduce' end;
+  insert into public.trade_execution_queue (step_id, link_id, lane, copier_id, user_id, account_id, master_account_id, event_id, action,
+    priority, symbol, side, lots, target_lots, ticket, sl, tp, max_slippage_points, master_price, master_lots, comment, parts, warnings,
+    retry_until, send_before, detected_at, queued_at, updated_at)
+  select nextval('public.trade_execution_queue_id_seq'), v_link.id, p_account || ':' || p_symbol, v_link.copier_id, v_link.user_id, p_account,
+    v_link.master_account_id, m.last_event_id, v_action,
+    case when exists (select 1 from jsonb_array_elements(p_parts) e where (e ->> 'lots')::numeric < 0) then 10 else 40 end, p_symbol,
+    case when v_action = 'open' then p_side when p_side = 'buy' then 'sell' else 'buy' end, p_lots,
+    case when v_action <> 'open' then abs(p_net) - p_lots end, case when v_action <> 'open' then p_ticket end,
+    case when v_opens then p_wish.sl end, case when v_opens then p_wish.tp end, case when v_opens then c.max_slippage_points end, m.price,
+    v_link.seen_master_lots, c.comment, p_parts, case when p_wish.shares > 1 then array['netting_sltp_virtual'] else '{}' end,
+    p_now + make_interval(secs => c.retry_window_s), p_now, m.detected_at, p_now, p_now
+  from public.copiers c left join public.positions m on m.account_id = v_link.master_account_id and m.ticket = v_link.master_ticket
+  where c.id = v_link.copier_id
+  returning id into v_new;
+  update public.position_links l set wanted_lots = nullif(w.lots - coalesce((e ->> 'lots')::numeric, 0), 0),
+    wanted_until = case when w.lots > coalesce((e ->> 'lots')::numeric, 0) then l.wanted_until end
+  from jsonb_array_elements(p_wish.parts) x
+  cross join lateral (select greatest((x ->> 'lots')::numeric, 0) as lots) w
+  left join jsonb_array_elements(p_parts) e on e ->> 'link_id' = x ->> 'link_id' and (e ->> 'lots')::numeric > 0
+  where l.id = (x ->> 'link_id')::bigint;
+  -- every link of the deal is explained by it
+  insert into public.copy_outcomes as o (event_id, copier_id, user_id, link_id, execution_id)
+  select distinct on (m.last_event_id, l.copier_id) m.last_event_id, l.copier_id, l.user_id, l.id, v_new
+  from jsonb_array_elements(p_parts) e
+  join public.position_links l on l.id = (e ->> 'link_id')::bigint
+  join public.positions m on m.account_id = l.master_account_id and m.ticket = l.master_ticket
+  where m.last_event_id is not null
+  on conflict (event_id, copier_id) do update set execution_id = excluded.execution_id, link_id = excluded.link_id, reason = null, detail = null
+    where o.execution_id is null;
+  return v_new;
+end $$;
+
+-- Asks for the levels that the position shall have. Returns the new execution.
+create function private.queue_levels(p_account uuid, p_symbol text, p_net numeric, p_ticket text, p_sl numeric, p_tp numeric, p_now timestamptz)
+returns bigint
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_new bigint;
+begin
+  update private.net_ledgers n set modify_failures = case when (n.asked_sl, n.asked_tp) is distinct from (p_sl, p_tp) then 0 else n.modify_failures end,
+    asked_sl = p_sl, asked_tp = p_tp, replan_at = null
+  where n.account_id = p_account and n.symbol = p_symbol;
+  insert into public.trade_execution_queue (step_id, link_id, lane, copier_id, user_id, account_id, master_account_id, event_id, action,
+    priority, symbol, side, lots, ticket, sl, tp, send_before, detected_at, queued_at, updated_at)
+  select nextval('public.trade_execution_queue_id_seq'), l.id, p_account || ':' || p_symbol, l.copier_id, l.user_id, p_account,
+    l.master_account_id, m.last_event_id, 'modify', 30, p_symbol, case when p_net > 0 then 'buy' else 'sell' end, abs(p_net), p_ticket, p_sl,
+    p_tp, p_now, m.detected_at, p_now, p_now
+  from public.position_links l left join public.positions m on m.account_id = l.master_account_id and m.ticket = l.master_ticket
+  where l.follower_account_id = p_account and l.symbol = p_symbol and l.state = 'live'
+  order by l.id desc limit 1
+  returning id into v_new;
+  perform private.explain_executions(array[v_new]);
+  return v_new;
+end $$;
+
+-- Plans one netting symbol: nothing while a deal is with the agent; else one deal, or the levels. Returns the new execution or null.
+-- A little over forty lines: it is one decision.
 create function private.plan_net(p_account uuid, p_symbol text, p_now timestamptz) returns bigint
 language plpgsql security definer set search_path = '' as $$
 declare
-  v_parts jsonb;
-  v_sum numeric;
-  v_net numeric;
+  v_waiting public.trade_execution_queue;
   v_ledger private.net_ledgers;
+  v_wish private.wish;
   v_ticket text;
   v_min numeric;
-  v_link public.position_links;
-  v_sl numeric;
-  v_tp numeric;
-  v_shares integer;
-  v_share numeric;
-  v_action text;
+  v_max numeric;
   v_side text;
-  v_new bigint;
-  v_master record;
+  v_lots numeric;
+  v_parts jsonb;
 begin
-  if exists (select 1 from public.trade_execution_queue q where q.account_id = p_account and q.symbol = p_symbol and q.in_flight) then
-    return null;
-  end if;
+  select q.* into v_waiting from public.trade_execution_queue q
+  where q.account_id = p_account and q.symbol = p_symbol and q.in_flight order by q.status = 'retrying' limit 1;
+  if v_waiting.status <> 'retrying' then return null; end if;
   perform private.book_net(p_account, p_symbol);
+  if v_waiting.parts is not null then perform private.give_back(v_waiting); end if;
   perform private.drop_wanted(p_account, p_symbol, p_now);
   select * into v_ledger from private.net_ledgers where account_id = p_account and symbol = p_symbol;
-  v_net := v_ledger.net_lots;
+  v_wish := private.net_wish(p_account, p_symbol, v_ledger.net_lots, p_now);
   select p.ticket into v_ticket from public.positions p
   where p.account_id = p_account and p.symbol = p_symbol and p.closed_at is null and p.kind = 'position' limit 1;
-  select s.lots_min into v_min from public.account_symbols s where s.account_id = p_account and s.name = p_symbol;
-  select coalesce(sum(d.delta * private.sign_of(d.side)), 0),
-    coalesce(jsonb_agg(jsonb_build_object('link_id', d.link_id::text, 'side', d.side, 'lots', d.delta::text,
-      'master_lots', (select l.seen_master_lots::text from public.position_links l where l.id = d.link_id))) filter (where d.delta <> 0), '[]'),
-    count(*) filter (where d.held + greatest(d.delta, 0) > 0), coalesce(sum((d.held + d.delta) * private.sign_of(d.side)), 0),
-    min(d.wanted_sl) filter (where d.held + d.delta > 0), min(d.wanted_tp) filter (where d.held + d.delta > 0)
-  into v_sum, v_parts, v_shares, v_share, v_sl, v_tp
-  from private.net_deltas(p_account, p_symbol, p_now) d;
-  -- SL/TP of one leg cannot stand on a net position that has other owners
-  if v_shares <> 1 or v_net + v_sum <> v_share then v_sl := null; v_tp := null; end if;
+  select s.lots_min, div(s.lots_max, s.lots_step) * s.lots_step into v_min, v_max
+  from public.account_symbols s where s.account_id = p_account and s.name = p_symbol;
+  v_side := case when v_wish.sum > 0 then 'buy' else 'sell' end;
+  v_lots := least(abs(v_wish.sum), v_max);
+  v_parts := private.cut_parts(v_wish.parts, v_side, v_lots);
 
-  select l.* into v_link from public.position_links l
-  where l.follower_account_id = p_account and l.symbol = p_symbol and l.state = 'live'
-  order by (l.id::text in (select e ->> 'link_id' from jsonb_array_elements(v_parts) e)) desc, l.id desc limit 1;
-  if v_link.id is null or (v_link.replan_at > p_now and v_link.close_failures > 0) then return null; end if;
-  select m.last_event_id, m.detected_at, m.price, c.retry_window_s, c.max_slippage_points, c.comment into v_master
-  from public.copiers c left join public.positions m on m.account_id = v_link.master_account_id and m.ticket = v_link.master_ticket
-  where c.id = v_link.copier_id;
-
-  if v_sum = 0 and v_parts <> '[]' then  -- the links settle among themselves
-    perform private.book_deal(p_account, p_symbol, 'buy', 0, null, null, v_parts);
-    update public.position_links l set wanted_lots = null, wanted_until = null
-    where l.id in (select (e ->> 'link_id')::bigint from jsonb_array_elements(v_parts) e);
-    return private.plan_net(p_account, p_symbol, p_now);
-  elsif abs(v_sum) >= v_min then
-    v_side := case when v_sum > 0 then 'buy' else 'sell' end;
-    v_action := case when v_net * v_sum >= 0 or abs(v_sum) > abs(v_net) then 'open' when abs(v_sum) = abs(v_net) then 'close' else 'reduce' end;
-    insert into public.trade_execution_queue (step_id, link_id, lane, copier_id, user_id, account_id, master_account_id, event_id, action,
-      priority, symbol, side, lots, target_lots, ticket, sl, tp, max_slippage_points, master_price, master_lots, comment, parts, warnings,
-      retry_until, send_before, detected_at, queued_at, updated_at)
-    values (nextval('public.trade_execution_queue_id_seq'), v_link.id, p_account || ':' || p_symbol, v_link.copier_id, v_link.user_id, p_account,
-      v_link.master_account_id, v_master.last_event_id, v_action, case when v_action = 'open' then 40 else 10 end, p_symbol,
-      case when v_action = 'open' then v_side when v_side = 'buy' then 'sell' else 'buy' end, abs(v_sum),
-      case when v_action <> 'open' then abs(v_net) - abs(v_sum) end, case when v_action <> 'open' then v_ticket end,
-      case when v_action = 'open' then v_sl end, case when v_action = 'open' then v_tp end,
-      case when v_action = 'open' then v_master.max_slippage_points end, v_master.price, v_link.seen_master_lots, v_master.comment, v_parts,
-      case when v_shares > 1 then array['netting_sltp_virtual'] else '{}' end,
-      p_now + make_interval(secs => v_master.retry_window_s), p_now, v_master.detected_at, p_now, p_now)
-    returning id into v_new;
-    update public.position_links l set wanted_lots = null, wanted_until = null
-    where l.id in (select (e ->> 'link_id')::bigint from jsonb_array_elements(v_parts) e);
-    if v_action = 'open' then  -- a level that the deal does not carry is taken off by a modify of its own
-      update private.net_ledgers set asked_sl = coalesce(v_sl, asked_sl), asked_tp = coalesce(v_tp, asked_tp)
-      where account_id = p_account and symbol = p_symbol;
+  if v_wish.sum <> 0 and v_lots >= v_min then
+    if v_waiting.parts = v_parts then  -- nothing has changed: it keeps waiting for its next attempt
+      update public.position_links l set wanted_lots = null, wanted_until = null from jsonb_array_elements(v_parts) e
+      where l.id = (e ->> 'link_id')::bigint;
+      return null;
     end if;
-    -- every link of the deal is explained by it
-    insert into public.copy_outcomes as o (event_id, copier_id, user_id, link_id, execution_id)
-    select distinct on (m.last_event_id, l.copier_id) m.last_event_id, l.copier_id, l.user_id, l.id, v_new
-    from jsonb_array_elements(v_parts) e
-    join public.position_links l on l.id = (e ->> 'link_id')::bigint
-    join public.positions m on m.account_id = l.master_account_id and m.ticket = l.master_ticket
-    where m.last_event_id is not null
-    on conflict (event_id, copier_id) do update set execution_id = excluded.execution_id, link_id = excluded.link_id, reason = null, detail = null
-      where o.execution_id is null;
-    return v_new;
-  elsif v_ticket is not null and (v_sl, v_tp) is distinct from (v_ledger.asked_sl, v_ledger.asked_tp) and v_shares > 0
-    and (v_link.modify_failures = 0 or v_link.replan_at <= p_now) and v_link.modify_failures < 3 then
-    update private.net_ledgers set asked_sl = v_sl, asked_tp = v_tp where account_id = p_account and symbol = p_symbol;
-    insert into public.trade_execution_queue (step_id, link_id, lane, copier_id, user_id, account_id, master_account_id, event_id, action,
-      priority, symbol, side, lots, ticket, sl, tp, send_before, detected_at, queued_at, updated_at)
-    values (nextval('public.trade_execution_queue_id_seq'), v_link.id, p_account || ':' || p_symbol, v_link.copier_id, v_link.user_id, p_account,
-      v_link.master_account_id, v_master.last_event_id, 'modify', 30, p_symbol, case when v_net > 0 then 'buy' else 'sell' end, abs(v_net),
-      v_ticket, v_sl, v_tp, p_now, v_master.detected_at, p_now, p_now)
-    returning id into v_new;
-    perform private.explain_executions(array[v_new]);
-    return v_new;
+    perform private.supersede(v_waiting.id, p_now);
+    if not v_wish.opens and v_ledger.failures > 0 and v_ledger.replan_at > p_now then return null; end if;
+    return private.queue_deal(p_account, p_symbol, v_side, v_lots, v_ledger.net_lots, v_ticket, v_parts, v_wish, p_now);
+  end if;
+  if v_wish.sum = 0 and v_wish.parts <> '[]' then  -- the links settle among themselves
+    perform private.supersede(v_waiting.id, p_now);
+    perform private.book_deal(p_account, p_symbol, 'buy', 0, null, v_wish.parts);
+    update public.position_links l set wanted_lots = null, wanted_until = null from jsonb_array_elements(v_wish.parts) e
+    where l.id = (e ->> 'link_id')::bigint;
+    perform private.decide_for_symbol(p_account, p_symbol, p_now);
+    return private.plan_net(p_account, p_symbol, p_now);
+  end if;
+  if v_waiting.action = 'modify' and (v_waiting.sl, v_waiting.tp) is not distinct from (v_wish.sl, v_wish.tp) and v_ticket is not null then
+    return null;
+  end if;
+  perform private.supersede(v_waiting.id, p_now);
+  if v_ticket is not null and v_wish.shares > 0 and ((v_wish.sl, v_wish.tp) is distinct from (v_ledger.asked_sl, v_ledger.asked_tp)
+    or v_ledger.modify_failures between 1 and 2 and v_ledger.replan_at <= p_now) then
+    return private.queue_levels(p_account, p_symbol, v_ledger.net_lots, v_ticket, v_wish.sl, v_wish.tp, p_now);
   end if;
   return null;
 end $$;
 
--- Plans the netting symbols that the links belong to.
+-- Ends an execution that waits for another attempt, because something else is wanted now.
+create function private.supersede(p_id bigint, p_now timestamptz) returns void
+language plpgsql security definer set search_path = '' as $$
+begin
+  update public.trade_execution_queue q set status = 'cancelled', reason = 'superseded', finalized_at = p_now, updated_at = p_now
+  where q.id = p_id and q.status = 'retrying';
+end $$;
+
+-- Decides the increases that waited behind a deal of this symbol.
+create function private.decide_for_symbol(p_account uuid, p_symbol text, p_now timestamptz) returns void
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_masters uuid[];
+  v_tickets text[];
+  v_copiers uuid[];
+begin
+  select array_agg(l.master_account_id), array_agg(l.master_ticket), array_agg(distinct l.copier_id) into v_masters, v_tickets, v_copiers
+  from public.position_links l where l.follower_account_id = p_account and l.symbol = p_symbol and l.state = 'live';
+  perform private.decide(v_masters, v_tickets, v_copiers, p_now);
+end $$;
+
+-- Plans the netting symbols that the links belong to, ended ones too: what waited behind their deal is somebody else's.
 create function private.plan_nets(p_links bigint[], p_now timestamptz) returns bigint[]
 language plpgsql security definer set search_path = '' as $$
 declare
@@ -2966,13 +3245,29 @@ begin
   for v_unit in
     select distinct l.follower_account_id, l.symbol from public.position_links l
     join public.trading_accounts a on a.id = l.follower_account_id and a.mode = 'netting'
-    where l.id = any (p_links) and l.ended_at is null
+    where l.id = any (p_links) and l.symbol is not null
   loop
+    perform private.see_reductions(v_unit.follower_account_id, v_unit.symbol);
     v_one := private.plan_net(v_unit.follower_account_id, v_unit.symbol, p_now);
     if v_one is not null then v_new := v_new || v_one; end if;
-    perform private.end_links(p_links, p_now);
+    perform private.end_links(array(
+      select l.id from public.position_links l
+      where l.follower_account_id = v_unit.follower_account_id and l.symbol = v_unit.symbol and l.state = 'live'), p_now);
   end loop;
   return v_new;
+end $$;
+
+-- A reduction of the master counts as seen once it is carried out, as in plan_links.
+create function private.see_reductions(p_account uuid, p_symbol text) returns void
+language plpgsql security definer set search_path = '' as $$
+begin
+  update public.position_links l set seen_master_lots = s.master_lots
+  from private.link_states s
+  where l.follower_account_id = p_account and l.symbol = p_symbol and l.state = 'live' and s.id = l.id and s.master_kind = 'position'
+    and not s.doomed and s.master_lots < l.seen_master_lots and l.base_lots is not null and l.wanted_lots is null
+    and s.position_lots <= private.target_lots(l.base_lots, s.master_lots, l.base_master_lots, s.lots_step, s.lots_min, s.position_lots)
+    and not exists (select 1 from public.trade_execution_queue q
+      where q.account_id = p_account and q.symbol = p_symbol and q.in_flight and q.status <> 'retrying');
 end $$;
 
 -- The whole planner. p_links: live links to look at; p_masters and p_tickets: master positions that may wait for a decision, of the
@@ -3174,6 +3469,7 @@ set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_has
 declare
   v_vps uuid := private.agent_vps();
   v_account public.trading_accounts;
+  v_locked uuid[];
   v_now timestamptz;
   v_results jsonb := '[]';
   v_result jsonb;
@@ -3194,7 +3490,11 @@ begin
       hint = 'See docs/protocol.md for the form of the call.';
   end if;
   perform private.require_assignment(v_vps, (p_events ->> 'account_id')::uuid, (p_events ->> 'epoch')::bigint);
-  v_now := private.lock_accounts(private.with_followers(array[(p_events ->> 'account_id')::uuid]));
+  v_locked := private.with_followers(array[(p_events ->> 'account_id')::uuid]);
+  v_now := private.lock_accounts(v_locked);
+  if not private.with_followers(array[(p_events ->> 'account_id')::uuid]) <@ v_locked then  -- a copier was made while we waited
+    v_now := private.lock_accounts(private.with_followers(array[(p_events ->> 'account_id')::uuid]));
+  end if;
   perform private.require_assignment(v_vps, (p_events ->> 'account_id')::uuid, (p_events ->> 'epoch')::bigint);  -- it may have moved meanwhile
 
   select * into v_account from public.trading_accounts where id = (p_events ->> 'account_id')::uuid;
@@ -3257,7 +3557,15 @@ begin
   if jsonb_typeof(r) is distinct from 'object' then return 'the report is not an object'; end if;
   if not coalesce(pg_input_is_valid(r ->> 'execution_id', 'bigint'), false) then return 'execution_id must be an execution number'; end if;
   foreach v_field in array array['attempt', 'session', 'seq'] loop
-    if not coalesce(pg_input_is_valid(r ->> v_field, 'bigint'), false) then return format('%s must be a whole number', v_field); end if;
+    if not coalesce(pg_input_is_valid(r ->> v_field, case v_field when 'attempt' then 'integer' else 'bigint' end), false) then
+      return format('%s must be a whole number', v_field);
+    end if;
+  end loop;
+  foreach v_field in array array['retryable', 'adopted'] loop
+    if coalesce(jsonb_typeof(r -> v_field), 'null') not in ('null', 'boolean') then return format('%s must be true or false', v_field); end if;
+  end loop;
+  foreach v_field in array array['reason', 'message'] loop
+    if coalesce(jsonb_typeof(r -> v_field), 'null') not in ('null', 'string') then return format('%s must be a text', v_field); end if;
   end loop;
   if coalesce(r ->> 'outcome', '') not in ('completed', 'rejected', 'expired', 'cancelled', 'unknown') then
     return 'outcome is not one of completed, rejected, expired, cancelled, unknown';
@@ -3283,38 +3591,47 @@ begin
   return null;
 end $$;
 
--- What a broker did, booked to the link of a hedging follower.
-create function private.book_fill(q public.trade_execution_queue, r jsonb) returns void
+-- What a broker did, booked to the link of a hedging follower. The mirror has taken the report already and knows best: a report that comes
+-- late brings nothing back. A close that found nothing proves nothing by itself: the mirror is asked to be looked at again.
+create function private.book_fill(q public.trade_execution_queue, r jsonb, p_now timestamptz) returns void
 language plpgsql security definer set search_path = '' as $$
 declare
-  p jsonb;
-  v_gone boolean := q.action in ('close', 'cancel') and coalesce(jsonb_array_length(r -> 'positions'), 0) = 0;
+  v_opens boolean := q.action in ('open', 'increase', 'place');
+  v_legs integer;
 begin
-  if q.action in ('open', 'increase', 'place') then
-    for p in select value from jsonb_array_elements(coalesce(r -> 'positions', '[]')) where (value ->> 'lots')::numeric > 0 loop
-      insert into private.link_legs (link_id, account_id, ticket, kind, lots, price)
-      values (q.link_id, q.account_id, p ->> 'ticket', p ->> 'kind', (p ->> 'lots')::numeric, (p ->> 'price')::numeric)
-      on conflict (link_id, ticket) do update set lots = excluded.lots, kind = excluded.kind, price = excluded.price;
-    end loop;
-    if q.action <> 'place' or exists (select 1 from private.link_legs g where g.link_id = q.link_id and g.kind = 'position') then
+  if v_opens then
+    insert into private.link_legs as g (link_id, account_id, ticket, kind, lots, price)
+    select q.link_id, q.account_id, m.ticket, m.kind, m.lots, m.price
+    from jsonb_array_elements(nullif(r -> 'positions', 'null')) e
+    join public.positions m on m.account_id = q.account_id and m.ticket = e ->> 'ticket' and m.lots > 0
+    where (e ->> 'lots')::numeric > 0
+    on conflict (link_id, ticket) do nothing;
+    get diagnostics v_legs = row_count;
+    if v_legs > 0 and exists (select 1 from private.link_legs g where g.link_id = q.link_id and g.kind = 'position') then
       update public.position_links l set base_master_lots = coalesce(q.master_lots, l.base_master_lots),
         base_lots = (select sum(g.lots) from private.link_legs g where g.link_id = l.id and g.kind = 'position')
       where l.id = q.link_id;
     end if;
-  elsif q.action in ('reduce', 'close', 'cancel') then
-    delete from private.link_legs g where g.link_id = q.link_id and (
-      (v_gone and (g.ticket = q.ticket or q.ticket is null and q.filled_lots > 0))
-      or exists (select 1 from jsonb_array_elements(coalesce(r -> 'positions', '[]')) e
-        where e ->> 'ticket' = g.ticket and (e ->> 'lots')::numeric = 0
-          and not exists (select 1 from jsonb_array_elements(r -> 'positions') n where n ->> 'replaces' = g.ticket)));
-    for p in select value from jsonb_array_elements(coalesce(r -> 'positions', '[]')) where (value ->> 'lots')::numeric > 0 loop
-      update private.link_legs g set ticket = p ->> 'ticket', lots = least(g.lots, (p ->> 'lots')::numeric)
-      where g.link_id = q.link_id and g.ticket in (p ->> 'ticket', p ->> 'replaces');
-    end loop;
   end if;
-  update public.position_links l set close_failures = case when q.action in ('close', 'reduce', 'cancel') then 0 else l.close_failures end,
+  update private.link_legs g set ticket = m.replaced_by from public.positions m
+  where g.link_id = q.link_id and m.account_id = q.account_id and m.ticket = g.ticket and m.replaced_by is not null
+    and not exists (select 1 from private.link_legs o where o.link_id = g.link_id and o.ticket = m.replaced_by);
+  delete from private.link_legs g using public.positions m
+  where g.link_id = q.link_id and m.account_id = q.account_id and m.ticket = g.ticket and m.lots = 0;
+  update private.link_legs g set lots = least(g.lots, m.lots), kind = m.kind from public.positions m
+  where g.link_id = q.link_id and m.account_id = q.account_id and m.ticket = g.ticket and m.lots > 0 and (m.lots < g.lots or m.kind <> g.kind);
+
+  update public.position_links l set close_failures = case when v_opens or q.action in ('modify', 'amend') then l.close_failures else 0 end,
     modify_failures = case when q.action in ('modify', 'amend') then 0 else l.modify_failures end, replan_at = null
   where l.id = q.link_id and (l.close_failures > 0 or l.modify_failures > 0);
+  if q.status = 'completed' and q.ticket is not null and q.action in ('reduce', 'close', 'cancel')
+    and coalesce(jsonb_array_length(nullif(r -> 'positions', 'null')), 0) = 0
+  then
+    update public.positions m set absent_snapshots = greatest(m.absent_snapshots, 1)
+    where m.account_id = q.account_id and m.ticket = q.ticket and m.lots > 0;
+    update public.position_links l set close_failures = l.close_failures + 1, replan_at = p_now + private.retry_delay(l.close_failures + 1, 30)
+    where l.id = q.link_id and exists (select 1 from private.link_legs g where g.link_id = l.id and g.ticket = q.ticket);
+  end if;
 end $$;
 
 -- An order that came to nothing: an open's link ends with its reason, a close or modify waits for its next time.
@@ -3322,12 +3639,20 @@ create function private.book_failure(q public.trade_execution_queue, p_now times
 language plpgsql security definer set search_path = '' as $$
 declare
   v_opened bigint[];
+  v_modifies boolean := q.action in ('modify', 'amend');
+  v_netting boolean := q.parts is not null or exists (select 1 from public.trading_accounts a where a.id = q.account_id and a.mode = 'netting');
 begin
-  if q.action in ('close', 'reduce', 'cancel') then
+  if v_netting and (v_modifies or not private.opens(q)) then
+    update private.net_ledgers n set failures = n.failures + case when v_modifies then 0 else 1 end,
+      modify_failures = n.modify_failures + case when v_modifies then 1 else 0 end,
+      replan_at = case when v_modifies and n.modify_failures >= 2 then null else p_now + private.retry_delay(n.failures + n.modify_failures + 1, 30) end
+    where n.account_id = q.account_id and n.symbol = q.symbol;
+  elsif q.action in ('close', 'reduce', 'cancel') then
     update public.position_links l set close_failures = l.close_failures + 1, replan_at = p_now + private.retry_delay(l.close_failures + 1, 30)
     where l.id = q.link_id;
-  elsif q.action in ('modify', 'amend') then
-    update public.position_links l set modify_failures = l.modify_failures + 1, replan_at = p_now + private.retry_delay(l.modify_failures + 2, 30)
+  elsif v_modifies then
+    update public.position_links l set modify_failures = l.modify_failures + 1,
+      replan_at = case when l.modify_failures >= 2 then null else p_now + private.retry_delay(l.modify_failures + 2, 30) end
     where l.id = q.link_id;
   end if;
   if q.parts is not null then
@@ -3352,19 +3677,28 @@ create function private.revive_link(q public.trade_execution_queue) returns void
 language plpgsql security definer set search_path = '' as $$
 begin
   update public.position_links l set state = 'live', ended_at = null, reason = null
-  where l.id = q.link_id and l.state = 'ended' and q.action in ('open', 'increase', 'place');
+  where l.state = 'ended' and private.opens(q) and (l.id = q.link_id and q.parts is null or l.id = any (array(
+    select (e ->> 'link_id')::bigint from jsonb_array_elements(q.parts) e where (e ->> 'lots')::numeric > 0)));
 end $$;
 
 -- Status after a report: final, or on to another attempt. Closes, reductions and SL/TP are tried for ever; opens within their limits.
 create function private.next_status(q public.trade_execution_queue, r jsonb, p_now timestamptz, out status text, out reason text, out next_at timestamptz)
 language plpgsql volatile security definer set search_path = '' as $$
 declare
-  v_opens boolean := q.action in ('open', 'increase', 'place');
+  v_opens boolean := private.opens(q);
   v_limit timestamptz;
 begin
   reason := coalesce(r ->> 'reason', case when r ->> 'outcome' = 'completed' then null else r ->> 'outcome' end);
   case r ->> 'outcome'
-    when 'completed' then status := 'completed'; reason := null;
+    when 'completed' then
+      -- a deal that filled something must show what became of it: until then it is looked for by its tag
+      if (q.action in ('open', 'increase', 'place') or q.parts is not null) and (q.action = 'place' or coalesce((r ->> 'filled_lots')::numeric, 0) > 0)
+        and coalesce(jsonb_array_length(nullif(r -> 'positions', 'null')), 0) = 0
+      then
+        status := 'unknown';
+      else
+        status := 'completed'; reason := null;
+      end if;
     when 'unknown' then status := 'unknown';
     when 'cancelled' then status := 'cancelled';
     when 'expired' then
@@ -3376,6 +3710,7 @@ begin
       next_at := p_now + private.retry_delay(q.attempt, case when v_opens then 5 else 30 end);
       if not coalesce((r ->> 'retryable')::boolean, false) then status := 'rejected';
       elsif v_opens and next_at > v_limit then status := 'expired'; reason := 'too_old';
+      elsif q.action in ('modify', 'amend') and q.attempt >= 3 then status := 'rejected';
       else status := 'retrying'; end if;
   end case;
   -- a close of whatever a step left behind has done its work once the step is over: what is held now is closed by ticket
@@ -3411,6 +3746,10 @@ begin
     return;
   end if;
   select * into v_account from public.trading_accounts where id = q.account_id;
+  if (r ->> 'session')::bigint > v_account.session then
+    result := result || jsonb_build_object('code', 'TC402', 'error', format('session %s was never issued for this account', r ->> 'session'));
+    return;
+  end if;
   result := jsonb_build_object('execution_id', q.id::text, 'status', 'accepted', 'code', null, 'error', null);
 
   -- the mirror takes the report's look at the account, whatever becomes of the execution
@@ -3426,6 +3765,12 @@ begin
   if q.status = 'completed' or (q.finalized_at is not null or v_late) and r ->> 'outcome' <> 'completed'
     or (r ->> 'attempt')::integer > q.attempt then
     result := result || jsonb_build_object('status', 'duplicate');
+    -- two attempts may both have filled after all: what either opened is held by the link
+    if r ->> 'outcome' = 'completed' and v_account.mode = 'hedging' and private.opens(q) then
+      perform private.revive_link(q);
+      perform private.book_fill(q, r, p_now);
+      link_ids := array[q.link_id];
+    end if;
     return;
   end if;
   n := private.next_status(q, r, p_now);
@@ -3437,21 +3782,22 @@ begin
     finalized_at = case when n.status in ('completed', 'rejected', 'expired', 'cancelled') then p_now end, updated_at = p_now
   where x.id = q.id returning * into q;
 
-  update public.position_links l set report_session = (r ->> 'session')::bigint, report_seq = (r ->> 'seq')::bigint
-  where l.id = q.link_id and (l.report_session, l.report_seq) < ((r ->> 'session')::bigint, (r ->> 'seq')::bigint);
   if q.status = 'completed' then
     perform private.revive_link(q);
     if q.parts is not null then
       perform private.book_deal(q.account_id, q.symbol, case when q.action = 'open' then q.side when q.side = 'buy' then 'sell' else 'buy' end,
-        coalesce(q.filled_lots, q.lots), q.fill_price, null, q.parts);
+        coalesce(q.filled_lots, q.lots), q.fill_price, q.parts);
+      update private.net_ledgers k set asked_sl = coalesce(q.sl, k.asked_sl), asked_tp = coalesce(q.tp, k.asked_tp), failures = 0, replan_at = null
+      where k.account_id = q.account_id and k.symbol = q.symbol;
     elsif v_account.mode = 'hedging' then
-      perform private.book_fill(q, r);
+      perform private.book_fill(q, r, p_now);
+    else
+      update private.net_ledgers k set modify_failures = 0, replan_at = null where k.account_id = q.account_id and k.symbol = q.symbol;
     end if;
   else
     -- a close of several tickets may be refused for one of them: what was done is booked all the same
-    if v_account.mode = 'hedging' and q.action in ('reduce', 'close', 'cancel') and jsonb_typeof(r -> 'positions') = 'array'
-      and jsonb_array_length(r -> 'positions') > 0 then
-      perform private.book_fill(q, r);
+    if v_account.mode = 'hedging' and q.parts is null and jsonb_typeof(r -> 'positions') = 'array' and jsonb_array_length(r -> 'positions') > 0 then
+      perform private.book_fill(q, r, p_now);
     end if;
     if q.status in ('rejected', 'expired', 'cancelled') then
       perform private.book_failure(q, p_now);
@@ -3587,7 +3933,7 @@ begin
   from public.account_vps_assignments a
   join public.trade_execution_queue q on q.account_id = a.account_id and q.in_flight
   where a.vps_id = p_vps and q.status = 'queued' and q.offered_at is null
-    and (q.action not in ('open', 'increase', 'place') or q.queued_at > v_now - interval '5 s');
+    and (not private.opens(q) or q.queued_at > v_now - interval '5 s');
   if v_unoffered is not null then
     perform private.offer(v_unoffered, p_vps, v_now);
   end if;
@@ -3644,6 +3990,8 @@ begin
     union
     select l.follower_account_id from public.position_links l where l.wanted_lots is not null and l.wanted_until <= p_now
     union
+    select n.account_id from private.net_ledgers n where n.replan_at <= p_now
+    union
     select a.id from public.trading_accounts a where a.copy_state = 'flattening'
   ) d;
   return array(select account_id from private.plan_locks where account_id = any (v_due) order by account_id for no key update skip locked);
@@ -3663,7 +4011,7 @@ begin
       where a.account_id = x.account_id and a.epoch = x.epoch and v.lease_expires_at > p_now);
   for q in
     update public.trade_execution_queue x set status = 'expired', reason = 'follower_offline', finalized_at = p_now, updated_at = p_now
-    where x.account_id = any (p_accounts) and x.status = 'queued' and x.offered_at is null and x.action in ('open', 'increase', 'place')
+    where x.account_id = any (p_accounts) and x.status = 'queued' and x.offered_at is null and private.opens(x)
       and x.queued_at < p_now - interval '5 s'
     returning x.*
   loop
@@ -3689,6 +4037,7 @@ begin
   select coalesce(v_links, '{}') || coalesce(array_agg(l.id), '{}') into v_links from public.position_links l
   where l.follower_account_id = any (v_accounts) and l.state = 'live'
     and (l.replan_at <= v_now or l.wanted_until <= v_now
+      or exists (select 1 from private.net_ledgers n where n.account_id = l.follower_account_id and n.symbol = l.symbol and n.replan_at <= v_now)
       or exists (select 1 from public.trading_accounts a where a.id = l.follower_account_id and a.copy_state = 'flattening'));
   v_new := coalesce(private.requeue(v_accounts, v_now), '{}') || coalesce(private.plan_again(v_links, v_now), '{}');
   for v_account in select a.id from public.trading_accounts a where a.id = any (v_accounts) and a.copy_state = 'flattening' loop
@@ -4638,7 +4987,10 @@ begin
     order by k.ended_at limit v_batch));
   delete from public.positions where ctid = any (array(
     select p.ctid from public.positions p
-    where p.closed_at < now() - private.setting_days('retention_days.positions') order by p.closed_at limit v_batch));
+    where p.closed_at < now() - private.setting_days('retention_days.positions')
+      and not exists (select from public.position_links k where k.master_account_id = p.account_id and k.master_ticket = p.ticket
+                      and k.ended_at is null)  -- a frozen copy still has to be closed
+    order by p.closed_at limit v_batch));
 end
 $$;
 comment on function private.delete_expired() is 'Deletes a batch of what is past its retention from every growing table; trade_events lose whole partitions.';
@@ -4887,8 +5239,8 @@ create function private.save_copier(p_copier jsonb) returns jsonb
 language plpgsql security definer set search_path = '' as $$
 declare
   v_user uuid := private.require_user();
-  v_old public.copiers;
   v_new public.copiers;
+  v_now timestamptz;
   v_unknown text;
 begin
   if jsonb_typeof(p_copier) is distinct from 'object' then
@@ -4901,55 +5253,100 @@ begin
     raise exception using errcode = 'TC301', message = format('save_copier: unknown setting: %s', v_unknown),
       hint = 'The settings are the columns of the table copiers.';
   end if;
+  perform private.refuse_bad_values(p_copier);
   if p_copier ? 'id' then
-    select * into v_old from public.copiers where id = (p_copier ->> 'id')::uuid and user_id = v_user and removed_at is null;
-    if v_old.id is null then
+    select c.master_account_id, c.follower_account_id into v_new.master_account_id, v_new.follower_account_id from public.copiers c
+    where c.id = private.uuid_of(p_copier, 'id') and c.user_id = v_user and c.removed_at is null;
+    if v_new.master_account_id is null then
       raise exception using errcode = 'TC106', message = format('save_copier: copier %s does not exist or is not yours', p_copier ->> 'id'),
         hint = 'Check the id, or leave it out to make a new copier.';
     end if;
     p_copier := p_copier - 'master_account_id' - 'follower_account_id';
+  else
+    v_new.master_account_id := private.uuid_of(p_copier, 'master_account_id');
+    v_new.follower_account_id := private.uuid_of(p_copier, 'follower_account_id');
+    p_copier := p_copier - 'id';
   end if;
-  begin
-    v_new := jsonb_populate_record(v_old, p_copier - 'symbols');
-  exception when invalid_text_representation or numeric_value_out_of_range or invalid_datetime_format then
-    raise exception using errcode = 'TC302', message = 'save_copier: a value is not of its setting''s form: ' || sqlerrm,
-      hint = 'Numbers are decimal strings such as "0.5".';
-  end;
-  perform private.lock_accounts(array[v_new.master_account_id, v_new.follower_account_id]);
+  v_now := private.lock_accounts(array[v_new.master_account_id, v_new.follower_account_id]);
   if (select count(*) from public.trading_accounts a where a.id in (v_new.master_account_id, v_new.follower_account_id)
       and a.user_id = v_user and a.removed_at is null) <> 2 then
     raise exception using errcode = 'TC106', message = 'save_copier: the master or the follower account does not exist, is not yours, or is one and the same',
       hint = 'Connect both accounts first, and choose two different ones.';
   end if;
   begin
-    if v_old.id is null then
+    if not p_copier ? 'id' then
       perform private.refuse_cycle(v_new.master_account_id, v_new.follower_account_id);
-      insert into public.copiers (user_id, master_account_id, follower_account_id)
-      values (v_user, v_new.master_account_id, v_new.follower_account_id) returning id into v_new.id;
-      select * into v_old from public.copiers where id = v_new.id;
-      v_new := jsonb_populate_record(v_old, p_copier - 'symbols');
+      insert into public.copiers (user_id, master_account_id, follower_account_id, started_at, created_at)
+      values (v_user, v_new.master_account_id, v_new.follower_account_id, v_now, v_now) returning id into v_new.id;
+      p_copier := p_copier || jsonb_build_object('id', v_new.id);
     end if;
+    -- read after the lock: what somebody else has just changed stays as it is
+    select * into v_new from public.copiers c where c.id = (p_copier ->> 'id')::uuid;
+    v_new := jsonb_populate_record(v_new, p_copier - 'symbols');
     update public.copiers set name = v_new.name, mode = v_new.mode, sizing_mode = v_new.sizing_mode, sizing_value = v_new.sizing_value,
       contract_alignment = v_new.contract_alignment, min_policy = v_new.min_policy, max_risk_coefficient = v_new.max_risk_coefficient,
       max_policy = v_new.max_policy, max_lots = v_new.max_lots, max_risk_percent = v_new.max_risk_percent, max_leverage = v_new.max_leverage,
       max_leverage_policy = v_new.max_leverage_policy, sanity_factor = v_new.sanity_factor, reverse = v_new.reverse, sl_mode = v_new.sl_mode,
       tp_mode = v_new.tp_mode, copy_pending = v_new.copy_pending, max_age_ms = v_new.max_age_ms, retry_window_s = v_new.retry_window_s,
-      max_slippage_points = v_new.max_slippage_points, comment = v_new.comment, updated_at = clock_timestamp()
+      max_slippage_points = v_new.max_slippage_points, comment = v_new.comment, sides = v_new.sides, symbols_only = v_new.symbols_only,
+      symbols_except = v_new.symbols_except, magic_only = v_new.magic_only, magic_except = v_new.magic_except,
+      comment_only = v_new.comment_only, comment_except = v_new.comment_except, max_open_positions = v_new.max_open_positions,
+      max_open_lots = v_new.max_open_lots, max_trades_per_day = v_new.max_trades_per_day, min_equity = v_new.min_equity,
+      time_zone = v_new.time_zone, weekdays = v_new.weekdays, open_from = v_new.open_from, open_until = v_new.open_until,
+      updated_at = clock_timestamp()
     where id = v_new.id;
   exception
-    when check_violation or not_null_violation then
+    when check_violation or not_null_violation or foreign_key_violation then
       raise exception using errcode = 'TC303', message = 'save_copier: a setting is out of its range: ' || sqlerrm,
         hint = 'See the settings'' allowed ranges in docs/protocol.md.';
     when unique_violation then
       raise exception using errcode = 'TC304', message = 'save_copier: these two accounts already have a copier', hint = 'Change that one instead.';
+    when data_exception then
+      raise exception using errcode = 'TC302', message = 'save_copier: a value is not of its setting''s form: ' || sqlerrm,
+        hint = 'Numbers are decimal strings such as "0.5".';
   end;
   if jsonb_typeof(p_copier -> 'symbols') = 'object' then
     delete from public.symbol_mappings where copier_id = v_new.id;
     insert into public.symbol_mappings (user_id, copier_id, master_symbol, follower_symbol)
     select v_user, v_new.id, key, value from jsonb_each_text(p_copier -> 'symbols');
   end if;
-  perform private.replan_copiers(array[v_new.id]);
+  perform private.replan_copier(v_new.id, v_now);
   return jsonb_build_object('copier_id', v_new.id);
+end $$;
+
+-- Values that a CHECK cannot name well: numbers that are none, zones that do not exist, a symbol both wanted and left out.
+create function private.refuse_bad_values(p_copier jsonb) returns void
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_field record;
+  v_both text;
+begin
+  for v_field in
+    select e.key, e.value from jsonb_each(p_copier) e
+    join pg_catalog.pg_attribute a on a.attrelid = 'public.copiers'::regclass and a.attname = e.key and a.atttypid = 'numeric'::regtype
+    where jsonb_typeof(e.value) <> 'null' and not coalesce(private.is_number(e.value), false)
+  loop
+    raise exception using errcode = 'TC302', message = format('save_copier: %s is not a number', v_field.key),
+      hint = 'Numbers are decimal strings such as "0.5".';
+  end loop;
+  if p_copier ? 'time_zone' and not exists (select 1 from pg_catalog.pg_timezone_names z where z.name = p_copier ->> 'time_zone') then
+    raise exception using errcode = 'TC303', message = format('save_copier: there is no time zone %s', p_copier ->> 'time_zone'),
+      hint = 'Zones are named like Europe/Berlin, America/New_York or UTC.';
+  end if;
+  if jsonb_typeof(p_copier -> 'symbols_only') = 'array' and jsonb_typeof(p_copier -> 'symbols_except') = 'array' then
+    select string_agg(o, ', ') into v_both from jsonb_array_elements_text(p_copier -> 'symbols_only') o
+    where o in (select jsonb_array_elements_text(p_copier -> 'symbols_except'));
+    if v_both is not null then
+      raise exception using errcode = 'TC306', message = format('save_copier: %s stands in symbols_only and in symbols_except', v_both),
+        hint = 'Take it out of one of the two.';
+    end if;
+  end if;
+  if jsonb_typeof(p_copier -> 'symbols') = 'object' and exists (
+    select 1 from jsonb_each(p_copier -> 'symbols') e where jsonb_typeof(e.value) <> 'string' or length(e.value #>> '{}') not between 1 and 64
+      or length(e.key) not between 1 and 64) then
+    raise exception using errcode = 'TC302', message = 'save_copier: symbols must name a symbol of the follower for each of the master''s',
+      hint = 'For example {"GOLD": "XAUUSD"}.';
+  end if;
 end $$;
 
 -- A copier that would close a circle is refused; copiers that are off count as well. One lock for all, so that two cannot close it together.
@@ -4970,21 +5367,25 @@ begin
   end if;
 end $$;
 
--- Plans everything of these copiers after a change of their settings or mode: a resumed copier catches up on closes and SL/TP.
-create function private.replan_copiers(p_copiers uuid[]) returns void
+-- Plans everything of a copier after a change of its settings or mode: a resumed copier catches up on closes and SL/TP. The caller has
+-- locked both its accounts.
+create function private.replan_copier(p_copier uuid, p_now timestamptz) returns void
 language plpgsql security definer set search_path = '' as $$
 declare
-  v_now timestamptz;
   v_links bigint[];
-  v_accounts uuid[];
 begin
-  select array_agg(distinct a) into v_accounts from public.copiers c, unnest(array[c.master_account_id, c.follower_account_id]) a
-  where c.id = any (p_copiers);
-  v_now := private.lock_accounts(v_accounts);
   select array_agg(l.id) into v_links from public.copiers c
   join public.position_links l on l.follower_account_id = c.follower_account_id and l.copier_id = c.id and l.state = 'live'
-  where c.id = any (p_copiers);
-  perform private.offer(private.plan_again(v_links, v_now), null, clock_timestamp());
+  where c.id = p_copier;
+  perform private.offer(private.plan_again(v_links, p_now), null, clock_timestamp());
+end $$;
+
+-- Every account whose plans meet with the account's: itself, its followers, its masters. Taken in one lock, for two could cross.
+create function private.with_neighbours(p_account uuid) returns uuid[]
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return private.with_followers(array[p_account]) || array(
+    select c.master_account_id from public.copiers c where c.follower_account_id = p_account and c.removed_at is null);
 end $$;
 
 -- {"copier_id", "mode": "on|monitor|off"} -> {"copier_id", "mode"}
@@ -4992,17 +5393,21 @@ create function private.set_copier_mode(p_request jsonb) returns jsonb
 language plpgsql security definer set search_path = '' as $$
 declare
   v_user uuid := private.require_user();
+  v_copier public.copiers;
+  v_now timestamptz;
 begin
   if coalesce(p_request ->> 'mode', '') not in ('on', 'monitor', 'off') then
     raise exception using errcode = 'TC303', message = 'set_copier_mode: mode must be on, monitor or off';
   end if;
-  update public.copiers set mode = p_request ->> 'mode', updated_at = clock_timestamp()
-  where id::text = p_request ->> 'copier_id' and (user_id = v_user or private.is_operator()) and removed_at is null;
-  if not found then
+  select * into v_copier from public.copiers c
+  where c.id = private.uuid_of(p_request, 'copier_id') and (c.user_id = v_user or private.is_operator()) and c.removed_at is null;
+  if v_copier.id is null then
     raise exception using errcode = 'TC106', message = format('set_copier_mode: copier %s does not exist or is not yours', p_request ->> 'copier_id');
   end if;
-  perform private.replan_copiers(array[(p_request ->> 'copier_id')::uuid]);
-  return jsonb_build_object('copier_id', p_request ->> 'copier_id', 'mode', p_request ->> 'mode');
+  v_now := private.lock_accounts(array[v_copier.master_account_id, v_copier.follower_account_id]);
+  update public.copiers set mode = p_request ->> 'mode', updated_at = clock_timestamp() where id = v_copier.id;
+  perform private.replan_copier(v_copier.id, v_now);
+  return jsonb_build_object('copier_id', v_copier.id, 'mode', p_request ->> 'mode');
 end $$;
 
 -- The caller's account, or any for an operator; TC106 otherwise.
@@ -5029,13 +5434,16 @@ declare
   v_now timestamptz;
   v_links bigint[];
 begin
-  v_now := private.lock_accounts(private.with_followers(array[v_account]));
+  if coalesce(jsonb_typeof(p_request -> 'include_manual'), 'null') not in ('null', 'boolean') then
+    raise exception using errcode = 'TC001', message = 'flatten_account: include_manual must be true or false';
+  end if;
+  v_now := private.lock_accounts(private.with_neighbours(v_account));
   update public.trading_accounts set copy_state = 'flattening', flatten_manual = coalesce((p_request ->> 'include_manual')::boolean, false),
-    flat_snapshots = 0
+    flat_snapshots = 0, flattened_at = v_now
   where id = v_account;
   -- opens that are on their way and still unsent need not be sent
   update public.trade_execution_queue q set cancel_requested_at = v_now, updated_at = v_now
-  where q.account_id = v_account and q.in_flight and q.action in ('open', 'increase', 'place') and q.cancel_requested_at is null;
+  where q.account_id = v_account and q.in_flight and private.opens(q) and q.cancel_requested_at is null;
   select array_agg(l.id) into v_links from public.position_links l where l.follower_account_id = v_account and l.state = 'live';
   perform private.offer(coalesce(private.plan_again(v_links, v_now), '{}') || private.plan_flatten(v_account, v_now), null, clock_timestamp());
   return jsonb_build_object('account_id', v_account, 'copy_state', 'flattening');
@@ -5046,13 +5454,17 @@ create function private.pause_account(p_request jsonb) returns jsonb
 language plpgsql security definer set search_path = '' as $$
 declare
   v_account uuid := private.require_account(p_request);
+  v_copier uuid;
+  v_now timestamptz;
 begin
   if coalesce(p_request ->> 'state', '') not in ('on', 'monitor', 'off') then
     raise exception using errcode = 'TC303', message = 'pause_account: state must be on, monitor or off';
   end if;
-  perform private.lock_accounts(private.with_followers(array[v_account]));
+  v_now := private.lock_accounts(private.with_neighbours(v_account));
   update public.trading_accounts set copy_state = p_request ->> 'state', flat_snapshots = 0 where id = v_account;
-  perform private.replan_copiers(array(select c.id from public.copiers c where c.follower_account_id = v_account and c.removed_at is null));
+  for v_copier in select c.id from public.copiers c where c.follower_account_id = v_account and c.removed_at is null loop
+    perform private.replan_copier(v_copier, v_now);
+  end loop;
   return jsonb_build_object('account_id', v_account, 'copy_state', p_request ->> 'state');
 end $$;
 
@@ -5082,7 +5494,7 @@ from public.trade_events e
 join public.copiers c on c.master_account_id = e.account_id and c.created_at <= e.received_at
   and (c.removed_at is null or c.removed_at > e.received_at)
 left join public.copy_outcomes o on o.event_id = e.id and o.copier_id = c.id
-where e.status = 'accepted' and e.type <> 'snapshot'
+where e.status = 'accepted' and e.type <> 'snapshot' and e.received_at > now() - interval '30 days'  -- older outcomes may be gone
   and (o.event_id is null
     or (o.execution_id is not null and not exists (select 1 from public.trade_execution_queue q where q.id = o.execution_id)));
 comment on view public.unexplained_pairs is

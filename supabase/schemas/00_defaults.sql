@@ -43,7 +43,8 @@ declare
   v_text text := p_request ->> p_field;
 begin
   if v_text is null or not pg_input_is_valid(v_text, 'uuid') then
-    raise exception using errcode = 'TC001', message = format('%s: expected a UUID', p_field), detail = left(v_text, 100);
+    raise exception using errcode = 'TC001', message = format('%s: expected a UUID', p_field),
+      detail = coalesce(left(v_text, 100), 'it is missing');
   end if;
   return v_text::uuid;
 end

@@ -26,6 +26,7 @@ create table public.trading_accounts (
   copy_state text not null default 'on',
   flatten_manual boolean not null default false,
   flat_snapshots integer not null default 0,
+  flattened_at timestamptz,
   secret_id uuid,
   settings jsonb not null default '{}',
   removed_at timestamptz,
@@ -66,6 +67,7 @@ comment on column public.trading_accounts.seen_at is 'Last moment its agent had 
 comment on column public.trading_accounts.copy_state is 'on; monitor (decide, place nothing); off (leave everything alone); flattening (closing all, then off).';
 comment on column public.trading_accounts.flatten_manual is 'Whether flattening closes what the user opened by hand, too.';
 comment on column public.trading_accounts.flat_snapshots is 'Good snapshots in a row that showed nothing left while flattening; two end it.';
+comment on column public.trading_accounts.flattened_at is 'When it was last flattened: copies from before are closed, even those that turn up later.';
 comment on column public.trading_accounts.secret_id is 'Its password in Vault; null: it needs none.';
 comment on column public.trading_accounts.settings is 'What its platform wants to know besides; no secrets.';
 comment on column public.trading_accounts.removed_at is 'When its user removed it; the row stays for the history.';

@@ -28,6 +28,22 @@ create table public.copiers (
   retry_window_s integer not null default 60,
   max_slippage_points integer,
   comment text not null default '',
+  -- what is copied; closes are never filtered
+  sides text not null default 'both',
+  symbols_only text[] not null default '{}',
+  symbols_except text[] not null default '{}',
+  magic_only text[] not null default '{}',
+  magic_except text[] not null default '{}',
+  comment_only text[] not null default '{}',
+  comment_except text[] not null default '{}',
+  max_open_positions integer,
+  max_open_lots numeric,
+  max_trades_per_day integer,
+  min_equity numeric,
+  time_zone text not null default 'UTC',
+  weekdays integer[] not null default '{1,2,3,4,5,6,7}',
+  open_from time,
+  open_until time,
   -- life
   started_at timestamptz not null default now(),
   created_at timestamptz not null default now(),
@@ -51,7 +67,14 @@ create table public.copiers (
   constraint max_age_in_range check (max_age_ms between 100 and 600000),
   constraint retry_window_in_range check (retry_window_s between 0 and 3600),
   constraint max_slippage_not_negative check (max_slippage_points >= 0),
-  constraint comment_fits_every_platform check (length(comment) <= 20)
+  constraint comment_fits_every_platform check (length(comment) <= 20),
+  constraint sides_are_known check (sides in ('both', 'buy', 'sell')),
+  constraint max_open_positions_is_positive check (max_open_positions > 0),
+  constraint max_open_lots_is_positive check (max_open_lots > 0),
+  constraint max_trades_per_day_is_positive check (max_trades_per_day > 0),
+  constraint min_equity_not_negative check (min_equity >= 0),
+  constraint weekdays_are_1_to_7 check (weekdays <@ '{1,2,3,4,5,6,7}' and cardinality(weekdays) > 0),
+  constraint hours_come_in_pairs check ((open_from is null) = (open_until is null) and open_from is distinct from open_until or open_from is null)
 );
 comment on table public.copiers is 'From a master account to a follower account: what is copied, and how large. Never deleted, only removed_at is set.';
 comment on column public.copiers.mode is 'on = copies; monitor = closes only; off = frozen, closes included';
@@ -63,6 +86,17 @@ comment on column public.copiers.max_lots is 'cap on one copy, in lots of the fo
 comment on column public.copiers.sanity_factor is 'block a copy whose exposure per equity is more than this many times the master''s; null = never';
 comment on column public.copiers.max_age_ms is 'an open seen later than this after the last look without it is refused as too_old';
 comment on column public.copiers.retry_window_s is 'how long a refused open may be tried again (market closed, requote)';
+comment on column public.copiers.sides is 'sides of the master that are copied: both, buy or sell';
+comment on column public.copiers.symbols_only is 'symbols of the master, * stands for anything; empty = all';
+comment on column public.copiers.symbols_except is 'symbols of the master that are left out, * stands for anything';
+comment on column public.copiers.magic_only is 'magic numbers of the master''s trades; empty = all';
+comment on column public.copiers.comment_only is 'comments of the master''s trades, * stands for anything; empty = all';
+comment on column public.copiers.max_open_positions is 'copies held at once by this copier';
+comment on column public.copiers.max_open_lots is 'lots held at once by this copier';
+comment on column public.copiers.max_trades_per_day is 'copies opened since midnight in time_zone';
+comment on column public.copiers.min_equity is 'nothing is opened while the follower''s equity is below, in its currency';
+comment on column public.copiers.weekdays is 'ISO weekdays on which trades are opened, 1 = Monday, in time_zone';
+comment on column public.copiers.open_from is 'with open_until: time of day in time_zone in which trades are opened; may reach over midnight';
 comment on column public.copiers.started_at is 'positions of the master that were seen before are not copied';
 
 -- the planner: which copiers does this master feed; the follower's partners

@@ -254,6 +254,18 @@ begin
     raise exception using errcode = 'TC001', message = 'preview_copy: "follower.symbol" is missing or not an object',
       hint = 'Give at least name, contract_size, digits, tick_size, profit_currency, lots_min, lots_max and lots_step.';
   end if;
+  if coalesce(jsonb_typeof(p_request -> 'copier'), 'null') not in ('null', 'object')
+    or coalesce(jsonb_typeof(p_request #> '{master,symbol}'), 'null') not in ('null', 'object') then
+    raise exception using errcode = 'TC001', message = 'preview_copy: "copier" and "master.symbol" must be objects',
+      hint = 'See docs/protocol.md for the form of a request.';
+  end if;
+  foreach v_field in array array['contract_size', 'lots_min', 'lots_max', 'lots_step'] loop
+    if not coalesce(private.is_number(p_request #> array['follower', 'symbol', v_field]), false)
+      or (p_request #>> array['follower', 'symbol', v_field])::numeric <= 0 then
+      raise exception using errcode = 'TC001', message = format('preview_copy: "follower.symbol.%s" must be a number above 0', v_field),
+        hint = 'Numbers are decimal strings such as "0.01".';
+    end if;
+  end loop;
   foreach v_field in array array['lots', 'price'] loop
     if not coalesce(private.is_number(v_trade -> v_field), false) or (v_trade ->> v_field)::numeric <= 0 then
       raise exception using errcode = 'TC001', message = format('preview_copy: "trade.%s" must be a number above 0', v_field),
@@ -268,7 +280,7 @@ begin
       v_master_symbol, v_follower_symbol, coalesce(v_trade ->> 'side', 'buy'), (v_trade ->> 'lots')::numeric,
       (v_trade ->> 'price')::numeric, nullif((v_trade ->> 'sl')::numeric, 0), nullif((v_trade ->> 'tp')::numeric, 0),
       coalesce(p_request -> 'rates', '{}'::jsonb));
-  exception when invalid_text_representation or numeric_value_out_of_range or case_not_found or division_by_zero then
+  exception when data_exception or case_not_found then
     raise exception using errcode = 'TC001', message = 'preview_copy: a value is not of its documented form: ' || sqlerrm,
       hint = 'Numbers are decimal strings; see docs/protocol.md for the allowed words.';
   end;

@@ -24,8 +24,6 @@ create table public.position_links (
   modify_failures integer not null default 0,
   close_failures integer not null default 0,
   replan_at timestamptz,
-  report_session bigint not null default 0,
-  report_seq bigint not null default 0,
   warnings text[] not null default '{}',
   event_id bigint,
   created_at timestamptz not null default now(),
@@ -44,7 +42,6 @@ comment on column public.position_links.base_master_lots is 'master volume that 
 comment on column public.position_links.base_lots is 'volume held after the last fill or skipped increase';
 comment on column public.position_links.wanted_lots is 'netting followers: decided, but its deal waits until the symbol''s deal in flight is over';
 comment on column public.position_links.asked_sl is 'what was last asked of the broker, not what the broker made of it';
-comment on column public.position_links.report_seq is 'with report_session: number of the last report; an older look at the follower proves nothing about this link';
 comment on column public.position_links.replan_at is 'a refused close or modify is planned again from here on';
 
 -- the planner: links of a master position, newest generation first
@@ -84,8 +81,13 @@ create table private.net_ledgers (
   net_lots numeric not null default 0,
   asked_sl numeric,
   asked_tp numeric,
+  modify_failures integer not null default 0,
+  failures integer not null default 0,
+  replan_at timestamptz,
   primary key (account_id, symbol)
 );
 comment on table private.net_ledgers is
   'Netting followers: the signed net volume that was last booked to links. What the broker''s net differs by is booked before anything is planned.';
+comment on column private.net_ledgers.failures is 'refusals in a row of deals that only reduce; the next waits until replan_at';
+create index net_ledgers_due on private.net_ledgers (replan_at) where replan_at is not null;
 alter table private.net_ledgers enable row level security;

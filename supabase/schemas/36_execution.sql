@@ -116,6 +116,16 @@ begin
     'send_before', p.send_before);
 end $$;
 
+-- Whether an execution opens something: decided once, never late. A netting deal opens when one of its parts does.
+create function private.opens(p public.trade_execution_queue) returns boolean
+language plpgsql immutable set search_path = '' as $$
+begin
+  if p.parts is not null then
+    return exists (select 1 from jsonb_array_elements(p.parts) e where (e ->> 'lots')::numeric > 0);
+  end if;
+  return p.action in ('open', 'increase', 'place');
+end $$;
+
 create function private.send_within() returns interval
 language plpgsql stable set search_path = '' as $$
 begin
@@ -137,7 +147,8 @@ begin
   end if;
   update public.trade_execution_queue q
   set vps_id = v.id, epoch = a.epoch, offered_at = p_now,
-      send_before = least(greatest(p_now, a.begins_at) + v_send_within, v.lease_expires_at)
+      send_before = least(greatest(p_now, a.begins_at) + v_send_within, v.lease_expires_at,
+        case when private.opens(q) then coalesce(case when q.attempt > 1 then q.retry_until end, q.queued_at) + v_send_within end)
   from public.account_vps_assignments a
   join public.vps_instances v on v.id = a.vps_id
   where q.id = any (p_executions) and q.offered_at is null and a.account_id = q.account_id and v.retired_at is null and v.lease_expires_at > p_now;

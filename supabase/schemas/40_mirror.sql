@@ -104,6 +104,13 @@ begin
     update public.position_links set master_ticket = p ->> 'ticket' where master_account_id = p_account.id and master_ticket = v_from;
     update private.link_legs set ticket = p ->> 'ticket' where account_id = p_account.id and ticket = v_from;
   end if;
+  if v_from is not null and o.ticket is distinct from v_from then  -- the old ticket's own news, should it still come, is history
+    insert into public.positions (account_id, ticket, user_id, kind, symbol, side, lots, price, session, seq, unseen_at, detected_at,
+      first_seen_at, changed_at, closed_at, close_reason, replaced_by)
+    values (p_account.id, v_from, p_account.user_id, 'position', p ->> 'symbol', p ->> 'side', 0, (p ->> 'price')::numeric, p_session, p_seq,
+      p_unseen, p_detected, p_now, p_now, p_now, 'replaced', p ->> 'ticket')
+    on conflict do nothing;
+  end if;
   return row(true, v_type, coalesce(o.lots, 0))::private.change;
 end $$;
 

@@ -6,8 +6,10 @@
 -- each fits only the index that it needs, whatever Postgres believes of a table that was empty when it planned.
 create view private.link_states with (security_invoker = true) as
 select l.*, c.mode as copier_mode, fa.mode as account_mode, fa.copy_state,
-  coalesce(fa.copy_state = 'flattening' or m.closed_at is not null or m.side <> l.master_side, false) as doomed,
-  fa.copy_state <> 'flattening' and (c.mode = 'off' or fa.copy_state = 'off' or c.removed_at is not null) as frozen,
+  coalesce(fa.copy_state = 'flattening' or l.created_at <= fa.flattened_at or m.closed_at is not null or m.side <> l.master_side, false)
+    or newer.generation is not null as doomed,
+  fa.copy_state <> 'flattening' and l.created_at > coalesce(fa.flattened_at, '-infinity')
+    and (c.mode = 'off' or fa.copy_state = 'off' or c.removed_at is not null) as frozen,
   m.kind as master_kind, m.lots as master_lots, m.last_event_id as master_event_id, m.detected_at as master_detected_at,
   m.price as master_price, m.expires_at as master_expires_at,
   s.lots_min, s.lots_step,
@@ -15,12 +17,17 @@ select l.*, c.mode as copier_mode, fa.mode as account_mode, fa.copy_state,
   private.on_tick(case when c.tp_mode = 'none' then null when c.reverse then m.sl else m.tp end, s.tick_size) as wanted_tp,
   private.on_tick(m.price, s.tick_size) as wanted_price,
   held.position_lots, held.order_lots, held.legs,
-  flight.executions, flight.opens, flight.waiting, flight.open_step
+  flight.executions, flight.opens, flight.waiting, flight.reducing, flight.open_step
 from public.position_links l
 join public.copiers c on c.id = l.copier_id
 join public.trading_accounts fa on fa.id = l.follower_account_id
 left join public.positions m on m.account_id = l.master_account_id and m.ticket = l.master_ticket
 left join public.account_symbols s on s.account_id = l.follower_account_id and s.name = l.symbol
+left join lateral (
+  select n.generation from public.position_links n
+  where n.master_account_id = l.master_account_id and n.master_ticket = l.master_ticket and n.copier_id = l.copier_id
+    and n.generation > l.generation limit 1
+) newer on true
 cross join lateral (
   select coalesce(sum(g.lots) filter (where g.kind = 'position'), 0) as position_lots,
     coalesce(sum(g.lots) filter (where g.kind = 'order'), 0) as order_lots, count(*) as legs
@@ -29,6 +36,7 @@ cross join lateral (
 cross join lateral (
   select count(*) as executions, count(*) filter (where q.action in ('open', 'increase', 'place')) as opens,
     count(*) filter (where q.status = 'retrying') as waiting,
+    coalesce(sum(q.lots) filter (where q.action = 'reduce'), 0) as reducing,
     max(q.step_id) filter (where q.action in ('open', 'increase', 'place')) as open_step
   from public.trade_execution_queue q where q.link_id = l.id and q.finalized_at is null
 ) flight;
@@ -43,20 +51,19 @@ begin
   return least(p_held, greatest(div(p_base * p_master_now, p_master_base * p_step) * p_step, p_min));
 end $$;
 
--- Books what a follower's own mirror shows to links that have nothing in flight: trimmed, closed or filled without us.
--- A look at the account that is older than the link's last report proves nothing.
+-- Books what a follower's own mirror shows to links that have nothing in flight: trimmed, closed or filled without us. A row of the mirror is
+-- never older than the last report on its ticket, for that report wrote it.
 create function private.book_links(p_links bigint[]) returns void
 language plpgsql security definer set search_path = '' as $$
 begin
   with looks as materialized (
-    select g.link_id, g.ticket, g.lots as held, p.lots, p.kind, p.price
+    select g.link_id, g.ticket, p.lots, p.kind, p.price
     from public.position_links l
     join public.trading_accounts a on a.id = l.follower_account_id and a.mode = 'hedging'
     join private.link_legs g on g.link_id = l.id
     join public.positions p on p.account_id = g.account_id and p.ticket = g.ticket
-    where l.id = any (p_links) and l.ended_at is null and (p.session, p.seq) > (l.report_session, l.report_seq)
-      and (p.lots < g.lots or p.kind <> g.kind)
-      and not exists (select 1 from public.trade_execution_queue q where q.link_id = l.id and q.finalized_at is null)
+    where l.id = any (p_links) and l.ended_at is null and (p.lots < g.lots or p.kind <> g.kind)
+      and not exists (select 1 from public.trade_execution_queue q where q.link_id = l.id and q.finalized_at is null and q.status <> 'retrying')
   ), gone as (
     delete from private.link_legs g using looks k where g.link_id = k.link_id and g.ticket = k.ticket and k.lots = 0
   )
@@ -77,19 +84,29 @@ begin
   update public.position_links l set state = 'ended', ended_at = p_now, replan_at = null,
     reason = case when s.doomed then 'closed' else 'closed_by_follower' end
   from private.link_states s
-  where l.id = any (p_links) and s.id = any (p_links) and s.id = l.id and l.ended_at is null and s.legs = 0 and s.executions = 0 and l.wanted_lots is null
+  where l.id = any (p_links) and s.id = any (p_links) and s.id = l.id and l.ended_at is null and s.legs = 0 and s.executions = 0
+    and l.wanted_lots is null
     and (s.account_mode = 'hedging' or not exists (  -- a netting deal in flight may be this link's, too
       select 1 from public.trade_execution_queue q
       where q.account_id = s.follower_account_id and q.symbol = s.symbol and q.in_flight));
 end $$;
 
--- Opens of a doomed link that wait for another attempt are in nobody's hands: they end here.
-create function private.drop_waiting_opens(p_links bigint[], p_now timestamptz) returns void
+-- Steps that wait for another attempt are in nobody's hands. Those that are no longer what is wanted end here, so that they cannot hold up
+-- what is: on a doomed link everything but its close, else a change or reduction to another value. Deals of netting symbols: 46_netting.sql.
+create function private.drop_waiting(p_links bigint[], p_now timestamptz) returns void
 language plpgsql security definer set search_path = '' as $$
 begin
-  update public.trade_execution_queue q set status = 'cancelled', reason = 'already_closed', finalized_at = p_now, updated_at = p_now
+  update public.trade_execution_queue q set status = 'cancelled', finalized_at = p_now, updated_at = p_now,
+    reason = case when q.action in ('open', 'increase', 'place') then 'already_closed' else 'superseded' end
   from private.link_states s
-  where s.id = any (p_links) and s.ended_at is null and s.doomed and q.link_id = s.id and q.status = 'retrying' and q.action in ('open', 'increase', 'place');
+  where s.id = any (p_links) and s.ended_at is null and q.link_id = s.id and q.finalized_at is null and q.status = 'retrying' and q.parts is null
+    and case
+      when s.doomed then q.action not in ('close', 'cancel')
+      when q.action = 'modify' then (q.sl, q.tp) is distinct from (s.wanted_sl, s.wanted_tp)
+      when q.action = 'amend' then (q.price, q.sl, q.tp) is distinct from (s.wanted_price, s.wanted_sl, s.wanted_tp)
+      when q.action = 'reduce' then s.waiting = s.executions and s.reducing <> s.position_lots
+        - private.target_lots(s.base_lots, s.master_lots, s.base_master_lots, s.lots_step, s.lots_min, s.position_lots)
+      else false end;
 end $$;
 
 -- Records the pairs that new executions explain; a reason given earlier because the link was busy gives way.
@@ -114,11 +131,13 @@ declare
   v_new bigint[];
   v_send_within interval := private.send_within();
 begin
-  perform private.drop_waiting_opens(p_links, p_now);
-  update public.position_links l set seen_master_lots = m.lots
-  from public.positions m
-  where l.id = any (p_links) and l.ended_at is null and m.account_id = l.master_account_id and m.ticket = l.master_ticket
-    and m.lots > 0 and m.side = l.master_side and m.lots < l.seen_master_lots;
+  perform private.drop_waiting(p_links, p_now);
+  -- a reduction of the master counts as seen once it is carried out: an increase back to the old volume is then none
+  update public.position_links l set seen_master_lots = s.master_lots
+  from private.link_states s
+  where l.id = any (p_links) and l.ended_at is null and s.id = any (p_links) and s.id = l.id and s.account_mode = 'hedging'
+    and s.master_kind = 'position' and not s.doomed and s.master_lots < l.seen_master_lots and l.base_lots is not null and s.executions = 0
+    and s.position_lots <= private.target_lots(l.base_lots, s.master_lots, l.base_master_lots, s.lots_step, s.lots_min, s.position_lots);
 
   with states as materialized (
     select s.*, private.target_lots(s.base_lots, s.master_lots, s.base_master_lots, s.lots_step, s.lots_min, s.position_lots) as target
@@ -133,7 +152,8 @@ begin
         when s.master_kind = 'position' and s.position_lots - s.target >= s.lots_min
           and (s.close_failures = 0 or s.replan_at is null or s.replan_at <= p_now) then 'reduce'
         when s.master_kind = 'order' and s.order_lots > 0
-          and (s.wanted_price, s.wanted_sl, s.wanted_tp) is distinct from (s.asked_price, s.asked_sl, s.asked_tp) then 'amend'
+          and ((s.wanted_price, s.wanted_sl, s.wanted_tp) is distinct from (s.asked_price, s.asked_sl, s.asked_tp)
+            or (s.modify_failures between 1 and 2 and s.replan_at <= p_now)) then 'amend'
         when s.position_lots > 0 and ((s.wanted_sl, s.wanted_tp) is distinct from (s.asked_sl, s.asked_tp)
           or (s.modify_failures between 1 and 2 and s.replan_at <= p_now)) then 'modify'
       end as choice
@@ -166,7 +186,8 @@ begin
   ), asked as (
     update public.position_links l set asked_sl = t.wanted_sl, asked_tp = t.wanted_tp,
       asked_price = case when t.choice = 'amend' then t.wanted_price else l.asked_price end,
-      modify_failures = case when (t.wanted_sl, t.wanted_tp) is distinct from (l.asked_sl, l.asked_tp) then 0 else l.modify_failures end,
+      modify_failures = case when (t.wanted_price, t.wanted_sl, t.wanted_tp) is distinct from
+        (case when t.choice = 'amend' then l.asked_price else t.wanted_price end, l.asked_sl, l.asked_tp) then 0 else l.modify_failures end,
       replan_at = null
     from steps t where l.id = t.id and t.choice in ('modify', 'amend')
   ), placed as (

@@ -54,7 +54,8 @@ begin
     from public.trade_execution_queue q where q.link_id = l.id and q.finalized_at is null
   ) f on true
   where case
-    when l.id is null then not m.existing and m.first_seen_at >= c.started_at and (m.kind = 'position' or c.copy_pending)
+    when l.id is null then not m.existing and m.first_seen_at >= c.started_at
+      and (m.kind = 'position' or c.copy_pending and fa.mode = 'hedging')
     when l.master_side <> m.side then m.kind = 'position' and (l.state = 'ended' or f.close_step is not null or fa.mode = 'netting')
     else l.state = 'live' and m.kind = 'position' and m.lots > l.seen_master_lots and f.executions = 0 and l.wanted_lots is null
       and (l.base_lots is not null) end;
@@ -73,6 +74,7 @@ begin
   with pairs as materialized (
     select u.kind, u.link_id, u.generation, u.delta, u.close_step, c, m, ma, fa, v.lease_expires_at as lease_ends, ms,
       v.id as vps_id, a.epoch, a.begins_at, private.unreachable(fa, v.lease_expires_at, p_now) as unreachable,
+      private.filtered(c, m, (private.fresh_funds(fa, v_fresh_since)).equity, u.kind <> 'increase', p_now) as refusal,
       -- the user's mapping, else the same name, else the only one of the same root
       case when ms.contract_size is null then null::public.account_symbols when named.name is not null or y.copier_id is not null then named
         else private.symbol_by_root(fa.id, ms) end as fs,
@@ -96,6 +98,7 @@ begin
         when (p.c).mode = 'monitor' then 'copier_monitor'
         when (p.m).unseen_at < p_now - make_interval(secs => (p.c).max_age_ms / 1000.0) then 'too_old'
         when p.unreachable is not null then p.unreachable
+        when p.refusal is not null then p.refusal
         when (p.fs).contract_size is null or (p.fs).lots_step is null or (p.fs).lots_min is null or (p.fs).lots_max is null then 'symbol_unmapped'
         when (p.fs).trade_mode in ('close_only', 'disabled') or ((p.fs).trade_mode = 'long_only' and p.side = 'sell')
           or ((p.fs).trade_mode = 'short_only' and p.side = 'buy') then 'trade_disabled' end as verdict
@@ -152,7 +155,8 @@ begin
       (k.fs).name, k.side, private.copied_order_type((k.m).order_type, (k.c).reverse), o.lots,
       case when (k.m).kind = 'order' then k.order_price end, k.sl, k.tp, (k.c).max_slippage_points, (k.m).price, (k.m).lots,
       (k.m).expires_at, (k.c).comment, (k.z).warnings, p_now + make_interval(secs => (k.c).retry_window_s), k.vps_id, k.epoch, p_now,
-      least(greatest(p_now, k.begins_at) + v_send_within, k.lease_ends), (k.m).detected_at, p_now, p_now
+      least(greatest(p_now, k.begins_at) + v_send_within, k.lease_ends,
+        (k.m).unseen_at + make_interval(secs => (k.c).max_age_ms / 1000.0)), (k.m).detected_at, p_now, p_now
     from linked k cross join lateral unnest((k.z).orders) as o (lots)
     where k.reason is null and not k.netting
     returning id
@@ -178,7 +182,7 @@ begin
       when c.mode = 'off' or c.removed_at is not null then 'copier_off'
       when fa.copy_state = 'off' then 'account_off'
       when l.id is null and m.closed_at is not null and e.type in ('opened', 'ordered') then 'already_closed'
-      when l.id is null and e.type in ('opened', 'ordered') and not c.copy_pending and m.kind = 'order' then 'copied_at_fill'
+      when l.id is null and m.kind = 'order' and (not c.copy_pending or fa.mode = 'netting') then 'copied_at_fill'
       when l.id is null and (m.existing or m.first_seen_at < c.started_at) then 'existing'
       when l.id is null then 'not_copied'
       when l.state = 'ended' and l.reason in ('closed_by_follower', 'closed') then l.reason

@@ -64,7 +64,7 @@ begin
     end,
     s.wanted_lots is not null and not s.doomed and not s.frozen, s.wanted_sl, s.wanted_tp, s.position_lots
   from private.link_states s
-  where s.follower_account_id = p_account and s.symbol = p_symbol;
+  where s.follower_account_id = p_account and s.symbol = p_symbol and s.state = 'live';
 end $$;
 
 -- Drops what was decided but not dealt in time, or is not wanted any more.
@@ -94,7 +94,7 @@ end $$;
 
 -- Books a finished (or purely internal) deal: parts against its direction are settled in full, those with it get the fill,
 -- reductions first.
-create function private.book_deal(p_account uuid, p_symbol text, p_side text, p_filled numeric, p_price numeric, p_master jsonb, p_parts jsonb)
+create function private.book_deal(p_account uuid, p_symbol text, p_side text, p_filled numeric, p_price numeric, p_parts jsonb)
 returns void
 language plpgsql security definer set search_path = '' as $$
 declare
@@ -124,107 +124,217 @@ begin
   update private.net_ledgers set net_lots = net_lots + p_filled * private.sign_of(p_side) where account_id = p_account and symbol = p_symbol;
 end $$;
 
--- Plans one netting symbol: nothing while a deal is in flight; else one deal, or the SL/TP. Returns the new execution or null.
--- Longer than forty lines because it is one decision.
+-- Gives back what a waiting deal would have opened: it is in nobody's hands and may be dealt otherwise.
+create function private.give_back(q public.trade_execution_queue) returns void
+language plpgsql security definer set search_path = '' as $$
+begin
+  update public.position_links l set wanted_lots = coalesce(l.wanted_lots, 0) + (e ->> 'lots')::numeric, wanted_until = (e ->> 'until')::timestamptz
+  from jsonb_array_elements(q.parts) e
+  where l.id = (e ->> 'link_id')::bigint and l.ended_at is null and (e ->> 'lots')::numeric > 0;
+end $$;
+
+-- Cuts the parts of a deal to what one order may hold: parts against the deal stay whole, those with it share p_room, reductions first.
+create function private.cut_parts(p_parts jsonb, p_side text, p_room numeric) returns jsonb
+language plpgsql immutable set search_path = '' as $$
+declare
+  e jsonb;
+  v_with boolean;
+  v_left numeric := p_room;
+  v_lots numeric;
+  v_cut jsonb := '[]';
+begin
+  select v_left + coalesce(sum(abs((x ->> 'lots')::numeric)), 0) into v_left from jsonb_array_elements(p_parts) x
+  where private.sign_of(x ->> 'side') * sign((x ->> 'lots')::numeric) <> private.sign_of(p_side);
+  for e in select value from jsonb_array_elements(p_parts) order by (value ->> 'lots')::numeric > 0, (value ->> 'link_id')::bigint loop
+    v_with := private.sign_of(e ->> 'side') * sign((e ->> 'lots')::numeric) = private.sign_of(p_side);
+    v_lots := case when v_with then least(abs((e ->> 'lots')::numeric), v_left) else abs((e ->> 'lots')::numeric) end;
+    if v_with then v_left := v_left - v_lots; end if;
+    if v_lots > 0 then
+      v_cut := v_cut || jsonb_build_array(e || jsonb_build_object('lots', (v_lots * sign((e ->> 'lots')::numeric))::text));
+    end if;
+  end loop;
+  return v_cut;
+end $$;
+
+create type private.wish as (parts jsonb, sum numeric, opens boolean, shares integer, sl numeric, tp numeric);
+comment on type private.wish is 'What the links of a netting symbol want together.';
+
+-- What a netting symbol's links want together. parts: the changes, sum: signed lots of the deal that makes them, shares: links that will hold
+-- something, sl and tp: the levels that may stand on the position (none where it has several owners).
+create function private.net_wish(p_account uuid, p_symbol text, p_net numeric, p_now timestamptz) returns private.wish
+language plpgsql security definer set search_path = '' as $$
+declare
+  w private.wish;
+  v_after numeric;
+begin
+  select coalesce(sum(d.delta * private.sign_of(d.side)), 0),
+    coalesce(jsonb_agg(jsonb_build_object('link_id', d.link_id::text, 'side', d.side, 'lots', d.delta::text,
+      'master_lots', l.seen_master_lots::text, 'until', l.wanted_until) order by d.link_id) filter (where d.delta <> 0), '[]'),
+    coalesce(bool_or(d.delta > 0), false), count(*) filter (where d.held + d.delta > 0),
+    coalesce(sum((d.held + d.delta) * private.sign_of(d.side)), 0),
+    min(d.wanted_sl) filter (where d.held + d.delta > 0), min(d.wanted_tp) filter (where d.held + d.delta > 0)
+  into w.sum, w.parts, w.opens, w.shares, v_after, w.sl, w.tp
+  from private.net_deltas(p_account, p_symbol, p_now) d join public.position_links l on l.id = d.link_id;
+  if w.shares <> 1 or p_net + w.sum <> v_after then
+    w.sl := null;
+    w.tp := null;
+  end if;
+  return w;
+end $$;
+
+-- Queues the deal for these parts; what it opens is no longer wanted. Returns its number.
+create function private.queue_deal(
+  p_account uuid, p_symbol text, p_side text, p_lots numeric, p_net numeric, p_ticket text, p_parts jsonb, p_wish private.wish, p_now timestamptz
+) returns bigint
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_link public.position_links;
+  v_opens boolean;
+  v_action text;
+  v_new bigint;
+begin
+  select coalesce(bool_or((e ->> 'lots')::numeric > 0), false) into v_opens from jsonb_array_elements(p_parts) e;
+  select l.* into v_link from jsonb_array_elements(p_parts) e join public.position_links l on l.id = (e ->> 'link_id')::bigint
+  order by (e ->> 'lots')::numeric > 0 desc, l.id desc limit 1;
+  -- "open" where a new position may come of it; a pure reduction names the position
+  v_action := case when v_opens or p_lots > abs(p_net) or p_ticket is null then 'open' when p_lots = abs(p_net) then 'close' else 'reduce' end;
+  insert into public.trade_execution_queue (step_id, link_id, lane, copier_id, user_id, account_id, master_account_id, event_id, action,
+    priority, symbol, side, lots, target_lots, ticket, sl, tp, max_slippage_points, master_price, master_lots, comment, parts, warnings,
+    retry_until, send_before, detected_at, queued_at, updated_at)
+  select nextval('public.trade_execution_queue_id_seq'), v_link.id, p_account || ':' || p_symbol, v_link.copier_id, v_link.user_id, p_account,
+    v_link.master_account_id, m.last_event_id, v_action,
+    case when exists (select 1 from jsonb_array_elements(p_parts) e where (e ->> 'lots')::numeric < 0) then 10 else 40 end, p_symbol,
+    case when v_action = 'open' then p_side when p_side = 'buy' then 'sell' else 'buy' end, p_lots,
+    case when v_action <> 'open' then abs(p_net) - p_lots end, case when v_action <> 'open' then p_ticket end,
+    case when v_opens then p_wish.sl end, case when v_opens then p_wish.tp end, case when v_opens then c.max_slippage_points end, m.price,
+    v_link.seen_master_lots, c.comment, p_parts, case when p_wish.shares > 1 then array['netting_sltp_virtual'] else '{}' end,
+    p_now + make_interval(secs => c.retry_window_s), p_now, m.detected_at, p_now, p_now
+  from public.copiers c left join public.positions m on m.account_id = v_link.master_account_id and m.ticket = v_link.master_ticket
+  where c.id = v_link.copier_id
+  returning id into v_new;
+  update public.position_links l set wanted_lots = nullif(w.lots - coalesce((e ->> 'lots')::numeric, 0), 0),
+    wanted_until = case when w.lots > coalesce((e ->> 'lots')::numeric, 0) then l.wanted_until end
+  from jsonb_array_elements(p_wish.parts) x
+  cross join lateral (select greatest((x ->> 'lots')::numeric, 0) as lots) w
+  left join jsonb_array_elements(p_parts) e on e ->> 'link_id' = x ->> 'link_id' and (e ->> 'lots')::numeric > 0
+  where l.id = (x ->> 'link_id')::bigint;
+  -- every link of the deal is explained by it
+  insert into public.copy_outcomes as o (event_id, copier_id, user_id, link_id, execution_id)
+  select distinct on (m.last_event_id, l.copier_id) m.last_event_id, l.copier_id, l.user_id, l.id, v_new
+  from jsonb_array_elements(p_parts) e
+  join public.position_links l on l.id = (e ->> 'link_id')::bigint
+  join public.positions m on m.account_id = l.master_account_id and m.ticket = l.master_ticket
+  where m.last_event_id is not null
+  on conflict (event_id, copier_id) do update set execution_id = excluded.execution_id, link_id = excluded.link_id, reason = null, detail = null
+    where o.execution_id is null;
+  return v_new;
+end $$;
+
+-- Asks for the levels that the position shall have. Returns the new execution.
+create function private.queue_levels(p_account uuid, p_symbol text, p_net numeric, p_ticket text, p_sl numeric, p_tp numeric, p_now timestamptz)
+returns bigint
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_new bigint;
+begin
+  update private.net_ledgers n set modify_failures = case when (n.asked_sl, n.asked_tp) is distinct from (p_sl, p_tp) then 0 else n.modify_failures end,
+    asked_sl = p_sl, asked_tp = p_tp, replan_at = null
+  where n.account_id = p_account and n.symbol = p_symbol;
+  insert into public.trade_execution_queue (step_id, link_id, lane, copier_id, user_id, account_id, master_account_id, event_id, action,
+    priority, symbol, side, lots, ticket, sl, tp, send_before, detected_at, queued_at, updated_at)
+  select nextval('public.trade_execution_queue_id_seq'), l.id, p_account || ':' || p_symbol, l.copier_id, l.user_id, p_account,
+    l.master_account_id, m.last_event_id, 'modify', 30, p_symbol, case when p_net > 0 then 'buy' else 'sell' end, abs(p_net), p_ticket, p_sl,
+    p_tp, p_now, m.detected_at, p_now, p_now
+  from public.position_links l left join public.positions m on m.account_id = l.master_account_id and m.ticket = l.master_ticket
+  where l.follower_account_id = p_account and l.symbol = p_symbol and l.state = 'live'
+  order by l.id desc limit 1
+  returning id into v_new;
+  perform private.explain_executions(array[v_new]);
+  return v_new;
+end $$;
+
+-- Plans one netting symbol: nothing while a deal is with the agent; else one deal, or the levels. Returns the new execution or null.
+-- A little over forty lines: it is one decision.
 create function private.plan_net(p_account uuid, p_symbol text, p_now timestamptz) returns bigint
 language plpgsql security definer set search_path = '' as $$
 declare
-  v_parts jsonb;
-  v_sum numeric;
-  v_net numeric;
+  v_waiting public.trade_execution_queue;
   v_ledger private.net_ledgers;
+  v_wish private.wish;
   v_ticket text;
   v_min numeric;
-  v_link public.position_links;
-  v_sl numeric;
-  v_tp numeric;
-  v_shares integer;
-  v_share numeric;
-  v_action text;
+  v_max numeric;
   v_side text;
-  v_new bigint;
-  v_master record;
+  v_lots numeric;
+  v_parts jsonb;
 begin
-  if exists (select 1 from public.trade_execution_queue q where q.account_id = p_account and q.symbol = p_symbol and q.in_flight) then
-    return null;
-  end if;
+  select q.* into v_waiting from public.trade_execution_queue q
+  where q.account_id = p_account and q.symbol = p_symbol and q.in_flight order by q.status = 'retrying' limit 1;
+  if v_waiting.status <> 'retrying' then return null; end if;
   perform private.book_net(p_account, p_symbol);
+  if v_waiting.parts is not null then perform private.give_back(v_waiting); end if;
   perform private.drop_wanted(p_account, p_symbol, p_now);
   select * into v_ledger from private.net_ledgers where account_id = p_account and symbol = p_symbol;
-  v_net := v_ledger.net_lots;
+  v_wish := private.net_wish(p_account, p_symbol, v_ledger.net_lots, p_now);
   select p.ticket into v_ticket from public.positions p
   where p.account_id = p_account and p.symbol = p_symbol and p.closed_at is null and p.kind = 'position' limit 1;
-  select s.lots_min into v_min from public.account_symbols s where s.account_id = p_account and s.name = p_symbol;
-  select coalesce(sum(d.delta * private.sign_of(d.side)), 0),
-    coalesce(jsonb_agg(jsonb_build_object('link_id', d.link_id::text, 'side', d.side, 'lots', d.delta::text,
-      'master_lots', (select l.seen_master_lots::text from public.position_links l where l.id = d.link_id))) filter (where d.delta <> 0), '[]'),
-    count(*) filter (where d.held + greatest(d.delta, 0) > 0), coalesce(sum((d.held + d.delta) * private.sign_of(d.side)), 0),
-    min(d.wanted_sl) filter (where d.held + d.delta > 0), min(d.wanted_tp) filter (where d.held + d.delta > 0)
-  into v_sum, v_parts, v_shares, v_share, v_sl, v_tp
-  from private.net_deltas(p_account, p_symbol, p_now) d;
-  -- SL/TP of one leg cannot stand on a net position that has other owners
-  if v_shares <> 1 or v_net + v_sum <> v_share then v_sl := null; v_tp := null; end if;
+  select s.lots_min, div(s.lots_max, s.lots_step) * s.lots_step into v_min, v_max
+  from public.account_symbols s where s.account_id = p_account and s.name = p_symbol;
+  v_side := case when v_wish.sum > 0 then 'buy' else 'sell' end;
+  v_lots := least(abs(v_wish.sum), v_max);
+  v_parts := private.cut_parts(v_wish.parts, v_side, v_lots);
 
-  select l.* into v_link from public.position_links l
-  where l.follower_account_id = p_account and l.symbol = p_symbol and l.state = 'live'
-  order by (l.id::text in (select e ->> 'link_id' from jsonb_array_elements(v_parts) e)) desc, l.id desc limit 1;
-  if v_link.id is null or (v_link.replan_at > p_now and v_link.close_failures > 0) then return null; end if;
-  select m.last_event_id, m.detected_at, m.price, c.retry_window_s, c.max_slippage_points, c.comment into v_master
-  from public.copiers c left join public.positions m on m.account_id = v_link.master_account_id and m.ticket = v_link.master_ticket
-  where c.id = v_link.copier_id;
-
-  if v_sum = 0 and v_parts <> '[]' then  -- the links settle among themselves
-    perform private.book_deal(p_account, p_symbol, 'buy', 0, null, null, v_parts);
-    update public.position_links l set wanted_lots = null, wanted_until = null
-    where l.id in (select (e ->> 'link_id')::bigint from jsonb_array_elements(v_parts) e);
-    return private.plan_net(p_account, p_symbol, p_now);
-  elsif abs(v_sum) >= v_min then
-    v_side := case when v_sum > 0 then 'buy' else 'sell' end;
-    v_action := case when v_net * v_sum >= 0 or abs(v_sum) > abs(v_net) then 'open' when abs(v_sum) = abs(v_net) then 'close' else 'reduce' end;
-    insert into public.trade_execution_queue (step_id, link_id, lane, copier_id, user_id, account_id, master_account_id, event_id, action,
-      priority, symbol, side, lots, target_lots, ticket, sl, tp, max_slippage_points, master_price, master_lots, comment, parts, warnings,
-      retry_until, send_before, detected_at, queued_at, updated_at)
-    values (nextval('public.trade_execution_queue_id_seq'), v_link.id, p_account || ':' || p_symbol, v_link.copier_id, v_link.user_id, p_account,
-      v_link.master_account_id, v_master.last_event_id, v_action, case when v_action = 'open' then 40 else 10 end, p_symbol,
-      case when v_action = 'open' then v_side when v_side = 'buy' then 'sell' else 'buy' end, abs(v_sum),
-      case when v_action <> 'open' then abs(v_net) - abs(v_sum) end, case when v_action <> 'open' then v_ticket end,
-      case when v_action = 'open' then v_sl end, case when v_action = 'open' then v_tp end,
-      case when v_action = 'open' then v_master.max_slippage_points end, v_master.price, v_link.seen_master_lots, v_master.comment, v_parts,
-      case when v_shares > 1 then array['netting_sltp_virtual'] else '{}' end,
-      p_now + make_interval(secs => v_master.retry_window_s), p_now, v_master.detected_at, p_now, p_now)
-    returning id into v_new;
-    update public.position_links l set wanted_lots = null, wanted_until = null
-    where l.id in (select (e ->> 'link_id')::bigint from jsonb_array_elements(v_parts) e);
-    if v_action = 'open' then  -- a level that the deal does not carry is taken off by a modify of its own
-      update private.net_ledgers set asked_sl = coalesce(v_sl, asked_sl), asked_tp = coalesce(v_tp, asked_tp)
-      where account_id = p_account and symbol = p_symbol;
+  if v_wish.sum <> 0 and v_lots >= v_min then
+    if v_waiting.parts = v_parts then  -- nothing has changed: it keeps waiting for its next attempt
+      update public.position_links l set wanted_lots = null, wanted_until = null from jsonb_array_elements(v_parts) e
+      where l.id = (e ->> 'link_id')::bigint;
+      return null;
     end if;
-    -- every link of the deal is explained by it
-    insert into public.copy_outcomes as o (event_id, copier_id, user_id, link_id, execution_id)
-    select distinct on (m.last_event_id, l.copier_id) m.last_event_id, l.copier_id, l.user_id, l.id, v_new
-    from jsonb_array_elements(v_parts) e
-    join public.position_links l on l.id = (e ->> 'link_id')::bigint
-    join public.positions m on m.account_id = l.master_account_id and m.ticket = l.master_ticket
-    where m.last_event_id is not null
-    on conflict (event_id, copier_id) do update set execution_id = excluded.execution_id, link_id = excluded.link_id, reason = null, detail = null
-      where o.execution_id is null;
-    return v_new;
-  elsif v_ticket is not null and (v_sl, v_tp) is distinct from (v_ledger.asked_sl, v_ledger.asked_tp) and v_shares > 0
-    and (v_link.modify_failures = 0 or v_link.replan_at <= p_now) and v_link.modify_failures < 3 then
-    update private.net_ledgers set asked_sl = v_sl, asked_tp = v_tp where account_id = p_account and symbol = p_symbol;
-    insert into public.trade_execution_queue (step_id, link_id, lane, copier_id, user_id, account_id, master_account_id, event_id, action,
-      priority, symbol, side, lots, ticket, sl, tp, send_before, detected_at, queued_at, updated_at)
-    values (nextval('public.trade_execution_queue_id_seq'), v_link.id, p_account || ':' || p_symbol, v_link.copier_id, v_link.user_id, p_account,
-      v_link.master_account_id, v_master.last_event_id, 'modify', 30, p_symbol, case when v_net > 0 then 'buy' else 'sell' end, abs(v_net),
-      v_ticket, v_sl, v_tp, p_now, v_master.detected_at, p_now, p_now)
-    returning id into v_new;
-    perform private.explain_executions(array[v_new]);
-    return v_new;
+    perform private.supersede(v_waiting.id, p_now);
+    if not v_wish.opens and v_ledger.failures > 0 and v_ledger.replan_at > p_now then return null; end if;
+    return private.queue_deal(p_account, p_symbol, v_side, v_lots, v_ledger.net_lots, v_ticket, v_parts, v_wish, p_now);
+  end if;
+  if v_wish.sum = 0 and v_wish.parts <> '[]' then  -- the links settle among themselves
+    perform private.supersede(v_waiting.id, p_now);
+    perform private.book_deal(p_account, p_symbol, 'buy', 0, null, v_wish.parts);
+    update public.position_links l set wanted_lots = null, wanted_until = null from jsonb_array_elements(v_wish.parts) e
+    where l.id = (e ->> 'link_id')::bigint;
+    perform private.decide_for_symbol(p_account, p_symbol, p_now);
+    return private.plan_net(p_account, p_symbol, p_now);
+  end if;
+  if v_waiting.action = 'modify' and (v_waiting.sl, v_waiting.tp) is not distinct from (v_wish.sl, v_wish.tp) and v_ticket is not null then
+    return null;
+  end if;
+  perform private.supersede(v_waiting.id, p_now);
+  if v_ticket is not null and v_wish.shares > 0 and ((v_wish.sl, v_wish.tp) is distinct from (v_ledger.asked_sl, v_ledger.asked_tp)
+    or v_ledger.modify_failures between 1 and 2 and v_ledger.replan_at <= p_now) then
+    return private.queue_levels(p_account, p_symbol, v_ledger.net_lots, v_ticket, v_wish.sl, v_wish.tp, p_now);
   end if;
   return null;
 end $$;
 
--- Plans the netting symbols that the links belong to.
+-- Ends an execution that waits for another attempt, because something else is wanted now.
+create function private.supersede(p_id bigint, p_now timestamptz) returns void
+language plpgsql security definer set search_path = '' as $$
+begin
+  update public.trade_execution_queue q set status = 'cancelled', reason = 'superseded', finalized_at = p_now, updated_at = p_now
+  where q.id = p_id and q.status = 'retrying';
+end $$;
+
+-- Decides the increases that waited behind a deal of this symbol.
+create function private.decide_for_symbol(p_account uuid, p_symbol text, p_now timestamptz) returns void
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_masters uuid[];
+  v_tickets text[];
+  v_copiers uuid[];
+begin
+  select array_agg(l.master_account_id), array_agg(l.master_ticket), array_agg(distinct l.copier_id) into v_masters, v_tickets, v_copiers
+  from public.position_links l where l.follower_account_id = p_account and l.symbol = p_symbol and l.state = 'live';
+  perform private.decide(v_masters, v_tickets, v_copiers, p_now);
+end $$;
+
+-- Plans the netting symbols that the links belong to, ended ones too: what waited behind their deal is somebody else's.
 create function private.plan_nets(p_links bigint[], p_now timestamptz) returns bigint[]
 language plpgsql security definer set search_path = '' as $$
 declare
@@ -235,13 +345,29 @@ begin
   for v_unit in
     select distinct l.follower_account_id, l.symbol from public.position_links l
     join public.trading_accounts a on a.id = l.follower_account_id and a.mode = 'netting'
-    where l.id = any (p_links) and l.ended_at is null
+    where l.id = any (p_links) and l.symbol is not null
   loop
+    perform private.see_reductions(v_unit.follower_account_id, v_unit.symbol);
     v_one := private.plan_net(v_unit.follower_account_id, v_unit.symbol, p_now);
     if v_one is not null then v_new := v_new || v_one; end if;
-    perform private.end_links(p_links, p_now);
+    perform private.end_links(array(
+      select l.id from public.position_links l
+      where l.follower_account_id = v_unit.follower_account_id and l.symbol = v_unit.symbol and l.state = 'live'), p_now);
   end loop;
   return v_new;
+end $$;
+
+-- A reduction of the master counts as seen once it is carried out, as in plan_links.
+create function private.see_reductions(p_account uuid, p_symbol text) returns void
+language plpgsql security definer set search_path = '' as $$
+begin
+  update public.position_links l set seen_master_lots = s.master_lots
+  from private.link_states s
+  where l.follower_account_id = p_account and l.symbol = p_symbol and l.state = 'live' and s.id = l.id and s.master_kind = 'position'
+    and not s.doomed and s.master_lots < l.seen_master_lots and l.base_lots is not null and l.wanted_lots is null
+    and s.position_lots <= private.target_lots(l.base_lots, s.master_lots, l.base_master_lots, s.lots_step, s.lots_min, s.position_lots)
+    and not exists (select 1 from public.trade_execution_queue q
+      where q.account_id = p_account and q.symbol = p_symbol and q.in_flight and q.status <> 'retrying');
 end $$;
 
 -- The whole planner. p_links: live links to look at; p_masters and p_tickets: master positions that may wait for a decision, of the

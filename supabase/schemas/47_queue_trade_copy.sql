@@ -177,6 +177,7 @@ set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_has
 declare
   v_vps uuid := private.agent_vps();
   v_account public.trading_accounts;
+  v_locked uuid[];
   v_now timestamptz;
   v_results jsonb := '[]';
   v_result jsonb;
@@ -197,7 +198,11 @@ begin
       hint = 'See docs/protocol.md for the form of the call.';
   end if;
   perform private.require_assignment(v_vps, (p_events ->> 'account_id')::uuid, (p_events ->> 'epoch')::bigint);
-  v_now := private.lock_accounts(private.with_followers(array[(p_events ->> 'account_id')::uuid]));
+  v_locked := private.with_followers(array[(p_events ->> 'account_id')::uuid]);
+  v_now := private.lock_accounts(v_locked);
+  if not private.with_followers(array[(p_events ->> 'account_id')::uuid]) <@ v_locked then  -- a copier was made while we waited
+    v_now := private.lock_accounts(private.with_followers(array[(p_events ->> 'account_id')::uuid]));
+  end if;
   perform private.require_assignment(v_vps, (p_events ->> 'account_id')::uuid, (p_events ->> 'epoch')::bigint);  -- it may have moved meanwhile
 
   select * into v_account from public.trading_accounts where id = (p_events ->> 'account_id')::uuid;

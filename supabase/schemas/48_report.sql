@@ -18,7 +18,15 @@ begin
   if jsonb_typeof(r) is distinct from 'object' then return 'the report is not an object'; end if;
   if not coalesce(pg_input_is_valid(r ->> 'execution_id', 'bigint'), false) then return 'execution_id must be an execution number'; end if;
   foreach v_field in array array['attempt', 'session', 'seq'] loop
-    if not coalesce(pg_input_is_valid(r ->> v_field, 'bigint'), false) then return format('%s must be a whole number', v_field); end if;
+    if not coalesce(pg_input_is_valid(r ->> v_field, case v_field when 'attempt' then 'integer' else 'bigint' end), false) then
+      return format('%s must be a whole number', v_field);
+    end if;
+  end loop;
+  foreach v_field in array array['retryable', 'adopted'] loop
+    if coalesce(jsonb_typeof(r -> v_field), 'null') not in ('null', 'boolean') then return format('%s must be true or false', v_field); end if;
+  end loop;
+  foreach v_field in array array['reason', 'message'] loop
+    if coalesce(jsonb_typeof(r -> v_field), 'null') not in ('null', 'string') then return format('%s must be a text', v_field); end if;
   end loop;
   if coalesce(r ->> 'outcome', '') not in ('completed', 'rejected', 'expired', 'cancelled', 'unknown') then
     return 'outcome is not one of completed, rejected, expired, cancelled, unknown';
@@ -44,38 +52,47 @@ begin
   return null;
 end $$;
 
--- What a broker did, booked to the link of a hedging follower.
-create function private.book_fill(q public.trade_execution_queue, r jsonb) returns void
+-- What a broker did, booked to the link of a hedging follower. The mirror has taken the report already and knows best: a report that comes
+-- late brings nothing back. A close that found nothing proves nothing by itself: the mirror is asked to be looked at again.
+create function private.book_fill(q public.trade_execution_queue, r jsonb, p_now timestamptz) returns void
 language plpgsql security definer set search_path = '' as $$
 declare
-  p jsonb;
-  v_gone boolean := q.action in ('close', 'cancel') and coalesce(jsonb_array_length(r -> 'positions'), 0) = 0;
+  v_opens boolean := q.action in ('open', 'increase', 'place');
+  v_legs integer;
 begin
-  if q.action in ('open', 'increase', 'place') then
-    for p in select value from jsonb_array_elements(coalesce(r -> 'positions', '[]')) where (value ->> 'lots')::numeric > 0 loop
-      insert into private.link_legs (link_id, account_id, ticket, kind, lots, price)
-      values (q.link_id, q.account_id, p ->> 'ticket', p ->> 'kind', (p ->> 'lots')::numeric, (p ->> 'price')::numeric)
-      on conflict (link_id, ticket) do update set lots = excluded.lots, kind = excluded.kind, price = excluded.price;
-    end loop;
-    if q.action <> 'place' or exists (select 1 from private.link_legs g where g.link_id = q.link_id and g.kind = 'position') then
+  if v_opens then
+    insert into private.link_legs as g (link_id, account_id, ticket, kind, lots, price)
+    select q.link_id, q.account_id, m.ticket, m.kind, m.lots, m.price
+    from jsonb_array_elements(nullif(r -> 'positions', 'null')) e
+    join public.positions m on m.account_id = q.account_id and m.ticket = e ->> 'ticket' and m.lots > 0
+    where (e ->> 'lots')::numeric > 0
+    on conflict (link_id, ticket) do nothing;
+    get diagnostics v_legs = row_count;
+    if v_legs > 0 and exists (select 1 from private.link_legs g where g.link_id = q.link_id and g.kind = 'position') then
       update public.position_links l set base_master_lots = coalesce(q.master_lots, l.base_master_lots),
         base_lots = (select sum(g.lots) from private.link_legs g where g.link_id = l.id and g.kind = 'position')
       where l.id = q.link_id;
     end if;
-  elsif q.action in ('reduce', 'close', 'cancel') then
-    delete from private.link_legs g where g.link_id = q.link_id and (
-      (v_gone and (g.ticket = q.ticket or q.ticket is null and q.filled_lots > 0))
-      or exists (select 1 from jsonb_array_elements(coalesce(r -> 'positions', '[]')) e
-        where e ->> 'ticket' = g.ticket and (e ->> 'lots')::numeric = 0
-          and not exists (select 1 from jsonb_array_elements(r -> 'positions') n where n ->> 'replaces' = g.ticket)));
-    for p in select value from jsonb_array_elements(coalesce(r -> 'positions', '[]')) where (value ->> 'lots')::numeric > 0 loop
-      update private.link_legs g set ticket = p ->> 'ticket', lots = least(g.lots, (p ->> 'lots')::numeric)
-      where g.link_id = q.link_id and g.ticket in (p ->> 'ticket', p ->> 'replaces');
-    end loop;
   end if;
-  update public.position_links l set close_failures = case when q.action in ('close', 'reduce', 'cancel') then 0 else l.close_failures end,
+  update private.link_legs g set ticket = m.replaced_by from public.positions m
+  where g.link_id = q.link_id and m.account_id = q.account_id and m.ticket = g.ticket and m.replaced_by is not null
+    and not exists (select 1 from private.link_legs o where o.link_id = g.link_id and o.ticket = m.replaced_by);
+  delete from private.link_legs g using public.positions m
+  where g.link_id = q.link_id and m.account_id = q.account_id and m.ticket = g.ticket and m.lots = 0;
+  update private.link_legs g set lots = least(g.lots, m.lots), kind = m.kind from public.positions m
+  where g.link_id = q.link_id and m.account_id = q.account_id and m.ticket = g.ticket and m.lots > 0 and (m.lots < g.lots or m.kind <> g.kind);
+
+  update public.position_links l set close_failures = case when v_opens or q.action in ('modify', 'amend') then l.close_failures else 0 end,
     modify_failures = case when q.action in ('modify', 'amend') then 0 else l.modify_failures end, replan_at = null
   where l.id = q.link_id and (l.close_failures > 0 or l.modify_failures > 0);
+  if q.status = 'completed' and q.ticket is not null and q.action in ('reduce', 'close', 'cancel')
+    and coalesce(jsonb_array_length(nullif(r -> 'positions', 'null')), 0) = 0
+  then
+    update public.positions m set absent_snapshots = greatest(m.absent_snapshots, 1)
+    where m.account_id = q.account_id and m.ticket = q.ticket and m.lots > 0;
+    update public.position_links l set close_failures = l.close_failures + 1, replan_at = p_now + private.retry_delay(l.close_failures + 1, 30)
+    where l.id = q.link_id and exists (select 1 from private.link_legs g where g.link_id = l.id and g.ticket = q.ticket);
+  end if;
 end $$;
 
 -- An order that came to nothing: an open's link ends with its reason, a close or modify waits for its next time.
@@ -83,12 +100,20 @@ create function private.book_failure(q public.trade_execution_queue, p_now times
 language plpgsql security definer set search_path = '' as $$
 declare
   v_opened bigint[];
+  v_modifies boolean := q.action in ('modify', 'amend');
+  v_netting boolean := q.parts is not null or exists (select 1 from public.trading_accounts a where a.id = q.account_id and a.mode = 'netting');
 begin
-  if q.action in ('close', 'reduce', 'cancel') then
+  if v_netting and (v_modifies or not private.opens(q)) then
+    update private.net_ledgers n set failures = n.failures + case when v_modifies then 0 else 1 end,
+      modify_failures = n.modify_failures + case when v_modifies then 1 else 0 end,
+      replan_at = case when v_modifies and n.modify_failures >= 2 then null else p_now + private.retry_delay(n.failures + n.modify_failures + 1, 30) end
+    where n.account_id = q.account_id and n.symbol = q.symbol;
+  elsif q.action in ('close', 'reduce', 'cancel') then
     update public.position_links l set close_failures = l.close_failures + 1, replan_at = p_now + private.retry_delay(l.close_failures + 1, 30)
     where l.id = q.link_id;
-  elsif q.action in ('modify', 'amend') then
-    update public.position_links l set modify_failures = l.modify_failures + 1, replan_at = p_now + private.retry_delay(l.modify_failures + 2, 30)
+  elsif v_modifies then
+    update public.position_links l set modify_failures = l.modify_failures + 1,
+      replan_at = case when l.modify_failures >= 2 then null else p_now + private.retry_delay(l.modify_failures + 2, 30) end
     where l.id = q.link_id;
   end if;
   if q.parts is not null then
@@ -113,19 +138,28 @@ create function private.revive_link(q public.trade_execution_queue) returns void
 language plpgsql security definer set search_path = '' as $$
 begin
   update public.position_links l set state = 'live', ended_at = null, reason = null
-  where l.id = q.link_id and l.state = 'ended' and q.action in ('open', 'increase', 'place');
+  where l.state = 'ended' and private.opens(q) and (l.id = q.link_id and q.parts is null or l.id = any (array(
+    select (e ->> 'link_id')::bigint from jsonb_array_elements(q.parts) e where (e ->> 'lots')::numeric > 0)));
 end $$;
 
 -- Status after a report: final, or on to another attempt. Closes, reductions and SL/TP are tried for ever; opens within their limits.
 create function private.next_status(q public.trade_execution_queue, r jsonb, p_now timestamptz, out status text, out reason text, out next_at timestamptz)
 language plpgsql volatile security definer set search_path = '' as $$
 declare
-  v_opens boolean := q.action in ('open', 'increase', 'place');
+  v_opens boolean := private.opens(q);
   v_limit timestamptz;
 begin
   reason := coalesce(r ->> 'reason', case when r ->> 'outcome' = 'completed' then null else r ->> 'outcome' end);
   case r ->> 'outcome'
-    when 'completed' then status := 'completed'; reason := null;
+    when 'completed' then
+      -- a deal that filled something must show what became of it: until then it is looked for by its tag
+      if (q.action in ('open', 'increase', 'place') or q.parts is not null) and (q.action = 'place' or coalesce((r ->> 'filled_lots')::numeric, 0) > 0)
+        and coalesce(jsonb_array_length(nullif(r -> 'positions', 'null')), 0) = 0
+      then
+        status := 'unknown';
+      else
+        status := 'completed'; reason := null;
+      end if;
     when 'unknown' then status := 'unknown';
     when 'cancelled' then status := 'cancelled';
     when 'expired' then
@@ -137,6 +171,7 @@ begin
       next_at := p_now + private.retry_delay(q.attempt, case when v_opens then 5 else 30 end);
       if not coalesce((r ->> 'retryable')::boolean, false) then status := 'rejected';
       elsif v_opens and next_at > v_limit then status := 'expired'; reason := 'too_old';
+      elsif q.action in ('modify', 'amend') and q.attempt >= 3 then status := 'rejected';
       else status := 'retrying'; end if;
   end case;
   -- a close of whatever a step left behind has done its work once the step is over: what is held now is closed by ticket
@@ -172,6 +207,10 @@ begin
     return;
   end if;
   select * into v_account from public.trading_accounts where id = q.account_id;
+  if (r ->> 'session')::bigint > v_account.session then
+    result := result || jsonb_build_object('code', 'TC402', 'error', format('session %s was never issued for this account', r ->> 'session'));
+    return;
+  end if;
   result := jsonb_build_object('execution_id', q.id::text, 'status', 'accepted', 'code', null, 'error', null);
 
   -- the mirror takes the report's look at the account, whatever becomes of the execution
@@ -187,6 +226,12 @@ begin
   if q.status = 'completed' or (q.finalized_at is not null or v_late) and r ->> 'outcome' <> 'completed'
     or (r ->> 'attempt')::integer > q.attempt then
     result := result || jsonb_build_object('status', 'duplicate');
+    -- two attempts may both have filled after all: what either opened is held by the link
+    if r ->> 'outcome' = 'completed' and v_account.mode = 'hedging' and private.opens(q) then
+      perform private.revive_link(q);
+      perform private.book_fill(q, r, p_now);
+      link_ids := array[q.link_id];
+    end if;
     return;
   end if;
   n := private.next_status(q, r, p_now);
@@ -198,21 +243,22 @@ begin
     finalized_at = case when n.status in ('completed', 'rejected', 'expired', 'cancelled') then p_now end, updated_at = p_now
   where x.id = q.id returning * into q;
 
-  update public.position_links l set report_session = (r ->> 'session')::bigint, report_seq = (r ->> 'seq')::bigint
-  where l.id = q.link_id and (l.report_session, l.report_seq) < ((r ->> 'session')::bigint, (r ->> 'seq')::bigint);
   if q.status = 'completed' then
     perform private.revive_link(q);
     if q.parts is not null then
       perform private.book_deal(q.account_id, q.symbol, case when q.action = 'open' then q.side when q.side = 'buy' then 'sell' else 'buy' end,
-        coalesce(q.filled_lots, q.lots), q.fill_price, null, q.parts);
+        coalesce(q.filled_lots, q.lots), q.fill_price, q.parts);
+      update private.net_ledgers k set asked_sl = coalesce(q.sl, k.asked_sl), asked_tp = coalesce(q.tp, k.asked_tp), failures = 0, replan_at = null
+      where k.account_id = q.account_id and k.symbol = q.symbol;
     elsif v_account.mode = 'hedging' then
-      perform private.book_fill(q, r);
+      perform private.book_fill(q, r, p_now);
+    else
+      update private.net_ledgers k set modify_failures = 0, replan_at = null where k.account_id = q.account_id and k.symbol = q.symbol;
     end if;
   else
     -- a close of several tickets may be refused for one of them: what was done is booked all the same
-    if v_account.mode = 'hedging' and q.action in ('reduce', 'close', 'cancel') and jsonb_typeof(r -> 'positions') = 'array'
-      and jsonb_array_length(r -> 'positions') > 0 then
-      perform private.book_fill(q, r);
+    if v_account.mode = 'hedging' and q.parts is null and jsonb_typeof(r -> 'positions') = 'array' and jsonb_array_length(r -> 'positions') > 0 then
+      perform private.book_fill(q, r, p_now);
     end if;
     if q.status in ('rejected', 'expired', 'cancelled') then
       perform private.book_failure(q, p_now);

@@ -12,7 +12,7 @@ begin
   from public.account_vps_assignments a
   join public.trade_execution_queue q on q.account_id = a.account_id and q.in_flight
   where a.vps_id = p_vps and q.status = 'queued' and q.offered_at is null
-    and (q.action not in ('open', 'increase', 'place') or q.queued_at > v_now - interval '5 s');
+    and (not private.opens(q) or q.queued_at > v_now - interval '5 s');
   if v_unoffered is not null then
     perform private.offer(v_unoffered, p_vps, v_now);
   end if;
@@ -69,6 +69,8 @@ begin
     union
     select l.follower_account_id from public.position_links l where l.wanted_lots is not null and l.wanted_until <= p_now
     union
+    select n.account_id from private.net_ledgers n where n.replan_at <= p_now
+    union
     select a.id from public.trading_accounts a where a.copy_state = 'flattening'
   ) d;
   return array(select account_id from private.plan_locks where account_id = any (v_due) order by account_id for no key update skip locked);
@@ -88,7 +90,7 @@ begin
       where a.account_id = x.account_id and a.epoch = x.epoch and v.lease_expires_at > p_now);
   for q in
     update public.trade_execution_queue x set status = 'expired', reason = 'follower_offline', finalized_at = p_now, updated_at = p_now
-    where x.account_id = any (p_accounts) and x.status = 'queued' and x.offered_at is null and x.action in ('open', 'increase', 'place')
+    where x.account_id = any (p_accounts) and x.status = 'queued' and x.offered_at is null and private.opens(x)
       and x.queued_at < p_now - interval '5 s'
     returning x.*
   loop
@@ -114,6 +116,7 @@ begin
   select coalesce(v_links, '{}') || coalesce(array_agg(l.id), '{}') into v_links from public.position_links l
   where l.follower_account_id = any (v_accounts) and l.state = 'live'
     and (l.replan_at <= v_now or l.wanted_until <= v_now
+      or exists (select 1 from private.net_ledgers n where n.account_id = l.follower_account_id and n.symbol = l.symbol and n.replan_at <= v_now)
       or exists (select 1 from public.trading_accounts a where a.id = l.follower_account_id and a.copy_state = 'flattening'));
   v_new := coalesce(private.requeue(v_accounts, v_now), '{}') || coalesce(private.plan_again(v_links, v_now), '{}');
   for v_account in select a.id from public.trading_accounts a where a.id = any (v_accounts) and a.copy_state = 'flattening' loop

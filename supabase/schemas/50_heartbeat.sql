@@ -55,7 +55,6 @@ begin
   from jsonb_to_recordset(p_accounts) as said (account_id uuid, session bigint, status text)
   join public.account_vps_assignments s on s.account_id = said.account_id
   where a.id = said.account_id and s.vps_id = p_vps and said.session = a.session and said.status = 'connected'
-    and a.snapshot_session = a.session  -- before its first snapshot nobody has looked at the account
     and a.snapshot_session = said.session and (a.seen_at is null or a.seen_at < now() - interval '1 second');
 end
 $$;

@@ -111,7 +111,10 @@ begin
     order by k.ended_at limit v_batch));
   delete from public.positions where ctid = any (array(
     select p.ctid from public.positions p
-    where p.closed_at < now() - private.setting_days('retention_days.positions') order by p.closed_at limit v_batch));
+    where p.closed_at < now() - private.setting_days('retention_days.positions')
+      and not exists (select from public.position_links k where k.master_account_id = p.account_id and k.master_ticket = p.ticket
+                      and k.ended_at is null)  -- a frozen copy still has to be closed
+    order by p.closed_at limit v_batch));
 end
 $$;
 comment on function private.delete_expired() is 'Deletes a batch of what is past its retention from every growing table; trade_events lose whole partitions.';

@@ -6,8 +6,8 @@ create function private.save_copier(p_copier jsonb) returns jsonb
 language plpgsql security definer set search_path = '' as $$
 declare
   v_user uuid := private.require_user();
-  v_old public.copiers;
   v_new public.copiers;
+  v_now timestamptz;
   v_unknown text;
 begin
   if jsonb_typeof(p_copier) is distinct from 'object' then
@@ -20,55 +20,100 @@ begin
     raise exception using errcode = 'TC301', message = format('save_copier: unknown setting: %s', v_unknown),
       hint = 'The settings are the columns of the table copiers.';
   end if;
+  perform private.refuse_bad_values(p_copier);
   if p_copier ? 'id' then
-    select * into v_old from public.copiers where id = (p_copier ->> 'id')::uuid and user_id = v_user and removed_at is null;
-    if v_old.id is null then
+    select c.master_account_id, c.follower_account_id into v_new.master_account_id, v_new.follower_account_id from public.copiers c
+    where c.id = private.uuid_of(p_copier, 'id') and c.user_id = v_user and c.removed_at is null;
+    if v_new.master_account_id is null then
       raise exception using errcode = 'TC106', message = format('save_copier: copier %s does not exist or is not yours', p_copier ->> 'id'),
         hint = 'Check the id, or leave it out to make a new copier.';
     end if;
     p_copier := p_copier - 'master_account_id' - 'follower_account_id';
+  else
+    v_new.master_account_id := private.uuid_of(p_copier, 'master_account_id');
+    v_new.follower_account_id := private.uuid_of(p_copier, 'follower_account_id');
+    p_copier := p_copier - 'id';
   end if;
-  begin
-    v_new := jsonb_populate_record(v_old, p_copier - 'symbols');
-  exception when invalid_text_representation or numeric_value_out_of_range or invalid_datetime_format then
-    raise exception using errcode = 'TC302', message = 'save_copier: a value is not of its setting''s form: ' || sqlerrm,
-      hint = 'Numbers are decimal strings such as "0.5".';
-  end;
-  perform private.lock_accounts(array[v_new.master_account_id, v_new.follower_account_id]);
+  v_now := private.lock_accounts(array[v_new.master_account_id, v_new.follower_account_id]);
   if (select count(*) from public.trading_accounts a where a.id in (v_new.master_account_id, v_new.follower_account_id)
       and a.user_id = v_user and a.removed_at is null) <> 2 then
     raise exception using errcode = 'TC106', message = 'save_copier: the master or the follower account does not exist, is not yours, or is one and the same',
       hint = 'Connect both accounts first, and choose two different ones.';
   end if;
   begin
-    if v_old.id is null then
+    if not p_copier ? 'id' then
       perform private.refuse_cycle(v_new.master_account_id, v_new.follower_account_id);
-      insert into public.copiers (user_id, master_account_id, follower_account_id)
-      values (v_user, v_new.master_account_id, v_new.follower_account_id) returning id into v_new.id;
-      select * into v_old from public.copiers where id = v_new.id;
-      v_new := jsonb_populate_record(v_old, p_copier - 'symbols');
+      insert into public.copiers (user_id, master_account_id, follower_account_id, started_at, created_at)
+      values (v_user, v_new.master_account_id, v_new.follower_account_id, v_now, v_now) returning id into v_new.id;
+      p_copier := p_copier || jsonb_build_object('id', v_new.id);
     end if;
+    -- read after the lock: what somebody else has just changed stays as it is
+    select * into v_new from public.copiers c where c.id = (p_copier ->> 'id')::uuid;
+    v_new := jsonb_populate_record(v_new, p_copier - 'symbols');
     update public.copiers set name = v_new.name, mode = v_new.mode, sizing_mode = v_new.sizing_mode, sizing_value = v_new.sizing_value,
       contract_alignment = v_new.contract_alignment, min_policy = v_new.min_policy, max_risk_coefficient = v_new.max_risk_coefficient,
       max_policy = v_new.max_policy, max_lots = v_new.max_lots, max_risk_percent = v_new.max_risk_percent, max_leverage = v_new.max_leverage,
       max_leverage_policy = v_new.max_leverage_policy, sanity_factor = v_new.sanity_factor, reverse = v_new.reverse, sl_mode = v_new.sl_mode,
       tp_mode = v_new.tp_mode, copy_pending = v_new.copy_pending, max_age_ms = v_new.max_age_ms, retry_window_s = v_new.retry_window_s,
-      max_slippage_points = v_new.max_slippage_points, comment = v_new.comment, updated_at = clock_timestamp()
+      max_slippage_points = v_new.max_slippage_points, comment = v_new.comment, sides = v_new.sides, symbols_only = v_new.symbols_only,
+      symbols_except = v_new.symbols_except, magic_only = v_new.magic_only, magic_except = v_new.magic_except,
+      comment_only = v_new.comment_only, comment_except = v_new.comment_except, max_open_positions = v_new.max_open_positions,
+      max_open_lots = v_new.max_open_lots, max_trades_per_day = v_new.max_trades_per_day, min_equity = v_new.min_equity,
+      time_zone = v_new.time_zone, weekdays = v_new.weekdays, open_from = v_new.open_from, open_until = v_new.open_until,
+      updated_at = clock_timestamp()
     where id = v_new.id;
   exception
-    when check_violation or not_null_violation then
+    when check_violation or not_null_violation or foreign_key_violation then
       raise exception using errcode = 'TC303', message = 'save_copier: a setting is out of its range: ' || sqlerrm,
         hint = 'See the settings'' allowed ranges in docs/protocol.md.';
     when unique_violation then
       raise exception using errcode = 'TC304', message = 'save_copier: these two accounts already have a copier', hint = 'Change that one instead.';
+    when data_exception then
+      raise exception using errcode = 'TC302', message = 'save_copier: a value is not of its setting''s form: ' || sqlerrm,
+        hint = 'Numbers are decimal strings such as "0.5".';
   end;
   if jsonb_typeof(p_copier -> 'symbols') = 'object' then
     delete from public.symbol_mappings where copier_id = v_new.id;
     insert into public.symbol_mappings (user_id, copier_id, master_symbol, follower_symbol)
     select v_user, v_new.id, key, value from jsonb_each_text(p_copier -> 'symbols');
   end if;
-  perform private.replan_copiers(array[v_new.id]);
+  perform private.replan_copier(v_new.id, v_now);
   return jsonb_build_object('copier_id', v_new.id);
+end $$;
+
+-- Values that a CHECK cannot name well: numbers that are none, zones that do not exist, a symbol both wanted and left out.
+create function private.refuse_bad_values(p_copier jsonb) returns void
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_field record;
+  v_both text;
+begin
+  for v_field in
+    select e.key, e.value from jsonb_each(p_copier) e
+    join pg_catalog.pg_attribute a on a.attrelid = 'public.copiers'::regclass and a.attname = e.key and a.atttypid = 'numeric'::regtype
+    where jsonb_typeof(e.value) <> 'null' and not coalesce(private.is_number(e.value), false)
+  loop
+    raise exception using errcode = 'TC302', message = format('save_copier: %s is not a number', v_field.key),
+      hint = 'Numbers are decimal strings such as "0.5".';
+  end loop;
+  if p_copier ? 'time_zone' and not exists (select 1 from pg_catalog.pg_timezone_names z where z.name = p_copier ->> 'time_zone') then
+    raise exception using errcode = 'TC303', message = format('save_copier: there is no time zone %s', p_copier ->> 'time_zone'),
+      hint = 'Zones are named like Europe/Berlin, America/New_York or UTC.';
+  end if;
+  if jsonb_typeof(p_copier -> 'symbols_only') = 'array' and jsonb_typeof(p_copier -> 'symbols_except') = 'array' then
+    select string_agg(o, ', ') into v_both from jsonb_array_elements_text(p_copier -> 'symbols_only') o
+    where o in (select jsonb_array_elements_text(p_copier -> 'symbols_except'));
+    if v_both is not null then
+      raise exception using errcode = 'TC306', message = format('save_copier: %s stands in symbols_only and in symbols_except', v_both),
+        hint = 'Take it out of one of the two.';
+    end if;
+  end if;
+  if jsonb_typeof(p_copier -> 'symbols') = 'object' and exists (
+    select 1 from jsonb_each(p_copier -> 'symbols') e where jsonb_typeof(e.value) <> 'string' or length(e.value #>> '{}') not between 1 and 64
+      or length(e.key) not between 1 and 64) then
+    raise exception using errcode = 'TC302', message = 'save_copier: symbols must name a symbol of the follower for each of the master''s',
+      hint = 'For example {"GOLD": "XAUUSD"}.';
+  end if;
 end $$;
 
 -- A copier that would close a circle is refused; copiers that are off count as well. One lock for all, so that two cannot close it together.
@@ -89,21 +134,25 @@ begin
   end if;
 end $$;
 
--- Plans everything of these copiers after a change of their settings or mode: a resumed copier catches up on closes and SL/TP.
-create function private.replan_copiers(p_copiers uuid[]) returns void
+-- Plans everything of a copier after a change of its settings or mode: a resumed copier catches up on closes and SL/TP. The caller has
+-- locked both its accounts.
+create function private.replan_copier(p_copier uuid, p_now timestamptz) returns void
 language plpgsql security definer set search_path = '' as $$
 declare
-  v_now timestamptz;
   v_links bigint[];
-  v_accounts uuid[];
 begin
-  select array_agg(distinct a) into v_accounts from public.copiers c, unnest(array[c.master_account_id, c.follower_account_id]) a
-  where c.id = any (p_copiers);
-  v_now := private.lock_accounts(v_accounts);
   select array_agg(l.id) into v_links from public.copiers c
   join public.position_links l on l.follower_account_id = c.follower_account_id and l.copier_id = c.id and l.state = 'live'
-  where c.id = any (p_copiers);
-  perform private.offer(private.plan_again(v_links, v_now), null, clock_timestamp());
+  where c.id = p_copier;
+  perform private.offer(private.plan_again(v_links, p_now), null, clock_timestamp());
+end $$;
+
+-- Every account whose plans meet with the account's: itself, its followers, its masters. Taken in one lock, for two could cross.
+create function private.with_neighbours(p_account uuid) returns uuid[]
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return private.with_followers(array[p_account]) || array(
+    select c.master_account_id from public.copiers c where c.follower_account_id = p_account and c.removed_at is null);
 end $$;
 
 -- {"copier_id", "mode": "on|monitor|off"} -> {"copier_id", "mode"}
@@ -111,17 +160,21 @@ create function private.set_copier_mode(p_request jsonb) returns jsonb
 language plpgsql security definer set search_path = '' as $$
 declare
   v_user uuid := private.require_user();
+  v_copier public.copiers;
+  v_now timestamptz;
 begin
   if coalesce(p_request ->> 'mode', '') not in ('on', 'monitor', 'off') then
     raise exception using errcode = 'TC303', message = 'set_copier_mode: mode must be on, monitor or off';
   end if;
-  update public.copiers set mode = p_request ->> 'mode', updated_at = clock_timestamp()
-  where id::text = p_request ->> 'copier_id' and (user_id = v_user or private.is_operator()) and removed_at is null;
-  if not found then
+  select * into v_copier from public.copiers c
+  where c.id = private.uuid_of(p_request, 'copier_id') and (c.user_id = v_user or private.is_operator()) and c.removed_at is null;
+  if v_copier.id is null then
     raise exception using errcode = 'TC106', message = format('set_copier_mode: copier %s does not exist or is not yours', p_request ->> 'copier_id');
   end if;
-  perform private.replan_copiers(array[(p_request ->> 'copier_id')::uuid]);
-  return jsonb_build_object('copier_id', p_request ->> 'copier_id', 'mode', p_request ->> 'mode');
+  v_now := private.lock_accounts(array[v_copier.master_account_id, v_copier.follower_account_id]);
+  update public.copiers set mode = p_request ->> 'mode', updated_at = clock_timestamp() where id = v_copier.id;
+  perform private.replan_copier(v_copier.id, v_now);
+  return jsonb_build_object('copier_id', v_copier.id, 'mode', p_request ->> 'mode');
 end $$;
 
 -- The caller's account, or any for an operator; TC106 otherwise.
@@ -148,13 +201,16 @@ declare
   v_now timestamptz;
   v_links bigint[];
 begin
-  v_now := private.lock_accounts(private.with_followers(array[v_account]));
+  if coalesce(jsonb_typeof(p_request -> 'include_manual'), 'null') not in ('null', 'boolean') then
+    raise exception using errcode = 'TC001', message = 'flatten_account: include_manual must be true or false';
+  end if;
+  v_now := private.lock_accounts(private.with_neighbours(v_account));
   update public.trading_accounts set copy_state = 'flattening', flatten_manual = coalesce((p_request ->> 'include_manual')::boolean, false),
-    flat_snapshots = 0
+    flat_snapshots = 0, flattened_at = v_now
   where id = v_account;
   -- opens that are on their way and still unsent need not be sent
   update public.trade_execution_queue q set cancel_requested_at = v_now, updated_at = v_now
-  where q.account_id = v_account and q.in_flight and q.action in ('open', 'increase', 'place') and q.cancel_requested_at is null;
+  where q.account_id = v_account and q.in_flight and private.opens(q) and q.cancel_requested_at is null;
   select array_agg(l.id) into v_links from public.position_links l where l.follower_account_id = v_account and l.state = 'live';
   perform private.offer(coalesce(private.plan_again(v_links, v_now), '{}') || private.plan_flatten(v_account, v_now), null, clock_timestamp());
   return jsonb_build_object('account_id', v_account, 'copy_state', 'flattening');
@@ -165,13 +221,17 @@ create function private.pause_account(p_request jsonb) returns jsonb
 language plpgsql security definer set search_path = '' as $$
 declare
   v_account uuid := private.require_account(p_request);
+  v_copier uuid;
+  v_now timestamptz;
 begin
   if coalesce(p_request ->> 'state', '') not in ('on', 'monitor', 'off') then
     raise exception using errcode = 'TC303', message = 'pause_account: state must be on, monitor or off';
   end if;
-  perform private.lock_accounts(private.with_followers(array[v_account]));
+  v_now := private.lock_accounts(private.with_neighbours(v_account));
   update public.trading_accounts set copy_state = p_request ->> 'state', flat_snapshots = 0 where id = v_account;
-  perform private.replan_copiers(array(select c.id from public.copiers c where c.follower_account_id = v_account and c.removed_at is null));
+  for v_copier in select c.id from public.copiers c where c.follower_account_id = v_account and c.removed_at is null loop
+    perform private.replan_copier(v_copier, v_now);
+  end loop;
   return jsonb_build_object('account_id', v_account, 'copy_state', p_request ->> 'state');
 end $$;
 

@@ -6,7 +6,7 @@ from public.trade_events e
 join public.copiers c on c.master_account_id = e.account_id and c.created_at <= e.received_at
   and (c.removed_at is null or c.removed_at > e.received_at)
 left join public.copy_outcomes o on o.event_id = e.id and o.copier_id = c.id
-where e.status = 'accepted' and e.type <> 'snapshot'
+where e.status = 'accepted' and e.type <> 'snapshot' and e.received_at > now() - interval '30 days'  -- older outcomes may be gone
   and (o.event_id is null
     or (o.execution_id is not null and not exists (select 1 from public.trade_execution_queue q where q.id = o.execution_id)));
 comment on view public.unexplained_pairs is

@@ -21,6 +21,15 @@ export const REASONS = {
     ],
     symbol_unmapped: ["the follower has no symbol, or several, for the master's", "map it in the copier"],
     trade_disabled: ["the follower's symbol may not be opened in this direction", "ask the broker"],
+    side_filtered: ["the copier copies the other side only", "change sides"],
+    symbol_filtered: ["the master's symbol is not among symbols_only, or is in symbols_except", "change the lists"],
+    magic_filtered: ["the trade's magic number is not wanted", "change magic_only, magic_except"],
+    comment_filtered: ["the trade's comment is not wanted", "change comment_only, comment_except"],
+    outside_hours: ["the copier does not open on this weekday or at this time of day", "change weekdays, open_from, open_until, time_zone"],
+    min_equity: ["the follower's equity is below min_equity, or unknown", "add funds, or lower the limit"],
+    max_open_positions: ["the copier holds as many positions as it may", "raise the limit"],
+    max_open_lots: ["the copier holds as many lots as it may", "raise the limit"],
+    max_trades_per_day: ["the copier has opened as many trades today as it may", "raise the limit"],
     too_old: [
       "the news was older than max_age_ms, or the order waited too long",
       "none: late trades are not made; resynchronise if it is wanted",
@@ -88,6 +97,7 @@ export const REASONS = {
   },
   nothing: {
     already_closed: ["the master had closed before the open was sent; nothing was opened", "none"],
+    superseded: ["a step waited for another attempt when something else was wanted; that is done instead", "none"],
     coalesced: ["a step was in flight; a newer state of the position is copied when it ends", "none"],
     no_change: ["the change is none that this copier copies", "none"],
     residual_hold: [

@@ -1,0 +1,73 @@
+-- Filters: what a copier opens. They apply to opens and increases only; nothing here can hold back a close.
+
+-- Whether a text is one of the patterns; * stands for anything, case does not count.
+create function private.matches_any(p_text text, p_patterns text[]) returns boolean
+language plpgsql immutable set search_path = '' as $$
+begin
+  return exists (
+    select 1 from unnest(p_patterns) as u (pattern)
+    where lower(coalesce(p_text, '')) like replace(replace(replace(replace(lower(u.pattern), '\', '\\'), '%', '\%'), '_', '\_'), '*', '%'));
+end $$;
+
+-- Whether trades are opened at this moment: weekday and time of day of the copier's zone; hours over midnight belong to the day they began.
+create function private.within_hours(p_copier public.copiers, p_now timestamptz) returns boolean
+language plpgsql stable set search_path = '' as $$
+declare
+  v_local timestamp := p_now at time zone p_copier.time_zone;
+  v_overnight boolean := p_copier.open_until < p_copier.open_from;
+  v_day integer := extract(isodow from case when v_overnight and v_local::time < p_copier.open_until then v_local - interval '1 day' else v_local end);
+begin
+  return v_day = any (p_copier.weekdays) and (p_copier.open_from is null
+    or case when v_overnight then v_local::time >= p_copier.open_from or v_local::time < p_copier.open_until
+      else v_local::time >= p_copier.open_from and v_local::time < p_copier.open_until end);
+end $$;
+
+-- What this copier holds now and has opened since midnight of its zone.
+create function private.copier_load(p_copier public.copiers, p_now timestamptz, out positions bigint, out lots numeric, out today bigint)
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  select count(*), coalesce(sum(greatest(coalesce(h.lots, 0), coalesce(l.wanted_lots, 0), coalesce(f.lots, 0))), 0) into positions, lots
+  from public.position_links l
+  left join lateral (select sum(g.lots) as lots from private.link_legs g where g.link_id = l.id) h on true
+  left join lateral (
+    select sum(q.lots) as lots from public.trade_execution_queue q
+    where q.link_id = l.id and q.finalized_at is null and q.action in ('open', 'place')) f on true
+  where l.follower_account_id = p_copier.follower_account_id and l.state = 'live' and l.copier_id = p_copier.id;
+  if p_copier.max_trades_per_day is not null then
+    select count(*) into today from public.position_links l
+    where l.user_id = p_copier.user_id and l.copier_id = p_copier.id and l.symbol is not null
+      and l.created_at >= date_trunc('day', p_now at time zone p_copier.time_zone) at time zone p_copier.time_zone
+      and (l.state = 'live' or l.base_lots is not null);
+  end if;
+end $$;
+
+-- The rule of the copier that refuses an open or increase now, or null. p_new: a new position (not an increase); p_equity may be unknown.
+create function private.filtered(p_copier public.copiers, p_position public.positions, p_equity numeric, p_new boolean, p_now timestamptz)
+returns text
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_load record;
+begin
+  if p_copier.sides not in ('both', p_position.side) then return 'side_filtered'; end if;
+  if cardinality(p_copier.symbols_only) > 0 and not private.matches_any(p_position.symbol, p_copier.symbols_only)
+    or private.matches_any(p_position.symbol, p_copier.symbols_except) then
+    return 'symbol_filtered';
+  end if;
+  if cardinality(p_copier.magic_only) > 0 and not coalesce(p_position.magic, '0') = any (p_copier.magic_only)
+    or coalesce(p_position.magic, '0') = any (p_copier.magic_except) then
+    return 'magic_filtered';
+  end if;
+  if cardinality(p_copier.comment_only) > 0 and not private.matches_any(p_position.comment, p_copier.comment_only)
+    or private.matches_any(p_position.comment, p_copier.comment_except) then
+    return 'comment_filtered';
+  end if;
+  if not private.within_hours(p_copier, p_now) then return 'outside_hours'; end if;
+  if p_copier.min_equity is not null and (p_equity is null or p_equity < p_copier.min_equity) then return 'min_equity'; end if;
+  if coalesce(p_copier.max_open_positions, p_copier.max_trades_per_day) is not null or p_copier.max_open_lots is not null then
+    v_load := private.copier_load(p_copier, p_now);
+    if p_new and v_load.positions >= p_copier.max_open_positions then return 'max_open_positions'; end if;
+    if v_load.lots >= p_copier.max_open_lots then return 'max_open_lots'; end if;
+    if p_new and v_load.today >= p_copier.max_trades_per_day then return 'max_trades_per_day'; end if;
+  end if;
+  return null;
+end $$;
