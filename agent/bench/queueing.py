@@ -13,8 +13,8 @@ copy, keep links and mirrors of positions, explain every decision and check ever
 copied twice; with the peers that would be the job's own work, and is left out. On the other side, a peer takes any job at any
 moment, while the product's jobs come many at a time, one for each follower of one event: with one follower its figures are
 lower, and `--batch 1` shows it. Workers, listening, retries and a long history are left out for everybody; no Realtime server
-reads the broadcasts. The server flushes nothing to disk (as in every benchmark here), which favours who commits most:
-procrastinate.
+reads the broadcasts. After the warm-up every database is vacuumed and analysed once, as autovacuum would do within a minute. The
+server flushes nothing to disk (as in every benchmark here), which favours who commits most: procrastinate.
 
 `tradecopier_beside` has followers on their master's VPS, `tradecopier_apart` on another one, see `agent.bench.contest.product`.
 """
@@ -123,6 +123,11 @@ class Player:
             row = connection.execute(self.queue.completed.encode()).fetchone()
         return 0 if row is None else int(row[0])
 
+    def analyze(self) -> None:
+        """What autovacuum does within a minute: let the planner of Postgres know tables that are no longer empty."""
+        with psycopg.connect(self.server.dsn(self.queue.database), autocommit=True) as connection:
+            connection.execute("vacuum (analyze)")
+
     async def turn(self, contest: Contest, *, counts: bool) -> None:
         """One round; what was really completed is asked of the database. `counts`: False for the warm-up."""
         before = await asyncio.to_thread(self.completed)
@@ -173,7 +178,6 @@ def _prepare(server: PostgresServer, contest: Contest, python: Path) -> list[Que
         database = Database.create(server, name, template)
         with database.connect() as connection:
             lanes = make_lanes(connection, name, contest.connections, contest.batch, apart=apart)
-            connection.execute("analyze")
         queues.append(Queue(name, PRODUCT, own, name, COMPLETED, lanes))
     done = "select count(*) from procrastinate_jobs where status = 'succeeded'"
     queues.append(Queue("procrastinate", "agent.bench.contest.procrastinate_peer", python, "bench_procrastinate", done))
@@ -231,6 +235,8 @@ async def _play(players: Sequence[Player], contest: Contest, say: Callable[[str]
         first = number % len(players)
         for player in [*players[first:], *players[:first]]:
             await player.turn(contest, counts=number > 0)
+            if number == 0:
+                await asyncio.to_thread(player.analyze)
 
 
 def _summary(players: Sequence[Player], contest: Contest) -> dict[str, object]:
