@@ -1,0 +1,59 @@
+"""A planner's world with a follower that nets: the test is the broker of account N."""
+
+from decimal import Decimal
+from typing import Any
+
+from planner_world import World
+
+
+class NettingWorld(World):
+    """`net` is what N's broker holds: lots, + bought, - sold."""
+
+    net: Decimal = Decimal(0)
+
+    def deal(self, execution: dict[str, Any], filled: Decimal | None = None) -> None:
+        """The broker deals what the execution says; its one position becomes the new net."""
+        if execution["action"] == "modify":
+            self.report(execution, positions=self.state(), filled_lots="0")
+            return
+        direction = 1 if (execution["side"] == "buy") == (execution["action"] == "open") else -1
+        volume = filled or Decimal(str(execution["lots"]))
+        self.net += direction * volume
+        self.report(execution, positions=self.state(), filled_lots=str(volume), price="1.10000")
+
+    def state(self, **more: Any) -> list[dict[str, Any]]:
+        return [self.position(str(abs(self.net)), "sell" if self.net < 0 else "buy", "net-1", **more)]
+
+    def run(self) -> None:
+        """N's broker deals everything that is queued, until nothing is."""
+        for _ in range(12):
+            waiting = [e for e in self.open_executions("N") if e["status"] == "queued"]
+            if not waiting:
+                return
+            self.deal(waiting[0])
+        raise AssertionError(f"never settles: {self.acts('N')}")
+
+    def come_due(self) -> None:
+        """Every pause before another attempt is over."""
+        self.db.execute("update public.trade_execution_queue set next_attempt_at = '-infinity' where status = 'retrying'")
+        self.db.execute("update public.position_links set replan_at = '-infinity' where replan_at is not null and state = 'live'")
+        self.db.execute("update private.net_ledgers set replan_at = '-infinity' where replan_at is not null")
+        self.db.execute("select private.maintain_executions()")
+
+    def acts(self, account: str = "F") -> list[tuple[str, str, str, str]]:
+        """Everything the account was ever told to do: action, side, lots, status."""
+        return [(e["action"], e["side"], f"{e['lots']:.2f}", e["status"]) for e in self.executions(account)]
+
+    def held(self, account: str) -> Decimal:
+        return sum((Decimal(lots) for _, lots in self.book(account)), Decimal(0))
+
+    def shares(self) -> dict[str, Decimal]:
+        """What N holds for each master, whatever the side."""
+        return {
+            r["master"]: r["lots"]
+            for r in self.rows(
+                "select a.name as master, sum(g.lots) as lots from private.link_legs g"
+                " join public.position_links l on l.id = g.link_id"
+                " join public.trading_accounts a on a.id = l.master_account_id group by 1"
+            )
+        }

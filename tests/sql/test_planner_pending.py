@@ -1,0 +1,81 @@
+"""Pending orders of masters, their copies, and what becomes of both."""
+
+from netting_world import NettingWorld
+
+
+def test_a_copy_that_fills_after_its_master_filled_and_reduced(world: NettingWorld) -> None:
+    world.copy("M", "F")
+    o = world.position(kind="order", order_type="limit", price="1.09000")
+    world.send("M", world.event("ordered", o))
+    world.settle()
+    mine = world.one("select ticket from private.link_legs")
+    f = world.position(price="1.09000", replaces=o["ticket"])
+    world.send("M", world.event("opened", f))
+    world.send("M", world.event("reduced", f | {"lots": "0.30"}))
+    world.send("F", world.event("opened", world.position(ticket=mine, price="1.09000")))
+    world.settle()
+    assert world.book("F") == [("buy", "0.30")], world.acts()
+
+
+def test_a_copy_that_fills_while_its_cancel_is_in_flight(world: NettingWorld) -> None:
+    """S15: the fill is pushed first, the cancel is refused after it."""
+    world.copy("M", "F")
+    o = world.position(kind="order", order_type="limit", price="1.09000")
+    world.send("M", world.event("ordered", o))
+    world.settle()
+    mine = world.one("select ticket from private.link_legs")
+    world.send("M", world.event("cancelled", o | {"lots": "0"}))
+    (c,) = world.open_executions("F")
+    world.send("F", world.event("opened", world.position(ticket=mine, price="1.09000")))
+    world.report(c, "rejected", reason="position_not_found")
+    for _ in range(3):
+        world.come_due()
+        for e in world.open_executions("F"):
+            if e["action"] == "cancel":
+                world.report(e, "rejected", reason="position_not_found")
+            elif e["status"] == "queued":
+                world.fill(e)
+    assert world.book("F") == [], world.acts()
+
+
+def test_a_refused_amend_is_asked_again(world: NettingWorld) -> None:
+    world.copy("M", "F")
+    o = world.position(kind="order", order_type="limit", price="1.09000")
+    world.send("M", world.event("ordered", o))
+    world.settle()
+    world.send("M", world.event("amended", o | {"price": "1.08"}))
+    (m,) = world.open_executions("F")
+    world.report(m, "rejected", reason="invalid_price")
+    world.come_due()
+    assert [e["action"] for e in world.open_executions("F")] == ["amend"], world.acts()
+
+
+def test_an_order_amended_in_volume(world: NettingWorld) -> None:
+    world.copy("M", "F")
+    o = world.position(kind="order", order_type="limit", price="1.09000", lots="2.00")
+    world.send("M", world.event("ordered", o))
+    world.settle()
+    world.send("M", world.event("amended", o | {"lots": "1.00"}))
+    world.settle()
+    mine = world.one("select ticket from private.link_legs")
+    f = world.position("1.00", price="1.09000", replaces=o["ticket"])
+    world.send("M", world.event("opened", f))
+    world.send(
+        "F",
+        world.event("opened", world.position(str(world.one("select lots from private.link_legs")), ticket=mine, price="1.09000")),
+    )
+    world.settle()
+    assert world.book("F") == [("buy", "1.00")], world.acts()
+
+
+def test_a_place_reported_after_its_cancel_leaves_no_phantom(world: NettingWorld) -> None:
+    world.copy("M", "F")
+    o = world.position(kind="order", order_type="limit", price="1.09000")
+    world.send("M", world.event("ordered", o))
+    (place,) = world.open_executions("F")
+    world.send("M", world.event("cancelled", o | {"lots": "0"}))
+    close = next(e for e in world.open_executions("F") if e["action"] == "close")
+    mine = world.position(kind="order", order_type="limit", price="1.09000", ticket="77")
+    world.report(close, positions=[mine | {"lots": "0"}], filled_lots="1.00", seq=9001)
+    world.report(place, positions=[mine], filled_lots="1.00", seq=9000)  # older number, later delivery
+    assert world.rows("select 1 from private.link_legs") == [], world.acts()
