@@ -25,7 +25,10 @@ export const REASONS = {
     symbol_filtered: ["the master's symbol is not among symbols_only, or is in symbols_except", "change the lists"],
     magic_filtered: ["the trade's magic number is not wanted", "change magic_only, magic_except"],
     comment_filtered: ["the trade's comment is not wanted", "change comment_only, comment_except"],
-    outside_hours: ["the copier does not open on this weekday or at this time of day", "change weekdays, open_from, open_until, time_zone"],
+    outside_hours: [
+      "the copier does not open on this weekday or at this time of day",
+      "change weekdays, open_from, open_until, time_zone",
+    ],
     min_equity: ["the follower's equity is below min_equity, or unknown", "add funds, or lower the limit"],
     max_open_positions: ["the copier holds as many positions as it may", "raise the limit"],
     max_open_lots: ["the copier holds as many lots as it may", "raise the limit"],
