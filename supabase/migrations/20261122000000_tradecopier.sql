@@ -3462,6 +3462,21 @@ begin
     ) x);
 end $$;
 
+-- Locks them and returns the moment after the last wait. A copier that was made while we waited brings its follower in; no other can come
+-- after that, for saving a copier takes its master's lock.
+create function private.lock_with_followers(p_accounts uuid[]) returns timestamptz
+language plpgsql volatile security definer set search_path = '' as $$
+declare
+  v_locked uuid[] := private.with_followers(p_accounts);
+  v_now timestamptz := private.lock_accounts(v_locked);
+  v_wanted uuid[] := private.with_followers(p_accounts);
+begin
+  if not v_wanted <@ v_locked then
+    v_now := private.lock_accounts(v_wanted);
+  end if;
+  return v_now;
+end $$;
+
 -- Its settings hold for all that it calls: plans are made once, when tables may be tiny, and must serve when they are large.
 create function private.queue_trade_copy(p_events jsonb) returns jsonb
 language plpgsql security definer set search_path = ''
@@ -3469,7 +3484,6 @@ set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_has
 declare
   v_vps uuid := private.agent_vps();
   v_account public.trading_accounts;
-  v_locked uuid[];
   v_now timestamptz;
   v_results jsonb := '[]';
   v_result jsonb;
@@ -3490,11 +3504,7 @@ begin
       hint = 'See docs/protocol.md for the form of the call.';
   end if;
   perform private.require_assignment(v_vps, (p_events ->> 'account_id')::uuid, (p_events ->> 'epoch')::bigint);
-  v_locked := private.with_followers(array[(p_events ->> 'account_id')::uuid]);
-  v_now := private.lock_accounts(v_locked);
-  if not private.with_followers(array[(p_events ->> 'account_id')::uuid]) <@ v_locked then  -- a copier was made while we waited
-    v_now := private.lock_accounts(private.with_followers(array[(p_events ->> 'account_id')::uuid]));
-  end if;
+  v_now := private.lock_with_followers(array[(p_events ->> 'account_id')::uuid]);
   perform private.require_assignment(v_vps, (p_events ->> 'account_id')::uuid, (p_events ->> 'epoch')::bigint);  -- it may have moved meanwhile
 
   select * into v_account from public.trading_accounts where id = (p_events ->> 'account_id')::uuid;
@@ -3891,7 +3901,7 @@ begin
   end if;
   select array_agg(distinct (e ->> 'account_id')::uuid) into v_accounts from jsonb_array_elements(p_reports -> 'reports') e
   where pg_input_is_valid(e ->> 'account_id', 'uuid');
-  v_now := private.lock_accounts(private.with_followers(v_accounts));
+  v_now := private.lock_with_followers(v_accounts);
 
   for v_report in select value from jsonb_array_elements(p_reports -> 'reports') loop
     v_taken := private.take_report(v_vps, v_report, v_now);

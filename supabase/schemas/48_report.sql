@@ -352,7 +352,7 @@ begin
   end if;
   select array_agg(distinct (e ->> 'account_id')::uuid) into v_accounts from jsonb_array_elements(p_reports -> 'reports') e
   where pg_input_is_valid(e ->> 'account_id', 'uuid');
-  v_now := private.lock_accounts(private.with_followers(v_accounts));
+  v_now := private.lock_with_followers(v_accounts);
 
   for v_report in select value from jsonb_array_elements(p_reports -> 'reports') loop
     v_taken := private.take_report(v_vps, v_report, v_now);

@@ -18,29 +18,52 @@ def world(database: Database) -> Iterator[World]:
         w = World(connection)
         w.add_account("M", vps="a")
         w.add_account("F", vps="b")
+        w.add_account("N", vps="b")
         yield w
         assert w.unexplained() == 0
 
 
 class Session:
-    """A second connection that calls as an agent and keeps its transaction open until told."""
+    """A second connection that calls as an agent or a user and keeps its transaction open until told."""
 
     def __init__(self, database: Database, world: World) -> None:
         self.db = psycopg.connect(database.dsn, row_factory=psycopg.rows.dict_row)
         self.world = world
 
-    def call(self, account: str, function: str, argument: Any) -> Any:
-        agent = self.world.agents[self.world.homes[account]]
-        self.db.execute("select set_config('request.jwt.claims', %s, true)", (f'{{"sub": "{agent}", "role": "authenticated"}}',))
+    def begin(self, who: str) -> None:
+        """The transaction begins here, as this user."""
+        self.db.execute("select set_config('request.jwt.claims', %s, true)", (f'{{"sub": "{who}", "role": "authenticated"}}',))
+
+    def say(self, function: str, argument: Any) -> Any:
         row = self.db.execute(f"select public.{function}(%s) as answer", (Jsonb(argument),)).fetchone()
         assert row is not None
         return row["answer"]
 
+    def call(self, account: str, function: str, argument: Any) -> Any:
+        self.begin(self.world.agents[self.world.homes[account]])
+        return self.say(function, argument)
+
     def finish(self, account: str, function: str, argument: Any) -> Any:
-        """The call, and the end of its transaction."""
+        """The call of an account's agent, and the end of its transaction."""
         answer = self.call(account, function, argument)
         self.db.commit()
         return answer
+
+    def outcome(self, who: str, function: str, argument: Any) -> str:
+        """What comes of a whole transaction with this call: "done", or its SQLSTATE."""
+        try:
+            self.begin(who)
+            self.say(function, argument)
+            self.db.commit()
+        except psycopg.Error as error:
+            self.db.rollback()
+            return error.sqlstate or ""
+        return "done"
+
+    def hold(self, *accounts: str) -> None:
+        """Keeps the plan locks of these accounts until the transaction ends."""
+        ids = [self.world.accounts[name] for name in accounts]
+        self.db.execute("select 1 from private.plan_locks where account_id = any(%s::uuid[]) for no key update", (ids,))
 
 
 @pytest.fixture
@@ -50,6 +73,14 @@ def sessions(database: Database, world: World) -> Iterator[tuple[Session, Sessio
         yield pair
 
 
+@pytest.fixture
+def gate(database: Database, world: World) -> Iterator[Session]:
+    """A third connection, that holds locks so that the others queue up."""
+    session = Session(database, world)
+    with session.db:
+        yield session
+
+
 def in_background(work: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]:
     done: list[Any] = []
     thread = threading.Thread(target=lambda: done.append(work()))
@@ -57,13 +88,24 @@ def in_background(work: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]
     return thread, done
 
 
-def wait_until_blocked(world: World) -> None:
-    """Until some backend waits for a lock: asked of the server, at most ten seconds."""
+def wait_until_blocked(world: World, sessions: int = 1) -> None:
+    """Until that many backends wait for a lock: asked of the server, at most ten seconds."""
     for _ in range(2000):
-        if world.one("select count(*) from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"):
+        waiting = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"
+        if world.one(waiting) >= sessions:
             return
         world.one("select pg_sleep(0.005)")
     raise AssertionError("nobody waits for a lock")
+
+
+def wait_until_held_up(world: World, waiting: Session, by: Session) -> None:
+    """Until the one waits for a lock of the other; at most ten seconds."""
+    pids = by.db.info.backend_pid, waiting.db.info.backend_pid
+    for _ in range(2000):
+        if world.one("select %s = any (pg_blocking_pids(%s))", *pids):
+            return
+        world.one("select pg_sleep(0.005)")
+    raise AssertionError("it goes on without that lock")
 
 
 def fill_report(world: World, execution: dict[str, Any], ticket: str) -> dict[str, Any]:
@@ -134,23 +176,110 @@ def test_two_copiers_cannot_close_a_circle_together(world: World, sessions: tupl
     def ends(master: str, follower: str) -> dict[str, str]:
         return {"master_account_id": world.accounts[master], "follower_account_id": world.accounts[follower]}
 
-    def save(session: Session, copier: dict[str, str]) -> str:
-        session.db.execute(
-            "select set_config('request.jwt.claims', %s, true)", (f'{{"sub": "{world.user}", "role": "authenticated"}}',)
-        )
-        try:
-            session.db.execute("select public.save_copier(%s)", (Jsonb(copier),))
-            session.db.commit()
-        except psycopg.Error as error:
-            session.db.rollback()
-            return error.sqlstate or ""
-        return "saved"
-
-    session_user = f'{{"sub": "{world.user}", "role": "authenticated"}}'
-    first.db.execute("select set_config('request.jwt.claims', %s, true)", (session_user,))
-    first.db.execute("select public.save_copier(%s)", (Jsonb(ends("M", "F")),))
-    thread, done = in_background(lambda: save(second, ends("F", "M")))
+    first.begin(world.user)
+    first.say("save_copier", ends("M", "F"))
+    thread, done = in_background(lambda: second.outcome(world.user, "save_copier", ends("F", "M")))
     wait_until_blocked(world)
     first.db.commit()
     thread.join(10)
     assert done == ["TC305"]
+
+
+def copier_to_n(world: World, master: str = "M") -> dict[str, str]:
+    return {"master_account_id": world.accounts[master], "follower_account_id": world.accounts["N"]}
+
+
+def opened(world: World, master: str = "M") -> dict[str, Any]:
+    return {"account_id": world.accounts[master], "epoch": 1, "events": [world.event("opened", world.position())]}
+
+
+def test_an_event_that_came_while_a_copier_was_being_saved_is_explained(world: World, sessions: tuple[Session, Session]) -> None:
+    """The copier's transaction began before the event's, and ends after it."""
+    world.copy("M", "F")
+    agent, user = sessions
+    user.begin(world.user)
+    agent.call("M", "queue_trade_copy", opened(world))
+    thread, done = in_background(lambda: user.say("save_copier", copier_to_n(world)))
+    wait_until_blocked(world)
+    agent.db.commit()
+    thread.join(10)
+    user.db.commit()
+    assert done
+    assert world.unexplained() == 0
+
+
+def test_pausing_a_follower_and_an_event_of_its_master_do_not_deadlock(
+    world: World, sessions: tuple[Session, Session], gate: Session
+) -> None:
+    """The event has the lock of the master and waits for its follower's, for which the pause waits, too."""
+    master, follower = sorted(["M", "F"], key=lambda name: world.accounts[name])
+    world.homes[master], world.homes[follower] = "a", "b"
+    for name in (master, follower):
+        world.db.execute(
+            "update public.account_vps_assignments set vps_id = %s where account_id = %s",
+            (world.vps[world.homes[name]], world.accounts[name]),
+        )
+    world.copy(master, follower)
+    agent, user = sessions
+    gate.hold(follower)
+    pause = {"account_id": world.accounts[follower], "state": "monitor"}
+    pausing, paused = in_background(lambda: user.outcome(world.user, "pause_account", pause))
+    wait_until_blocked(world)
+    event = opened(world, master)
+    sending, sent = in_background(lambda: agent.outcome(world.agents["a"], "queue_trade_copy", event))
+    wait_until_blocked(world, 2)
+    gate.db.rollback()
+    pausing.join(20)
+    sending.join(20)
+    assert paused + sent == ["done", "done"]
+
+
+def test_saving_a_copier_and_setting_its_mode_do_not_deadlock(
+    world: World, sessions: tuple[Session, Session], gate: Session
+) -> None:
+    copier = world.copy("M", "F")
+    first, second = sessions
+    gate.hold("M", "F")
+    saving, saved = in_background(lambda: first.outcome(world.user, "save_copier", {"id": copier, "name": "x"}))
+    wait_until_blocked(world)
+    switch = {"copier_id": copier, "mode": "off"}
+    switching, switched = in_background(lambda: second.outcome(world.user, "set_copier_mode", switch))
+    wait_until_blocked(world, 2)
+    gate.db.rollback()
+    saving.join(20)
+    switching.join(20)
+    assert saved + switched == ["done", "done"]
+    assert world.rows("select name, mode from public.copiers") == [{"name": "x", "mode": "off"}]
+
+
+@pytest.mark.parametrize("said", ["event", "report"])
+def test_a_follower_that_joined_under_a_waiting_call_is_planned_under_its_lock(
+    world: World, sessions: tuple[Session, Session], gate: Session, database: Database, said: str
+) -> None:
+    """The call read F's followers before it waited for one of them, L; when it goes on, N is one, too, and in other hands."""
+    world.add_account("L", vps="b")
+    world.copy("F", "L")
+    world.copy("M", "F")
+    world.opened("M")
+    (execution,) = world.open_executions("F")
+    function, argument = {
+        "event": ("queue_trade_copy", opened(world, "F")),
+        "report": ("report_executions", fill_report(world, execution, "9001")),
+    }[said]
+    agent, user = sessions
+    gate.hold("L")
+    user.begin(world.user)
+    user.say("save_copier", copier_to_n(world, "F"))
+    thread, done = in_background(lambda: agent.call("F", function, argument))
+    wait_until_blocked(world)
+    user.db.commit()
+    reporter = Session(database, world)
+    with reporter.db:
+        reporter.hold("N")
+        gate.db.rollback()
+        wait_until_held_up(world, agent, by=reporter)
+        reporter.db.rollback()
+        thread.join(10)
+        agent.db.commit()
+    assert done
+    assert len(world.executions("N")) == 1
