@@ -80,15 +80,24 @@ end $$;
 -- Ends links that hold nothing, want nothing and have nothing in flight.
 create function private.end_links(p_links bigint[], p_now timestamptz) returns void
 language plpgsql security definer set search_path = '' as $$
+declare
+  v_closed bigint[];
+  v_given_up bigint[];
 begin
-  update public.position_links l set state = 'ended', ended_at = p_now, replan_at = null,
-    reason = case when s.doomed then 'closed' else 'closed_by_follower' end
+  -- read into arrays first: an update joined to the view would compute it once per link and link
+  select array_agg(s.id) filter (where s.doomed), array_agg(s.id) filter (where not s.doomed) into v_closed, v_given_up
   from private.link_states s
-  where l.id = any (p_links) and s.id = any (p_links) and s.id = l.id and l.ended_at is null and s.legs = 0 and s.executions = 0
-    and l.wanted_lots is null
+  where s.id = any (p_links) and s.ended_at is null and s.legs = 0 and s.executions = 0 and s.wanted_lots is null
     and (s.account_mode = 'hedging' or not exists (  -- a netting deal in flight may be this link's, too
       select 1 from public.trade_execution_queue q
       where q.account_id = s.follower_account_id and q.symbol = s.symbol and q.in_flight));
+  if v_closed is not null then
+    update public.position_links l set state = 'ended', ended_at = p_now, replan_at = null, reason = 'closed' where l.id = any (v_closed);
+  end if;
+  if v_given_up is not null then
+    update public.position_links l set state = 'ended', ended_at = p_now, replan_at = null, reason = 'closed_by_follower'
+    where l.id = any (v_given_up);
+  end if;
 end $$;
 
 -- Steps that wait for another attempt are in nobody's hands. Those that are no longer what is wanted end here, so that they cannot hold up
@@ -129,15 +138,20 @@ create function private.plan_links(p_links bigint[], p_now timestamptz) returns 
 language plpgsql security definer set search_path = '' as $$
 declare
   v_new bigint[];
+  v_reduced bigint[];
+  v_volumes numeric[];
   v_send_within interval := private.send_within();
 begin
   perform private.drop_waiting(p_links, p_now);
   -- a reduction of the master counts as seen once it is carried out: an increase back to the old volume is then none
-  update public.position_links l set seen_master_lots = s.master_lots
-  from private.link_states s
-  where l.id = any (p_links) and l.ended_at is null and s.id = any (p_links) and s.id = l.id and s.account_mode = 'hedging'
-    and s.master_kind = 'position' and not s.doomed and s.master_lots < l.seen_master_lots and l.base_lots is not null and s.executions = 0
-    and s.position_lots <= private.target_lots(l.base_lots, s.master_lots, l.base_master_lots, s.lots_step, s.lots_min, s.position_lots);
+  select array_agg(s.id), array_agg(s.master_lots) into v_reduced, v_volumes from private.link_states s
+  where s.id = any (p_links) and s.ended_at is null and s.account_mode = 'hedging' and s.master_kind = 'position' and not s.doomed
+    and s.master_lots < s.seen_master_lots and s.base_lots is not null and s.executions = 0
+    and s.position_lots <= private.target_lots(s.base_lots, s.master_lots, s.base_master_lots, s.lots_step, s.lots_min, s.position_lots);
+  if v_reduced is not null then
+    update public.position_links l set seen_master_lots = u.lots
+    from unnest(v_reduced, v_volumes) as u (id, lots) where l.id = any (v_reduced) and l.id = u.id;
+  end if;
 
   with states as materialized (
     select s.*, private.target_lots(s.base_lots, s.master_lots, s.base_master_lots, s.lots_step, s.lots_min, s.position_lots) as target
@@ -160,48 +174,42 @@ begin
     from states s
   ), steps as materialized (
     select c.*, nextval('public.trade_execution_queue_id_seq') as step_id from choices c where c.choice is not null
-  ), legs as (
-    select t.id as link_id, g.ticket, g.kind, g.lots,
+  ), legs as (  -- every step with each of its legs: joined once, by index; all that follows is a single pass over it
+    select t.*, g.ticket, g.kind, g.lots as leg_lots,
       sum(g.lots) over (partition by t.id order by g.ticket desc) - g.lots as newer_lots
     from steps t join private.link_legs g on g.link_id = t.id
   ), orders as (
-    select t.id as link_id, 'close' as action, g.ticket, g.lots, 0::numeric as target_lots, null::bigint as after_id
-    from steps t join legs g on g.link_id = t.id where t.choice in ('close', 'close_beside') and g.kind = 'position'
+    select t.*, case when t.choice in ('close', 'close_beside') then case t.kind when 'position' then 'close' else 'cancel' end else t.choice end as action,
+      case t.choice when 'reduce' then least(t.leg_lots, t.position_lots - t.target - t.newer_lots) else t.leg_lots end as order_lots_now,
+      case when t.choice in ('close', 'close_beside') then 0::numeric
+        when t.choice = 'reduce' then t.leg_lots - least(t.leg_lots, t.position_lots - t.target - t.newer_lots) end as target_lots,
+      null::bigint as after_id
+    from legs t
+    where t.choice in ('close', 'close_beside')
+      or t.choice = 'reduce' and t.kind = 'position' and t.position_lots - t.target > t.newer_lots  -- the newest legs give first
+      or t.choice = 'modify' and t.kind = 'position' or t.choice = 'amend' and t.kind = 'order'
     union all
-    select t.id, 'cancel', g.ticket, g.lots, 0, null
-    from steps t join legs g on g.link_id = t.id where t.choice in ('close', 'close_beside') and g.kind = 'order'
-    union all
-    select t.id, 'close', null, 0, 0, t.open_step from steps t where t.choice = 'close_beside'
-    union all  -- the newest legs give first
-    select t.id, 'reduce', g.ticket, least(g.lots, t.position_lots - t.target - g.newer_lots),
-      g.lots - least(g.lots, t.position_lots - t.target - g.newer_lots), null
-    from steps t join legs g on g.link_id = t.id
-    where t.choice = 'reduce' and g.kind = 'position' and t.position_lots - t.target > g.newer_lots
-    union all
-    select t.id, 'modify', g.ticket, g.lots, null, null
-    from steps t join legs g on g.link_id = t.id where t.choice = 'modify' and g.kind = 'position'
-    union all
-    select t.id, 'amend', g.ticket, g.lots, null, null
-    from steps t join legs g on g.link_id = t.id where t.choice = 'amend' and g.kind = 'order'
+    select t.*, null, null, null, null, 'close', 0, 0, t.open_step from steps t where t.choice = 'close_beside'
   ), asked as (
     update public.position_links l set asked_sl = t.wanted_sl, asked_tp = t.wanted_tp,
       asked_price = case when t.choice = 'amend' then t.wanted_price else l.asked_price end,
       modify_failures = case when (t.wanted_price, t.wanted_sl, t.wanted_tp) is distinct from
         (case when t.choice = 'amend' then l.asked_price else t.wanted_price end, l.asked_sl, l.asked_tp) then 0 else l.modify_failures end,
       replan_at = null
-    from steps t where l.id = t.id and t.choice in ('modify', 'amend')
+    from steps t
+    where l.id = t.id and t.choice in ('modify', 'amend') and l.id = any (array(select i.id from steps i where i.choice in ('modify', 'amend')))
   ), placed as (
     insert into public.trade_execution_queue (step_id, after_id, link_id, lane, copier_id, user_id, account_id, master_account_id, event_id,
       action, priority, symbol, side, order_type, lots, target_lots, ticket, price, sl, tp, master_price, master_lots, expires_at,
       vps_id, epoch, offered_at, send_before, detected_at, queued_at, updated_at)
-    select t.step_id, o.after_id, t.id, t.id::text, t.copier_id, t.user_id, t.follower_account_id, t.master_account_id, t.master_event_id,
-      o.action, case o.action when 'reduce' then 20 when 'modify' then 30 when 'amend' then 30 else 10 end,
-      t.symbol, t.side, 'market', o.lots, o.target_lots, o.ticket, case when o.action = 'amend' then t.wanted_price end,
-      case when o.action in ('modify', 'amend') then t.wanted_sl end, case when o.action in ('modify', 'amend') then t.wanted_tp end,
+    select t.step_id, t.after_id, t.id, t.id::text, t.copier_id, t.user_id, t.follower_account_id, t.master_account_id, t.master_event_id,
+      t.action, case t.action when 'reduce' then 20 when 'modify' then 30 when 'amend' then 30 else 10 end,
+      t.symbol, t.side, 'market', t.order_lots_now, t.target_lots, t.ticket, case when t.action = 'amend' then t.wanted_price end,
+      case when t.action in ('modify', 'amend') then t.wanted_sl end, case when t.action in ('modify', 'amend') then t.wanted_tp end,
       t.master_price, t.master_lots, t.master_expires_at, v.id, case when v.id is not null then a.epoch end,
       case when v.id is not null then p_now end,
       coalesce(least(greatest(p_now, a.begins_at) + v_send_within, v.lease_expires_at), p_now), t.master_detected_at, p_now, p_now
-    from steps t join orders o on o.link_id = t.id
+    from orders t
     left join public.account_vps_assignments a on a.account_id = t.follower_account_id
     left join public.vps_instances v on v.id = a.vps_id and v.retired_at is null and v.lease_expires_at > p_now
     returning id

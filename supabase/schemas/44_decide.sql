@@ -118,20 +118,21 @@ begin
     from checked k
   ), decided as materialized (
     select s.*, coalesce(s.verdict, (s.z).reason) as reason, (s.fa).mode = 'netting' as netting,
-      nextval('public.trade_execution_queue_id_seq') as step_id
+      nextval('public.trade_execution_queue_id_seq') as step_id,
+      case s.kind when 'increase' then s.link_id else nextval('public.position_links_id_seq') end as its_link
     from sized s
   ), made as (
-    insert into public.position_links (user_id, copier_id, master_account_id, follower_account_id, master_ticket, master_side, generation,
+    insert into public.position_links (id, user_id, copier_id, master_account_id, follower_account_id, master_ticket, master_side, generation,
       symbol, side, state, reason, seen_master_lots, wanted_lots, wanted_until, asked_price, asked_sl, asked_tp, warnings, event_id,
       created_at, ended_at)
-    select (d.c).user_id, (d.c).id, (d.c).master_account_id, (d.c).follower_account_id, (d.m).ticket, (d.m).side, d.generation,
+    overriding system value
+    select d.its_link, (d.c).user_id, (d.c).id, (d.c).master_account_id, (d.c).follower_account_id, (d.m).ticket, (d.m).side, d.generation,
       (d.fs).name, d.side, case when d.reason is null then 'live' else 'ended' end, d.reason, (d.m).lots,
       case when d.reason is null and d.netting then (select sum(o) from unnest((d.z).orders) o) end,
       case when d.reason is null and d.netting then (d.m).unseen_at + make_interval(secs => (d.c).max_age_ms / 1000.0) end,
       case when (d.m).kind = 'order' then d.order_price end, d.sl, d.tp, coalesce((d.z).warnings, '{}'), (d.m).last_event_id,
       p_now, case when d.reason is not null then p_now end
     from decided d where d.kind in ('new', 'flip')
-    returning id, copier_id, master_ticket
   ), grown as (
     update public.position_links l set seen_master_lots = (d.m).lots,
       wanted_lots = case when d.reason is null and d.netting then (select sum(o) from unnest((d.z).orders) o) end,
@@ -140,11 +141,8 @@ begin
       base_master_lots = case when d.reason is null then l.base_master_lots else (d.m).lots end,
       base_lots = case when d.reason is null then l.base_lots
         else coalesce((select sum(g.lots) from private.link_legs g where g.link_id = l.id and g.kind = 'position'), 0) end
-    from decided d where d.kind = 'increase' and l.id = d.link_id
-    returning l.id, l.copier_id, l.master_ticket
-  ), linked as (
-    select d.*, x.id as its_link from decided d
-    join (select * from made union all select * from grown) x on x.copier_id = (d.c).id and x.master_ticket = (d.m).ticket
+    from decided d
+    where d.kind = 'increase' and l.id = d.link_id and l.id = any (array(select i.link_id from decided i where i.kind = 'increase'))
   ), placed as (
     insert into public.trade_execution_queue (step_id, after_id, link_id, lane, copier_id, user_id, account_id, master_account_id, event_id,
       action, priority, symbol, side, order_type, lots, price, sl, tp, max_slippage_points, master_price, master_lots, expires_at, comment,
@@ -157,14 +155,14 @@ begin
       (k.m).expires_at, (k.c).comment, (k.z).warnings, p_now + make_interval(secs => (k.c).retry_window_s), k.vps_id, k.epoch, p_now,
       least(greatest(p_now, k.begins_at) + v_send_within, k.lease_ends,
         (k.m).unseen_at + make_interval(secs => (k.c).max_age_ms / 1000.0)), (k.m).detected_at, p_now, p_now
-    from linked k cross join lateral unnest((k.z).orders) as o (lots)
+    from decided k cross join lateral unnest((k.z).orders) as o (lots)
     where k.reason is null and not k.netting
     returning id
   ), explained as (
     insert into public.copy_outcomes (event_id, copier_id, user_id, link_id, reason, detail)
     select (k.m).last_event_id, (k.c).id, (k.c).user_id, k.its_link, coalesce(k.reason, 'coalesced'),
       case when k.reason is not null then array_to_string((k.z).explain, ' ') end
-    from linked k where (k.reason is not null or k.netting) and (k.m).last_event_id is not null
+    from decided k where (k.reason is not null or k.netting) and (k.m).last_event_id is not null
     on conflict (event_id, copier_id) do update set reason = excluded.reason, detail = excluded.detail, link_id = excluded.link_id
       where copy_outcomes.execution_id is null
   )
