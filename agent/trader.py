@@ -41,7 +41,7 @@ class EngineSettings:
     drain_timeout: timedelta = timedelta(seconds=35)
     #: an adapter that does not let go of an order for so long is left behind
     stop_timeout: timedelta = timedelta(seconds=5)
-    report_batch: int = 100
+    report_batch: int = 40
     #: so long after an open was given up it is looked for once more
     late_looks: tuple[timedelta, ...] = (timedelta(seconds=10), timedelta(minutes=1), timedelta(minutes=10))
     pace: Pace = field(default_factory=Pace)

@@ -196,7 +196,7 @@ class World:
 
     def settle(self, rounds: int = 20) -> None:
         """Every broker fills everything at once, until nothing is in flight."""
-        for _ in range(rounds):
+        for _ in range(rounds + 1):
             waiting = [e for e in self.open_executions() if e["status"] == "queued"]
             if not waiting:
                 return

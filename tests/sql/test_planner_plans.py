@@ -1,6 +1,7 @@
 """How the planner runs: its hot queries stay on their indexes, and the number of statements does not grow with followers."""
 
 import re
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -107,3 +108,20 @@ def test_an_event_takes_the_same_statements_for_any_number_of_followers(world: W
 def _writes(plan: str) -> bool:
     """Whether a statement writes; messages apart, for a broadcast holds at most 100 executions."""
     return bool(re.search(r"\b(Insert|Update|Delete) on (?!messages)", plan))
+
+
+def test_a_bulk_close_costs_in_proportion_to_its_links(world: World) -> None:
+    """Plans are made while the tables are nearly empty, as in a new installation; ratios within one run, never a time."""
+    build(world, 20)
+    cost = {}
+    for positions in (10, 40):
+        held = [world.position("0.10") for _ in range(positions)]
+        world.send("M", *[world.event("opened", p) for p in held])
+        for execution in world.open_executions():
+            world.fill(execution)
+        begun = time.perf_counter()
+        world.send("M", *[world.event("closed", p | {"lots": "0"}) for p in held])
+        cost[positions] = time.perf_counter() - begun
+        world.settle(positions * 20)
+    # linear: 4, quadratic: 16, cubic: 64
+    assert cost[40] < 12 * cost[10]
