@@ -85,6 +85,7 @@ class AccountConnection:
         self._refusal: asyncio.Future[str] | None = None
         self._reports: AccountReports | None = None
         self._watcher: Watcher | None = None
+        self._trading: AccountSession | None = None
         #: the last session that was opened; once `run` has ended nothing of it is in hand
         self.last_session: int | None = None
         self._was_ready = False
@@ -100,6 +101,9 @@ class AccountConnection:
             self._reports.watch(assignment.watch_symbols)
         if _essence(before) != _essence(assignment):
             self._changed.set()
+        elif assignment is not None and self._trading is not None:
+            # the agent before has let go of the account: no need to wait for its lease
+            self._trading.begins_at = min(self._trading.begins_at, assignment.begins_at)
 
     def resync(self) -> None:
         """The database wants to see the whole account again."""
@@ -223,6 +227,7 @@ class AccountConnection:
         try:
             await parts.engine.attach(session)
             self._watcher = watcher
+            self._trading = session
             self._session = session.session
             self._set("connected", None)
             log.info(
@@ -231,7 +236,7 @@ class AccountConnection:
             )
             await self._run_all(watcher, reports)
         finally:
-            self._reports = self._watcher = self._session = None
+            self._reports = self._watcher = self._trading = self._session = None
             await parts.engine.detach(session.account_id, drain=self.wanted is None)
 
     async def _run_all(self, watcher: Watcher, reports: AccountReports) -> None:

@@ -24,6 +24,9 @@ from agent.session import AccountSession
 
 log = logging.getLogger(__name__)
 
+#: how often a session that may not trade yet looks whether it may
+BEGIN_CHECK_S = 0.5
+
 #: may be sent again while its time lasts: doing it twice does no more than doing it once
 REPEATABLE: frozenset[Action] = frozenset({"close", "modify", "amend", "cancel"})
 
@@ -139,7 +142,8 @@ class AccountTrader:
         early = (self.session.begins_at - self._clock.now()).total_seconds()
         if early > 0:
             if self._wake is None:
-                self._wake = asyncio.get_running_loop().call_later(early, self._begin)
+                # looked at again now and then: the moment may come earlier than it was told at first
+                self._wake = asyncio.get_running_loop().call_later(min(early, BEGIN_CHECK_S), self._begin)
             return
         for work in self._lanes.startable():
             self._stop_timer(work)

@@ -167,6 +167,16 @@ async def test_before_begins_at_the_agent_does_not_trade(tmp_path: Path) -> None
         assert sent_at >= session.begins_at
 
 
+async def test_a_beginning_that_is_moved_forward_is_noticed(tmp_path: Path) -> None:
+    """The agent before has let go of the account: its lease need not run out."""
+    async with running(tmp_path) as farm:
+        session = await open_session(farm.desk, begins_in=3600)
+        await farm.engine.attach(session)
+        farm.engine.submit([execution(1)])
+        session.begins_at = session.opened_at
+        await eventually(lambda: farm.database.outcome(1) == "completed")
+
+
 async def test_a_journal_that_cannot_be_written_stops_the_order(farm: Farm, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(batch: object) -> list[object]:
         raise sqlite3.OperationalError("disk I/O error")
