@@ -2405,6 +2405,18 @@ begin
   return least(p_held, greatest(div(p_base * p_master_now, p_master_base * p_step) * p_step, p_min));
 end $$;
 
+-- A reduction to what the master had when it was planned (p_master_lots) has been carried out: what the master adds to that, and be it while the
+-- reduction was under way, is an increase.
+create function private.see_reduction(p_link bigint, p_master_lots numeric) returns void
+language plpgsql security definer set search_path = '' as $$
+begin
+  update public.position_links l set seen_master_lots = p_master_lots
+  from public.account_symbols s, (select coalesce(sum(g.lots), 0) as lots from private.link_legs g where g.link_id = p_link) held
+  where l.id = p_link and l.ended_at is null and l.seen_master_lots > p_master_lots and l.base_lots is not null
+    and s.account_id = l.follower_account_id and s.name = l.symbol
+    and held.lots <= private.target_lots(l.base_lots, p_master_lots, l.base_master_lots, s.lots_step, s.lots_min, held.lots);
+end $$;
+
 -- Books what a follower's own mirror shows to links that have nothing in flight: trimmed, closed or filled without us. A row of the mirror is
 -- never older than the last report on its ticket, for that report wrote it.
 create function private.book_links(p_links bigint[]) returns void
@@ -2955,9 +2967,9 @@ begin
   end loop;
 end $$;
 
--- What each live link of a netting symbol wants changed, in lots of the link (+ more, - less).
+-- What each live link of a netting symbol wants changed, in lots of the link (+ more, - less); reduced_to: what its master holds.
 create function private.net_deltas(p_account uuid, p_symbol text, p_now timestamptz)
-returns table (link_id bigint, side text, delta numeric, opens boolean, wanted_sl numeric, wanted_tp numeric, held numeric)
+returns table (link_id bigint, side text, delta numeric, opens boolean, wanted_sl numeric, wanted_tp numeric, held numeric, reduced_to numeric)
 language plpgsql stable security definer set search_path = '' as $$
 begin
   return query
@@ -2968,7 +2980,8 @@ begin
         else greatest(0, s.position_lots
           - private.target_lots(s.base_lots, s.master_lots, s.base_master_lots, s.lots_step, s.lots_min, s.position_lots)) end
     end,
-    s.wanted_lots is not null and not s.doomed and not s.frozen, s.wanted_sl, s.wanted_tp, s.position_lots
+    s.wanted_lots is not null and not s.doomed and not s.frozen, s.wanted_sl, s.wanted_tp, s.position_lots,
+    case when not s.doomed and s.master_kind = 'position' then s.master_lots end
   from private.link_states s
   where s.follower_account_id = p_account and s.symbol = p_symbol and s.state = 'live';
 end $$;
@@ -3013,6 +3026,7 @@ begin
   where private.sign_of(e ->> 'side') * sign((e ->> 'lots')::numeric) <> private.sign_of(p_side);
   for v_part in
     select (e ->> 'link_id')::bigint as link_id, (e ->> 'lots')::numeric as lots, (e ->> 'master_lots')::numeric as master_lots,
+      (e ->> 'reduced_to')::numeric as reduced_to,
       private.sign_of(e ->> 'side') * sign((e ->> 'lots')::numeric) = private.sign_of(p_side) as with_deal
     from jsonb_array_elements(p_parts) e order by (e ->> 'lots')::numeric > 0, (e ->> 'link_id')::bigint
   loop
@@ -3025,6 +3039,8 @@ begin
       update public.position_links l set base_master_lots = v_part.master_lots,
         base_lots = (select sum(g.lots) from private.link_legs g where g.link_id = l.id)
       where l.id = v_part.link_id;
+    elsif v_part.reduced_to is not null then
+      perform private.see_reduction(v_part.link_id, v_part.reduced_to);
     end if;
   end loop;
   update private.net_ledgers set net_lots = net_lots + p_filled * private.sign_of(p_side) where account_id = p_account and symbol = p_symbol;
@@ -3075,7 +3091,8 @@ declare
 begin
   select coalesce(sum(d.delta * private.sign_of(d.side)), 0),
     coalesce(jsonb_agg(jsonb_build_object('link_id', d.link_id::text, 'side', d.side, 'lots', d.delta::text,
-      'master_lots', l.seen_master_lots::text, 'until', l.wanted_until) order by d.link_id) filter (where d.delta <> 0), '[]'),
+      'master_lots', l.seen_master_lots::text, 'reduced_to', case when d.delta < 0 then d.reduced_to::text end,
+      'until', l.wanted_until) order by d.link_id) filter (where d.delta <> 0), '[]'),
     coalesce(bool_or(d.delta > 0), false), count(*) filter (where d.held + d.delta > 0),
     coalesce(sum((d.held + d.delta) * private.sign_of(d.side)), 0),
     min(d.wanted_sl) filter (where d.held + d.delta > 0), min(d.wanted_tp) filter (where d.held + d.delta > 0)
@@ -3295,6 +3312,20 @@ begin
   return v_new || coalesce(private.plan_nets(coalesce(p_links, '{}') || coalesce(v_decided, '{}'), p_now), '{}');
 end $$;
 
+-- Plans links, and the decisions that wait for them, whose locks the caller holds.
+create function private.plan_again(p_links bigint[], p_now timestamptz) returns bigint[]
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_masters uuid[];
+  v_tickets text[];
+  v_copiers uuid[];
+begin
+  select array_agg(l.master_account_id), array_agg(l.master_ticket), array_agg(distinct l.copier_id) into v_masters, v_tickets, v_copiers
+  from public.position_links l where l.id = any (p_links);
+  if v_masters is null then return null; end if;
+  return private.plan(p_links, v_masters, v_tickets, v_copiers, p_now);
+end $$;
+
 -- 47_queue_trade_copy.sql
 -- queue_trade_copy: trade events of one account come in, executions for its followers go out, in one round trip.
 
@@ -3373,6 +3404,7 @@ declare
   v_known bigint;
   v_detected timestamptz;
   v_unseen timestamptz;
+  v_position jsonb;
   v_change private.change;
   v_status text := 'accepted';
   v_snapshot record;
@@ -3423,12 +3455,18 @@ begin
       perform private.count_flat_snapshot(p_account.id, p_now);
     end if;
   else
-    v_change := private.apply_position(p_account, v_session, v_seq, e -> 'position', v_detected, v_unseen, false, v_id,
+    v_position := e -> 'position';
+    v_change := private.apply_position(p_account, v_session, v_seq, v_position, v_detected, v_unseen, false, v_id,
       e ->> 'close_reason', p_now);
+    if not v_change.applied and e #>> '{position,replaces}' is not null then  -- late news, but what it replaced is gone all the same
+      v_position := v_position || jsonb_build_object('ticket', e #>> '{position,replaces}', 'lots', '0', 'replaces', null);
+      v_change := private.apply_position(p_account, v_session, v_seq, v_position, v_detected, v_unseen, false, v_id, 'replaced', p_now);
+      v_change.applied := v_change.applied and v_change.previous_lots > 0;
+    end if;
     v_status := case when v_change.applied then 'accepted' else 'history' end;
-    perform private.record_event(p_account, v_id, e, 'agent', v_change.type, v_status, null, null, e -> 'position', v_change.previous_lots, e);
+    perform private.record_event(p_account, v_id, e, 'agent', v_change.type, v_status, null, null, v_position, v_change.previous_lots, e);
     if v_change.applied then
-      v_tickets := jsonb_build_array(e #>> '{position,ticket}');
+      v_tickets := jsonb_build_array(v_position ->> 'ticket');
       v_events := jsonb_build_array(v_id);
       v_types := jsonb_build_array(v_change.type);
     end if;
@@ -3498,6 +3536,7 @@ declare
   v_events bigint[] := '{}';
   v_types text[] := '{}';
   v_repeated bigint[] := '{}';
+  v_links bigint[];
   v_new bigint[];
   v_again jsonb := '[]';
 begin
@@ -3529,8 +3568,11 @@ begin
     v_results := v_results || (v_result - array['tickets', 'events', 'types']);
   end loop;
   if cardinality(v_tickets) > 0 then
-    v_new := private.plan(private.links_of_tickets(v_account.id, v_tickets),
-      array_fill(v_account.id, array[cardinality(v_tickets)]), v_tickets, null, v_now);
+    v_links := private.links_of_tickets(v_account.id, v_tickets);
+    v_new := private.plan(v_links, array_fill(v_account.id, array[cardinality(v_tickets)]), v_tickets, null, v_now);
+    -- a decision may have waited for this: an increase for the fill of an order of ours, a flip for the end of what was held
+    v_new := coalesce(v_new, '{}') || coalesce(private.plan_again(array(
+      select l.id from public.position_links l where l.id = any (v_links) and l.follower_account_id = v_account.id), v_now), '{}');
     perform private.explain_rest(v_account.id, v_events, v_types, v_tickets);
   end if;
   if v_account.copy_state = 'flattening' then
@@ -3637,6 +3679,9 @@ begin
   update private.link_legs g set lots = least(g.lots, m.lots), kind = m.kind from public.positions m
   where g.link_id = q.link_id and m.account_id = q.account_id and m.ticket = g.ticket and m.lots > 0 and (m.lots < g.lots or m.kind <> g.kind);
 
+  if q.action = 'reduce' and q.status = 'completed' then
+    perform private.see_reduction(q.link_id, q.master_lots);
+  end if;
   update public.position_links l set close_failures = case when v_opens or q.action in ('modify', 'amend') then l.close_failures else 0 end,
     modify_failures = case when q.action in ('modify', 'amend') then 0 else l.modify_failures end, replan_at = null
   where l.id = q.link_id and (l.close_failures > 0 or l.modify_failures > 0);
@@ -3868,20 +3913,6 @@ begin
   v_new := private.plan(private.links_of_tickets(p_account, v_tickets), array_fill(p_account, array[cardinality(v_tickets)]), v_tickets, null, p_now);
   perform private.explain_rest(p_account, v_events, v_types, v_tickets);
   return v_new;
-end $$;
-
--- Plans links, and the decisions that wait for them, whose locks the caller holds.
-create function private.plan_again(p_links bigint[], p_now timestamptz) returns bigint[]
-language plpgsql security definer set search_path = '' as $$
-declare
-  v_masters uuid[];
-  v_tickets text[];
-  v_copiers uuid[];
-begin
-  select array_agg(l.master_account_id), array_agg(l.master_ticket), array_agg(distinct l.copier_id) into v_masters, v_tickets, v_copiers
-  from public.position_links l where l.id = any (p_links);
-  if v_masters is null then return null; end if;
-  return private.plan(p_links, v_masters, v_tickets, v_copiers, p_now);
 end $$;
 
 create function private.report_executions(p_reports jsonb) returns jsonb

@@ -51,6 +51,18 @@ begin
   return least(p_held, greatest(div(p_base * p_master_now, p_master_base * p_step) * p_step, p_min));
 end $$;
 
+-- A reduction to what the master had when it was planned (p_master_lots) has been carried out: what the master adds to that, and be it while the
+-- reduction was under way, is an increase.
+create function private.see_reduction(p_link bigint, p_master_lots numeric) returns void
+language plpgsql security definer set search_path = '' as $$
+begin
+  update public.position_links l set seen_master_lots = p_master_lots
+  from public.account_symbols s, (select coalesce(sum(g.lots), 0) as lots from private.link_legs g where g.link_id = p_link) held
+  where l.id = p_link and l.ended_at is null and l.seen_master_lots > p_master_lots and l.base_lots is not null
+    and s.account_id = l.follower_account_id and s.name = l.symbol
+    and held.lots <= private.target_lots(l.base_lots, p_master_lots, l.base_master_lots, s.lots_step, s.lots_min, held.lots);
+end $$;
+
 -- Books what a follower's own mirror shows to links that have nothing in flight: trimmed, closed or filled without us. A row of the mirror is
 -- never older than the last report on its ticket, for that report wrote it.
 create function private.book_links(p_links bigint[]) returns void

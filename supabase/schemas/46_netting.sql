@@ -49,9 +49,9 @@ begin
   end loop;
 end $$;
 
--- What each live link of a netting symbol wants changed, in lots of the link (+ more, - less).
+-- What each live link of a netting symbol wants changed, in lots of the link (+ more, - less); reduced_to: what its master holds.
 create function private.net_deltas(p_account uuid, p_symbol text, p_now timestamptz)
-returns table (link_id bigint, side text, delta numeric, opens boolean, wanted_sl numeric, wanted_tp numeric, held numeric)
+returns table (link_id bigint, side text, delta numeric, opens boolean, wanted_sl numeric, wanted_tp numeric, held numeric, reduced_to numeric)
 language plpgsql stable security definer set search_path = '' as $$
 begin
   return query
@@ -62,7 +62,8 @@ begin
         else greatest(0, s.position_lots
           - private.target_lots(s.base_lots, s.master_lots, s.base_master_lots, s.lots_step, s.lots_min, s.position_lots)) end
     end,
-    s.wanted_lots is not null and not s.doomed and not s.frozen, s.wanted_sl, s.wanted_tp, s.position_lots
+    s.wanted_lots is not null and not s.doomed and not s.frozen, s.wanted_sl, s.wanted_tp, s.position_lots,
+    case when not s.doomed and s.master_kind = 'position' then s.master_lots end
   from private.link_states s
   where s.follower_account_id = p_account and s.symbol = p_symbol and s.state = 'live';
 end $$;
@@ -107,6 +108,7 @@ begin
   where private.sign_of(e ->> 'side') * sign((e ->> 'lots')::numeric) <> private.sign_of(p_side);
   for v_part in
     select (e ->> 'link_id')::bigint as link_id, (e ->> 'lots')::numeric as lots, (e ->> 'master_lots')::numeric as master_lots,
+      (e ->> 'reduced_to')::numeric as reduced_to,
       private.sign_of(e ->> 'side') * sign((e ->> 'lots')::numeric) = private.sign_of(p_side) as with_deal
     from jsonb_array_elements(p_parts) e order by (e ->> 'lots')::numeric > 0, (e ->> 'link_id')::bigint
   loop
@@ -119,6 +121,8 @@ begin
       update public.position_links l set base_master_lots = v_part.master_lots,
         base_lots = (select sum(g.lots) from private.link_legs g where g.link_id = l.id)
       where l.id = v_part.link_id;
+    elsif v_part.reduced_to is not null then
+      perform private.see_reduction(v_part.link_id, v_part.reduced_to);
     end if;
   end loop;
   update private.net_ledgers set net_lots = net_lots + p_filled * private.sign_of(p_side) where account_id = p_account and symbol = p_symbol;
@@ -169,7 +173,8 @@ declare
 begin
   select coalesce(sum(d.delta * private.sign_of(d.side)), 0),
     coalesce(jsonb_agg(jsonb_build_object('link_id', d.link_id::text, 'side', d.side, 'lots', d.delta::text,
-      'master_lots', l.seen_master_lots::text, 'until', l.wanted_until) order by d.link_id) filter (where d.delta <> 0), '[]'),
+      'master_lots', l.seen_master_lots::text, 'reduced_to', case when d.delta < 0 then d.reduced_to::text end,
+      'until', l.wanted_until) order by d.link_id) filter (where d.delta <> 0), '[]'),
     coalesce(bool_or(d.delta > 0), false), count(*) filter (where d.held + d.delta > 0),
     coalesce(sum((d.held + d.delta) * private.sign_of(d.side)), 0),
     min(d.wanted_sl) filter (where d.held + d.delta > 0), min(d.wanted_tp) filter (where d.held + d.delta > 0)
@@ -387,4 +392,18 @@ begin
   where l.master_account_id = any (p_masters) and l.master_ticket = any (p_tickets) and l.ended_at is null
     and (p_copiers is null or l.copier_id = any (p_copiers));
   return v_new || coalesce(private.plan_nets(coalesce(p_links, '{}') || coalesce(v_decided, '{}'), p_now), '{}');
+end $$;
+
+-- Plans links, and the decisions that wait for them, whose locks the caller holds.
+create function private.plan_again(p_links bigint[], p_now timestamptz) returns bigint[]
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_masters uuid[];
+  v_tickets text[];
+  v_copiers uuid[];
+begin
+  select array_agg(l.master_account_id), array_agg(l.master_ticket), array_agg(distinct l.copier_id) into v_masters, v_tickets, v_copiers
+  from public.position_links l where l.id = any (p_links);
+  if v_masters is null then return null; end if;
+  return private.plan(p_links, v_masters, v_tickets, v_copiers, p_now);
 end $$;

@@ -75,6 +75,7 @@ declare
   v_known bigint;
   v_detected timestamptz;
   v_unseen timestamptz;
+  v_position jsonb;
   v_change private.change;
   v_status text := 'accepted';
   v_snapshot record;
@@ -125,12 +126,18 @@ begin
       perform private.count_flat_snapshot(p_account.id, p_now);
     end if;
   else
-    v_change := private.apply_position(p_account, v_session, v_seq, e -> 'position', v_detected, v_unseen, false, v_id,
+    v_position := e -> 'position';
+    v_change := private.apply_position(p_account, v_session, v_seq, v_position, v_detected, v_unseen, false, v_id,
       e ->> 'close_reason', p_now);
+    if not v_change.applied and e #>> '{position,replaces}' is not null then  -- late news, but what it replaced is gone all the same
+      v_position := v_position || jsonb_build_object('ticket', e #>> '{position,replaces}', 'lots', '0', 'replaces', null);
+      v_change := private.apply_position(p_account, v_session, v_seq, v_position, v_detected, v_unseen, false, v_id, 'replaced', p_now);
+      v_change.applied := v_change.applied and v_change.previous_lots > 0;
+    end if;
     v_status := case when v_change.applied then 'accepted' else 'history' end;
-    perform private.record_event(p_account, v_id, e, 'agent', v_change.type, v_status, null, null, e -> 'position', v_change.previous_lots, e);
+    perform private.record_event(p_account, v_id, e, 'agent', v_change.type, v_status, null, null, v_position, v_change.previous_lots, e);
     if v_change.applied then
-      v_tickets := jsonb_build_array(e #>> '{position,ticket}');
+      v_tickets := jsonb_build_array(v_position ->> 'ticket');
       v_events := jsonb_build_array(v_id);
       v_types := jsonb_build_array(v_change.type);
     end if;
@@ -200,6 +207,7 @@ declare
   v_events bigint[] := '{}';
   v_types text[] := '{}';
   v_repeated bigint[] := '{}';
+  v_links bigint[];
   v_new bigint[];
   v_again jsonb := '[]';
 begin
@@ -231,8 +239,11 @@ begin
     v_results := v_results || (v_result - array['tickets', 'events', 'types']);
   end loop;
   if cardinality(v_tickets) > 0 then
-    v_new := private.plan(private.links_of_tickets(v_account.id, v_tickets),
-      array_fill(v_account.id, array[cardinality(v_tickets)]), v_tickets, null, v_now);
+    v_links := private.links_of_tickets(v_account.id, v_tickets);
+    v_new := private.plan(v_links, array_fill(v_account.id, array[cardinality(v_tickets)]), v_tickets, null, v_now);
+    -- a decision may have waited for this: an increase for the fill of an order of ours, a flip for the end of what was held
+    v_new := coalesce(v_new, '{}') || coalesce(private.plan_again(array(
+      select l.id from public.position_links l where l.id = any (v_links) and l.follower_account_id = v_account.id), v_now), '{}');
     perform private.explain_rest(v_account.id, v_events, v_types, v_tickets);
   end if;
   if v_account.copy_state = 'flattening' then

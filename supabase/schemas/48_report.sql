@@ -82,6 +82,9 @@ begin
   update private.link_legs g set lots = least(g.lots, m.lots), kind = m.kind from public.positions m
   where g.link_id = q.link_id and m.account_id = q.account_id and m.ticket = g.ticket and m.lots > 0 and (m.lots < g.lots or m.kind <> g.kind);
 
+  if q.action = 'reduce' and q.status = 'completed' then
+    perform private.see_reduction(q.link_id, q.master_lots);
+  end if;
   update public.position_links l set close_failures = case when v_opens or q.action in ('modify', 'amend') then l.close_failures else 0 end,
     modify_failures = case when q.action in ('modify', 'amend') then 0 else l.modify_failures end, replan_at = null
   where l.id = q.link_id and (l.close_failures > 0 or l.modify_failures > 0);
@@ -313,20 +316,6 @@ begin
   v_new := private.plan(private.links_of_tickets(p_account, v_tickets), array_fill(p_account, array[cardinality(v_tickets)]), v_tickets, null, p_now);
   perform private.explain_rest(p_account, v_events, v_types, v_tickets);
   return v_new;
-end $$;
-
--- Plans links, and the decisions that wait for them, whose locks the caller holds.
-create function private.plan_again(p_links bigint[], p_now timestamptz) returns bigint[]
-language plpgsql security definer set search_path = '' as $$
-declare
-  v_masters uuid[];
-  v_tickets text[];
-  v_copiers uuid[];
-begin
-  select array_agg(l.master_account_id), array_agg(l.master_ticket), array_agg(distinct l.copier_id) into v_masters, v_tickets, v_copiers
-  from public.position_links l where l.id = any (p_links);
-  if v_masters is null then return null; end if;
-  return private.plan(p_links, v_masters, v_tickets, v_copiers, p_now);
 end $$;
 
 create function private.report_executions(p_reports jsonb) returns jsonb

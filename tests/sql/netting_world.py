@@ -33,6 +33,18 @@ class NettingWorld(World):
             self.deal(waiting[0])
         raise AssertionError(f"never settles: {self.acts('N')}")
 
+    def settle_both(self) -> None:
+        """F's broker and N's do what they are told, until nothing is queued."""
+        for _ in range(20):
+            waiting = [e for e in self.open_executions("F") if e["status"] == "queued"]
+            if waiting:
+                self.fill(waiting[0])
+            elif self.open_executions("N"):
+                self.run()
+            else:
+                return
+        raise AssertionError(f"never settles: {self.acts('F')} {self.acts('N')}")
+
     def come_due(self) -> None:
         """Every pause before another attempt is over."""
         self.db.execute("update public.trade_execution_queue set next_attempt_at = '-infinity' where status = 'retrying'")

@@ -189,3 +189,55 @@ def test_an_open_is_not_sent_later_than_its_age_allows_after_a_move(world: Netti
     world.opened("M")
     late = world.rows("select 1 from public.trade_execution_queue where send_before > now() + interval '6 s' and action = 'open'")
     assert late == []
+
+
+def test_an_increase_while_the_reduction_before_it_is_under_way(world: NettingWorld) -> None:
+    world.copy("M", "F")
+    world.copy("M", "N")
+    p = world.opened("M", "1.00")
+    world.settle_both()
+    world.send("M", world.event("reduced", p | {"lots": "0.50"}))
+    world.send("M", world.event("increased", p | {"lots": "1.00"}))
+    world.settle_both()
+    assert world.held("F") == Decimal("1.00"), world.acts()
+    assert world.net == Decimal("1.00"), world.acts("N")
+
+
+def test_a_lineage_whose_middle_ticket_comes_late_is_copied_once(world: NettingWorld) -> None:
+    world.copy("M", "F")
+    first = world.opened("M", "0.40")
+    world.settle()
+    second = world.position("0.30", replaces=first["ticket"])
+    late = world.event("reduced", second)
+    world.send("M", world.event("reduced", world.position("0.20", replaces=second["ticket"])))
+    world.send("M", late)
+    world.settle()
+    assert world.book("F") == [("buy", "0.20")], world.acts()
+
+
+def test_an_increase_that_waited_for_the_fill_of_a_copied_order(world: NettingWorld) -> None:
+    world.copy("M", "F")
+    o = world.position("1.00", kind="order", order_type="limit", price="1.09000")
+    world.send("M", world.event("ordered", o))
+    world.settle()
+    mine = world.one("select ticket from private.link_legs")
+    filled = world.position("1.00", price="1.09000", replaces=o["ticket"])
+    world.send("M", world.event("opened", filled))
+    world.send("M", world.event("increased", filled | {"lots": "1.50"}))
+    world.send("F", world.event("opened", world.position("1.00", ticket=mine, price="1.09000")))
+    world.settle()
+    assert world.held("F") == Decimal("1.50"), world.acts()
+
+
+def test_a_flip_goes_on_when_the_user_closes_what_could_not_be_closed(world: NettingWorld) -> None:
+    world.copy("M", "F")
+    p = world.opened("M", "1.00")
+    world.settle()
+    ticket = world.one("select ticket from private.link_legs")
+    world.send("M", world.event("reduced", p | {"lots": "0.50"}))
+    (reduction,) = world.open_executions("F")
+    world.send("M", world.event("modified", p | {"side": "sell", "lots": "0.50"}))
+    world.report(reduction, "rejected", reason="trade_disabled")  # the close waits a moment, the flip for the close
+    world.send("F", world.event("closed", world.position("0", ticket=ticket)))
+    world.settle()
+    assert world.book("F") == [("sell", "0.50")], world.acts()
