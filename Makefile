@@ -1,13 +1,13 @@
 # Every target may be run again at any time. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench types migration scenarios parity lock
+.PHONY: help setup demo test test-long check format bench types migration scenarios parity lock
 PYTHON ?= python3
 BIN := .venv/bin
 # more arguments for the command that a target runs, as in: make demo ARGS="--seconds 20"
 ARGS ?=
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
 
 # Set-up shows its progress on standard error and hands the reason why it stopped to make, which says it as the last line.
 SET_UP = command -v "$(PYTHON)" >/dev/null 2>&1 \
@@ -22,6 +22,9 @@ demo: setup ## the whole product on this machine: stack, agents, a trading maste
 
 test: setup ## every test
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-long: setup ## thousands of new random examples for the planner (PLANNER_EXAMPLES=2000)
+	@PLANNER_EXAMPLES=$${PLANNER_EXAMPLES:-2000} $(BIN)/python -m pytest tests/sql/test_planner_random.py $(ARGS)
 
 check: setup ## style, types, import rules, schema drift, advisors
 	@$(BIN)/python scripts/check.py $(ARGS)

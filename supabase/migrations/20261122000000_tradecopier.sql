@@ -2714,7 +2714,7 @@ begin
     order by pl.generation desc limit 1
   ) l on true
   left join lateral (
-    select count(*) as executions, max(q.step_id) filter (where q.action = 'close') as close_step
+    select count(*) as executions, max(q.step_id) filter (where q.action in ('close', 'cancel')) as close_step
     from public.trade_execution_queue q where q.link_id = l.id and q.finalized_at is null
   ) f on true
   where case
@@ -5043,8 +5043,8 @@ $$;
 comment on function private.delete_expired() is 'Deletes a batch of what is past its retention from every growing table; trade_events lose whole partitions.';
 
 
--- Statistics of the planner's tables as soon as they have grown by a fifth: autovacuum looks once a minute at most, and until then every
--- plan of a new installation, or of a burst, is made for tables that it believes to be tiny.
+-- Statistics of the planner's tables when they have doubled: autovacuum looks once a minute at most, and until then every plan of a new
+-- installation, or of a burst, is made for tables that it believes to be tiny. Not oftener, for new statistics make every session plan anew.
 create function private.refresh_statistics() returns void
 language plpgsql
 set search_path = ''
@@ -5057,13 +5057,13 @@ begin
     join pg_catalog.pg_stat_user_tables s on s.relid = c.oid
     where c.oid = any (array['public.positions', 'public.position_links', 'private.link_legs', 'public.trade_execution_queue',
         'public.copy_outcomes', 'private.event_keys', 'public.copiers', 'public.trading_accounts', 'public.account_symbols']::regclass[])
-      and s.n_mod_since_analyze > 200 + 0.2 * greatest(c.reltuples, 0)
+      and s.n_mod_since_analyze > 2000 + greatest(c.reltuples, 0)
   loop
     execute format('analyze %s', v_table);
   end loop;
 end
 $$;
-comment on function private.refresh_statistics() is 'Analyses those tables of the planner that have changed by a fifth since they were last looked at.';
+comment on function private.refresh_statistics() is 'Analyses those tables of the planner that have doubled since they were last looked at.';
 
 
 create function private.note_run(p_name text, p_error text) returns void

@@ -50,7 +50,7 @@ begin
     order by pl.generation desc limit 1
   ) l on true
   left join lateral (
-    select count(*) as executions, max(q.step_id) filter (where q.action = 'close') as close_step
+    select count(*) as executions, max(q.step_id) filter (where q.action in ('close', 'cancel')) as close_step
     from public.trade_execution_queue q where q.link_id = l.id and q.finalized_at is null
   ) f on true
   where case

@@ -79,3 +79,21 @@ def test_a_place_reported_after_its_cancel_leaves_no_phantom(world: NettingWorld
     world.report(close, positions=[mine | {"lots": "0"}], filled_lots="1.00", seq=9001)
     world.report(place, positions=[mine], filled_lots="1.00", seq=9000)  # older number, later delivery
     assert world.rows("select 1 from private.link_legs") == [], world.acts()
+
+
+def test_a_master_flips_twice_while_the_cancel_of_the_copied_order_is_under_way(world: NettingWorld) -> None:
+    world.copy("M", "F")
+    o = world.position(kind="order", order_type="limit", price="1.09000")
+    world.send("M", world.event("ordered", o))
+    world.settle()
+    p = world.position(price="1.09000", replaces=o["ticket"])
+    world.send("M", world.event("opened", p))
+    world.send("M", world.event("modified", p | {"side": "sell", "lots": "0.50"}))
+    world.send("M", world.event("modified", p | {"side": "buy", "lots": "0.70"}))
+    for _ in range(6):
+        for e in world.open_executions("F"):
+            if e["action"] == "close" and e["ticket"] is None:
+                world.report(e, filled_lots="0")
+            else:
+                world.fill(e)
+    assert world.book("F") == [("buy", "0.70")], world.acts()
