@@ -2443,7 +2443,7 @@ begin
     and not exists (select 1 from public.trade_execution_queue q where q.link_id = l.id and q.finalized_at is null);
 end $$;
 
--- Ends links that hold nothing, want nothing and have nothing in flight.
+-- Ends links of netting accounts that hold nothing, want nothing and have nothing in flight; plan_links ends the others itself.
 create function private.end_links(p_links bigint[], p_now timestamptz) returns void
 language plpgsql security definer set search_path = '' as $$
 declare
@@ -2454,7 +2454,7 @@ begin
   select array_agg(s.id) filter (where s.doomed), array_agg(s.id) filter (where not s.doomed) into v_closed, v_given_up
   from private.link_states s
   where s.id = any (p_links) and s.ended_at is null and s.legs = 0 and s.executions = 0 and s.wanted_lots is null
-    and (s.account_mode = 'hedging' or not exists (  -- a netting deal in flight may be this link's, too
+    and (s.account_mode = 'hedging' or not exists (  -- the deal in flight may be this link's, too
       select 1 from public.trade_execution_queue q
       where q.account_id = s.follower_account_id and q.symbol = s.symbol and q.in_flight));
   if v_closed is not null then
@@ -2508,23 +2508,34 @@ declare
   v_volumes numeric[];
   v_send_within interval := private.send_within();
 begin
-  perform private.drop_waiting(p_links, p_now);
+  if exists (
+    select 1 from public.trade_execution_queue q where q.link_id = any (p_links) and q.finalized_at is null and q.status = 'retrying')
+  then
+    perform private.drop_waiting(p_links, p_now);
+  end if;
   -- a reduction of the master counts as seen once it is carried out: an increase back to the old volume is then none
-  select array_agg(s.id), array_agg(s.master_lots) into v_reduced, v_volumes from private.link_states s
-  where s.id = any (p_links) and s.ended_at is null and s.account_mode = 'hedging' and s.master_kind = 'position' and not s.doomed
-    and s.master_lots < s.seen_master_lots and s.base_lots is not null and s.executions = 0
-    and s.position_lots <= private.target_lots(s.base_lots, s.master_lots, s.base_master_lots, s.lots_step, s.lots_min, s.position_lots);
-  if v_reduced is not null then
-    update public.position_links l set seen_master_lots = u.lots
-    from unnest(v_reduced, v_volumes) as u (id, lots) where l.id = any (v_reduced) and l.id = u.id;
+  if exists (
+    select 1 from public.position_links l
+    join public.positions m on m.account_id = l.master_account_id and m.ticket = l.master_ticket and m.lots > 0
+    where l.id = any (p_links) and l.ended_at is null and m.lots < l.seen_master_lots)
+  then
+    select array_agg(s.id), array_agg(s.master_lots) into v_reduced, v_volumes from private.link_states s
+    where s.id = any (p_links) and s.ended_at is null and s.account_mode = 'hedging' and s.master_kind = 'position' and not s.doomed
+      and s.master_lots < s.seen_master_lots and s.base_lots is not null and s.executions = 0
+      and s.position_lots <= private.target_lots(s.base_lots, s.master_lots, s.base_master_lots, s.lots_step, s.lots_min, s.position_lots);
+    if v_reduced is not null then
+      update public.position_links l set seen_master_lots = u.lots
+      from unnest(v_reduced, v_volumes) as u (id, lots) where l.id = any (v_reduced) and l.id = u.id;
+    end if;
   end if;
 
   with states as materialized (
     select s.*, private.target_lots(s.base_lots, s.master_lots, s.base_master_lots, s.lots_step, s.lots_min, s.position_lots) as target
     from private.link_states s
-    where s.id = any (p_links) and s.ended_at is null and s.account_mode = 'hedging' and not s.frozen
-  ), choices as (
+    where s.id = any (p_links) and s.ended_at is null and s.account_mode = 'hedging'
+  ), choices as materialized (
     select s.*, case
+        when s.frozen then null
         when s.doomed and s.executions > 0 and s.executions = s.opens then 'close_beside'
         when s.executions > 0 then null
         when s.doomed and s.legs > 0 and (s.close_failures = 0 or s.replan_at is null or s.replan_at <= p_now) then 'close'
@@ -2556,6 +2567,12 @@ begin
       or t.choice = 'modify' and t.kind = 'position' or t.choice = 'amend' and t.kind = 'order'
     union all
     select t.*, null, null, null, null, 'close', 0, 0, t.open_step from steps t where t.choice = 'close_beside'
+  ), over as materialized (  -- holds nothing, wants nothing, has nothing in flight
+    select c.id, c.doomed from choices c where c.choice is null and c.legs = 0 and c.executions = 0 and c.wanted_lots is null
+  ), ended as (
+    update public.position_links l set state = 'ended', ended_at = p_now, replan_at = null,
+      reason = case when o.doomed then 'closed' else 'closed_by_follower' end
+    from over o where l.id = o.id and l.id = any (array(select i.id from over i))
   ), asked as (
     update public.position_links l set asked_sl = t.wanted_sl, asked_tp = t.wanted_tp,
       asked_price = case when t.choice = 'amend' then t.wanted_price else l.asked_price end,
@@ -2581,8 +2598,9 @@ begin
     returning id
   )
   select array_agg(id) into v_new from placed;
-  perform private.explain_executions(v_new);
-  perform private.end_links(p_links, p_now);
+  if v_new is not null then
+    perform private.explain_executions(v_new);
+  end if;
   return v_new;
 end $$;
 
@@ -3305,11 +3323,14 @@ begin
     perform private.book_links(p_links);
     v_new := private.plan_links(p_links, p_now);
   end if;
-  v_new := coalesce(v_new, '{}') || coalesce(private.decide(p_masters, p_tickets, p_copiers, p_now), '{}');
+  -- after a report there is rarely something to decide: asking first is cheaper than deciding nothing
+  if p_links is null or exists (select 1 from private.undecided(p_masters, p_tickets, p_copiers)) then
+    v_new := coalesce(v_new, '{}') || coalesce(private.decide(p_masters, p_tickets, p_copiers, p_now), '{}');
+  end if;
   select array_agg(l.id) into v_decided from public.position_links l
   where l.master_account_id = any (p_masters) and l.master_ticket = any (p_tickets) and l.ended_at is null
     and (p_copiers is null or l.copier_id = any (p_copiers));
-  return v_new || coalesce(private.plan_nets(coalesce(p_links, '{}') || coalesce(v_decided, '{}'), p_now), '{}');
+  return coalesce(v_new, '{}') || coalesce(private.plan_nets(coalesce(p_links, '{}') || coalesce(v_decided, '{}'), p_now), '{}');
 end $$;
 
 -- Plans links, and the decisions that wait for them, whose locks the caller holds.

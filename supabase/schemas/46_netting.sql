@@ -387,11 +387,14 @@ begin
     perform private.book_links(p_links);
     v_new := private.plan_links(p_links, p_now);
   end if;
-  v_new := coalesce(v_new, '{}') || coalesce(private.decide(p_masters, p_tickets, p_copiers, p_now), '{}');
+  -- after a report there is rarely something to decide: asking first is cheaper than deciding nothing
+  if p_links is null or exists (select 1 from private.undecided(p_masters, p_tickets, p_copiers)) then
+    v_new := coalesce(v_new, '{}') || coalesce(private.decide(p_masters, p_tickets, p_copiers, p_now), '{}');
+  end if;
   select array_agg(l.id) into v_decided from public.position_links l
   where l.master_account_id = any (p_masters) and l.master_ticket = any (p_tickets) and l.ended_at is null
     and (p_copiers is null or l.copier_id = any (p_copiers));
-  return v_new || coalesce(private.plan_nets(coalesce(p_links, '{}') || coalesce(v_decided, '{}'), p_now), '{}');
+  return coalesce(v_new, '{}') || coalesce(private.plan_nets(coalesce(p_links, '{}') || coalesce(v_decided, '{}'), p_now), '{}');
 end $$;
 
 -- Plans links, and the decisions that wait for them, whose locks the caller holds.

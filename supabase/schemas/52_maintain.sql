@@ -120,8 +120,8 @@ $$;
 comment on function private.delete_expired() is 'Deletes a batch of what is past its retention from every growing table; trade_events lose whole partitions.';
 
 
--- Statistics of the planner's tables as soon as they have grown by a fifth: autovacuum looks once a minute at most, and until then every
--- plan of a new installation, or of a burst, is made for tables that it believes to be tiny.
+-- Statistics of the planner's tables when they have doubled: autovacuum looks once a minute at most, and until then every plan of a new
+-- installation, or of a burst, is made for tables that it believes to be tiny. Not oftener, for new statistics make every session plan anew.
 create function private.refresh_statistics() returns void
 language plpgsql
 set search_path = ''
@@ -134,13 +134,13 @@ begin
     join pg_catalog.pg_stat_user_tables s on s.relid = c.oid
     where c.oid = any (array['public.positions', 'public.position_links', 'private.link_legs', 'public.trade_execution_queue',
         'public.copy_outcomes', 'private.event_keys', 'public.copiers', 'public.trading_accounts', 'public.account_symbols']::regclass[])
-      and s.n_mod_since_analyze > 200 + 0.2 * greatest(c.reltuples, 0)
+      and s.n_mod_since_analyze > 2000 + greatest(c.reltuples, 0)
   loop
     execute format('analyze %s', v_table);
   end loop;
 end
 $$;
-comment on function private.refresh_statistics() is 'Analyses those tables of the planner that have changed by a fifth since they were last looked at.';
+comment on function private.refresh_statistics() is 'Analyses those tables of the planner that have doubled since they were last looked at.';
 
 
 create function private.note_run(p_name text, p_error text) returns void
