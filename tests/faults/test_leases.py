@@ -48,7 +48,7 @@ async def works_at(ground: Ground, account: Worked, vps: Vps, *, limit_s: float 
             "select session_vps_id::text as vps from public.trading_accounts where id = %(account)s::uuid",
             account=account.account_id,
         )
-        begun = now["begins_at"] <= cast(datetime, await ground.one(NOW))  # before that its agent may only read
+        begun = cast(datetime, now["begins_at"]) <= cast(datetime, await ground.one(NOW))  # before that its agent may only read
         return begun and (now["vps_id"], session["vps"], now["account_status"]) == (vps.vps_id, vps.vps_id, "connected")
 
     await until(there, f"{account.name} to be worked by {vps.name}", limit_s=limit_s)
