@@ -174,7 +174,7 @@ class Replay:
                     "look at the master's agent: its log stands in the folder that the demo named",
                     code="TC652",
                 )
-            await asyncio.sleep(0.001)
+            await asyncio.sleep(0.005)
 
     def _refused(self, action: Action, result: Rejected) -> Failure:
         return Failure(
