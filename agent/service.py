@@ -5,6 +5,7 @@ import contextlib
 import logging
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -41,6 +42,10 @@ class Running:
     journal: Journal
 
 
+#: an order waits for the journal's thread: that one must not wait the interpreter's usual 5 ms for its turn
+SWITCH_S = 0.0005
+
+
 async def run_agent(
     settings: Settings, stop: asyncio.Event | None = None, started: "asyncio.Future[Running] | None" = None
 ) -> None:
@@ -48,6 +53,7 @@ async def run_agent(
 
     Raises `Failure` when it cannot even begin: refused identity, unusable data directory.
     """
+    sys.setswitchinterval(SWITCH_S)
     stopping = stop or asyncio.Event()
     with _signals(stopping):
         async with _journal(settings) as journal:
