@@ -18,7 +18,7 @@ PLATFORMS = ("paper", "mt5", "mt4", "ctrader")
 SPEC_NUMBERS = ("lots_min", "lots_step", "lots_max", "contract_size", "tick_size")
 SPEC_KEYS = (*SPEC_NUMBERS, "digits", "stops_level_points", "profit_currency", "margin_currency", "trade_mode")
 TRADE_MODES = ("full", "long_only", "short_only", "close_only", "disabled")
-TOP = ("name", "accounts", "symbols", "prices", "copiers", "steps")
+TOP = ("name", "covers", "accounts", "symbols", "prices", "copiers", "steps")
 
 
 def read_scenario(path: Path) -> Scenario:
@@ -47,6 +47,7 @@ def parse_scenario(path: str, content: str) -> Scenario:
     return Scenario(
         path=path,
         name=top["name"].text("name") if "name" in top else Path(path).stem,
+        covers=tuple(row.text("a row of docs/scenarios.md") for row in top["covers"].items("covers")) if "covers" in top else (),
         accounts=accounts,
         symbols=symbols,
         prices=prices,

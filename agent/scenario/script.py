@@ -228,3 +228,5 @@ class Scenario:
     prices: tuple[Price, ...] = ()
     copiers: tuple[Copier, ...] = ()
     steps: tuple[Step, ...] = field(default=())
+    #: rows of docs/scenarios.md that the file shows
+    covers: tuple[str, ...] = ()
