@@ -1,6 +1,6 @@
 # Every target may be run again at any time. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long check format bench types migration scenarios parity lock
+.PHONY: help setup demo test test-long check format bench types migration scenarios play parity lock
 PYTHON ?= python3
 BIN := .venv/bin
 # more arguments for the command that a target runs, as in: make demo ARGS="--seconds 20"
@@ -42,7 +42,10 @@ types: setup ## supabase/database.types.ts from the schema
 migration: setup ## supabase/migrations from supabase/schemas
 	@$(BIN)/python -m agent.local.schema
 
-scenarios: setup ## every scripted scenario, one line per expectation
+scenarios: setup ## every row of docs/scenarios.md with the tests that show it
+	@$(BIN)/python scripts/scenarios.py $(ARGS)
+
+play: setup ## every scripted scenario, one line per expectation
 	@$(BIN)/tradecopier scenario tests/scenarios/*.yaml $(ARGS)
 
 parity: setup ## what a client sees of Realtime, fact by fact
