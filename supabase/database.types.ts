@@ -156,6 +156,60 @@ export type Database = {
           },
         ];
       };
+      alerts: {
+        Row: {
+          account_id: string;
+          created_at: string;
+          detail: NonNullable<Json>;
+          id: number;
+          kind: string;
+          message: string;
+          reason: string;
+          seen_at: string | null;
+          severity: string;
+          times: number;
+          updated_at: string;
+          user_id: string;
+        };
+        ComputedFields: never;
+        Insert: {
+          account_id: string;
+          created_at?: string;
+          detail?: NonNullable<Json>;
+          id?: never;
+          kind: string;
+          message: string;
+          reason: string;
+          seen_at?: string | null;
+          severity?: string;
+          times?: number;
+          updated_at?: string;
+          user_id: string;
+        };
+        Update: {
+          account_id?: string;
+          created_at?: string;
+          detail?: NonNullable<Json>;
+          id?: never;
+          kind?: string;
+          message?: string;
+          reason?: string;
+          seen_at?: string | null;
+          severity?: string;
+          times?: number;
+          updated_at?: string;
+          user_id?: string;
+        };
+        Relationships: [
+          {
+            foreignKeyName: "alerts_account_id_fkey";
+            columns: ["account_id"];
+            isOneToOne: false;
+            referencedRelation: "trading_accounts";
+            referencedColumns: ["id"];
+          },
+        ];
+      };
       audit_log: {
         Row: {
           action: string;
@@ -1286,6 +1340,7 @@ export type Database = {
       flatten_account: { Args: { p_request: Json }; Returns: Json };
       grant_operator: { Args: { p_email: string }; Returns: Json };
       maintain: { Args: Record<PropertyKey, never>; Returns: Json };
+      mark_alert_seen: { Args: { p_request: Json }; Returns: Json };
       open_session: { Args: { p_request: Json }; Returns: Json };
       pause_account: { Args: { p_request: Json }; Returns: Json };
       preview_copy: { Args: { p_request: Json }; Returns: Json };

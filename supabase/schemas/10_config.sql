@@ -87,5 +87,6 @@ insert into public.system_config (key, value, description) values
   ('retention_days.positions', '30', 'How long tombstones of closed positions and ended links are kept.'),
   ('retention_days.connection_health_logs', '14', 'How long health rows of VPSes and accounts are kept.'),
   ('retention_days.account_snapshots', '365', 'How long the equity curve of an account is kept.'),
+  ('retention_days.alerts', '90', 'How long alerts are kept after they happened last or were seen.'),
   ('retention_days.audit_log', '730', 'How long the audit log is kept; nothing younger can be deleted at all.'),
   ('retention_days.enrollment_tokens', '30', 'How long used or expired enrolment tokens are kept.');

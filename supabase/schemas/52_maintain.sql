@@ -86,6 +86,9 @@ begin
   delete from public.account_snapshots where ctid = any (array(
     select s.ctid from public.account_snapshots s
     where s.at < now() - private.setting_days('retention_days.account_snapshots') order by s.at limit v_batch));
+  delete from public.alerts where id = any (array(
+    select a.id from public.alerts a
+    where a.updated_at < now() - private.setting_days('retention_days.alerts') order by a.updated_at limit v_batch));
   delete from public.audit_log where id = any (array(
     select l.id from public.audit_log l
     where l.at < now() - private.setting_days('retention_days.audit_log') order by l.at limit v_batch));
@@ -257,6 +260,8 @@ as $$
     select a.user_id, a.xmin from public.trading_accounts a where a.updated_at > p_since
     union all
     select c.user_id, c.xmin from public.copiers c where c.updated_at > p_since
+    union all
+    select l.user_id, l.xmin from public.alerts l where l.updated_at > p_since
     union all
     select null, h.xmin from public.connection_health_logs h where h.at > p_since and h.kind = 'state'
   ),

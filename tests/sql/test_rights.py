@@ -21,6 +21,7 @@ table                           anonymous user other-user agent other-agent reti
 public.account_snapshots        -         own  own        none  none        none          all      all
 public.account_symbols          -         own  own        none  none        none          all      all
 public.account_vps_assignments  -         own  own        none  none        none          all      all
+public.alerts                   -         own  own        none  none        none          all      all
 public.audit_log                -         own  own        none  none        none          all      all
 public.connection_health_logs   -         own  own        none  none        none          all      all
 public.copiers                  -         own  own        none  none        none          all      all
@@ -63,6 +64,7 @@ enroll_vps               42501     42501 42501      42501 42501       42501     
 flatten_account          42501     ok    TC106      TC105 TC105       TC105         ok       42501
 grant_operator           42501     42501 42501      42501 42501       42501         42501    ok
 maintain                 42501     42501 42501      42501 42501       42501         42501    ok
+mark_alert_seen          42501     ok    TC106      TC105 TC105       TC105         ok       42501
 open_session             42501     TC101 TC101      ok    TC103       TC102         TC101    42501
 pause_account            42501     ok    TC106      TC105 TC105       TC105         ok       42501
 preview_copy             42501     ok    ok         ok    ok          ok            ok       ok
@@ -133,6 +135,8 @@ def furnish(farm: Farm, user: Actor, agent: Actor) -> tuple[UUID, UUID, UUID]:
     statements: tuple[LiteralString, ...] = (
         "insert into public.protection_rules (user_id, account_id, kind, threshold)"
         " values (%(user)s, %(master)s, 'daily_loss', 1)",
+        "insert into public.alerts (user_id, account_id, kind, reason, message)"
+        " values (%(user)s, %(master)s, 'stop_out', 'stop_out', 'a message that says something')",
         "insert into public.positions (account_id, ticket, user_id, kind, symbol, side, lots, price, session, seq,"
         " unseen_at, detected_at, first_seen_at, changed_at)"
         " values (%(master)s, '1', %(user)s, 'position', 'EURUSD', 'buy', 1, 1, 1, 1, now(), now(), now(), now())",
@@ -191,6 +195,9 @@ def payload(world: World, function: str) -> object:
         "flatten_account": account,
         "grant_operator": world.farm.row("select email from auth.users where id = %s", (world.spare_user,))["email"],
         "maintain": None,
+        "mark_alert_seen": {
+            "alert_id": world.farm.row("select id from public.alerts where account_id = %s", (world.account,))["id"]
+        },
         "open_session": account | {"epoch": epoch},
         "pause_account": account | {"state": "monitor"},
         "preview_copy": {
