@@ -50,6 +50,7 @@ async def test_after_the_master_was_out_of_sight_closes_are_copied_and_old_opens
         await desk.close(after)
 
 
+@pytest.mark.covers("R6")
 @pytest.mark.parametrize("fault", ["none", "empty", "error", "stale"])
 async def test_a_master_that_cannot_be_read_closes_nothing(ground: Ground, fault: SnapshotFault) -> None:
     home, away = await ground.vps("home"), await ground.vps("away")

@@ -197,6 +197,7 @@ def test_a_look_older_than_the_report_ends_nothing(world: World) -> None:
     assert world.book("F") == [("buy", "1.00")]
 
 
+@pytest.mark.covers("R6")
 def test_one_good_snapshot_without_it_closes_nothing_two_do(world: World) -> None:
     world.copy("M", "F")
     world.opened("M")
