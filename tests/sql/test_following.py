@@ -1,4 +1,4 @@
-"""How a copy follows its master: partial closes, increases, re-ticketing, bulk closes, and what comes while an open is under way."""
+"""How a copy follows its master: partial closes, increases, re-ticketing, bulk closes, and what comes during an open."""
 
 from collections.abc import Iterator
 
