@@ -2291,41 +2291,40 @@ end $$;
 -- 40_mirror.sql
 -- The mirror: how a message about a position changes public.positions. Callers hold the account's plan lock.
 
--- What is wrong with a position as docs/protocol.md describes it; null when nothing is.
+-- Whether a field that is given is no amount: not a decimal number, negative, or beyond anything that is traded.
+create function private.bad_amount(p jsonb) returns boolean
+language plpgsql immutable set search_path = '' as $$
+begin
+  return case coalesce(jsonb_typeof(p), 'null') when 'null' then false
+    when 'number' then (p #>> '{}')::numeric not between 0 and 1e12
+    when 'string' then not (pg_input_is_valid(p #>> '{}', 'numeric') and (p #>> '{}')::numeric between 0 and 1e12)
+    else true end;
+end $$;
+
+-- What is wrong with a position as docs/protocol.md describes it; null when nothing is. One expression: everything told passes here.
 create function private.position_error(p jsonb) returns text
 language plpgsql stable set search_path = '' as $$
-declare
-  v_field text;
 begin
-  if jsonb_typeof(p) is distinct from 'object' then return 'position is missing or not an object'; end if;
-  foreach v_field in array array['ticket', 'symbol'] loop
-    if jsonb_typeof(p -> v_field) is distinct from 'string' or length(p ->> v_field) not between 1 and 64 then
-      return format('position.%s must be a text of 1 to 64 characters', v_field);
-    end if;
-  end loop;
-  if coalesce(p ->> 'kind', '') not in ('position', 'order') then return 'position.kind must be "position" or "order"'; end if;
-  if coalesce(p ->> 'side', '') not in ('buy', 'sell') then return 'position.side must be "buy" or "sell"'; end if;
-  if p ->> 'kind' = 'order' and coalesce(p ->> 'order_type', '') not in ('limit', 'stop') then
-    return 'position.order_type of an order must be "limit" or "stop"';
-  end if;
-  foreach v_field in array array['lots', 'price', 'sl', 'tp'] loop
-    if v_field in ('lots', 'price') or coalesce(jsonb_typeof(p -> v_field), 'null') <> 'null' then
-      if not coalesce(private.is_number(p -> v_field), false) then
-        return format('position.%s must be a decimal number', v_field);
-      elsif (p ->> v_field)::numeric < 0 or (p ->> v_field)::numeric > 1e12 then
-        return format('position.%s must not be negative (or above 1e12)', v_field);
-      end if;
-    end if;
-  end loop;
-  foreach v_field in array array['opened_at', 'expires_at'] loop
-    if coalesce(jsonb_typeof(p -> v_field), 'null') <> 'null' and not pg_input_is_valid(p ->> v_field, 'timestamptz') then
-      return format('position.%s must be a time such as 2026-01-31T12:00:00Z', v_field);
-    end if;
-  end loop;
-  if coalesce(jsonb_typeof(p -> 'tag'), 'null') <> 'null' and not pg_input_is_valid(p ->> 'tag', 'bigint') then
-    return 'position.tag must be an execution number';
-  end if;
-  return null;
+  return case
+    when jsonb_typeof(p) is distinct from 'object' then 'position is missing or not an object'
+    when jsonb_typeof(p -> 'ticket') is distinct from 'string' or length(p ->> 'ticket') not between 1 and 64
+      then 'position.ticket must be a text of 1 to 64 characters'
+    when jsonb_typeof(p -> 'symbol') is distinct from 'string' or length(p ->> 'symbol') not between 1 and 64
+      then 'position.symbol must be a text of 1 to 64 characters'
+    when coalesce(p ->> 'kind', '') not in ('position', 'order') then 'position.kind must be "position" or "order"'
+    when coalesce(p ->> 'side', '') not in ('buy', 'sell') then 'position.side must be "buy" or "sell"'
+    when p ->> 'kind' = 'order' and coalesce(p ->> 'order_type', '') not in ('limit', 'stop')
+      then 'position.order_type of an order must be "limit" or "stop"'
+    when p ->> 'lots' is null or private.bad_amount(p -> 'lots') then 'position.lots must be a decimal number between 0 and 1e12'
+    when p ->> 'price' is null or private.bad_amount(p -> 'price') then 'position.price must be a decimal number between 0 and 1e12'
+    when private.bad_amount(p -> 'sl') then 'position.sl must be a decimal number between 0 and 1e12'
+    when private.bad_amount(p -> 'tp') then 'position.tp must be a decimal number between 0 and 1e12'
+    when not coalesce(pg_input_is_valid(p ->> 'opened_at', 'timestamptz'), true)
+      then 'position.opened_at must be a time such as 2026-01-31T12:00:00Z'
+    when not coalesce(pg_input_is_valid(p ->> 'expires_at', 'timestamptz'), true)
+      then 'position.expires_at must be a time such as 2026-01-31T12:00:00Z'
+    when not coalesce(pg_input_is_valid(p ->> 'tag', 'bigint'), true) then 'position.tag must be an execution number'
+  end;
 end $$;
 
 create type private.change as (applied boolean, type text, previous_lots numeric);
@@ -2564,6 +2563,30 @@ begin
     update public.position_links l set state = 'ended', ended_at = p_now, replan_at = null, reason = 'closed_by_follower'
     where l.id = any (v_given_up);
   end if;
+end $$;
+
+-- After a report most links are as they should be, or over. Ends those that are over and returns those that the planner has to look at; a link
+-- left out is one for which it would do nothing.
+create function private.settle(p_links bigint[], p_now timestamptz) returns bigint[]
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_over bigint[];
+  v_calm bigint[];
+begin
+  select array_agg(s.id) filter (where s.legs = 0), array_agg(s.id) filter (where s.legs > 0) into v_over, v_calm
+  from private.link_states s
+  where s.id = any (p_links) and s.ended_at is null and s.account_mode = 'hedging' and s.executions = 0 and s.wanted_lots is null
+    and not s.frozen and s.replan_at is null and case when s.legs = 0 then s.doomed and s.master_lots = 0
+      else not s.doomed and s.master_kind = 'position' and s.order_lots = 0 and s.master_lots = s.seen_master_lots
+        and s.position_lots - private.target_lots(s.base_lots, s.master_lots, s.base_master_lots, s.lots_step, s.lots_min, s.position_lots) < s.lots_min
+        and (s.wanted_sl, s.wanted_tp) is not distinct from (s.asked_sl, s.asked_tp)
+        and not exists (
+          select 1 from private.link_legs g join public.positions p on p.account_id = g.account_id and p.ticket = g.ticket
+          where g.link_id = s.id and (p.lots < g.lots or p.kind <> g.kind)) end;
+  if v_over is not null then
+    update public.position_links l set state = 'ended', ended_at = p_now, reason = 'closed' where l.id = any (v_over);
+  end if;
+  return array(select id from unnest(p_links) as u (id) where id <> all (coalesce(v_over, '{}') || coalesce(v_calm, '{}')));
 end $$;
 
 -- Steps that wait for another attempt are in nobody's hands. Those that are no longer what is wanted end here, so that they cannot hold up
@@ -3441,6 +3464,7 @@ declare
   v_tickets text[];
   v_copiers uuid[];
 begin
+  if p_links is null or cardinality(p_links) = 0 then return null; end if;
   select array_agg(l.master_account_id), array_agg(l.master_ticket), array_agg(distinct l.copier_id) into v_masters, v_tickets, v_copiers
   from public.position_links l where l.id = any (p_links);
   if v_masters is null then return null; end if;
@@ -3454,44 +3478,38 @@ end $$;
 create function private.event_error(e jsonb) returns text
 language plpgsql stable set search_path = '' as $$
 declare
-  v_field text;
   v_error text;
   p jsonb;
 begin
-  if jsonb_typeof(e) is distinct from 'object' then return 'the event is not an object'; end if;
-  foreach v_field in array array['session', 'seq'] loop
-    if coalesce(jsonb_typeof(e -> v_field), '') <> 'number' or not pg_input_is_valid(e ->> v_field, 'bigint') or (e ->> v_field)::bigint < 1 then
-      return format('%s must be a whole number above 0', v_field);
-    end if;
-  end loop;
-  if coalesce(e ->> 'type', '') not in
-    ('opened', 'increased', 'reduced', 'modified', 'closed', 'ordered', 'amended', 'cancelled', 'snapshot') then
-    return 'type is not one of the known event types';
-  end if;
-  foreach v_field in array array['detected_at', 'unchanged_at'] loop
-    if coalesce(jsonb_typeof(e -> v_field), 'null') <> 'null' and not pg_input_is_valid(e ->> v_field, 'timestamptz') then
-      return format('%s must be a time such as 2026-01-31T12:00:00Z', v_field);
-    end if;
-  end loop;
-  if e ->> 'detected_at' is null then return 'detected_at is missing'; end if;
-  if e ->> 'type' = 'snapshot' then
-    if jsonb_typeof(e -> 'positions') is distinct from 'array' then return 'positions of a snapshot must be an array'; end if;
+  v_error := case
+    when jsonb_typeof(e) is distinct from 'object' then 'the event is not an object'
+    when jsonb_typeof(e -> 'session') is distinct from 'number' or not pg_input_is_valid(e ->> 'session', 'bigint')
+      or (e ->> 'session')::bigint < 1 then 'session must be a whole number above 0'
+    when jsonb_typeof(e -> 'seq') is distinct from 'number' or not pg_input_is_valid(e ->> 'seq', 'bigint') or (e ->> 'seq')::bigint < 1
+      then 'seq must be a whole number above 0'
+    when coalesce(e ->> 'type', '') not in
+      ('opened', 'increased', 'reduced', 'modified', 'closed', 'ordered', 'amended', 'cancelled', 'snapshot')
+      then 'type is not one of the known event types'
+    when e ->> 'detected_at' is null then 'detected_at is missing'
+    when not pg_input_is_valid(e ->> 'detected_at', 'timestamptz') then 'detected_at must be a time such as 2026-01-31T12:00:00Z'
+    when not coalesce(pg_input_is_valid(e ->> 'unchanged_at', 'timestamptz'), true)
+      then 'unchanged_at must be a time such as 2026-01-31T12:00:00Z'
+    when e ->> 'type' = 'snapshot' then
+      case when jsonb_typeof(e -> 'positions') is distinct from 'array' then 'positions of a snapshot must be an array' end
+    when private.position_error(e -> 'position') is not null then private.position_error(e -> 'position')
+    when e ->> 'type' in ('closed', 'cancelled') <> ((e #>> '{position,lots}')::numeric = 0)
+      then 'position.lots must be 0 for closed and cancelled, and above 0 for everything else'
+    when e ->> 'type' in ('closed', 'cancelled') and coalesce(e ->> 'evidence', '') not in ('deal', 'snapshots')
+      then 'evidence of a close must be "deal" or "snapshots"'
+  end;
+  if v_error is null and e ->> 'type' = 'snapshot' then
     for p in select value from jsonb_array_elements(e -> 'positions') loop
-      v_error := private.position_error(p);
-      if v_error is not null then return v_error; end if;
-      if (p ->> 'lots')::numeric = 0 then return 'a snapshot holds only what is open: position.lots must be above 0'; end if;
+      v_error := coalesce(private.position_error(p),
+        case when (p ->> 'lots')::numeric = 0 then 'a snapshot holds only what is open: position.lots must be above 0' end);
+      exit when v_error is not null;
     end loop;
-    return null;
   end if;
-  v_error := private.position_error(e -> 'position');
-  if v_error is not null then return v_error; end if;
-  if e ->> 'type' in ('closed', 'cancelled') <> ((e #>> '{position,lots}')::numeric = 0) then
-    return 'position.lots must be 0 for closed and cancelled, and above 0 for everything else';
-  end if;
-  if e ->> 'type' in ('closed', 'cancelled') and coalesce(e ->> 'evidence', '') not in ('deal', 'snapshots') then
-    return 'evidence of a close must be "deal" or "snapshots"';
-  end if;
-  return null;
+  return v_error;
 end $$;
 
 create function private.record_event(
@@ -3726,48 +3744,39 @@ begin
     (private.setting('retry_backoff_ms') #>> '{}')::numeric / 1000 * 2 ^ least(p_attempt - 1, 16)) * (0.75 + random() * 0.5));
 end $$;
 
+-- What is wrong with a report as docs/protocol.md describes it; null when nothing is. One expression: every report passes here.
 create function private.report_error(r jsonb) returns text
 language plpgsql stable set search_path = '' as $$
 declare
-  v_field text;
   v_error text;
   p jsonb;
 begin
-  if jsonb_typeof(r) is distinct from 'object' then return 'the report is not an object'; end if;
-  if not coalesce(pg_input_is_valid(r ->> 'execution_id', 'bigint'), false) then return 'execution_id must be an execution number'; end if;
-  foreach v_field in array array['attempt', 'session', 'seq'] loop
-    if not coalesce(pg_input_is_valid(r ->> v_field, case v_field when 'attempt' then 'integer' else 'bigint' end), false) then
-      return format('%s must be a whole number', v_field);
-    end if;
-  end loop;
-  foreach v_field in array array['retryable', 'adopted'] loop
-    if coalesce(jsonb_typeof(r -> v_field), 'null') not in ('null', 'boolean') then return format('%s must be true or false', v_field); end if;
-  end loop;
-  foreach v_field in array array['reason', 'message'] loop
-    if coalesce(jsonb_typeof(r -> v_field), 'null') not in ('null', 'string') then return format('%s must be a text', v_field); end if;
-  end loop;
-  if coalesce(r ->> 'outcome', '') not in ('completed', 'rejected', 'expired', 'cancelled', 'unknown') then
-    return 'outcome is not one of completed, rejected, expired, cancelled, unknown';
-  end if;
-  foreach v_field in array array['filled_lots', 'price'] loop
-    if coalesce(jsonb_typeof(r -> v_field), 'null') <> 'null' and
-      (not coalesce(private.is_number(r -> v_field), false) or (r ->> v_field)::numeric < 0) then
-      return format('%s must be a decimal number, not negative', v_field);
-    end if;
-  end loop;
-  foreach v_field in array array['received_at', 'sent_at', 'done_at'] loop
-    if coalesce(jsonb_typeof(r -> v_field), 'null') <> 'null' and not pg_input_is_valid(r ->> v_field, 'timestamptz') then
-      return format('%s must be a time such as 2026-01-31T12:00:00Z', v_field);
-    end if;
-  end loop;
-  if coalesce(jsonb_typeof(r -> 'positions'), 'null') not in ('null', 'array') then return 'positions must be an array'; end if;
-  if jsonb_typeof(r -> 'positions') = 'array' then
+  v_error := case
+    when jsonb_typeof(r) is distinct from 'object' then 'the report is not an object'
+    when not coalesce(pg_input_is_valid(r ->> 'execution_id', 'bigint'), false) then 'execution_id must be an execution number'
+    when not coalesce(pg_input_is_valid(r ->> 'attempt', 'integer'), false) then 'attempt must be a whole number'
+    when not coalesce(pg_input_is_valid(r ->> 'session', 'bigint'), false) then 'session must be a whole number'
+    when not coalesce(pg_input_is_valid(r ->> 'seq', 'bigint'), false) then 'seq must be a whole number'
+    when coalesce(jsonb_typeof(r -> 'retryable'), 'null') not in ('null', 'boolean') then 'retryable must be true or false'
+    when coalesce(jsonb_typeof(r -> 'adopted'), 'null') not in ('null', 'boolean') then 'adopted must be true or false'
+    when coalesce(jsonb_typeof(r -> 'reason'), 'null') not in ('null', 'string') then 'reason must be a text'
+    when coalesce(jsonb_typeof(r -> 'message'), 'null') not in ('null', 'string') then 'message must be a text'
+    when coalesce(r ->> 'outcome', '') not in ('completed', 'rejected', 'expired', 'cancelled', 'unknown')
+      then 'outcome is not one of completed, rejected, expired, cancelled, unknown'
+    when private.bad_amount(r -> 'filled_lots') then 'filled_lots must be a decimal number, not negative'
+    when private.bad_amount(r -> 'price') then 'price must be a decimal number, not negative'
+    when not coalesce(pg_input_is_valid(r ->> 'received_at', 'timestamptz'), true) then 'received_at must be a time such as 2026-01-31T12:00:00Z'
+    when not coalesce(pg_input_is_valid(r ->> 'sent_at', 'timestamptz'), true) then 'sent_at must be a time such as 2026-01-31T12:00:00Z'
+    when not coalesce(pg_input_is_valid(r ->> 'done_at', 'timestamptz'), true) then 'done_at must be a time such as 2026-01-31T12:00:00Z'
+    when coalesce(jsonb_typeof(r -> 'positions'), 'null') not in ('null', 'array') then 'positions must be an array'
+  end;
+  if v_error is null and jsonb_typeof(r -> 'positions') = 'array' then
     for p in select value from jsonb_array_elements(r -> 'positions') loop
       v_error := private.position_error(p);
-      if v_error is not null then return v_error; end if;
+      exit when v_error is not null;
     end loop;
   end if;
-  return null;
+  return v_error;
 end $$;
 
 -- What a broker did, booked to the link of a hedging follower. The mirror has taken the report already and knows best: a report that comes
@@ -3792,13 +3801,21 @@ begin
       where l.id = q.link_id;
     end if;
   end if;
-  update private.link_legs g set ticket = m.replaced_by from public.positions m
-  where g.link_id = q.link_id and m.account_id = q.account_id and m.ticket = g.ticket and m.replaced_by is not null
-    and not exists (select 1 from private.link_legs o where o.link_id = g.link_id and o.ticket = m.replaced_by);
-  delete from private.link_legs g using public.positions m
-  where g.link_id = q.link_id and m.account_id = q.account_id and m.ticket = g.ticket and m.lots = 0;
-  update private.link_legs g set lots = least(g.lots, m.lots), kind = m.kind from public.positions m
-  where g.link_id = q.link_id and m.account_id = q.account_id and m.ticket = g.ticket and m.lots > 0 and (m.lots < g.lots or m.kind <> g.kind);
+  -- an open whose every position is a new leg leaves nothing to compare
+  if not v_opens or v_legs is distinct from jsonb_array_length(nullif(r -> 'positions', 'null')) then
+    delete from private.link_legs g using public.positions m
+    where g.link_id = q.link_id and m.account_id = q.account_id and m.ticket = g.ticket and m.lots = 0 and m.replaced_by is null;
+    if exists (select 1 from private.link_legs g where g.link_id = q.link_id) then
+      update private.link_legs g set ticket = m.replaced_by from public.positions m
+      where g.link_id = q.link_id and m.account_id = q.account_id and m.ticket = g.ticket and m.replaced_by is not null
+        and not exists (select 1 from private.link_legs o where o.link_id = g.link_id and o.ticket = m.replaced_by);
+      delete from private.link_legs g using public.positions m
+      where g.link_id = q.link_id and m.account_id = q.account_id and m.ticket = g.ticket and m.lots = 0;
+      update private.link_legs g set lots = least(g.lots, m.lots), kind = m.kind from public.positions m
+      where g.link_id = q.link_id and m.account_id = q.account_id and m.ticket = g.ticket and m.lots > 0
+        and (m.lots < g.lots or m.kind <> g.kind);
+    end if;
+  end if;
 
   if q.action = 'reduce' and q.status = 'completed' then
     perform private.see_reduction(q.link_id, q.master_lots);
@@ -3965,7 +3982,9 @@ begin
   where x.id = q.id returning * into q;
 
   if q.status = 'completed' then
-    perform private.revive_link(q);
+    if exists (select 1 from public.position_links l where l.id = q.link_id and l.state = 'ended') or q.parts is not null then
+      perform private.revive_link(q);
+    end if;
     if q.parts is not null then
       perform private.book_deal(q.account_id, q.symbol, case when q.action = 'open' then q.side when q.side = 'buy' then 'sell' else 'buy' end,
         coalesce(q.filled_lots, q.lots), q.fill_price, q.parts);
@@ -3997,6 +4016,7 @@ language plpgsql volatile security definer set search_path = '' as $$
 declare
   v_ids bigint[];
 begin
+  if not exists (select 1 from public.trade_execution_queue q where q.status = 'retrying' and q.next_attempt_at <= p_now) then return null; end if;
   with due as (
     update public.trade_execution_queue q set status = 'queued', attempt = q.attempt + 1, next_attempt_at = null, offered_at = null, updated_at = p_now
     where q.status = 'retrying' and q.next_attempt_at <= p_now and q.account_id = any (p_accounts)
@@ -4070,7 +4090,7 @@ begin
       v_changes := v_changes || jsonb_build_object(v_account, coalesce(v_changes -> v_account, '[]') || v_taken.changes);
     end if;
   end loop;
-  v_new := coalesce(private.plan_again(v_links, v_now), '{}') || coalesce(private.requeue(v_accounts, v_now), '{}');
+  v_new := coalesce(private.plan_again(private.settle(v_links, v_now), v_now), '{}') || coalesce(private.requeue(v_accounts, v_now), '{}');
   for v_account in select jsonb_object_keys(v_changes) loop
     v_new := v_new || coalesce(private.plan_changes(v_account::uuid, v_changes -> v_account, v_now), '{}');
   end loop;

@@ -1,40 +1,39 @@
 -- The mirror: how a message about a position changes public.positions. Callers hold the account's plan lock.
 
--- What is wrong with a position as docs/protocol.md describes it; null when nothing is.
+-- Whether a field that is given is no amount: not a decimal number, negative, or beyond anything that is traded.
+create function private.bad_amount(p jsonb) returns boolean
+language plpgsql immutable set search_path = '' as $$
+begin
+  return case coalesce(jsonb_typeof(p), 'null') when 'null' then false
+    when 'number' then (p #>> '{}')::numeric not between 0 and 1e12
+    when 'string' then not (pg_input_is_valid(p #>> '{}', 'numeric') and (p #>> '{}')::numeric between 0 and 1e12)
+    else true end;
+end $$;
+
+-- What is wrong with a position as docs/protocol.md describes it; null when nothing is. One expression: everything told passes here.
 create function private.position_error(p jsonb) returns text
 language plpgsql stable set search_path = '' as $$
-declare
-  v_field text;
 begin
-  if jsonb_typeof(p) is distinct from 'object' then return 'position is missing or not an object'; end if;
-  foreach v_field in array array['ticket', 'symbol'] loop
-    if jsonb_typeof(p -> v_field) is distinct from 'string' or length(p ->> v_field) not between 1 and 64 then
-      return format('position.%s must be a text of 1 to 64 characters', v_field);
-    end if;
-  end loop;
-  if coalesce(p ->> 'kind', '') not in ('position', 'order') then return 'position.kind must be "position" or "order"'; end if;
-  if coalesce(p ->> 'side', '') not in ('buy', 'sell') then return 'position.side must be "buy" or "sell"'; end if;
-  if p ->> 'kind' = 'order' and coalesce(p ->> 'order_type', '') not in ('limit', 'stop') then
-    return 'position.order_type of an order must be "limit" or "stop"';
-  end if;
-  foreach v_field in array array['lots', 'price', 'sl', 'tp'] loop
-    if v_field in ('lots', 'price') or coalesce(jsonb_typeof(p -> v_field), 'null') <> 'null' then
-      if not coalesce(private.is_number(p -> v_field), false) then
-        return format('position.%s must be a decimal number', v_field);
-      elsif (p ->> v_field)::numeric < 0 or (p ->> v_field)::numeric > 1e12 then
-        return format('position.%s must not be negative (or above 1e12)', v_field);
-      end if;
-    end if;
-  end loop;
-  foreach v_field in array array['opened_at', 'expires_at'] loop
-    if coalesce(jsonb_typeof(p -> v_field), 'null') <> 'null' and not pg_input_is_valid(p ->> v_field, 'timestamptz') then
-      return format('position.%s must be a time such as 2026-01-31T12:00:00Z', v_field);
-    end if;
-  end loop;
-  if coalesce(jsonb_typeof(p -> 'tag'), 'null') <> 'null' and not pg_input_is_valid(p ->> 'tag', 'bigint') then
-    return 'position.tag must be an execution number';
-  end if;
-  return null;
+  return case
+    when jsonb_typeof(p) is distinct from 'object' then 'position is missing or not an object'
+    when jsonb_typeof(p -> 'ticket') is distinct from 'string' or length(p ->> 'ticket') not between 1 and 64
+      then 'position.ticket must be a text of 1 to 64 characters'
+    when jsonb_typeof(p -> 'symbol') is distinct from 'string' or length(p ->> 'symbol') not between 1 and 64
+      then 'position.symbol must be a text of 1 to 64 characters'
+    when coalesce(p ->> 'kind', '') not in ('position', 'order') then 'position.kind must be "position" or "order"'
+    when coalesce(p ->> 'side', '') not in ('buy', 'sell') then 'position.side must be "buy" or "sell"'
+    when p ->> 'kind' = 'order' and coalesce(p ->> 'order_type', '') not in ('limit', 'stop')
+      then 'position.order_type of an order must be "limit" or "stop"'
+    when p ->> 'lots' is null or private.bad_amount(p -> 'lots') then 'position.lots must be a decimal number between 0 and 1e12'
+    when p ->> 'price' is null or private.bad_amount(p -> 'price') then 'position.price must be a decimal number between 0 and 1e12'
+    when private.bad_amount(p -> 'sl') then 'position.sl must be a decimal number between 0 and 1e12'
+    when private.bad_amount(p -> 'tp') then 'position.tp must be a decimal number between 0 and 1e12'
+    when not coalesce(pg_input_is_valid(p ->> 'opened_at', 'timestamptz'), true)
+      then 'position.opened_at must be a time such as 2026-01-31T12:00:00Z'
+    when not coalesce(pg_input_is_valid(p ->> 'expires_at', 'timestamptz'), true)
+      then 'position.expires_at must be a time such as 2026-01-31T12:00:00Z'
+    when not coalesce(pg_input_is_valid(p ->> 'tag', 'bigint'), true) then 'position.tag must be an execution number'
+  end;
 end $$;
 
 create type private.change as (applied boolean, type text, previous_lots numeric);

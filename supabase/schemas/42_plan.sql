@@ -112,6 +112,30 @@ begin
   end if;
 end $$;
 
+-- After a report most links are as they should be, or over. Ends those that are over and returns those that the planner has to look at; a link
+-- left out is one for which it would do nothing.
+create function private.settle(p_links bigint[], p_now timestamptz) returns bigint[]
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_over bigint[];
+  v_calm bigint[];
+begin
+  select array_agg(s.id) filter (where s.legs = 0), array_agg(s.id) filter (where s.legs > 0) into v_over, v_calm
+  from private.link_states s
+  where s.id = any (p_links) and s.ended_at is null and s.account_mode = 'hedging' and s.executions = 0 and s.wanted_lots is null
+    and not s.frozen and s.replan_at is null and case when s.legs = 0 then s.doomed and s.master_lots = 0
+      else not s.doomed and s.master_kind = 'position' and s.order_lots = 0 and s.master_lots = s.seen_master_lots
+        and s.position_lots - private.target_lots(s.base_lots, s.master_lots, s.base_master_lots, s.lots_step, s.lots_min, s.position_lots) < s.lots_min
+        and (s.wanted_sl, s.wanted_tp) is not distinct from (s.asked_sl, s.asked_tp)
+        and not exists (
+          select 1 from private.link_legs g join public.positions p on p.account_id = g.account_id and p.ticket = g.ticket
+          where g.link_id = s.id and (p.lots < g.lots or p.kind <> g.kind)) end;
+  if v_over is not null then
+    update public.position_links l set state = 'ended', ended_at = p_now, reason = 'closed' where l.id = any (v_over);
+  end if;
+  return array(select id from unnest(p_links) as u (id) where id <> all (coalesce(v_over, '{}') || coalesce(v_calm, '{}')));
+end $$;
+
 -- Steps that wait for another attempt are in nobody's hands. Those that are no longer what is wanted end here, so that they cannot hold up
 -- what is: on a doomed link everything but its close, else a change or reduction to another value. Deals of netting symbols: 46_netting.sql.
 create function private.drop_waiting(p_links bigint[], p_now timestamptz) returns void

@@ -405,6 +405,7 @@ declare
   v_tickets text[];
   v_copiers uuid[];
 begin
+  if p_links is null or cardinality(p_links) = 0 then return null; end if;
   select array_agg(l.master_account_id), array_agg(l.master_ticket), array_agg(distinct l.copier_id) into v_masters, v_tickets, v_copiers
   from public.position_links l where l.id = any (p_links);
   if v_masters is null then return null; end if;

@@ -4,44 +4,38 @@
 create function private.event_error(e jsonb) returns text
 language plpgsql stable set search_path = '' as $$
 declare
-  v_field text;
   v_error text;
   p jsonb;
 begin
-  if jsonb_typeof(e) is distinct from 'object' then return 'the event is not an object'; end if;
-  foreach v_field in array array['session', 'seq'] loop
-    if coalesce(jsonb_typeof(e -> v_field), '') <> 'number' or not pg_input_is_valid(e ->> v_field, 'bigint') or (e ->> v_field)::bigint < 1 then
-      return format('%s must be a whole number above 0', v_field);
-    end if;
-  end loop;
-  if coalesce(e ->> 'type', '') not in
-    ('opened', 'increased', 'reduced', 'modified', 'closed', 'ordered', 'amended', 'cancelled', 'snapshot') then
-    return 'type is not one of the known event types';
-  end if;
-  foreach v_field in array array['detected_at', 'unchanged_at'] loop
-    if coalesce(jsonb_typeof(e -> v_field), 'null') <> 'null' and not pg_input_is_valid(e ->> v_field, 'timestamptz') then
-      return format('%s must be a time such as 2026-01-31T12:00:00Z', v_field);
-    end if;
-  end loop;
-  if e ->> 'detected_at' is null then return 'detected_at is missing'; end if;
-  if e ->> 'type' = 'snapshot' then
-    if jsonb_typeof(e -> 'positions') is distinct from 'array' then return 'positions of a snapshot must be an array'; end if;
+  v_error := case
+    when jsonb_typeof(e) is distinct from 'object' then 'the event is not an object'
+    when jsonb_typeof(e -> 'session') is distinct from 'number' or not pg_input_is_valid(e ->> 'session', 'bigint')
+      or (e ->> 'session')::bigint < 1 then 'session must be a whole number above 0'
+    when jsonb_typeof(e -> 'seq') is distinct from 'number' or not pg_input_is_valid(e ->> 'seq', 'bigint') or (e ->> 'seq')::bigint < 1
+      then 'seq must be a whole number above 0'
+    when coalesce(e ->> 'type', '') not in
+      ('opened', 'increased', 'reduced', 'modified', 'closed', 'ordered', 'amended', 'cancelled', 'snapshot')
+      then 'type is not one of the known event types'
+    when e ->> 'detected_at' is null then 'detected_at is missing'
+    when not pg_input_is_valid(e ->> 'detected_at', 'timestamptz') then 'detected_at must be a time such as 2026-01-31T12:00:00Z'
+    when not coalesce(pg_input_is_valid(e ->> 'unchanged_at', 'timestamptz'), true)
+      then 'unchanged_at must be a time such as 2026-01-31T12:00:00Z'
+    when e ->> 'type' = 'snapshot' then
+      case when jsonb_typeof(e -> 'positions') is distinct from 'array' then 'positions of a snapshot must be an array' end
+    when private.position_error(e -> 'position') is not null then private.position_error(e -> 'position')
+    when e ->> 'type' in ('closed', 'cancelled') <> ((e #>> '{position,lots}')::numeric = 0)
+      then 'position.lots must be 0 for closed and cancelled, and above 0 for everything else'
+    when e ->> 'type' in ('closed', 'cancelled') and coalesce(e ->> 'evidence', '') not in ('deal', 'snapshots')
+      then 'evidence of a close must be "deal" or "snapshots"'
+  end;
+  if v_error is null and e ->> 'type' = 'snapshot' then
     for p in select value from jsonb_array_elements(e -> 'positions') loop
-      v_error := private.position_error(p);
-      if v_error is not null then return v_error; end if;
-      if (p ->> 'lots')::numeric = 0 then return 'a snapshot holds only what is open: position.lots must be above 0'; end if;
+      v_error := coalesce(private.position_error(p),
+        case when (p ->> 'lots')::numeric = 0 then 'a snapshot holds only what is open: position.lots must be above 0' end);
+      exit when v_error is not null;
     end loop;
-    return null;
   end if;
-  v_error := private.position_error(e -> 'position');
-  if v_error is not null then return v_error; end if;
-  if e ->> 'type' in ('closed', 'cancelled') <> ((e #>> '{position,lots}')::numeric = 0) then
-    return 'position.lots must be 0 for closed and cancelled, and above 0 for everything else';
-  end if;
-  if e ->> 'type' in ('closed', 'cancelled') and coalesce(e ->> 'evidence', '') not in ('deal', 'snapshots') then
-    return 'evidence of a close must be "deal" or "snapshots"';
-  end if;
-  return null;
+  return v_error;
 end $$;
 
 create function private.record_event(
