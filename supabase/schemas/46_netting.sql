@@ -1,53 +1,5 @@
--- Netting followers: the unit of flight is (account, symbol). One deal of summed deltas, booked to reductions first; each link keeps its
--- share of the net position as its leg, and what the broker's net and the ledger differ by is booked before anything is planned.
-
-create function private.sign_of(p_side text) returns integer
-language plpgsql immutable set search_path = '' as $$
-begin
-  return case p_side when 'buy' then 1 else -1 end;
-end $$;
-
--- Adds p_lots (signed: + more, - less) to a link's share.
-create function private.book_share(p_link bigint, p_account uuid, p_symbol text, p_lots numeric, p_price numeric) returns void
-language plpgsql security definer set search_path = '' as $$
-begin
-  if p_lots > 0 then
-    insert into private.link_legs as g (link_id, account_id, ticket, kind, lots, price)
-    values (p_link, p_account, p_symbol, 'position', p_lots, p_price)
-    on conflict (link_id, ticket) do update set lots = g.lots + excluded.lots;
-  else
-    delete from private.link_legs where link_id = p_link and ticket = p_symbol and lots + p_lots <= 0;
-    update private.link_legs set lots = lots + p_lots where link_id = p_link and ticket = p_symbol and lots + p_lots > 0;
-  end if;
-end $$;
-
--- Books what the account's own mirror shows beyond our deals: a stop, a stop-out or a manual deal against the links reduces them first
--- (oldest first), or a later close would open a position the other way.
-create function private.book_net(p_account uuid, p_symbol text) returns void
-language plpgsql security definer set search_path = '' as $$
-declare
-  v_net numeric;
-  v_change numeric;
-  v_leg record;
-  v_take numeric;
-begin
-  insert into private.net_ledgers (account_id, symbol) values (p_account, p_symbol) on conflict do nothing;
-  select coalesce(sum(p.lots * private.sign_of(p.side)), 0) into v_net
-  from public.positions p where p.account_id = p_account and p.symbol = p_symbol and p.closed_at is null and p.kind = 'position';
-  select v_net - net_lots into v_change from private.net_ledgers where account_id = p_account and symbol = p_symbol;
-  if v_change = 0 then return; end if;
-  update private.net_ledgers set net_lots = v_net where account_id = p_account and symbol = p_symbol;
-  for v_leg in
-    select g.link_id, g.lots from private.link_legs g join public.position_links l on l.id = g.link_id
-    where g.account_id = p_account and g.ticket = p_symbol and l.state = 'live' and private.sign_of(l.side) = -sign(v_change)
-    order by g.link_id
-  loop
-    v_take := least(v_leg.lots, abs(v_change));
-    exit when v_take <= 0;
-    perform private.book_share(v_leg.link_id, p_account, p_symbol, -v_take, null);
-    v_change := v_change + v_take * -sign(v_change);
-  end loop;
-end $$;
+-- The planner, netting followers: the unit of flight is (account, symbol). What the links of a symbol want is summed to one deal, reductions
+-- first; before anything is planned, what the broker's net and the ledger differ by is booked (41_net_ledger.sql).
 
 -- What each live link of a netting symbol wants changed, in lots of the link (+ more, - less); reduced_to: what its master holds.
 create function private.net_deltas(p_account uuid, p_symbol text, p_now timestamptz)
@@ -91,73 +43,6 @@ begin
     update public.copy_outcomes set reason = v_reason
     where event_id = v_link.master_event_id and copier_id = v_link.copier_id and execution_id is null and reason = 'coalesced';
   end loop;
-end $$;
-
--- Books a finished (or purely internal) deal: parts against its direction are settled in full, those with it get the fill,
--- reductions first.
-create function private.book_deal(p_account uuid, p_symbol text, p_side text, p_filled numeric, p_price numeric, p_parts jsonb)
-returns void
-language plpgsql security definer set search_path = '' as $$
-declare
-  v_part record;
-  v_left numeric := p_filled;
-  v_lots numeric;
-begin
-  select v_left + coalesce(sum(abs((e ->> 'lots')::numeric)), 0) into v_left
-  from jsonb_array_elements(p_parts) e
-  where private.sign_of(e ->> 'side') * sign((e ->> 'lots')::numeric) <> private.sign_of(p_side);
-  for v_part in
-    select (e ->> 'link_id')::bigint as link_id, (e ->> 'lots')::numeric as lots, (e ->> 'master_lots')::numeric as master_lots,
-      (e ->> 'reduced_to')::numeric as reduced_to,
-      private.sign_of(e ->> 'side') * sign((e ->> 'lots')::numeric) = private.sign_of(p_side) as with_deal
-    from jsonb_array_elements(p_parts) e order by (e ->> 'lots')::numeric > 0, (e ->> 'link_id')::bigint
-  loop
-    v_lots := case when v_part.with_deal then least(abs(v_part.lots), v_left) else abs(v_part.lots) end;
-    if v_part.with_deal then v_left := v_left - v_lots; end if;
-    if v_lots > 0 then
-      perform private.book_share(v_part.link_id, p_account, p_symbol, v_lots * sign(v_part.lots), p_price);
-    end if;
-    if v_part.lots > 0 then  -- a fill rebases the pair
-      update public.position_links l set base_master_lots = v_part.master_lots,
-        base_lots = (select sum(g.lots) from private.link_legs g where g.link_id = l.id)
-      where l.id = v_part.link_id;
-    elsif v_part.reduced_to is not null then
-      perform private.see_reduction(v_part.link_id, v_part.reduced_to);
-    end if;
-  end loop;
-  update private.net_ledgers set net_lots = net_lots + p_filled * private.sign_of(p_side) where account_id = p_account and symbol = p_symbol;
-end $$;
-
--- Gives back what a waiting deal would have opened: it is in nobody's hands and may be dealt otherwise.
-create function private.give_back(q public.trade_execution_queue) returns void
-language plpgsql security definer set search_path = '' as $$
-begin
-  update public.position_links l set wanted_lots = coalesce(l.wanted_lots, 0) + (e ->> 'lots')::numeric, wanted_until = (e ->> 'until')::timestamptz
-  from jsonb_array_elements(q.parts) e
-  where l.id = (e ->> 'link_id')::bigint and l.ended_at is null and (e ->> 'lots')::numeric > 0;
-end $$;
-
--- Cuts the parts of a deal to what one order may hold: parts against the deal stay whole, those with it share p_room, reductions first.
-create function private.cut_parts(p_parts jsonb, p_side text, p_room numeric) returns jsonb
-language plpgsql immutable set search_path = '' as $$
-declare
-  e jsonb;
-  v_with boolean;
-  v_left numeric := p_room;
-  v_lots numeric;
-  v_cut jsonb := '[]';
-begin
-  select v_left + coalesce(sum(abs((x ->> 'lots')::numeric)), 0) into v_left from jsonb_array_elements(p_parts) x
-  where private.sign_of(x ->> 'side') * sign((x ->> 'lots')::numeric) <> private.sign_of(p_side);
-  for e in select value from jsonb_array_elements(p_parts) order by (value ->> 'lots')::numeric > 0, (value ->> 'link_id')::bigint loop
-    v_with := private.sign_of(e ->> 'side') * sign((e ->> 'lots')::numeric) = private.sign_of(p_side);
-    v_lots := case when v_with then least(abs((e ->> 'lots')::numeric), v_left) else abs((e ->> 'lots')::numeric) end;
-    if v_with then v_left := v_left - v_lots; end if;
-    if v_lots > 0 then
-      v_cut := v_cut || jsonb_build_array(e || jsonb_build_object('lots', (v_lots * sign((e ->> 'lots')::numeric))::text));
-    end if;
-  end loop;
-  return v_cut;
 end $$;
 
 create type private.wish as (parts jsonb, sum numeric, opens boolean, shares integer, sl numeric, tp numeric);
@@ -276,7 +161,7 @@ begin
   select q.* into v_waiting from public.trade_execution_queue q
   where q.account_id = p_account and q.symbol = p_symbol and q.in_flight order by q.status = 'retrying' limit 1;
   if v_waiting.status <> 'retrying' then return null; end if;
-  perform private.book_net(p_account, p_symbol);
+  perform private.book_net(p_account, p_symbol, p_now);
   if v_waiting.parts is not null then perform private.give_back(v_waiting); end if;
   perform private.drop_wanted(p_account, p_symbol, p_now);
   select * into v_ledger from private.net_ledgers where account_id = p_account and symbol = p_symbol;
@@ -310,7 +195,11 @@ begin
   if v_waiting.action = 'modify' and (v_waiting.sl, v_waiting.tp) is not distinct from (v_wish.sl, v_wish.tp) and v_ticket is not null then
     return null;
   end if;
-  perform private.supersede(v_waiting.id, p_now);
+  if v_waiting.id is not null then  -- increases may have waited behind it
+    perform private.supersede(v_waiting.id, p_now);
+    perform private.decide_for_symbol(p_account, p_symbol, p_now);
+    return private.plan_net(p_account, p_symbol, p_now);
+  end if;
   if v_ticket is not null and v_wish.shares > 0 and ((v_wish.sl, v_wish.tp) is distinct from (v_ledger.asked_sl, v_ledger.asked_tp)
     or v_ledger.modify_failures between 1 and 2 and v_ledger.replan_at <= p_now) then
     return private.queue_levels(p_account, p_symbol, v_ledger.net_lots, v_ticket, v_wish.sl, v_wish.tp, p_now);

@@ -129,7 +129,8 @@ begin
       and not exists (select 1 from private.link_legs g where g.link_id = l.id)
       and not exists (select 1 from public.trade_execution_queue o where o.link_id = l.id and o.finalized_at is null and o.id <> q.id);
     -- a part of it is held: what was not filled is a skipped increase
-    update public.position_links l set base_master_lots = coalesce(q.master_lots, l.base_master_lots),
+    update public.position_links l set base_master_lots = coalesce((select (e ->> 'master_lots')::numeric from jsonb_array_elements(q.parts) e
+        where (e ->> 'link_id')::bigint = l.id), q.master_lots, l.base_master_lots),
       base_lots = (select sum(g.lots) from private.link_legs g where g.link_id = l.id and g.kind = 'position')
     where l.id = any (v_opened) and l.state = 'live' and exists (select 1 from private.link_legs g where g.link_id = l.id and g.kind = 'position');
   end if;
@@ -191,6 +192,7 @@ create function private.take_report(p_vps uuid, r jsonb, p_now timestamptz, out 
 language plpgsql security definer set search_path = '' as $$
 declare
   q public.trade_execution_queue;
+  v_was public.trade_execution_queue;
   v_account public.trading_accounts;
   n record;
   p jsonb;
@@ -237,6 +239,7 @@ begin
     return;
   end if;
   n := private.next_status(q, r, p_now);
+  v_was := q;
   update public.trade_execution_queue x set status = n.status, reason = n.reason, message = left(r ->> 'message', 500),
     next_attempt_at = n.next_at, adopted = x.adopted or coalesce((r ->> 'adopted')::boolean, false),
     filled_lots = coalesce((r ->> 'filled_lots')::numeric, x.filled_lots), fill_price = coalesce((r ->> 'price')::numeric, x.fill_price),
@@ -250,8 +253,12 @@ begin
       perform private.revive_link(q);
     end if;
     if q.parts is not null then
-      perform private.book_deal(q.account_id, q.symbol, case when q.action = 'open' then q.side when q.side = 'buy' then 'sell' else 'buy' end,
-        coalesce(q.filled_lots, q.lots), q.fill_price, q.parts);
+      if v_was.finalized_at is not null or v_was.status = 'retrying' or v_late then
+        perform private.book_late(q, v_was);
+      else
+        perform private.book_deal(q.account_id, q.symbol, case when q.action = 'open' then q.side when q.side = 'buy' then 'sell' else 'buy' end,
+          coalesce(q.filled_lots, q.lots), q.fill_price, q.parts);
+      end if;
       update private.net_ledgers k set asked_sl = coalesce(q.sl, k.asked_sl), asked_tp = coalesce(q.tp, k.asked_tp), failures = 0, replan_at = null
       where k.account_id = q.account_id and k.symbol = q.symbol;
     elsif v_account.mode = 'hedging' then

@@ -259,11 +259,6 @@ class Followers:
         """What was reported as refused or expired was carried out after all."""
         final = [row for row in self._refused if row["action"] in OPENING and row["id"] not in self.filled and self._is_over(row)]
         if row := pick(final, a):
-            if (
-                row["follower"] == "N"
-            ):  # what replaced it may be under way: what both deal beyond the shares is the user's from now on
-                self.own_on_net += row["lots"]
-                self._delaying = False  # nor is a deal known that is reported behind a later one
             self._finish(row, self._do(row), adopted=True)
 
     def _is_over(self, row: Row) -> bool:
