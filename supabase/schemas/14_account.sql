@@ -29,6 +29,8 @@ create table public.trading_accounts (
   flattened_at timestamptz,
   secret_id uuid,
   settings jsonb not null default '{}',
+  symbol_prefix text not null default '',
+  symbol_suffix text not null default '',
   removed_at timestamptz,
   created_at timestamptz not null default now(),
   updated_at timestamptz not null default now(),
@@ -70,6 +72,8 @@ comment on column public.trading_accounts.flat_snapshots is 'Good snapshots in a
 comment on column public.trading_accounts.flattened_at is 'When it was last flattened: copies from before are closed, even those that turn up later.';
 comment on column public.trading_accounts.secret_id is 'Its password in Vault; null: it needs none.';
 comment on column public.trading_accounts.settings is 'What its platform wants to know besides; no secrets.';
+comment on column public.trading_accounts.symbol_prefix is 'What its broker puts before symbols, learned from those known everywhere.';
+comment on column public.trading_accounts.symbol_suffix is 'What its broker puts after symbols, learned from those known everywhere.';
 comment on column public.trading_accounts.removed_at is 'When its user removed it; the row stays for the history.';
 comment on column public.trading_accounts.created_at is 'When it was connected first.';
 comment on column public.trading_accounts.updated_at is 'When the row last changed. Not indexed: the figures change every few seconds, and an index would cost more than the scan once a second.';

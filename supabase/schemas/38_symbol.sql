@@ -1,37 +1,180 @@
 -- Symbols: which symbol of a follower is the master's, and what currencies are worth by the accounts' own quotes.
 
+-- Names under which brokers list one and the same instrument.
+create table public.symbol_aliases (
+  name text primary key,
+  instrument text not null,
+  constraint names_are_roots check (name ~ '^[A-Z0-9]{1,20}$' and instrument ~ '^[A-Z0-9]{1,20}$')
+);
+comment on table public.symbol_aliases is 'Names of one instrument at different brokers, without prefix and suffix; names of one group share an instrument.';
+comment on column public.symbol_aliases.name is 'A name, in upper case and without the broker''s prefix and suffix.';
+comment on column public.symbol_aliases.instrument is 'What it names; any of the group''s names.';
+
+-- the planner: all names of an instrument
+create index symbol_aliases_of_instrument on public.symbol_aliases (instrument);
+alter table public.symbol_aliases enable row level security;
+create policy "aliases are no secret" on public.symbol_aliases for select to authenticated using (true);
+grant select on public.symbol_aliases to authenticated, service_role;
+
+insert into public.symbol_aliases (instrument, name)
+select g.names[1], unnest(g.names) from (values
+  (array['XAUUSD', 'GOLD']), (array['XAGUSD', 'SILVER']), (array['XPTUSD', 'PLATINUM']), (array['XPDUSD', 'PALLADIUM']),
+  (array['XCUUSD', 'COPPER']),
+  (array['US30', 'DJ30', 'WS30', 'DJI30', 'DJIA30', 'DOW30', 'USA30', 'WALLSTREET30']),
+  (array['NAS100', 'USTEC', 'US100', 'NDX100', 'NASDAQ100', 'USTECH100', 'UT100', 'USTECH']),
+  (array['SPX500', 'US500', 'SP500', 'USA500']), (array['US2000', 'RUSSELL2000', 'RUS2000']),
+  (array['GER40', 'DE40', 'DAX40', 'GER30', 'DE30', 'DAX30', 'GDAXI', 'DAX']),
+  (array['UK100', 'FTSE100', 'GB100', 'FTSE']), (array['JP225', 'JPN225', 'NI225', 'NIKKEI225', 'NIKKEI']),
+  (array['FRA40', 'FR40', 'CAC40']), (array['EU50', 'STOXX50', 'EUSTX50', 'ESTX50', 'EURO50', 'STX50']),
+  (array['ESP35', 'ES35', 'IBEX35', 'SPA35']), (array['AUS200', 'AU200', 'ASX200']), (array['HK50', 'HKG50', 'HSI50', 'HSI']),
+  (array['WTI', 'USOIL', 'XTIUSD']), (array['BRENT', 'UKOIL', 'XBRUSD']), (array['NATGAS', 'NGAS', 'XNGUSD']),
+  (array['BTCUSD', 'BITCOIN']), (array['ETHUSD', 'ETHEREUM']), (array['LTCUSD', 'LITECOIN']), (array['XRPUSD', 'RIPPLE'])
+) as g (names);
+
+-- The pair of currencies or metals in a name, which means the same everywhere: EURUSD of "m.EURUSD.x"; null where there is none.
+create function private.pair_in(p_name text) returns text
+language plpgsql immutable set search_path = '' as $$
+begin
+  return substring(upper(p_name) from
+    '(?:AUD|CAD|CHF|CNH|CZK|DKK|EUR|GBP|HKD|HUF|ILS|JPY|MXN|NOK|NZD|PLN|RUB|SEK|SGD|THB|TRY|USD|ZAR|XAU|XAG|XPT|XPD|BTC|ETH|LTC){2}');
+end $$;
+
 -- What is left of a symbol's name without the broker's prefix and suffix, in upper case: EURUSD of "eurusd.m", "EURUSDpro", "#EURUSD".
 create function private.symbol_root(p_name text) returns text
 language plpgsql immutable set search_path = '' as $$
+declare
+  v_bare text := upper(regexp_replace(p_name, '^[^A-Za-z0-9]+', ''));
 begin
-  return (
-    select case
-      when bare ~ '^(AUD|CAD|CHF|CNH|CZK|DKK|EUR|GBP|HKD|HUF|ILS|JPY|MXN|NOK|NZD|PLN|RUB|SEK|SGD|THB|TRY|USD|ZAR|XAU|XAG|XPT|XPD|BTC|ETH|LTC){2}'
-        then left(bare, 6)
-      else regexp_replace(bare, '[^A-Z0-9].*$', '') end
-    from (select upper(regexp_replace(p_name, '^[^A-Za-z0-9]+', ''))) as s (bare));
+  if private.pair_in(left(v_bare, 6)) is not null then return left(v_bare, 6); end if;
+  return regexp_replace(v_bare, '[^A-Z0-9].*$', '');
 end $$;
 
 -- the planner: candidates of a follower for the master's symbol; exchange rates by pair. The root comes first, so that a look-up by
 -- account and name has only the primary key to choose.
 create index account_symbols_by_root on public.account_symbols (private.symbol_root(name), account_id);
 
--- The follower's symbol where it has none of the master's name: the only one of the same root with the same contract size and profit
--- currency. Null: none or several, nothing may be traded.
-create function private.symbol_by_root(p_follower uuid, p_master public.account_symbols) returns public.account_symbols
+-- What an account's broker puts before and after a symbol's name, learned from the names that are known everywhere: what most of them
+-- carry, and at least two. Kept at the account, so that planning need not read its whole list.
+create function private.learn_affixes() returns trigger
+language plpgsql security definer set search_path = '' as $$
+begin
+  update public.trading_accounts a
+  set symbol_prefix = f.prefix, symbol_suffix = f.suffix
+  from (
+    select distinct on (x.account_id) x.account_id, case when x.roots > 1 and x.roots * 2 > x.all_roots then x.prefix else '' end as prefix,
+      case when x.roots > 1 and x.roots * 2 > x.all_roots then x.suffix else '' end as suffix
+    from (
+      select s.account_id, left(s.name, at - 1) as prefix, substr(s.name, at + length(root)) as suffix,
+        count(*) as roots, sum(count(*)) over (partition by s.account_id) as all_roots
+      from public.account_symbols s
+      cross join lateral (select coalesce(private.pair_in(s.name), private.symbol_root(s.name))) r (root)
+      cross join lateral (select strpos(upper(s.name), r.root)) p (at)
+      where s.account_id in (select n.account_id from new_symbols n)
+        and (private.pair_in(root) is not null or root in (select known.name from public.symbol_aliases known))
+      group by s.account_id, 2, 3
+    ) x
+    order by x.account_id, x.roots desc, x.prefix, x.suffix
+  ) f
+  where a.id = f.account_id and (a.symbol_prefix, a.symbol_suffix) is distinct from (f.prefix, f.suffix);
+  return null;
+end $$;
+create trigger learn_affixes after insert on public.account_symbols
+  referencing new table as new_symbols for each statement execute function private.learn_affixes();
+
+-- Why a follower's symbol cannot be taken for the master's without its user's word; null: nothing speaks against it. The same name may have
+-- another contract size (a size is aligned to it), within reason; another name may not.
+create function private.misfit(p_master public.account_symbols, p_symbol public.account_symbols) returns text
+language plpgsql immutable set search_path = '' as $$
+declare
+  m public.account_symbols := p_master;
+  s public.account_symbols := p_symbol;
+  v_dated constant text := '(fut|ft|fwd|[._-][fghjkmnquvxz]\d\d?)$';
+  v_prices boolean := abs(extract(epoch from m.quoted_at - s.quoted_at)) < 86400;
+begin
+  if m.profit_currency <> s.profit_currency
+    and (m.name <> s.name or private.exchange_rate(m.profit_currency, s.profit_currency, '{}') is null) then  -- cents of one money are the same money
+    return format('its profit is in %s, the master''s in %s', s.profit_currency, m.profit_currency);
+  end if;
+  if v_prices and not (s.bid < m.bid * 1.5 and m.bid < s.bid * 1.5) then
+    return format('its price is %s, the master''s %s', trim_scale(s.bid), trim_scale(m.bid));
+  end if;
+  if m.contract_size <> s.contract_size and (m.name <> s.name or v_prices is not true and private.pair_in(s.name) is null
+    and greatest(m.contract_size, s.contract_size) > 10 * least(m.contract_size, s.contract_size)) then
+    return format('one lot of it is %s units, of the master''s %s', trim_scale(s.contract_size), trim_scale(m.contract_size));
+  end if;
+  if m.name ~* v_dated <> (s.name ~* v_dated) then
+    return 'one of the two seems to be a future';
+  end if;
+  return null;
+end $$;
+
+-- All names of the instrument that a master's symbol names, without prefix and suffix; its own first.
+create function private.names_of(p_master public.account_symbols) returns text[]
 language plpgsql stable security definer set search_path = '' as $$
 declare
-  v_found integer;
-  v_name text;
-  v_symbol public.account_symbols;
+  a public.trading_accounts;
+  v_name text := p_master.name;
+  v_root text;
 begin
-  select count(*), min(s.name) into v_found, v_name from public.account_symbols s
-  where s.account_id = p_follower and private.symbol_root(s.name) = private.symbol_root(p_master.name)
-    and s.contract_size = p_master.contract_size and s.profit_currency = p_master.profit_currency;
-  if v_found = 1 then
-    select * into v_symbol from public.account_symbols s where s.account_id = p_follower and s.name = v_name;
+  select * into a from public.trading_accounts where id = p_master.account_id;
+  if a.symbol_prefix || a.symbol_suffix <> '' and starts_with(v_name, a.symbol_prefix)
+    and right(v_name, length(a.symbol_suffix)) = a.symbol_suffix and length(v_name) > length(a.symbol_prefix || a.symbol_suffix) then
+    v_name := substr(v_name, length(a.symbol_prefix) + 1, length(v_name) - length(a.symbol_prefix || a.symbol_suffix));
   end if;
-  return v_symbol;
+  v_root := private.symbol_root(v_name);
+  return v_root || array(
+    select o.name from public.symbol_aliases i join public.symbol_aliases o on o.instrument = i.instrument
+    where i.name = v_root and o.name <> v_root order by o.name);
+end $$;
+
+-- Candidates of a follower for the master's symbol, best rank first: 1 the root with the broker's usual prefix and suffix, 2 the root,
+-- 3 another name of the instrument with them, 4 without. misfit: why it may not be taken.
+create function private.symbol_candidates(p_follower public.trading_accounts, p_master public.account_symbols)
+returns table (name text, rank integer, tradable boolean, misfit text)
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_names text[] := private.names_of(p_master);
+  v_usual text[] := array(select p_follower.symbol_prefix || n || p_follower.symbol_suffix from unnest(v_names) n);
+begin
+  return query
+  select s.name, case when upper(s.name) = upper(v_usual[1]) then 1 when private.symbol_root(s.name) = v_names[1] then 2
+      when upper(s.name) = any (select upper(u) from unnest(v_usual) u) then 3 else 4 end,
+    s.trade_mode not in ('close_only', 'disabled'), private.misfit(p_master, s)
+  from (
+    select * from public.account_symbols x where private.symbol_root(x.name) = any (v_names) and x.account_id = p_follower.id
+    union
+    select * from public.account_symbols x where x.account_id = p_follower.id and x.name = any (v_usual)
+  ) s
+  order by 2, 1;
+end $$;
+
+-- The follower's symbol for the master's, where its user has named none: the same name; else the one of the same root, by the broker's
+-- usual prefix and suffix where there are several; else the one under another name of the instrument. Null: none, or several, or one that
+-- may be something else. The same name with the same figures needs no call (44_decide.sql).
+create function private.follower_symbol(p_follower public.trading_accounts, p_master public.account_symbols) returns public.account_symbols
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_symbol public.account_symbols;
+  v_names text[];
+begin
+  if p_master.contract_size is null then return null; end if;
+  -- of what fits: what may be traded before what may not, the same name before all, then by rank
+  select array_agg(f.name) into v_names from (
+    select c.name, dense_rank() over (order by c.tradable desc, c.name <> p_master.name, c.rank) as place
+    from private.symbol_candidates(p_follower, p_master) c where c.misfit is null
+  ) f where f.place = 1;
+  if cardinality(v_names) = 1 then
+    select * into v_symbol from public.account_symbols s where s.account_id = p_follower.id and s.name = v_names[1];
+    -- a namesake of another contract size beside one that fits in everything: only its user can know
+    if v_symbol.contract_size <> p_master.contract_size and exists (
+      select 1 from private.symbol_candidates(p_follower, p_master) c
+      join public.account_symbols s on s.account_id = p_follower.id and s.name = c.name
+      where c.misfit is null and c.tradable and s.name <> v_symbol.name) then
+      return null;
+    end if;
+    return v_symbol;
+  end if;
+  return null;
 end $$;
 
 -- Mid prices of every pair of the currencies that the accounts themselves quote, as {"EURUSD": "1.0850"}.

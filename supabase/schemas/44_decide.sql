@@ -75,9 +75,11 @@ begin
     select u.kind, u.link_id, u.generation, u.delta, u.close_step, c, m, ma, fa, v.lease_expires_at as lease_ends, ms,
       v.id as vps_id, a.epoch, a.begins_at, private.unreachable(fa, v.lease_expires_at, p_now) as unreachable,
       private.filtered(c, m, (private.fresh_funds(fa, v_fresh_since)).equity, u.kind <> 'increase', p_now) as refusal,
-      -- the user's mapping, else the same name, else the only one of the same root
-      case when ms.contract_size is null then null::public.account_symbols when named.name is not null or y.copier_id is not null then named
-        else private.symbol_by_root(fa.id, ms) end as fs,
+      -- the user's mapping; else the same name with the same figures; else 38_symbol.sql decides
+      case when ms.contract_size is null then null::public.account_symbols
+        when y.copier_id is not null or named.contract_size = ms.contract_size and named.profit_currency = ms.profit_currency
+          and named.trade_mode not in ('close_only', 'disabled') then named
+        else private.follower_symbol(fa, ms) end as fs,
       case when (m.side = 'buy') = c.reverse then 'sell' else 'buy' end as side
     from private.undecided(p_masters, p_tickets, p_copiers) u
     join public.copiers c on c.id = u.copier_id
@@ -161,7 +163,8 @@ begin
   ), explained as (
     insert into public.copy_outcomes (event_id, copier_id, user_id, link_id, reason, detail)
     select (k.m).last_event_id, (k.c).id, (k.c).user_id, k.its_link, coalesce(k.reason, 'coalesced'),
-      case when k.reason is not null then array_to_string((k.z).explain, ' ') end
+      case when k.reason = 'symbol_unmapped' then private.unmapped_detail((k.c).id, (k.m).symbol)
+        when k.reason is not null then array_to_string((k.z).explain, ' ') end
     from decided k where (k.reason is not null or k.netting) and (k.m).last_event_id is not null
     on conflict (event_id, copier_id) do update set reason = excluded.reason, detail = excluded.detail, link_id = excluded.link_id
       where copy_outcomes.execution_id is null

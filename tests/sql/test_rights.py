@@ -31,6 +31,7 @@ public.operators                -         none none       none  none        none
 public.position_links           -         own  own        none  none        none          all      all
 public.positions                -         own  own        none  none        none          all      all
 public.protection_rules         -         own  own        none  none        none          all      all
+public.symbol_aliases           -         all  all        all   all         all           all      all
 public.symbol_mappings          -         own  own        none  none        none          all      all
 public.system_config            -         none none       none  none        none          all      all
 public.trade_events             -         own  own        none  none        none          all      all
@@ -75,6 +76,8 @@ report_executions        42501     TC101 TC101      ok    ok          TC102     
 retire_vps               42501     TC107 TC107      TC107 TC107       TC107         ok       ok
 save_copier              42501     ok    TC106      TC105 TC105       TC105         TC106    42501
 set_copier_mode          42501     ok    TC106      TC105 TC105       TC105         ok       42501
+set_symbol_alias         42501     TC107 TC107      TC107 TC107       TC107         ok       ok
+symbol_suggestions       42501     ok    TC106      TC105 TC105       TC105         ok       42501
 set_setting              42501     TC107 TC107      TC107 TC107       TC107         ok       ok
 update_account           42501     ok    TC106      TC105 TC105       TC105         TC106    ok
 vps_heartbeat            42501     TC101 TC101      ok    ok          TC102         TC101    42501
@@ -91,6 +94,7 @@ OWNER: Final[dict[str, LiteralString]] = {
     "public.connection_health_logs": "(select a.user_id from public.trading_accounts a where a.id = t.account_id)",
     "public.unexplained_pairs": "(select a.user_id from public.trading_accounts a where a.id = t.account_id)",
     "public.operators": "null::uuid",
+    "public.symbol_aliases": "null::uuid",
     "public.system_config": "null::uuid",
     "public.enrollment_tokens": "null::uuid",
     "public.vps_instances": "null::uuid",
@@ -215,6 +219,8 @@ def payload(world: World, function: str) -> object:
         "save_copier": {"id": world.copier, "name": "renamed"},
         "set_copier_mode": {"copier_id": world.copier, "mode": "monitor"},
         "set_setting": {"key": "lease_s", "value": 16},
+        "set_symbol_alias": {"name": "XAU", "instrument": "GOLD"},
+        "symbol_suggestions": {"copier_id": world.copier},
         "update_account": account | {"name": "renamed"},
         "vps_heartbeat": {},
     }  # fmt: skip

@@ -1,0 +1,144 @@
+-- What the dashboard shows of a copier's symbols: what is chosen, what else there is, and what to save.
+
+-- Symbols of the follower that might be the master's, the likeliest first: [{"name", "contract_size", "profit_currency", "why_not"}]. What
+-- only looks alike is found by reading the whole list, which planning does for a refusal alone.
+create function private.symbol_alternatives(p_follower public.trading_accounts, p_master public.account_symbols) returns jsonb
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_names text[] := private.names_of(p_master);
+begin
+  return (
+    select coalesce(jsonb_agg(jsonb_build_object('name', x.name, 'contract_size', trim_scale(x.contract_size)::text,
+      'profit_currency', x.profit_currency, 'why_not', x.misfit) order by x.rank, x.name), '[]')
+    from (
+      select s.name, s.contract_size, s.profit_currency, coalesce(c.rank, 5) as rank,
+        case when c.name is null then coalesce(private.misfit(p_master, s), 'its name is only similar') else c.misfit end as misfit
+      from public.account_symbols s
+      left join private.symbol_candidates(p_follower, p_master) c on c.name = s.name
+      where s.account_id = p_follower.id
+        and (c.name is not null or exists (select 1 from unnest(v_names) n where strpos(upper(s.name), n) > 0))
+      order by 4, s.name limit 8
+    ) x);
+end $$;
+
+-- Why a copier has no symbol for the master's, in words: the detail of an outcome symbol_unmapped.
+create function private.unmapped_detail(p_copier uuid, p_symbol text) returns text
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_follower public.trading_accounts;
+  v_master public.account_symbols;
+  v_mapped text;
+  v_others jsonb;
+begin
+  select s.* into v_master from public.copiers c join public.account_symbols s on s.account_id = c.master_account_id and s.name = p_symbol
+  where c.id = p_copier;
+  if v_master.name is null then
+    return format('The master''s agent has not yet said what %s is (contract size, currency).', p_symbol);
+  end if;
+  select y.follower_symbol into v_mapped from public.symbol_mappings y where y.copier_id = p_copier and y.master_symbol = p_symbol;
+  select a.* into v_follower from public.copiers c join public.trading_accounts a on a.id = c.follower_account_id where c.id = p_copier;
+  v_others := private.symbol_alternatives(v_follower, v_master);
+  return case when v_mapped is null then '' else format('%s is mapped to %s, which the follower does not have. ', p_symbol, v_mapped) end || case
+    when v_others = '[]' then format('The follower has nothing like %s: map it by hand if it has it under another name.', p_symbol)
+    else format('For %s the follower has: %s. Choose one of them in the copier''s symbols.', p_symbol, (
+      select string_agg(format('%s (%s)', e ->> 'name', coalesce(e ->> 'why_not', 'it fits, and so does another')), ', ')
+      from jsonb_array_elements(v_others) e)) end;
+end $$;
+
+-- {"copier_id", "symbols": [names of the master] or left out} -> {"copier_id", "prefix", "suffix", "symbols": [{"master_symbol",
+-- "follower_symbol", "how", "why", "candidates", "save"}]}. "save" is what save_copier wants to hear if the user agrees.
+create function private.symbol_suggestions(p_request jsonb) returns jsonb
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_user uuid := private.require_user();
+  v_copier public.copiers;
+  v_follower public.trading_accounts;
+  v_mapped jsonb;
+  v_answers jsonb;
+begin
+  select * into v_copier from public.copiers c
+  where c.id = private.uuid_of(p_request, 'copier_id') and (c.user_id = v_user or private.is_operator()) and c.removed_at is null;
+  if v_copier.id is null then
+    raise exception using errcode = 'TC106', message = format('symbol_suggestions: copier %s does not exist or is not yours', p_request ->> 'copier_id'),
+      hint = 'Check the id.';
+  end if;
+  if coalesce(jsonb_typeof(p_request -> 'symbols'), 'null') not in ('null', 'array') then
+    raise exception using errcode = 'TC001', message = 'symbol_suggestions: "symbols" must be an array of the master''s symbols';
+  end if;
+  select * into v_follower from public.trading_accounts where id = v_copier.follower_account_id;
+  select coalesce(jsonb_object_agg(y.master_symbol, y.follower_symbol), '{}') into v_mapped
+  from public.symbol_mappings y where y.copier_id = v_copier.id;
+  select jsonb_agg(private.suggest_symbol(v_copier.id, v_follower, s, v_mapped) order by s.name) into v_answers
+  from (
+    select x.* from public.account_symbols x
+    where x.account_id = v_copier.master_account_id and (jsonb_typeof(p_request -> 'symbols') is distinct from 'array' or p_request -> 'symbols' ? x.name)
+    order by x.name in (select p.symbol from public.positions p where p.account_id = v_copier.master_account_id) desc, x.name limit 500
+  ) s;
+  return jsonb_build_object('copier_id', v_copier.id, 'prefix', v_follower.symbol_prefix, 'suffix', v_follower.symbol_suffix,
+    'symbols', coalesce(v_answers, '[]'));
+end $$;
+
+create function private.suggest_symbol(p_copier uuid, p_follower public.trading_accounts, p_master public.account_symbols, p_mapped jsonb)
+returns jsonb
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_others jsonb := private.symbol_alternatives(p_follower, p_master);
+  v_chosen public.account_symbols;
+  v_how text := 'mapped';
+  v_best text;
+begin
+  if p_mapped ? p_master.name then
+    select * into v_chosen from public.account_symbols s where s.account_id = p_follower.id and s.name = p_mapped ->> p_master.name;
+  else
+    v_chosen := private.follower_symbol(p_follower, p_master);
+    select case when v_chosen.name = p_master.name then 'exact' when c.rank = 1 then 'affix' when c.rank = 2 then 'root' else 'alias' end into v_how
+    from private.symbol_candidates(p_follower, p_master) c where c.name = v_chosen.name;
+  end if;
+  v_best := coalesce(v_chosen.name, (
+    select e ->> 'name' from jsonb_array_elements(v_others) with ordinality as o (e, n) order by e ->> 'why_not' is not null, n limit 1));
+  return jsonb_build_object('master_symbol', p_master.name, 'follower_symbol', v_chosen.name,
+    'how', case when v_chosen.name is not null then v_how end,
+    'why', case when v_chosen.name is null then private.unmapped_detail(p_copier, p_master.name)
+      when v_how = 'mapped' then format('You have mapped it to %s.', v_chosen.name)
+      when v_how = 'exact' then 'The follower has a symbol of the same name.'
+      when v_how = 'affix' then format('%s carries the prefix and suffix that most of the follower''s symbols carry.', v_chosen.name)
+      when v_how = 'root' then format('%s is the only one with this name inside.', v_chosen.name)
+      else format('%s is another name of the same instrument.', v_chosen.name) end,
+    'candidates', v_others,
+    'save', case when v_best is not null then
+      jsonb_build_object('id', p_copier, 'symbols', p_mapped || jsonb_build_object(p_master.name, v_best)) end);
+end $$;
+
+-- {"name", "instrument"} -> {"name", "instrument"}: operators add a name of an instrument, or take one back (instrument null).
+create function private.set_symbol_alias(p_request jsonb) returns jsonb
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_name text := upper(private.text_of(p_request, 'name', 20));
+  v_instrument text := upper(private.text_of(p_request, 'instrument', 20));
+begin
+  perform private.require_operator();
+  if coalesce(v_name, '') !~ '^[A-Z0-9]+$' or v_instrument !~ '^[A-Z0-9]+$' then
+    raise exception using errcode = 'TC001', message = 'set_symbol_alias: a name has 1 to 20 letters and digits, without the broker''s prefix and suffix',
+      hint = 'For example {"name": "GOLD", "instrument": "XAUUSD"}; instrument null takes the name back.';
+  end if;
+  if v_instrument is null then
+    delete from public.symbol_aliases where name = v_name;
+  else
+    -- the instrument itself is one of its names
+    v_instrument := coalesce((select a.instrument from public.symbol_aliases a where a.name = v_instrument), v_instrument);
+    insert into public.symbol_aliases (name, instrument) values (v_instrument, v_instrument) on conflict (name) do nothing;
+    insert into public.symbol_aliases (name, instrument) values (v_name, v_instrument)
+    on conflict (name) do update set instrument = excluded.instrument;
+  end if;
+  return jsonb_build_object('name', v_name, 'instrument', v_instrument);
+end $$;
+
+create function public.symbol_suggestions(p_request jsonb) returns jsonb
+language sql stable security invoker set search_path = '' as $$ select private.symbol_suggestions(p_request) $$;
+comment on function public.symbol_suggestions(jsonb) is 'Per symbol of a copier''s master: what is copied into, what else there is, and what to save.';
+create function public.set_symbol_alias(p_request jsonb) returns jsonb
+language sql volatile security invoker set search_path = '' as $$ select private.set_symbol_alias(p_request) $$;
+comment on function public.set_symbol_alias(jsonb) is 'Operators: another name of an instrument.';
+revoke all on function public.symbol_suggestions(jsonb), public.set_symbol_alias(jsonb) from public, anon;
+grant execute on function public.symbol_suggestions(jsonb), private.symbol_suggestions(jsonb) to authenticated;
+grant execute on function public.set_symbol_alias(jsonb), private.set_symbol_alias(jsonb) to authenticated, service_role;
