@@ -822,6 +822,22 @@ export type Database = {
           },
         ];
       };
+      symbol_aliases: {
+        Row: {
+          instrument: string;
+          name: string;
+        };
+        ComputedFields: never;
+        Insert: {
+          instrument: string;
+          name: string;
+        };
+        Update: {
+          instrument?: string;
+          name?: string;
+        };
+        Relationships: [];
+      };
       symbol_mappings: {
         Row: {
           copier_id: string;
@@ -1157,6 +1173,8 @@ export type Database = {
           status: string;
           status_at: string;
           status_reason: string | null;
+          symbol_prefix: string;
+          symbol_suffix: string;
           updated_at: string;
           user_id: string;
         };
@@ -1191,6 +1209,8 @@ export type Database = {
           status?: string;
           status_at?: string;
           status_reason?: string | null;
+          symbol_prefix?: string;
+          symbol_suffix?: string;
           updated_at?: string;
           user_id: string;
         };
@@ -1224,6 +1244,8 @@ export type Database = {
           status?: string;
           status_at?: string;
           status_reason?: string | null;
+          symbol_prefix?: string;
+          symbol_suffix?: string;
           updated_at?: string;
           user_id?: string;
         };
@@ -1352,6 +1374,8 @@ export type Database = {
       save_copier: { Args: { p_copier: Json }; Returns: Json };
       set_copier_mode: { Args: { p_request: Json }; Returns: Json };
       set_setting: { Args: { p_request: Json }; Returns: Json };
+      set_symbol_alias: { Args: { p_request: Json }; Returns: Json };
+      symbol_suggestions: { Args: { p_request: Json }; Returns: Json };
       update_account: { Args: { p_request: Json }; Returns: Json };
       vps_heartbeat: { Args: { p_heartbeat: Json }; Returns: Json };
     };

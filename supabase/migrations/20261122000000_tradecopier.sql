@@ -620,6 +620,8 @@ create table public.trading_accounts (
   flattened_at timestamptz,
   secret_id uuid,
   settings jsonb not null default '{}',
+  symbol_prefix text not null default '',
+  symbol_suffix text not null default '',
   removed_at timestamptz,
   created_at timestamptz not null default now(),
   updated_at timestamptz not null default now(),
@@ -661,6 +663,8 @@ comment on column public.trading_accounts.flat_snapshots is 'Good snapshots in a
 comment on column public.trading_accounts.flattened_at is 'When it was last flattened: copies from before are closed, even those that turn up later.';
 comment on column public.trading_accounts.secret_id is 'Its password in Vault; null: it needs none.';
 comment on column public.trading_accounts.settings is 'What its platform wants to know besides; no secrets.';
+comment on column public.trading_accounts.symbol_prefix is 'What its broker puts before symbols, learned from those known everywhere.';
+comment on column public.trading_accounts.symbol_suffix is 'What its broker puts after symbols, learned from those known everywhere.';
 comment on column public.trading_accounts.removed_at is 'When its user removed it; the row stays for the history.';
 comment on column public.trading_accounts.created_at is 'When it was connected first.';
 comment on column public.trading_accounts.updated_at is 'When the row last changed. Not indexed: the figures change every few seconds, and an index would cost more than the scan once a second.';
@@ -2228,38 +2232,181 @@ end $$;
 -- 38_symbol.sql
 -- Symbols: which symbol of a follower is the master's, and what currencies are worth by the accounts' own quotes.
 
+-- Names under which brokers list one and the same instrument.
+create table public.symbol_aliases (
+  name text primary key,
+  instrument text not null,
+  constraint names_are_roots check (name ~ '^[A-Z0-9]{1,20}$' and instrument ~ '^[A-Z0-9]{1,20}$')
+);
+comment on table public.symbol_aliases is 'Names of one instrument at different brokers, without prefix and suffix; names of one group share an instrument.';
+comment on column public.symbol_aliases.name is 'A name, in upper case and without the broker''s prefix and suffix.';
+comment on column public.symbol_aliases.instrument is 'What it names; any of the group''s names.';
+
+-- the planner: all names of an instrument
+create index symbol_aliases_of_instrument on public.symbol_aliases (instrument);
+alter table public.symbol_aliases enable row level security;
+create policy "aliases are no secret" on public.symbol_aliases for select to authenticated using (true);
+grant select on public.symbol_aliases to authenticated, service_role;
+
+insert into public.symbol_aliases (instrument, name)
+select g.names[1], unnest(g.names) from (values
+  (array['XAUUSD', 'GOLD']), (array['XAGUSD', 'SILVER']), (array['XPTUSD', 'PLATINUM']), (array['XPDUSD', 'PALLADIUM']),
+  (array['XCUUSD', 'COPPER']),
+  (array['US30', 'DJ30', 'WS30', 'DJI30', 'DJIA30', 'DOW30', 'USA30', 'WALLSTREET30']),
+  (array['NAS100', 'USTEC', 'US100', 'NDX100', 'NASDAQ100', 'USTECH100', 'UT100', 'USTECH']),
+  (array['SPX500', 'US500', 'SP500', 'USA500']), (array['US2000', 'RUSSELL2000', 'RUS2000']),
+  (array['GER40', 'DE40', 'DAX40', 'GER30', 'DE30', 'DAX30', 'GDAXI', 'DAX']),
+  (array['UK100', 'FTSE100', 'GB100', 'FTSE']), (array['JP225', 'JPN225', 'NI225', 'NIKKEI225', 'NIKKEI']),
+  (array['FRA40', 'FR40', 'CAC40']), (array['EU50', 'STOXX50', 'EUSTX50', 'ESTX50', 'EURO50', 'STX50']),
+  (array['ESP35', 'ES35', 'IBEX35', 'SPA35']), (array['AUS200', 'AU200', 'ASX200']), (array['HK50', 'HKG50', 'HSI50', 'HSI']),
+  (array['WTI', 'USOIL', 'XTIUSD']), (array['BRENT', 'UKOIL', 'XBRUSD']), (array['NATGAS', 'NGAS', 'XNGUSD']),
+  (array['BTCUSD', 'BITCOIN']), (array['ETHUSD', 'ETHEREUM']), (array['LTCUSD', 'LITECOIN']), (array['XRPUSD', 'RIPPLE'])
+) as g (names);
+
+-- The pair of currencies or metals in a name, which means the same everywhere: EURUSD of "m.EURUSD.x"; null where there is none.
+create function private.pair_in(p_name text) returns text
+language plpgsql immutable set search_path = '' as $$
+begin
+  return substring(upper(p_name) from
+    '(?:AUD|CAD|CHF|CNH|CZK|DKK|EUR|GBP|HKD|HUF|ILS|JPY|MXN|NOK|NZD|PLN|RUB|SEK|SGD|THB|TRY|USD|ZAR|XAU|XAG|XPT|XPD|BTC|ETH|LTC){2}');
+end $$;
+
 -- What is left of a symbol's name without the broker's prefix and suffix, in upper case: EURUSD of "eurusd.m", "EURUSDpro", "#EURUSD".
 create function private.symbol_root(p_name text) returns text
 language plpgsql immutable set search_path = '' as $$
+declare
+  v_bare text := upper(regexp_replace(p_name, '^[^A-Za-z0-9]+', ''));
 begin
-  return (
-    select case
-      when bare ~ '^(AUD|CAD|CHF|CNH|CZK|DKK|EUR|GBP|HKD|HUF|ILS|JPY|MXN|NOK|NZD|PLN|RUB|SEK|SGD|THB|TRY|USD|ZAR|XAU|XAG|XPT|XPD|BTC|ETH|LTC){2}'
-        then left(bare, 6)
-      else regexp_replace(bare, '[^A-Z0-9].*$', '') end
-    from (select upper(regexp_replace(p_name, '^[^A-Za-z0-9]+', ''))) as s (bare));
+  if private.pair_in(left(v_bare, 6)) is not null then return left(v_bare, 6); end if;
+  return regexp_replace(v_bare, '[^A-Z0-9].*$', '');
 end $$;
 
 -- the planner: candidates of a follower for the master's symbol; exchange rates by pair. The root comes first, so that a look-up by
 -- account and name has only the primary key to choose.
 create index account_symbols_by_root on public.account_symbols (private.symbol_root(name), account_id);
 
--- The follower's symbol where it has none of the master's name: the only one of the same root with the same contract size and profit
--- currency. Null: none or several, nothing may be traded.
-create function private.symbol_by_root(p_follower uuid, p_master public.account_symbols) returns public.account_symbols
+-- What an account's broker puts before and after a symbol's name, learned from the names that are known everywhere: what most of them
+-- carry, and at least two. Kept at the account, so that planning need not read its whole list.
+create function private.learn_affixes() returns trigger
+language plpgsql security definer set search_path = '' as $$
+begin
+  update public.trading_accounts a
+  set symbol_prefix = f.prefix, symbol_suffix = f.suffix
+  from (
+    select distinct on (x.account_id) x.account_id, case when x.roots > 1 and x.roots * 2 > x.all_roots then x.prefix else '' end as prefix,
+      case when x.roots > 1 and x.roots * 2 > x.all_roots then x.suffix else '' end as suffix
+    from (
+      select s.account_id, left(s.name, at - 1) as prefix, substr(s.name, at + length(root)) as suffix,
+        count(*) as roots, sum(count(*)) over (partition by s.account_id) as all_roots
+      from public.account_symbols s
+      cross join lateral (select coalesce(private.pair_in(s.name), private.symbol_root(s.name))) r (root)
+      cross join lateral (select strpos(upper(s.name), r.root)) p (at)
+      where s.account_id in (select n.account_id from new_symbols n)
+        and (private.pair_in(root) is not null or root in (select known.name from public.symbol_aliases known))
+      group by s.account_id, 2, 3
+    ) x
+    order by x.account_id, x.roots desc, x.prefix, x.suffix
+  ) f
+  where a.id = f.account_id and (a.symbol_prefix, a.symbol_suffix) is distinct from (f.prefix, f.suffix);
+  return null;
+end $$;
+create trigger learn_affixes after insert on public.account_symbols
+  referencing new table as new_symbols for each statement execute function private.learn_affixes();
+
+-- Why a follower's symbol cannot be taken for the master's without its user's word; null: nothing speaks against it. The same name may have
+-- another contract size (a size is aligned to it), within reason; another name may not.
+create function private.misfit(p_master public.account_symbols, p_symbol public.account_symbols) returns text
+language plpgsql immutable set search_path = '' as $$
+declare
+  m public.account_symbols := p_master;
+  s public.account_symbols := p_symbol;
+  v_dated constant text := '(fut|ft|fwd|[._-][fghjkmnquvxz]\d\d?)$';
+  v_prices boolean := abs(extract(epoch from m.quoted_at - s.quoted_at)) < 86400;
+begin
+  if m.profit_currency <> s.profit_currency
+    and (m.name <> s.name or private.exchange_rate(m.profit_currency, s.profit_currency, '{}') is null) then  -- cents of one money are the same money
+    return format('its profit is in %s, the master''s in %s', s.profit_currency, m.profit_currency);
+  end if;
+  if v_prices and not (s.bid < m.bid * 1.5 and m.bid < s.bid * 1.5) then
+    return format('its price is %s, the master''s %s', trim_scale(s.bid), trim_scale(m.bid));
+  end if;
+  if m.contract_size <> s.contract_size and (m.name <> s.name or v_prices is not true and private.pair_in(s.name) is null
+    and greatest(m.contract_size, s.contract_size) > 10 * least(m.contract_size, s.contract_size)) then
+    return format('one lot of it is %s units, of the master''s %s', trim_scale(s.contract_size), trim_scale(m.contract_size));
+  end if;
+  if m.name ~* v_dated <> (s.name ~* v_dated) then
+    return 'one of the two seems to be a future';
+  end if;
+  return null;
+end $$;
+
+-- All names of the instrument that a master's symbol names, without prefix and suffix; its own first.
+create function private.names_of(p_master public.account_symbols) returns text[]
 language plpgsql stable security definer set search_path = '' as $$
 declare
-  v_found integer;
-  v_name text;
-  v_symbol public.account_symbols;
+  a public.trading_accounts;
+  v_name text := p_master.name;
+  v_root text;
 begin
-  select count(*), min(s.name) into v_found, v_name from public.account_symbols s
-  where s.account_id = p_follower and private.symbol_root(s.name) = private.symbol_root(p_master.name)
-    and s.contract_size = p_master.contract_size and s.profit_currency = p_master.profit_currency;
-  if v_found = 1 then
-    select * into v_symbol from public.account_symbols s where s.account_id = p_follower and s.name = v_name;
+  select * into a from public.trading_accounts where id = p_master.account_id;
+  if a.symbol_prefix || a.symbol_suffix <> '' and starts_with(v_name, a.symbol_prefix)
+    and right(v_name, length(a.symbol_suffix)) = a.symbol_suffix and length(v_name) > length(a.symbol_prefix || a.symbol_suffix) then
+    v_name := substr(v_name, length(a.symbol_prefix) + 1, length(v_name) - length(a.symbol_prefix || a.symbol_suffix));
   end if;
-  return v_symbol;
+  v_root := private.symbol_root(v_name);
+  return v_root || array(
+    select o.name from public.symbol_aliases i join public.symbol_aliases o on o.instrument = i.instrument
+    where i.name = v_root and o.name <> v_root order by o.name);
+end $$;
+
+-- Candidates of a follower for the master's symbol, best rank first: 1 the root with the broker's usual prefix and suffix, 2 the root,
+-- 3 another name of the instrument with them, 4 without. misfit: why it may not be taken.
+create function private.symbol_candidates(p_follower public.trading_accounts, p_master public.account_symbols)
+returns table (name text, rank integer, tradable boolean, misfit text)
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_names text[] := private.names_of(p_master);
+  v_usual text[] := array(select p_follower.symbol_prefix || n || p_follower.symbol_suffix from unnest(v_names) n);
+begin
+  return query
+  select s.name, case when upper(s.name) = upper(v_usual[1]) then 1 when private.symbol_root(s.name) = v_names[1] then 2
+      when upper(s.name) = any (select upper(u) from unnest(v_usual) u) then 3 else 4 end,
+    s.trade_mode not in ('close_only', 'disabled'), private.misfit(p_master, s)
+  from (
+    select * from public.account_symbols x where private.symbol_root(x.name) = any (v_names) and x.account_id = p_follower.id
+    union
+    select * from public.account_symbols x where x.account_id = p_follower.id and x.name = any (v_usual)
+  ) s
+  order by 2, 1;
+end $$;
+
+-- The follower's symbol for the master's, where its user has named none: the same name; else the one of the same root, by the broker's
+-- usual prefix and suffix where there are several; else the one under another name of the instrument. Null: none, or several, or one that
+-- may be something else. The same name with the same figures needs no call (44_decide.sql).
+create function private.follower_symbol(p_follower public.trading_accounts, p_master public.account_symbols) returns public.account_symbols
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_symbol public.account_symbols;
+  v_names text[];
+begin
+  if p_master.contract_size is null then return null; end if;
+  -- of what fits: what may be traded before what may not, the same name before all, then by rank
+  select array_agg(f.name) into v_names from (
+    select c.name, dense_rank() over (order by c.tradable desc, c.name <> p_master.name, c.rank) as place
+    from private.symbol_candidates(p_follower, p_master) c where c.misfit is null
+  ) f where f.place = 1;
+  if cardinality(v_names) = 1 then
+    select * into v_symbol from public.account_symbols s where s.account_id = p_follower.id and s.name = v_names[1];
+    -- a namesake of another contract size beside one that fits in everything: only its user can know
+    if v_symbol.contract_size <> p_master.contract_size and exists (
+      select 1 from private.symbol_candidates(p_follower, p_master) c
+      join public.account_symbols s on s.account_id = p_follower.id and s.name = c.name
+      where c.misfit is null and c.tradable and s.name <> v_symbol.name) then
+      return null;
+    end if;
+    return v_symbol;
+  end if;
+  return null;
 end $$;
 
 -- Mid prices of every pair of the currencies that the accounts themselves quote, as {"EURUSD": "1.0850"}.
@@ -3171,9 +3318,11 @@ begin
     select u.kind, u.link_id, u.generation, u.delta, u.close_step, c, m, ma, fa, v.lease_expires_at as lease_ends, ms,
       v.id as vps_id, a.epoch, a.begins_at, private.unreachable(fa, v.lease_expires_at, p_now) as unreachable,
       private.filtered(c, m, (private.fresh_funds(fa, v_fresh_since)).equity, u.kind <> 'increase', p_now) as refusal,
-      -- the user's mapping, else the same name, else the only one of the same root
-      case when ms.contract_size is null then null::public.account_symbols when named.name is not null or y.copier_id is not null then named
-        else private.symbol_by_root(fa.id, ms) end as fs,
+      -- the user's mapping; else the same name with the same figures; else 38_symbol.sql decides
+      case when ms.contract_size is null then null::public.account_symbols
+        when y.copier_id is not null or named.contract_size = ms.contract_size and named.profit_currency = ms.profit_currency
+          and named.trade_mode not in ('close_only', 'disabled') then named
+        else private.follower_symbol(fa, ms) end as fs,
       case when (m.side = 'buy') = c.reverse then 'sell' else 'buy' end as side
     from private.undecided(p_masters, p_tickets, p_copiers) u
     join public.copiers c on c.id = u.copier_id
@@ -3257,7 +3406,8 @@ begin
   ), explained as (
     insert into public.copy_outcomes (event_id, copier_id, user_id, link_id, reason, detail)
     select (k.m).last_event_id, (k.c).id, (k.c).user_id, k.its_link, coalesce(k.reason, 'coalesced'),
-      case when k.reason is not null then array_to_string((k.z).explain, ' ') end
+      case when k.reason = 'symbol_unmapped' then private.unmapped_detail((k.c).id, (k.m).symbol)
+        when k.reason is not null then array_to_string((k.z).explain, ' ') end
     from decided k where (k.reason is not null or k.netting) and (k.m).last_event_id is not null
     on conflict (event_id, copier_id) do update set reason = excluded.reason, detail = excluded.detail, link_id = excluded.link_id
       where copy_outcomes.execution_id is null
@@ -5635,6 +5785,152 @@ create policy "agents, users and operators hear their own topic" on realtime.mes
   using (extension = 'broadcast' and (select private.may_listen((select realtime.topic()))));
 
 grant execute on function private.may_listen(text) to authenticated;
+
+-- 57_suggest.sql
+-- What the dashboard shows of a copier's symbols: what is chosen, what else there is, and what to save.
+
+-- Symbols of the follower that might be the master's, the likeliest first: [{"name", "contract_size", "profit_currency", "why_not"}]. What
+-- only looks alike is found by reading the whole list, which planning does for a refusal alone.
+create function private.symbol_alternatives(p_follower public.trading_accounts, p_master public.account_symbols) returns jsonb
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_names text[] := private.names_of(p_master);
+begin
+  return (
+    select coalesce(jsonb_agg(jsonb_build_object('name', x.name, 'contract_size', trim_scale(x.contract_size)::text,
+      'profit_currency', x.profit_currency, 'why_not', x.misfit) order by x.rank, x.name), '[]')
+    from (
+      select s.name, s.contract_size, s.profit_currency, coalesce(c.rank, 5) as rank,
+        case when c.name is null then coalesce(private.misfit(p_master, s), 'its name is only similar') else c.misfit end as misfit
+      from public.account_symbols s
+      left join private.symbol_candidates(p_follower, p_master) c on c.name = s.name
+      where s.account_id = p_follower.id
+        and (c.name is not null or exists (select 1 from unnest(v_names) n where strpos(upper(s.name), n) > 0))
+      order by 4, s.name limit 8
+    ) x);
+end $$;
+
+-- Why a copier has no symbol for the master's, in words: the detail of an outcome symbol_unmapped.
+create function private.unmapped_detail(p_copier uuid, p_symbol text) returns text
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_follower public.trading_accounts;
+  v_master public.account_symbols;
+  v_mapped text;
+  v_others jsonb;
+begin
+  select s.* into v_master from public.copiers c join public.account_symbols s on s.account_id = c.master_account_id and s.name = p_symbol
+  where c.id = p_copier;
+  if v_master.name is null then
+    return format('The master''s agent has not yet said what %s is (contract size, currency).', p_symbol);
+  end if;
+  select y.follower_symbol into v_mapped from public.symbol_mappings y where y.copier_id = p_copier and y.master_symbol = p_symbol;
+  select a.* into v_follower from public.copiers c join public.trading_accounts a on a.id = c.follower_account_id where c.id = p_copier;
+  v_others := private.symbol_alternatives(v_follower, v_master);
+  return case when v_mapped is null then '' else format('%s is mapped to %s, which the follower does not have. ', p_symbol, v_mapped) end || case
+    when v_others = '[]' then format('The follower has nothing like %s: map it by hand if it has it under another name.', p_symbol)
+    else format('For %s the follower has: %s. Choose one of them in the copier''s symbols.', p_symbol, (
+      select string_agg(format('%s (%s)', e ->> 'name', coalesce(e ->> 'why_not', 'it fits, and so does another')), ', ')
+      from jsonb_array_elements(v_others) e)) end;
+end $$;
+
+-- {"copier_id", "symbols": [names of the master] or left out} -> {"copier_id", "prefix", "suffix", "symbols": [{"master_symbol",
+-- "follower_symbol", "how", "why", "candidates", "save"}]}. "save" is what save_copier wants to hear if the user agrees.
+create function private.symbol_suggestions(p_request jsonb) returns jsonb
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_user uuid := private.require_user();
+  v_copier public.copiers;
+  v_follower public.trading_accounts;
+  v_mapped jsonb;
+  v_answers jsonb;
+begin
+  select * into v_copier from public.copiers c
+  where c.id = private.uuid_of(p_request, 'copier_id') and (c.user_id = v_user or private.is_operator()) and c.removed_at is null;
+  if v_copier.id is null then
+    raise exception using errcode = 'TC106', message = format('symbol_suggestions: copier %s does not exist or is not yours', p_request ->> 'copier_id'),
+      hint = 'Check the id.';
+  end if;
+  if coalesce(jsonb_typeof(p_request -> 'symbols'), 'null') not in ('null', 'array') then
+    raise exception using errcode = 'TC001', message = 'symbol_suggestions: "symbols" must be an array of the master''s symbols';
+  end if;
+  select * into v_follower from public.trading_accounts where id = v_copier.follower_account_id;
+  select coalesce(jsonb_object_agg(y.master_symbol, y.follower_symbol), '{}') into v_mapped
+  from public.symbol_mappings y where y.copier_id = v_copier.id;
+  select jsonb_agg(private.suggest_symbol(v_copier.id, v_follower, s, v_mapped) order by s.name) into v_answers
+  from (
+    select x.* from public.account_symbols x
+    where x.account_id = v_copier.master_account_id and (jsonb_typeof(p_request -> 'symbols') is distinct from 'array' or p_request -> 'symbols' ? x.name)
+    order by x.name in (select p.symbol from public.positions p where p.account_id = v_copier.master_account_id) desc, x.name limit 500
+  ) s;
+  return jsonb_build_object('copier_id', v_copier.id, 'prefix', v_follower.symbol_prefix, 'suffix', v_follower.symbol_suffix,
+    'symbols', coalesce(v_answers, '[]'));
+end $$;
+
+create function private.suggest_symbol(p_copier uuid, p_follower public.trading_accounts, p_master public.account_symbols, p_mapped jsonb)
+returns jsonb
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_others jsonb := private.symbol_alternatives(p_follower, p_master);
+  v_chosen public.account_symbols;
+  v_how text := 'mapped';
+  v_best text;
+begin
+  if p_mapped ? p_master.name then
+    select * into v_chosen from public.account_symbols s where s.account_id = p_follower.id and s.name = p_mapped ->> p_master.name;
+  else
+    v_chosen := private.follower_symbol(p_follower, p_master);
+    select case when v_chosen.name = p_master.name then 'exact' when c.rank = 1 then 'affix' when c.rank = 2 then 'root' else 'alias' end into v_how
+    from private.symbol_candidates(p_follower, p_master) c where c.name = v_chosen.name;
+  end if;
+  v_best := coalesce(v_chosen.name, (
+    select e ->> 'name' from jsonb_array_elements(v_others) with ordinality as o (e, n) order by e ->> 'why_not' is not null, n limit 1));
+  return jsonb_build_object('master_symbol', p_master.name, 'follower_symbol', v_chosen.name,
+    'how', case when v_chosen.name is not null then v_how end,
+    'why', case when v_chosen.name is null then private.unmapped_detail(p_copier, p_master.name)
+      when v_how = 'mapped' then format('You have mapped it to %s.', v_chosen.name)
+      when v_how = 'exact' then 'The follower has a symbol of the same name.'
+      when v_how = 'affix' then format('%s carries the prefix and suffix that most of the follower''s symbols carry.', v_chosen.name)
+      when v_how = 'root' then format('%s is the only one with this name inside.', v_chosen.name)
+      else format('%s is another name of the same instrument.', v_chosen.name) end,
+    'candidates', v_others,
+    'save', case when v_best is not null then
+      jsonb_build_object('id', p_copier, 'symbols', p_mapped || jsonb_build_object(p_master.name, v_best)) end);
+end $$;
+
+-- {"name", "instrument"} -> {"name", "instrument"}: operators add a name of an instrument, or take one back (instrument null).
+create function private.set_symbol_alias(p_request jsonb) returns jsonb
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_name text := upper(private.text_of(p_request, 'name', 20));
+  v_instrument text := upper(private.text_of(p_request, 'instrument', 20));
+begin
+  perform private.require_operator();
+  if coalesce(v_name, '') !~ '^[A-Z0-9]+$' or v_instrument !~ '^[A-Z0-9]+$' then
+    raise exception using errcode = 'TC001', message = 'set_symbol_alias: a name has 1 to 20 letters and digits, without the broker''s prefix and suffix',
+      hint = 'For example {"name": "GOLD", "instrument": "XAUUSD"}; instrument null takes the name back.';
+  end if;
+  if v_instrument is null then
+    delete from public.symbol_aliases where name = v_name;
+  else
+    -- the instrument itself is one of its names
+    v_instrument := coalesce((select a.instrument from public.symbol_aliases a where a.name = v_instrument), v_instrument);
+    insert into public.symbol_aliases (name, instrument) values (v_instrument, v_instrument) on conflict (name) do nothing;
+    insert into public.symbol_aliases (name, instrument) values (v_name, v_instrument)
+    on conflict (name) do update set instrument = excluded.instrument;
+  end if;
+  return jsonb_build_object('name', v_name, 'instrument', v_instrument);
+end $$;
+
+create function public.symbol_suggestions(p_request jsonb) returns jsonb
+language sql stable security invoker set search_path = '' as $$ select private.symbol_suggestions(p_request) $$;
+comment on function public.symbol_suggestions(jsonb) is 'Per symbol of a copier''s master: what is copied into, what else there is, and what to save.';
+create function public.set_symbol_alias(p_request jsonb) returns jsonb
+language sql volatile security invoker set search_path = '' as $$ select private.set_symbol_alias(p_request) $$;
+comment on function public.set_symbol_alias(jsonb) is 'Operators: another name of an instrument.';
+revoke all on function public.symbol_suggestions(jsonb), public.set_symbol_alias(jsonb) from public, anon;
+grant execute on function public.symbol_suggestions(jsonb), private.symbol_suggestions(jsonb) to authenticated;
+grant execute on function public.set_symbol_alias(jsonb), private.set_symbol_alias(jsonb) to authenticated, service_role;
 
 -- 58_copying.sql
 -- What users do with copiers.
