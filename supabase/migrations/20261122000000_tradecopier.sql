@@ -1344,10 +1344,12 @@ create table public.copiers (
   updated_at timestamptz not null default now(),
   removed_at timestamptz,
   constraint accounts_differ check (master_account_id <> follower_account_id),
+  constraint name_is_short check (length(name) <= 100),
   constraint mode_is_known check (mode in ('on', 'monitor', 'off')),
   constraint sizing_mode_is_known check (sizing_mode in
-    ('multiplier', 'fixed', 'balance_ratio', 'equity_ratio', 'free_margin_ratio', 'risk_percent')),
-  constraint sizing_value_is_positive check (sizing_value > 0 and sizing_value <= 1000),
+    ('multiplier', 'percentage', 'fixed', 'balance_ratio', 'equity_ratio', 'free_margin_ratio', 'risk_percent')),
+  constraint sizing_value_in_range check (sizing_value > 0 and sizing_value <= 100000),
+  constraint sizing_value_fits_sizing_mode check (sizing_mode = 'percentage' or sizing_value <= case sizing_mode when 'risk_percent' then 100 else 1000 end),
   constraint min_policy_is_known check (min_policy in ('skip', 'force_min')),
   constraint max_policy_is_known check (max_policy in ('cap', 'split')),
   constraint max_leverage_policy_is_known check (max_leverage_policy in ('discard', 'shrink')),
@@ -1372,7 +1374,7 @@ create table public.copiers (
 );
 comment on table public.copiers is 'From a master account to a follower account: what is copied, and how large. Never deleted, only removed_at is set.';
 comment on column public.copiers.mode is 'on = copies; monitor = closes only; off = frozen, closes included';
-comment on column public.copiers.sizing_value is 'multiplier, fixed lots, ratio factor or risk percent, by sizing_mode';
+comment on column public.copiers.sizing_value is 'multiplier, percent of the master''s size, fixed lots, ratio factor or risk percent, by sizing_mode';
 comment on column public.copiers.contract_alignment is 'align different contract sizes, so that one lot means the same exposure';
 comment on column public.copiers.min_policy is 'what to do with a size under the follower''s minimum';
 comment on column public.copiers.max_policy is 'what to do with a size over the maximum: one order of the maximum, or several';
@@ -1392,6 +1394,35 @@ comment on column public.copiers.min_equity is 'nothing is opened while the foll
 comment on column public.copiers.weekdays is 'ISO weekdays on which trades are opened, 1 = Monday, in time_zone';
 comment on column public.copiers.open_from is 'with open_until: time of day in time_zone in which trades are opened; may reach over midnight';
 comment on column public.copiers.started_at is 'positions of the master that were seen before are not copied';
+
+-- What each rule allows, in words: save_copier says them when a value breaks it (TC303, TC306).
+comment on constraint accounts_differ on public.copiers is 'must be two different accounts';
+comment on constraint name_is_short on public.copiers is 'must have at most 100 characters';
+comment on constraint mode_is_known on public.copiers is 'must be on, monitor or off';
+comment on constraint sizing_mode_is_known on public.copiers is 'must be multiplier, percentage, fixed, balance_ratio, equity_ratio, free_margin_ratio or risk_percent';
+comment on constraint sizing_value_in_range on public.copiers is 'must be above 0 and at most 1000 (percentage: 100000, risk_percent: 100)';
+comment on constraint sizing_value_fits_sizing_mode on public.copiers is 'must fit together: at most 100 for risk_percent, 100000 for percentage, 1000 for the others';
+comment on constraint min_policy_is_known on public.copiers is 'must be skip or force_min';
+comment on constraint max_policy_is_known on public.copiers is 'must be cap or split';
+comment on constraint max_leverage_policy_is_known on public.copiers is 'must be discard or shrink';
+comment on constraint max_risk_coefficient_in_range on public.copiers is 'must be 1 to 1000';
+comment on constraint max_lots_is_positive on public.copiers is 'must be above 0, or null for no limit';
+comment on constraint max_risk_percent_in_range on public.copiers is 'must be above 0 and at most 100, or null for no limit';
+comment on constraint max_leverage_is_positive on public.copiers is 'must be above 0, or null for no limit';
+comment on constraint sanity_factor_at_least_one on public.copiers is 'must be 1 or more, or null for no limit';
+comment on constraint sl_mode_is_known on public.copiers is 'must be price or none';
+comment on constraint tp_mode_is_known on public.copiers is 'must be price or none';
+comment on constraint max_age_in_range on public.copiers is 'must be 100 to 600000 milliseconds';
+comment on constraint retry_window_in_range on public.copiers is 'must be 0 to 3600 seconds';
+comment on constraint max_slippage_not_negative on public.copiers is 'must be 0 or more points, or null for no limit';
+comment on constraint comment_fits_every_platform on public.copiers is 'must have at most 20 characters';
+comment on constraint sides_are_known on public.copiers is 'must be both, buy or sell';
+comment on constraint max_open_positions_is_positive on public.copiers is 'must be 1 or more, or null for no limit';
+comment on constraint max_open_lots_is_positive on public.copiers is 'must be above 0, or null for no limit';
+comment on constraint max_trades_per_day_is_positive on public.copiers is 'must be 1 or more, or null for no limit';
+comment on constraint min_equity_not_negative on public.copiers is 'must be 0 or more, or null for no limit';
+comment on constraint weekdays_are_1_to_7 on public.copiers is 'must be one or more of 1 (Monday) to 7 (Sunday)';
+comment on constraint hours_come_in_pairs on public.copiers is 'must both be given and differ, or both be left out';
 
 -- the planner: which copiers does this master feed; the follower's partners
 create unique index copiers_one_per_pair on public.copiers (master_account_id, follower_account_id) where removed_at is null;
@@ -1545,6 +1576,10 @@ begin
     when 'multiplier' then
       v_num := p_lots * p_copier.sizing_value;
       v_explain := v_explain || format('Times the multiplier %s = %s.', private.plain(p_copier.sizing_value), private.plain(v_num));
+    when 'percentage' then
+      v_num := p_lots * p_copier.sizing_value;
+      v_den := 100;
+      v_explain := v_explain || format('%s %% of that is %s.', private.plain(p_copier.sizing_value), private.plain(v_num / 100));
     when 'fixed' then
       v_num := p_copier.sizing_value;
       v_explain := v_explain || format('A fixed size of %s lots is set.', private.plain(v_num));
@@ -5761,6 +5796,106 @@ select cron.schedule('tradecopier-doorbells', '1 second', 'select private.ring_d
 select cron.schedule('tradecopier-cron-history', '17 * * * *',
   $$delete from cron.job_run_details where end_time < now() - interval '1 day'$$);
 
+-- 55_settings.sql
+-- What is said about a copier's settings: which is wrong and what it may be, which contradict each other, which will surprise.
+
+-- Raises what a broken rule of copiers means: the settings it is about, their values, and its words (comments on the constraints).
+create function private.refuse_setting(p_constraint text, p_column text, p_copier jsonb, p_error text) returns void
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_settings text[];
+  v_values text;
+  v_words text;
+begin
+  select array_agg(a.attname::text order by a.attnum), obj_description(k.oid, 'pg_constraint') into v_settings, v_words
+  from pg_catalog.pg_constraint k join pg_catalog.pg_attribute a on a.attrelid = k.conrelid and a.attnum = any (k.conkey)
+  where k.conrelid = 'public.copiers'::regclass and k.conname = p_constraint group by k.oid;
+  if v_settings is null then
+    v_settings := array[coalesce(nullif(p_column, ''), 'a setting')];
+    v_words := case when p_column <> '' then 'must have a value' end;
+  end if;
+  select string_agg(format('%s is %s', s, coalesce(p_copier ->> s, 'null')), ' and ') into v_values from unnest(v_settings) s;
+  raise exception using errcode = case when cardinality(v_settings) > 1 then 'TC306' else 'TC303' end,
+    message = format('save_copier: %s, but %s', v_values, coalesce(v_words, 'that is not allowed: ' || p_error)),
+    hint = case when cardinality(v_settings) > 1 then 'Change one of the two.' else 'Choose a value in that range.' end;
+end $$;
+
+-- Raises which setting's value is not of its form, and what form it has.
+create function private.refuse_form(p_copier jsonb, p_error text) returns void
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_setting record;
+begin
+  for v_setting in
+    select e.key, e.value, a.atttypid as type from jsonb_each(p_copier) e
+    join pg_catalog.pg_attribute a on a.attrelid = 'public.copiers'::regclass and a.attname = e.key
+  loop
+    begin
+      perform jsonb_populate_record(null::public.copiers, jsonb_build_object(v_setting.key, v_setting.value));
+    exception when data_exception then
+      raise exception using errcode = 'TC302', message = format('save_copier: %s is %s, but must be %s', v_setting.key, v_setting.value,
+        case v_setting.type when 'integer'::regtype then 'a whole number below 2147483648' when 'boolean'::regtype then 'true or false'
+          when 'time'::regtype then 'a time of day such as "08:30"' when 'text[]'::regtype then 'a list of texts such as ["EURUSD"]'
+          when 'integer[]'::regtype then 'a list of whole numbers such as [1, 2]' else 'of another form' end),
+        hint = 'Numbers are decimal strings such as "0.5".';
+    end;
+  end loop;
+  raise exception using errcode = 'TC302', message = 'save_copier: a value is not of its setting''s form: ' || p_error,
+    hint = 'Numbers are decimal strings such as "0.5".';
+end $$;
+
+-- Raises TC306 when a list asks for what another list leaves out: it could never be copied.
+create function private.refuse_contradictions(p_copier public.copiers) returns void
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_pair record;
+begin
+  for v_pair in
+    select x.only_name, x.except_name, string_agg(w, ', ') as both_name
+    from (values ('symbols_only', 'symbols_except', p_copier.symbols_only, p_copier.symbols_except),
+      ('magic_only', 'magic_except', p_copier.magic_only, p_copier.magic_except),
+      ('comment_only', 'comment_except', p_copier.comment_only, p_copier.comment_except)) x (only_name, except_name, wanted, unwanted)
+    cross join lateral unnest(x.wanted) w
+    -- a pattern is covered by a wider one: EUR* by *, EURUSD by EUR*
+    where case when x.only_name = 'magic_only' then w = any (x.unwanted) else private.matches_any(w, x.unwanted) end
+    group by 1, 2
+  loop
+    raise exception using errcode = 'TC306',
+      message = format('save_copier: %s of %s is left out again by %s', v_pair.both_name, v_pair.only_name, v_pair.except_name),
+      hint = 'Take it out of one of the two.';
+  end loop;
+end $$;
+
+-- What is allowed but will surprise, one sentence each.
+create function private.settings_warnings(p_copier public.copiers) returns jsonb
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_warnings text[] := '{}';
+  v_small text;
+begin
+  if p_copier.max_lots is not null then
+    select string_agg(x.name, ', ') into v_small from (
+      select s.name from public.account_symbols s
+      where s.account_id = p_copier.follower_account_id and s.lots_min > p_copier.max_lots order by s.name limit 5) x;
+    if v_small is not null then
+      v_warnings := v_warnings || format('max_lots is %s, below the smallest volume of %s: nothing of it will be copied.',
+        private.plain(p_copier.max_lots), v_small);
+    end if;
+    if p_copier.sizing_mode = 'fixed' and p_copier.sizing_value > p_copier.max_lots then
+      v_warnings := v_warnings || format('sizing_value is %s fixed lots and max_lots %s: every copy is cut to max_lots.',
+        private.plain(p_copier.sizing_value), private.plain(p_copier.max_lots));
+    end if;
+  end if;
+  if p_copier.sizing_mode = 'risk_percent' and p_copier.sizing_value > p_copier.max_risk_percent then
+    v_warnings := v_warnings || format('sizing_value is %s %% of risk and max_risk_percent %s %%: every copy is cut to max_risk_percent.',
+      private.plain(p_copier.sizing_value), private.plain(p_copier.max_risk_percent));
+  end if;
+  if '*' = any (p_copier.symbols_except) then
+    v_warnings := v_warnings || 'symbols_except has "*": nothing will be opened.'::text;
+  end if;
+  return to_jsonb(v_warnings);
+end $$;
+
 -- 56_realtime.sql
 -- Who may listen to which topic. There is no policy for insert: only the database itself publishes.
 
@@ -5936,7 +6071,7 @@ grant execute on function public.set_symbol_alias(jsonb), private.set_symbol_ali
 -- What users do with copiers.
 
 -- Saves a copier: without "id" a new one, else the columns given. {"master_account_id", "follower_account_id", any column of copiers,
--- "symbols": {"MASTER": "FOLLOWER"}} -> {"copier_id"}
+-- "symbols": {"MASTER": "FOLLOWER"}} -> {"copier_id", "warnings"}
 create function private.save_copier(p_copier jsonb) returns jsonb
 language plpgsql security definer set search_path = '' as $$
 declare
@@ -5944,6 +6079,7 @@ declare
   v_new public.copiers;
   v_now timestamptz;
   v_unknown text;
+  v_rule text;
 begin
   if jsonb_typeof(p_copier) is distinct from 'object' then
     raise exception using errcode = 'TC001', message = 'save_copier: the copier must be an object', hint = 'See docs/protocol.md.';
@@ -5985,6 +6121,7 @@ begin
     -- read after the lock: what somebody else has just changed stays as it is
     select * into v_new from public.copiers c where c.id = (p_copier ->> 'id')::uuid;
     v_new := jsonb_populate_record(v_new, p_copier - 'symbols');
+    perform private.refuse_contradictions(v_new);
     update public.copiers set name = v_new.name, mode = v_new.mode, sizing_mode = v_new.sizing_mode, sizing_value = v_new.sizing_value,
       contract_alignment = v_new.contract_alignment, min_policy = v_new.min_policy, max_risk_coefficient = v_new.max_risk_coefficient,
       max_policy = v_new.max_policy, max_lots = v_new.max_lots, max_risk_percent = v_new.max_risk_percent, max_leverage = v_new.max_leverage,
@@ -5999,13 +6136,12 @@ begin
     where id = v_new.id;
   exception
     when check_violation or not_null_violation or foreign_key_violation then
-      raise exception using errcode = 'TC303', message = 'save_copier: a setting is out of its range: ' || sqlerrm,
-        hint = 'See the settings'' allowed ranges in docs/protocol.md.';
+      get stacked diagnostics v_rule = constraint_name, v_unknown = column_name;
+      perform private.refuse_setting(v_rule, v_unknown, to_jsonb(v_new), sqlerrm);
     when unique_violation then
       raise exception using errcode = 'TC304', message = 'save_copier: these two accounts already have a copier', hint = 'Change that one instead.';
     when data_exception then
-      raise exception using errcode = 'TC302', message = 'save_copier: a value is not of its setting''s form: ' || sqlerrm,
-        hint = 'Numbers are decimal strings such as "0.5".';
+      perform private.refuse_form(p_copier, sqlerrm);
   end;
   if jsonb_typeof(p_copier -> 'symbols') = 'object' then
     delete from public.symbol_mappings where copier_id = v_new.id;
@@ -6013,15 +6149,14 @@ begin
     select v_user, v_new.id, key, value from jsonb_each_text(p_copier -> 'symbols');
   end if;
   perform private.replan_copier(v_new.id, v_now);
-  return jsonb_build_object('copier_id', v_new.id);
+  return jsonb_build_object('copier_id', v_new.id, 'warnings', private.settings_warnings(v_new));
 end $$;
 
--- Values that a CHECK cannot name well: numbers that are none, zones that do not exist, a symbol both wanted and left out.
+-- Values that a CHECK cannot name well: numbers that are none, zones that do not exist.
 create function private.refuse_bad_values(p_copier jsonb) returns void
 language plpgsql stable security definer set search_path = '' as $$
 declare
   v_field record;
-  v_both text;
 begin
   for v_field in
     select e.key, e.value from jsonb_each(p_copier) e
@@ -6034,14 +6169,6 @@ begin
   if p_copier ? 'time_zone' and not exists (select 1 from pg_catalog.pg_timezone_names z where z.name = p_copier ->> 'time_zone') then
     raise exception using errcode = 'TC303', message = format('save_copier: there is no time zone %s', p_copier ->> 'time_zone'),
       hint = 'Zones are named like Europe/Berlin, America/New_York or UTC.';
-  end if;
-  if jsonb_typeof(p_copier -> 'symbols_only') = 'array' and jsonb_typeof(p_copier -> 'symbols_except') = 'array' then
-    select string_agg(o, ', ') into v_both from jsonb_array_elements_text(p_copier -> 'symbols_only') o
-    where o in (select jsonb_array_elements_text(p_copier -> 'symbols_except'));
-    if v_both is not null then
-      raise exception using errcode = 'TC306', message = format('save_copier: %s stands in symbols_only and in symbols_except', v_both),
-        hint = 'Take it out of one of the two.';
-    end if;
   end if;
   if jsonb_typeof(p_copier -> 'symbols') = 'object' and exists (
     select 1 from jsonb_each(p_copier -> 'symbols') e where jsonb_typeof(e.value) <> 'string' or length(e.value #>> '{}') not between 1 and 64

@@ -50,10 +50,12 @@ create table public.copiers (
   updated_at timestamptz not null default now(),
   removed_at timestamptz,
   constraint accounts_differ check (master_account_id <> follower_account_id),
+  constraint name_is_short check (length(name) <= 100),
   constraint mode_is_known check (mode in ('on', 'monitor', 'off')),
   constraint sizing_mode_is_known check (sizing_mode in
-    ('multiplier', 'fixed', 'balance_ratio', 'equity_ratio', 'free_margin_ratio', 'risk_percent')),
-  constraint sizing_value_is_positive check (sizing_value > 0 and sizing_value <= 1000),
+    ('multiplier', 'percentage', 'fixed', 'balance_ratio', 'equity_ratio', 'free_margin_ratio', 'risk_percent')),
+  constraint sizing_value_in_range check (sizing_value > 0 and sizing_value <= 100000),
+  constraint sizing_value_fits_sizing_mode check (sizing_mode = 'percentage' or sizing_value <= case sizing_mode when 'risk_percent' then 100 else 1000 end),
   constraint min_policy_is_known check (min_policy in ('skip', 'force_min')),
   constraint max_policy_is_known check (max_policy in ('cap', 'split')),
   constraint max_leverage_policy_is_known check (max_leverage_policy in ('discard', 'shrink')),
@@ -78,7 +80,7 @@ create table public.copiers (
 );
 comment on table public.copiers is 'From a master account to a follower account: what is copied, and how large. Never deleted, only removed_at is set.';
 comment on column public.copiers.mode is 'on = copies; monitor = closes only; off = frozen, closes included';
-comment on column public.copiers.sizing_value is 'multiplier, fixed lots, ratio factor or risk percent, by sizing_mode';
+comment on column public.copiers.sizing_value is 'multiplier, percent of the master''s size, fixed lots, ratio factor or risk percent, by sizing_mode';
 comment on column public.copiers.contract_alignment is 'align different contract sizes, so that one lot means the same exposure';
 comment on column public.copiers.min_policy is 'what to do with a size under the follower''s minimum';
 comment on column public.copiers.max_policy is 'what to do with a size over the maximum: one order of the maximum, or several';
@@ -98,6 +100,35 @@ comment on column public.copiers.min_equity is 'nothing is opened while the foll
 comment on column public.copiers.weekdays is 'ISO weekdays on which trades are opened, 1 = Monday, in time_zone';
 comment on column public.copiers.open_from is 'with open_until: time of day in time_zone in which trades are opened; may reach over midnight';
 comment on column public.copiers.started_at is 'positions of the master that were seen before are not copied';
+
+-- What each rule allows, in words: save_copier says them when a value breaks it (TC303, TC306).
+comment on constraint accounts_differ on public.copiers is 'must be two different accounts';
+comment on constraint name_is_short on public.copiers is 'must have at most 100 characters';
+comment on constraint mode_is_known on public.copiers is 'must be on, monitor or off';
+comment on constraint sizing_mode_is_known on public.copiers is 'must be multiplier, percentage, fixed, balance_ratio, equity_ratio, free_margin_ratio or risk_percent';
+comment on constraint sizing_value_in_range on public.copiers is 'must be above 0 and at most 1000 (percentage: 100000, risk_percent: 100)';
+comment on constraint sizing_value_fits_sizing_mode on public.copiers is 'must fit together: at most 100 for risk_percent, 100000 for percentage, 1000 for the others';
+comment on constraint min_policy_is_known on public.copiers is 'must be skip or force_min';
+comment on constraint max_policy_is_known on public.copiers is 'must be cap or split';
+comment on constraint max_leverage_policy_is_known on public.copiers is 'must be discard or shrink';
+comment on constraint max_risk_coefficient_in_range on public.copiers is 'must be 1 to 1000';
+comment on constraint max_lots_is_positive on public.copiers is 'must be above 0, or null for no limit';
+comment on constraint max_risk_percent_in_range on public.copiers is 'must be above 0 and at most 100, or null for no limit';
+comment on constraint max_leverage_is_positive on public.copiers is 'must be above 0, or null for no limit';
+comment on constraint sanity_factor_at_least_one on public.copiers is 'must be 1 or more, or null for no limit';
+comment on constraint sl_mode_is_known on public.copiers is 'must be price or none';
+comment on constraint tp_mode_is_known on public.copiers is 'must be price or none';
+comment on constraint max_age_in_range on public.copiers is 'must be 100 to 600000 milliseconds';
+comment on constraint retry_window_in_range on public.copiers is 'must be 0 to 3600 seconds';
+comment on constraint max_slippage_not_negative on public.copiers is 'must be 0 or more points, or null for no limit';
+comment on constraint comment_fits_every_platform on public.copiers is 'must have at most 20 characters';
+comment on constraint sides_are_known on public.copiers is 'must be both, buy or sell';
+comment on constraint max_open_positions_is_positive on public.copiers is 'must be 1 or more, or null for no limit';
+comment on constraint max_open_lots_is_positive on public.copiers is 'must be above 0, or null for no limit';
+comment on constraint max_trades_per_day_is_positive on public.copiers is 'must be 1 or more, or null for no limit';
+comment on constraint min_equity_not_negative on public.copiers is 'must be 0 or more, or null for no limit';
+comment on constraint weekdays_are_1_to_7 on public.copiers is 'must be one or more of 1 (Monday) to 7 (Sunday)';
+comment on constraint hours_come_in_pairs on public.copiers is 'must both be given and differ, or both be left out';
 
 -- the planner: which copiers does this master feed; the follower's partners
 create unique index copiers_one_per_pair on public.copiers (master_account_id, follower_account_id) where removed_at is null;

@@ -89,6 +89,10 @@ begin
     when 'multiplier' then
       v_num := p_lots * p_copier.sizing_value;
       v_explain := v_explain || format('Times the multiplier %s = %s.', private.plain(p_copier.sizing_value), private.plain(v_num));
+    when 'percentage' then
+      v_num := p_lots * p_copier.sizing_value;
+      v_den := 100;
+      v_explain := v_explain || format('%s %% of that is %s.', private.plain(p_copier.sizing_value), private.plain(v_num / 100));
     when 'fixed' then
       v_num := p_copier.sizing_value;
       v_explain := v_explain || format('A fixed size of %s lots is set.', private.plain(v_num));

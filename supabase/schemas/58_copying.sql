@@ -1,7 +1,7 @@
 -- What users do with copiers.
 
 -- Saves a copier: without "id" a new one, else the columns given. {"master_account_id", "follower_account_id", any column of copiers,
--- "symbols": {"MASTER": "FOLLOWER"}} -> {"copier_id"}
+-- "symbols": {"MASTER": "FOLLOWER"}} -> {"copier_id", "warnings"}
 create function private.save_copier(p_copier jsonb) returns jsonb
 language plpgsql security definer set search_path = '' as $$
 declare
@@ -9,6 +9,7 @@ declare
   v_new public.copiers;
   v_now timestamptz;
   v_unknown text;
+  v_rule text;
 begin
   if jsonb_typeof(p_copier) is distinct from 'object' then
     raise exception using errcode = 'TC001', message = 'save_copier: the copier must be an object', hint = 'See docs/protocol.md.';
@@ -50,6 +51,7 @@ begin
     -- read after the lock: what somebody else has just changed stays as it is
     select * into v_new from public.copiers c where c.id = (p_copier ->> 'id')::uuid;
     v_new := jsonb_populate_record(v_new, p_copier - 'symbols');
+    perform private.refuse_contradictions(v_new);
     update public.copiers set name = v_new.name, mode = v_new.mode, sizing_mode = v_new.sizing_mode, sizing_value = v_new.sizing_value,
       contract_alignment = v_new.contract_alignment, min_policy = v_new.min_policy, max_risk_coefficient = v_new.max_risk_coefficient,
       max_policy = v_new.max_policy, max_lots = v_new.max_lots, max_risk_percent = v_new.max_risk_percent, max_leverage = v_new.max_leverage,
@@ -64,13 +66,12 @@ begin
     where id = v_new.id;
   exception
     when check_violation or not_null_violation or foreign_key_violation then
-      raise exception using errcode = 'TC303', message = 'save_copier: a setting is out of its range: ' || sqlerrm,
-        hint = 'See the settings'' allowed ranges in docs/protocol.md.';
+      get stacked diagnostics v_rule = constraint_name, v_unknown = column_name;
+      perform private.refuse_setting(v_rule, v_unknown, to_jsonb(v_new), sqlerrm);
     when unique_violation then
       raise exception using errcode = 'TC304', message = 'save_copier: these two accounts already have a copier', hint = 'Change that one instead.';
     when data_exception then
-      raise exception using errcode = 'TC302', message = 'save_copier: a value is not of its setting''s form: ' || sqlerrm,
-        hint = 'Numbers are decimal strings such as "0.5".';
+      perform private.refuse_form(p_copier, sqlerrm);
   end;
   if jsonb_typeof(p_copier -> 'symbols') = 'object' then
     delete from public.symbol_mappings where copier_id = v_new.id;
@@ -78,15 +79,14 @@ begin
     select v_user, v_new.id, key, value from jsonb_each_text(p_copier -> 'symbols');
   end if;
   perform private.replan_copier(v_new.id, v_now);
-  return jsonb_build_object('copier_id', v_new.id);
+  return jsonb_build_object('copier_id', v_new.id, 'warnings', private.settings_warnings(v_new));
 end $$;
 
--- Values that a CHECK cannot name well: numbers that are none, zones that do not exist, a symbol both wanted and left out.
+-- Values that a CHECK cannot name well: numbers that are none, zones that do not exist.
 create function private.refuse_bad_values(p_copier jsonb) returns void
 language plpgsql stable security definer set search_path = '' as $$
 declare
   v_field record;
-  v_both text;
 begin
   for v_field in
     select e.key, e.value from jsonb_each(p_copier) e
@@ -99,14 +99,6 @@ begin
   if p_copier ? 'time_zone' and not exists (select 1 from pg_catalog.pg_timezone_names z where z.name = p_copier ->> 'time_zone') then
     raise exception using errcode = 'TC303', message = format('save_copier: there is no time zone %s', p_copier ->> 'time_zone'),
       hint = 'Zones are named like Europe/Berlin, America/New_York or UTC.';
-  end if;
-  if jsonb_typeof(p_copier -> 'symbols_only') = 'array' and jsonb_typeof(p_copier -> 'symbols_except') = 'array' then
-    select string_agg(o, ', ') into v_both from jsonb_array_elements_text(p_copier -> 'symbols_only') o
-    where o in (select jsonb_array_elements_text(p_copier -> 'symbols_except'));
-    if v_both is not null then
-      raise exception using errcode = 'TC306', message = format('save_copier: %s stands in symbols_only and in symbols_except', v_both),
-        hint = 'Take it out of one of the two.';
-    end if;
   end if;
   if jsonb_typeof(p_copier -> 'symbols') = 'object' and exists (
     select 1 from jsonb_each(p_copier -> 'symbols') e where jsonb_typeof(e.value) <> 'string' or length(e.value #>> '{}') not between 1 and 64

@@ -1,0 +1,98 @@
+-- What is said about a copier's settings: which is wrong and what it may be, which contradict each other, which will surprise.
+
+-- Raises what a broken rule of copiers means: the settings it is about, their values, and its words (comments on the constraints).
+create function private.refuse_setting(p_constraint text, p_column text, p_copier jsonb, p_error text) returns void
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_settings text[];
+  v_values text;
+  v_words text;
+begin
+  select array_agg(a.attname::text order by a.attnum), obj_description(k.oid, 'pg_constraint') into v_settings, v_words
+  from pg_catalog.pg_constraint k join pg_catalog.pg_attribute a on a.attrelid = k.conrelid and a.attnum = any (k.conkey)
+  where k.conrelid = 'public.copiers'::regclass and k.conname = p_constraint group by k.oid;
+  if v_settings is null then
+    v_settings := array[coalesce(nullif(p_column, ''), 'a setting')];
+    v_words := case when p_column <> '' then 'must have a value' end;
+  end if;
+  select string_agg(format('%s is %s', s, coalesce(p_copier ->> s, 'null')), ' and ') into v_values from unnest(v_settings) s;
+  raise exception using errcode = case when cardinality(v_settings) > 1 then 'TC306' else 'TC303' end,
+    message = format('save_copier: %s, but %s', v_values, coalesce(v_words, 'that is not allowed: ' || p_error)),
+    hint = case when cardinality(v_settings) > 1 then 'Change one of the two.' else 'Choose a value in that range.' end;
+end $$;
+
+-- Raises which setting's value is not of its form, and what form it has.
+create function private.refuse_form(p_copier jsonb, p_error text) returns void
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_setting record;
+begin
+  for v_setting in
+    select e.key, e.value, a.atttypid as type from jsonb_each(p_copier) e
+    join pg_catalog.pg_attribute a on a.attrelid = 'public.copiers'::regclass and a.attname = e.key
+  loop
+    begin
+      perform jsonb_populate_record(null::public.copiers, jsonb_build_object(v_setting.key, v_setting.value));
+    exception when data_exception then
+      raise exception using errcode = 'TC302', message = format('save_copier: %s is %s, but must be %s', v_setting.key, v_setting.value,
+        case v_setting.type when 'integer'::regtype then 'a whole number below 2147483648' when 'boolean'::regtype then 'true or false'
+          when 'time'::regtype then 'a time of day such as "08:30"' when 'text[]'::regtype then 'a list of texts such as ["EURUSD"]'
+          when 'integer[]'::regtype then 'a list of whole numbers such as [1, 2]' else 'of another form' end),
+        hint = 'Numbers are decimal strings such as "0.5".';
+    end;
+  end loop;
+  raise exception using errcode = 'TC302', message = 'save_copier: a value is not of its setting''s form: ' || p_error,
+    hint = 'Numbers are decimal strings such as "0.5".';
+end $$;
+
+-- Raises TC306 when a list asks for what another list leaves out: it could never be copied.
+create function private.refuse_contradictions(p_copier public.copiers) returns void
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_pair record;
+begin
+  for v_pair in
+    select x.only_name, x.except_name, string_agg(w, ', ') as both_name
+    from (values ('symbols_only', 'symbols_except', p_copier.symbols_only, p_copier.symbols_except),
+      ('magic_only', 'magic_except', p_copier.magic_only, p_copier.magic_except),
+      ('comment_only', 'comment_except', p_copier.comment_only, p_copier.comment_except)) x (only_name, except_name, wanted, unwanted)
+    cross join lateral unnest(x.wanted) w
+    -- a pattern is covered by a wider one: EUR* by *, EURUSD by EUR*
+    where case when x.only_name = 'magic_only' then w = any (x.unwanted) else private.matches_any(w, x.unwanted) end
+    group by 1, 2
+  loop
+    raise exception using errcode = 'TC306',
+      message = format('save_copier: %s of %s is left out again by %s', v_pair.both_name, v_pair.only_name, v_pair.except_name),
+      hint = 'Take it out of one of the two.';
+  end loop;
+end $$;
+
+-- What is allowed but will surprise, one sentence each.
+create function private.settings_warnings(p_copier public.copiers) returns jsonb
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_warnings text[] := '{}';
+  v_small text;
+begin
+  if p_copier.max_lots is not null then
+    select string_agg(x.name, ', ') into v_small from (
+      select s.name from public.account_symbols s
+      where s.account_id = p_copier.follower_account_id and s.lots_min > p_copier.max_lots order by s.name limit 5) x;
+    if v_small is not null then
+      v_warnings := v_warnings || format('max_lots is %s, below the smallest volume of %s: nothing of it will be copied.',
+        private.plain(p_copier.max_lots), v_small);
+    end if;
+    if p_copier.sizing_mode = 'fixed' and p_copier.sizing_value > p_copier.max_lots then
+      v_warnings := v_warnings || format('sizing_value is %s fixed lots and max_lots %s: every copy is cut to max_lots.',
+        private.plain(p_copier.sizing_value), private.plain(p_copier.max_lots));
+    end if;
+  end if;
+  if p_copier.sizing_mode = 'risk_percent' and p_copier.sizing_value > p_copier.max_risk_percent then
+    v_warnings := v_warnings || format('sizing_value is %s %% of risk and max_risk_percent %s %%: every copy is cut to max_risk_percent.',
+      private.plain(p_copier.sizing_value), private.plain(p_copier.max_risk_percent));
+  end if;
+  if '*' = any (p_copier.symbols_except) then
+    v_warnings := v_warnings || 'symbols_except has "*": nothing will be opened.'::text;
+  end if;
+  return to_jsonb(v_warnings);
+end $$;
