@@ -3580,11 +3580,11 @@ begin
   end loop;
 end $$;
 
-create type private.wish as (parts jsonb, sum numeric, opens boolean, shares integer, sl numeric, tp numeric);
+create type private.wish as (parts jsonb, sum numeric, opens boolean, shares integer, sl numeric, tp numeric, virtual boolean);
 comment on type private.wish is 'What the links of a netting symbol want together.';
 
 -- What a netting symbol's links want together. parts: the changes, sum: signed lots of the deal that makes them, shares: links that will hold
--- something, sl and tp: the levels that may stand on the position (none where it has several owners).
+-- something, sl and tp: the levels that may stand on the position (none where it has several owners; virtual: one of them wants some).
 create function private.net_wish(p_account uuid, p_symbol text, p_net numeric, p_now timestamptz) returns private.wish
 language plpgsql security definer set search_path = '' as $$
 declare
@@ -3600,7 +3600,9 @@ begin
     min(d.wanted_sl) filter (where d.held + d.delta > 0), min(d.wanted_tp) filter (where d.held + d.delta > 0)
   into w.sum, w.parts, w.opens, w.shares, v_after, w.sl, w.tp
   from private.net_deltas(p_account, p_symbol, p_now) d join public.position_links l on l.id = d.link_id;
+  w.virtual := false;
   if w.shares <> 1 or p_net + w.sum <> v_after then
+    w.virtual := w.sl is not null or w.tp is not null;
     w.sl := null;
     w.tp := null;
   end if;
@@ -3621,8 +3623,8 @@ begin
   select coalesce(bool_or((e ->> 'lots')::numeric > 0), false) into v_opens from jsonb_array_elements(p_parts) e;
   select l.* into v_link from jsonb_array_elements(p_parts) e join public.position_links l on l.id = (e ->> 'link_id')::bigint
   order by (e ->> 'lots')::numeric > 0 desc, l.id desc limit 1;
-  -- "open" where a new position may come of it; a pure reduction names the position
-  v_action := case when v_opens or p_lots > abs(p_net) or p_ticket is null then 'open' when p_lots = abs(p_net) then 'close' else 'reduce' end;
+  -- "open" where the position may grow or a new one come of it (the end of a short copy buys); a pure reduction names the position
+  v_action := case when v_opens or private.sign_of(p_side) = sign(p_net) or p_lots > abs(p_net) or p_ticket is null then 'open' when p_lots = abs(p_net) then 'close' else 'reduce' end;
   insert into public.trade_execution_queue (step_id, link_id, lane, copier_id, user_id, account_id, master_account_id, event_id, action,
     priority, symbol, side, lots, target_lots, ticket, sl, tp, max_slippage_points, master_price, master_lots, comment, parts, warnings,
     retry_until, send_before, detected_at, queued_at, updated_at)
@@ -3632,7 +3634,7 @@ begin
     case when v_action = 'open' then p_side when p_side = 'buy' then 'sell' else 'buy' end, p_lots,
     case when v_action <> 'open' then abs(p_net) - p_lots end, case when v_action <> 'open' then p_ticket end,
     case when v_opens then p_wish.sl end, case when v_opens then p_wish.tp end, case when v_opens then c.max_slippage_points end, m.price,
-    v_link.seen_master_lots, c.comment, p_parts, case when p_wish.shares > 1 then array['netting_sltp_virtual'] else '{}' end,
+    v_link.seen_master_lots, c.comment, p_parts, case when p_wish.shares > 1 or p_wish.virtual then array['netting_sltp_virtual'] else '{}' end,
     p_now + make_interval(secs => c.retry_window_s), p_now, m.detected_at, p_now, p_now
   from public.copiers c left join public.positions m on m.account_id = v_link.master_account_id and m.ticket = v_link.master_ticket
   where c.id = v_link.copier_id
@@ -3653,6 +3655,15 @@ begin
   on conflict (event_id, copier_id) do update set execution_id = excluded.execution_id, link_id = excluded.link_id, reason = null, detail = null
     where o.execution_id is null;
   return v_new;
+end $$;
+
+-- A stop loss that cannot stand at the broker protects only as long as its master's account is watched: its user shall know.
+create function private.tell_virtual_levels(p_account uuid, p_symbol text) returns void
+language plpgsql security definer set search_path = '' as $$
+begin
+  perform private.raise_alert(p_account, 'levels', 'netting_sltp_virtual', 'warning', format('%s: the position belongs to several copies (or in part to '
+    'you), so their stop loss and take profit cannot stand on it. Each copy is closed when its master closes, by its stop too. '
+    'Use a hedging account if every copy needs its own stop at the broker.', p_symbol), jsonb_build_object('symbol', p_symbol));
 end $$;
 
 -- Asks for the levels that the position shall have. Returns the new execution.
@@ -3717,6 +3728,7 @@ begin
     end if;
     perform private.supersede(v_waiting.id, p_now);
     if not v_wish.opens and v_ledger.failures > 0 and v_ledger.replan_at > p_now then return null; end if;
+    if v_wish.virtual then perform private.tell_virtual_levels(p_account, p_symbol); end if;
     return private.queue_deal(p_account, p_symbol, v_side, v_lots, v_ledger.net_lots, v_ticket, v_parts, v_wish, p_now);
   end if;
   if v_wish.sum = 0 and v_wish.parts <> '[]' then  -- the links settle among themselves
@@ -3737,6 +3749,7 @@ begin
   end if;
   if v_ticket is not null and v_wish.shares > 0 and ((v_wish.sl, v_wish.tp) is distinct from (v_ledger.asked_sl, v_ledger.asked_tp)
     or v_ledger.modify_failures between 1 and 2 and v_ledger.replan_at <= p_now) then
+    if v_wish.virtual then perform private.tell_virtual_levels(p_account, p_symbol); end if;
     return private.queue_levels(p_account, p_symbol, v_ledger.net_lots, v_ticket, v_wish.sl, v_wish.tp, p_now);
   end if;
   return null;

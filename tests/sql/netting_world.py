@@ -18,6 +18,9 @@ class NettingWorld(World):
             return
         direction = 1 if (execution["side"] == "buy") == (execution["action"] == "open") else -1
         volume = filled or Decimal(str(execution["lots"]))
+        if execution["action"] != "open":  # brokers take off a position only what is there
+            assert execution["side"] == ("buy" if self.net > 0 else "sell"), execution
+            assert volume <= abs(self.net), execution
         self.net += direction * volume
         self.report(execution, positions=self.state(), filled_lots=str(volume), price="1.10000")
 

@@ -2,9 +2,11 @@
 
 from decimal import Decimal
 
+import pytest
 from netting_world import NettingWorld
 
 
+@pytest.mark.covers("P11")
 def test_two_masters_one_net_position(world: NettingWorld) -> None:
     world.copy("M", "N")
     world.copy("M2", "N")
@@ -69,6 +71,52 @@ def test_a_master_flip_is_one_deal(world: NettingWorld) -> None:
     world.run()
     assert world.net == Decimal("-0.50")
     assert world.shares() == {"M": Decimal("0.50")}
+
+
+@pytest.mark.covers("P10")
+def test_a_master_flip_closes_before_it_opens_at_a_hedging_follower_and_is_one_deal_at_a_netting_one(world: NettingWorld) -> None:
+    world.copy("M", "F")
+    world.copy("M", "N")
+    p = world.opened("M", "1.00")
+    world.settle_both()
+    assert (world.book("F"), world.net) == ([("buy", "1.00")], Decimal("1.00"))
+    world.send("M", world.event("modified", p | {"side": "sell", "lots": "0.50"}))
+    close, reopen = world.open_executions("F")
+    assert [(e["action"], e["side"], f"{e['lots']:.2f}") for e in (close, reopen)] == [
+        ("close", "buy", "1.00"),
+        ("open", "sell", "0.50"),
+    ]
+    assert reopen["after_id"] == close["step_id"]
+    (deal,) = world.open_executions("N")
+    assert (deal["side"], f"{deal['lots']:.2f}") == ("sell", "1.50")
+    world.fill(close)
+    assert world.book("F") == []
+    world.fill(reopen)
+    world.run()
+    assert (world.book("F"), world.book("N")) == ([("sell", "0.50")], [("sell", "0.50")])
+
+
+@pytest.mark.covers("P12")
+def test_legs_of_a_hedging_master_are_one_net_position_whose_levels_only_the_ledger_keeps(world: NettingWorld) -> None:
+    world.copy("M", "N")
+    p = world.opened("M", "1.00", sl="1.09000")
+    world.run()
+    q = world.opened("M", "0.40", "sell", sl="1.12000")
+    (deal,) = world.open_executions("N")
+    assert (deal["warnings"], deal["sl"]) == (["netting_sltp_virtual"], None)
+    world.run()
+    assert world.net == Decimal("0.60")
+    assert world.executions("N")[-1]["sl"] is None  # the first leg's level has been taken off the common position
+    (alert,) = world.rows("select account_id::text, kind, reason, severity, message from public.alerts")
+    assert (alert["account_id"], alert["reason"]) == (world.accounts["N"], "netting_sltp_virtual")
+    assert "EURUSD" in alert["message"]
+    world.send("M", world.event("closed", q | {"lots": "0"}, close_reason="sl"))  # the leg's stop was hit where it stands
+    world.run()
+    assert world.net == Decimal("1.00")
+    assert f"{world.executions('N')[-1]['sl']:.2f}" == "1.09"  # the only one left has its level again
+    world.send("M", world.event("closed", p | {"lots": "0"}))
+    world.run()
+    assert world.net == 0
 
 
 def test_increase_and_reduction_follow_the_master(world: NettingWorld) -> None:
