@@ -34,7 +34,7 @@ format: setup ## bring every file into the layout that check wants
 
 bench: setup ## every benchmark, one after the other
 	@$(BIN)/python scripts/bench_peers.py
-	@for name in copy fanout burst queue; do $(BIN)/tradecopier bench $$name $(ARGS) || exit 1; done
+	@for name in copy fanout burst queue history; do $(BIN)/tradecopier bench $$name $(ARGS) || exit 1; done
 
 types: setup ## supabase/database.types.ts from the schema
 	@$(BIN)/python scripts/database_types.py

@@ -16,6 +16,7 @@ from agent.bench.copying import (
     summarise,
     summarise_last,
 )
+from agent.bench.history import history_figures
 from agent.bench.machine import machine
 from agent.bench.queueing import Contest, queue_figures
 from agent.demo.command import check_writable
@@ -80,6 +81,18 @@ def queue(samples: int, rounds: int, connections: int, batch: int, json_file: Pa
     """Executions queued and completed per second in Postgres, against procrastinate and pgqueuer."""
     contest = Contest(jobs=samples, rounds=rounds, connections=connections, batch=batch)
     _run(queue_figures(contest, _say), json_file)
+
+
+@bench.command()
+@click.option("--rows", type=click.IntRange(1000, 20_000_000), default=2_000_000, show_default=True, help="Rows of history.")
+@click.option(
+    "--rounds", type=click.IntRange(2, 10_000), default=60, show_default=True, help="Opens and closes of each database."
+)
+@click.option("--followers", type=click.IntRange(1, 200), default=20, show_default=True, help="How many followers.")
+@_json
+def history(rows: int, rounds: int, followers: int, json_file: Path | None) -> None:
+    """What an event costs in Postgres beside years of closed trades, against the same farm without any."""
+    _run(asyncio.to_thread(history_figures, rows, rounds, followers, _say), json_file)
 
 
 async def copy_figures(samples: int, rate: float, say: Callable[[str], None] | None = None) -> Figures:

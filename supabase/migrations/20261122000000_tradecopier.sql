@@ -2222,45 +2222,49 @@ end $$;
 create function private.offer(p_executions bigint[], p_caller uuid, p_now timestamptz) returns jsonb
 language plpgsql security definer set search_path = '' as $$
 declare
-  v_own jsonb;
+  v_own jsonb := '[]';
   v_message record;
-  v_send_within interval := private.send_within();
+  v_send_within interval;
 begin
   if p_executions is null or cardinality(p_executions) = 0 then
-    return '[]'::jsonb;
+    return v_own;
   end if;
-  update public.trade_execution_queue q
-  set vps_id = v.id, epoch = a.epoch, offered_at = p_now,
-      send_before = least(greatest(p_now, a.begins_at) + v_send_within, v.lease_expires_at,
-        case when private.opens(q) then coalesce(case when q.attempt > 1 then q.retry_until end, q.queued_at) + v_send_within end)
-  from public.account_vps_assignments a
-  join public.vps_instances v on v.id = a.vps_id
-  where q.id = any (p_executions) and q.offered_at is null and a.account_id = q.account_id and v.retired_at is null and v.lease_expires_at > p_now;
+  -- most were offered when they were planned
+  if exists (select 1 from public.trade_execution_queue q where q.id = any (p_executions) and q.offered_at is null) then
+    v_send_within := private.send_within();
+    update public.trade_execution_queue q
+    set vps_id = v.id, epoch = a.epoch, offered_at = p_now,
+        send_before = least(greatest(p_now, a.begins_at) + v_send_within, v.lease_expires_at,
+          case when private.opens(q) then coalesce(case when q.attempt > 1 then q.retry_until end, q.queued_at) + v_send_within end)
+    from public.account_vps_assignments a
+    join public.vps_instances v on v.id = a.vps_id
+    where q.id = any (p_executions) and q.offered_at is null and a.account_id = q.account_id and v.retired_at is null
+      and v.lease_expires_at > p_now;
+  end if;
 
   for v_message in
-    with rendered as materialized (
-      select q.id, q.vps_id, q.priority, private.execution_json(q) as body
-      from public.trade_execution_queue q
-      where q.id = any (p_executions) and q.offered_at is not null and q.vps_id is distinct from p_caller
-    )
     select numbered.vps_id, jsonb_agg(numbered.body order by numbered.priority, numbered.id) as bodies
     from (
-      select packed.*, (packed.bytes_before / 190000)::integer as part_by_bytes, (packed.row_before / 100)::integer as part_by_rows
+      select rendered.*,
+        case when rendered.vps_id = p_caller then 0 else (sum(octet_length(rendered.body::text)) over w / 190000)::integer end as part_by_bytes,
+        case when rendered.vps_id = p_caller then 0 else ((row_number() over w - 1) / 100)::integer end as part_by_rows
       from (
-        select rendered.*, row_number() over w - 1 as row_before, sum(octet_length(rendered.body::text)) over w as bytes_before
-        from rendered
-        window w as (partition by rendered.vps_id order by rendered.priority, rendered.id)
-      ) packed
+        select q.id, q.vps_id, q.priority, private.execution_json(q) as body
+        from public.trade_execution_queue q
+        where q.id = any (p_executions) and q.offered_at is not null
+        offset 0  -- each is rendered once
+      ) rendered
+      window w as (partition by rendered.vps_id order by rendered.priority, rendered.id)
     ) numbered
     group by numbered.vps_id, numbered.part_by_bytes, numbered.part_by_rows
     order by numbered.vps_id, numbered.part_by_rows, numbered.part_by_bytes
   loop
-    perform realtime.send(jsonb_build_object('executions', v_message.bodies), 'executions', 'vps:' || v_message.vps_id, true);
+    if v_message.vps_id = p_caller then
+      v_own := v_message.bodies;
+    else
+      perform realtime.send(jsonb_build_object('executions', v_message.bodies), 'executions', 'vps:' || v_message.vps_id, true);
+    end if;
   end loop;
-
-  select coalesce(jsonb_agg(private.execution_json(q) order by q.priority, q.id), '[]'::jsonb) into v_own
-  from public.trade_execution_queue q
-  where q.id = any (p_executions) and q.offered_at is not null and q.vps_id = p_caller;
   return v_own;
 end $$;
 
@@ -2476,17 +2480,8 @@ end $$;
 -- 40_mirror.sql
 -- The mirror: how a message about a position changes public.positions. Callers hold the account's plan lock.
 
--- Whether a field that is given is no amount: not a decimal number, negative, or beyond anything that is traded.
-create function private.bad_amount(p jsonb) returns boolean
-language plpgsql immutable set search_path = '' as $$
-begin
-  return case coalesce(jsonb_typeof(p), 'null') when 'null' then false
-    when 'number' then (p #>> '{}')::numeric not between 0 and 1e12
-    when 'string' then not (pg_input_is_valid(p #>> '{}', 'numeric') and (p #>> '{}')::numeric between 0 and 1e12)
-    else true end;
-end $$;
-
 -- What is wrong with a position as docs/protocol.md describes it; null when nothing is. One expression: everything told passes here.
+-- NaN and Infinity are greater than every bound.
 create function private.position_error(p jsonb) returns text
 language plpgsql stable set search_path = '' as $$
 begin
@@ -2500,10 +2495,14 @@ begin
     when coalesce(p ->> 'side', '') not in ('buy', 'sell') then 'position.side must be "buy" or "sell"'
     when p ->> 'kind' = 'order' and coalesce(p ->> 'order_type', '') not in ('limit', 'stop')
       then 'position.order_type of an order must be "limit" or "stop"'
-    when p ->> 'lots' is null or private.bad_amount(p -> 'lots') then 'position.lots must be a decimal number between 0 and 1e12'
-    when p ->> 'price' is null or private.bad_amount(p -> 'price') then 'position.price must be a decimal number between 0 and 1e12'
-    when private.bad_amount(p -> 'sl') then 'position.sl must be a decimal number between 0 and 1e12'
-    when private.bad_amount(p -> 'tp') then 'position.tp must be a decimal number between 0 and 1e12'
+    when coalesce(not pg_input_is_valid(p ->> 'lots', 'numeric') or (p ->> 'lots')::numeric not between 0 and 1e12, true)
+      then 'position.lots must be a decimal number between 0 and 1e12'
+    when coalesce(not pg_input_is_valid(p ->> 'price', 'numeric') or (p ->> 'price')::numeric not between 0 and 1e12, true)
+      then 'position.price must be a decimal number between 0 and 1e12'
+    when not pg_input_is_valid(p ->> 'sl', 'numeric') or (p ->> 'sl')::numeric not between 0 and 1e12
+      then 'position.sl must be a decimal number between 0 and 1e12'
+    when not pg_input_is_valid(p ->> 'tp', 'numeric') or (p ->> 'tp')::numeric not between 0 and 1e12
+      then 'position.tp must be a decimal number between 0 and 1e12'
     when not coalesce(pg_input_is_valid(p ->> 'opened_at', 'timestamptz'), true)
       then 'position.opened_at must be a time such as 2026-01-31T12:00:00Z'
     when not coalesce(pg_input_is_valid(p ->> 'expires_at', 'timestamptz'), true)
@@ -2998,7 +2997,7 @@ begin
     select g.link_id, g.ticket, p.lots, p.kind, p.price
     from public.position_links l
     join public.trading_accounts a on a.id = l.follower_account_id and a.mode = 'hedging'
-    join private.link_legs g on g.link_id = l.id
+    cross join lateral (select * from private.link_legs i where i.link_id = l.id offset 0) g  -- never by all legs there are
     join public.positions p on p.account_id = g.account_id and p.ticket = g.ticket
     where l.id = any (p_links) and l.ended_at is null and (p.lots < g.lots or p.kind <> g.kind)
       and not exists (select 1 from public.trade_execution_queue q where q.link_id = l.id and q.finalized_at is null and q.status <> 'retrying')
@@ -3125,10 +3124,11 @@ begin
     end if;
   end if;
 
-  with states as materialized (
+  with states as (
     select s.*, private.target_lots(s.base_lots, s.master_lots, s.base_master_lots, s.lots_step, s.lots_min, s.position_lots) as target
     from private.link_states s
     where s.id = any (p_links) and s.ended_at is null and s.account_mode = 'hedging'
+    offset 0  -- a fence: each row is computed once
   ), choices as materialized (
     select s.*, case
         when s.frozen then null
@@ -3191,12 +3191,15 @@ begin
     from orders t
     left join public.account_vps_assignments a on a.account_id = t.follower_account_id
     left join public.vps_instances v on v.id = a.vps_id and v.retired_at is null and v.lease_expires_at > p_now
-    returning id
+    returning id, event_id, copier_id, user_id, link_id
+  ), copied as (
+    insert into public.copy_outcomes as o (event_id, copier_id, user_id, link_id, execution_id)
+    select distinct on (p.event_id, p.copier_id) p.event_id, p.copier_id, p.user_id, p.link_id, p.id
+    from placed p where p.event_id is not null order by p.event_id, p.copier_id, p.id
+    on conflict (event_id, copier_id) do update
+      set execution_id = excluded.execution_id, link_id = excluded.link_id, reason = null, detail = null where o.execution_id is null
   )
   select array_agg(id) into v_new from placed;
-  if v_new is not null then
-    perform private.explain_executions(v_new);
-  end if;
   return v_new;
 end $$;
 
@@ -3349,7 +3352,7 @@ declare
   v_fresh_since timestamptz := p_now - private.setting_s('funds_max_age_s');
   v_send_within interval := private.send_within();
 begin
-  with pairs as materialized (
+  with pairs as (
     select u.kind, u.link_id, u.generation, u.delta, u.close_step, c, m, ma, fa, v.lease_expires_at as lease_ends, ms,
       v.id as vps_id, a.epoch, a.begins_at, private.unreachable(fa, v.lease_expires_at, p_now) as unreachable,
       private.filtered(c, m, (private.fresh_funds(fa, v_fresh_since)).equity, u.kind <> 'increase', p_now) as refusal,
@@ -3369,7 +3372,8 @@ begin
     left join public.account_symbols named on named.account_id = fa.id and named.name = coalesce(y.follower_symbol, m.symbol)
     left join public.account_vps_assignments a on a.account_id = fa.id
     left join public.vps_instances v on v.id = a.vps_id and v.retired_at is null
-  ), checked as materialized (
+    offset 0  -- here and below: a fence, so that each row's functions are called once, without storing the wide rows
+  ), checked as (
     select p.*, case
         when (p.fa).copy_state = 'flattening' then 'account_flattening'
         when (p.fa).copy_state = 'off' then 'account_off'
@@ -3383,7 +3387,8 @@ begin
         when (p.fs).trade_mode in ('close_only', 'disabled') or ((p.fs).trade_mode = 'long_only' and p.side = 'sell')
           or ((p.fs).trade_mode = 'short_only' and p.side = 'buy') then 'trade_disabled' end as verdict
     from pairs p
-  ), sized as materialized (
+    offset 0
+  ), sized as (
     select k.*, case when k.verdict is null then private.size_order(k.c, private.fresh_funds(k.ma, v_fresh_since), private.fresh_funds(k.fa, v_fresh_since),
         k.ms, k.fs, (k.m).side, k.delta, (k.m).price, (k.m).sl, (k.m).tp,
         case when (k.ma).currency = (k.fa).currency and (k.fs).profit_currency = (k.fa).currency and (k.ms).profit_currency = (k.ma).currency
@@ -3396,6 +3401,7 @@ begin
         (k.fs).tick_size) as tp,
       private.on_tick((k.m).price, (k.fs).tick_size) as order_price
     from checked k
+    offset 0
   ), decided as materialized (
     select s.*, coalesce(s.verdict, (s.z).reason) as reason, (s.fa).mode = 'netting' as netting,
       nextval('public.trade_execution_queue_id_seq') as step_id,
@@ -3437,7 +3443,13 @@ begin
         (k.m).unseen_at + make_interval(secs => (k.c).max_age_ms / 1000.0)), (k.m).detected_at, p_now, p_now
     from decided k cross join lateral unnest((k.z).orders) as o (lots)
     where k.reason is null and not k.netting
-    returning id
+    returning id, event_id, copier_id, user_id, link_id
+  ), copied as (
+    insert into public.copy_outcomes as o (event_id, copier_id, user_id, link_id, execution_id)
+    select distinct on (p.event_id, p.copier_id) p.event_id, p.copier_id, p.user_id, p.link_id, p.id
+    from placed p where p.event_id is not null order by p.event_id, p.copier_id, p.id
+    on conflict (event_id, copier_id) do update
+      set execution_id = excluded.execution_id, link_id = excluded.link_id, reason = null, detail = null where o.execution_id is null
   ), explained as (
     insert into public.copy_outcomes (event_id, copier_id, user_id, link_id, reason, detail)
     select (k.m).last_event_id, (k.c).id, (k.c).user_id, k.its_link, coalesce(k.reason, 'coalesced'),
@@ -3448,7 +3460,6 @@ begin
       where copy_outcomes.execution_id is null
   )
   select array_agg(id) into v_new from placed;
-  perform private.explain_executions(v_new);
   return v_new;
 end $$;
 
@@ -3456,6 +3467,13 @@ end $$;
 create function private.explain_rest(p_account uuid, p_events bigint[], p_types text[], p_tickets text[]) returns void
 language plpgsql security definer set search_path = '' as $$
 begin
+  if not exists (
+    select 1 from unnest(p_events) as e (id)
+    join public.copiers c on c.master_account_id = p_account and c.removed_at is null
+    where not exists (select 1 from public.copy_outcomes o where o.event_id = e.id and o.copier_id = c.id))
+  then
+    return;
+  end if;
   insert into public.copy_outcomes (event_id, copier_id, user_id, link_id, reason)
   select e.id, c.id, c.user_id, l.id, case
       when c.mode = 'off' or c.removed_at is not null then 'copier_off'
@@ -4041,7 +4059,7 @@ end $$;
 -- Its settings hold for all that it calls: plans are made once, when tables may be tiny, and must serve when they are large.
 create function private.queue_trade_copy(p_events jsonb) returns jsonb
 language plpgsql security definer set search_path = ''
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set enable_material = off set jit = off as $$
 declare
   v_vps uuid := private.agent_vps();
   v_account public.trading_accounts;
@@ -4141,8 +4159,10 @@ begin
     when coalesce(jsonb_typeof(r -> 'message'), 'null') not in ('null', 'string') then 'message must be a text'
     when coalesce(r ->> 'outcome', '') not in ('completed', 'rejected', 'expired', 'cancelled', 'unknown')
       then 'outcome is not one of completed, rejected, expired, cancelled, unknown'
-    when private.bad_amount(r -> 'filled_lots') then 'filled_lots must be a decimal number, not negative'
-    when private.bad_amount(r -> 'price') then 'price must be a decimal number, not negative'
+    when not pg_input_is_valid(r ->> 'filled_lots', 'numeric') or (r ->> 'filled_lots')::numeric not between 0 and 1e12
+      then 'filled_lots must be a decimal number, not negative'
+    when not pg_input_is_valid(r ->> 'price', 'numeric') or (r ->> 'price')::numeric not between 0 and 1e12
+      then 'price must be a decimal number, not negative'
     when not coalesce(pg_input_is_valid(r ->> 'received_at', 'timestamptz'), true) then 'received_at must be a time such as 2026-01-31T12:00:00Z'
     when not coalesce(pg_input_is_valid(r ->> 'sent_at', 'timestamptz'), true) then 'sent_at must be a time such as 2026-01-31T12:00:00Z'
     when not coalesce(pg_input_is_valid(r ->> 'done_at', 'timestamptz'), true) then 'done_at must be a time such as 2026-01-31T12:00:00Z'
@@ -4443,7 +4463,7 @@ end $$;
 
 create function private.report_executions(p_reports jsonb) returns jsonb
 language plpgsql security definer set search_path = ''
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set enable_material = off set jit = off as $$
 declare
   v_vps uuid := private.agent_vps();
   v_now timestamptz;
@@ -4597,7 +4617,7 @@ end $$;
 -- What time changes: retries, deadlines, links that wait, flattening accounts. Called by maintain() and by heartbeats; safe to run at once.
 create function private.maintain_executions() returns void
 language plpgsql security definer set search_path = ''
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set enable_material = off set jit = off as $$
 declare
   v_accounts uuid[] := private.lock_due(clock_timestamp());
   v_now timestamptz := clock_timestamp();

@@ -138,44 +138,48 @@ end $$;
 create function private.offer(p_executions bigint[], p_caller uuid, p_now timestamptz) returns jsonb
 language plpgsql security definer set search_path = '' as $$
 declare
-  v_own jsonb;
+  v_own jsonb := '[]';
   v_message record;
-  v_send_within interval := private.send_within();
+  v_send_within interval;
 begin
   if p_executions is null or cardinality(p_executions) = 0 then
-    return '[]'::jsonb;
+    return v_own;
   end if;
-  update public.trade_execution_queue q
-  set vps_id = v.id, epoch = a.epoch, offered_at = p_now,
-      send_before = least(greatest(p_now, a.begins_at) + v_send_within, v.lease_expires_at,
-        case when private.opens(q) then coalesce(case when q.attempt > 1 then q.retry_until end, q.queued_at) + v_send_within end)
-  from public.account_vps_assignments a
-  join public.vps_instances v on v.id = a.vps_id
-  where q.id = any (p_executions) and q.offered_at is null and a.account_id = q.account_id and v.retired_at is null and v.lease_expires_at > p_now;
+  -- most were offered when they were planned
+  if exists (select 1 from public.trade_execution_queue q where q.id = any (p_executions) and q.offered_at is null) then
+    v_send_within := private.send_within();
+    update public.trade_execution_queue q
+    set vps_id = v.id, epoch = a.epoch, offered_at = p_now,
+        send_before = least(greatest(p_now, a.begins_at) + v_send_within, v.lease_expires_at,
+          case when private.opens(q) then coalesce(case when q.attempt > 1 then q.retry_until end, q.queued_at) + v_send_within end)
+    from public.account_vps_assignments a
+    join public.vps_instances v on v.id = a.vps_id
+    where q.id = any (p_executions) and q.offered_at is null and a.account_id = q.account_id and v.retired_at is null
+      and v.lease_expires_at > p_now;
+  end if;
 
   for v_message in
-    with rendered as materialized (
-      select q.id, q.vps_id, q.priority, private.execution_json(q) as body
-      from public.trade_execution_queue q
-      where q.id = any (p_executions) and q.offered_at is not null and q.vps_id is distinct from p_caller
-    )
     select numbered.vps_id, jsonb_agg(numbered.body order by numbered.priority, numbered.id) as bodies
     from (
-      select packed.*, (packed.bytes_before / 190000)::integer as part_by_bytes, (packed.row_before / 100)::integer as part_by_rows
+      select rendered.*,
+        case when rendered.vps_id = p_caller then 0 else (sum(octet_length(rendered.body::text)) over w / 190000)::integer end as part_by_bytes,
+        case when rendered.vps_id = p_caller then 0 else ((row_number() over w - 1) / 100)::integer end as part_by_rows
       from (
-        select rendered.*, row_number() over w - 1 as row_before, sum(octet_length(rendered.body::text)) over w as bytes_before
-        from rendered
-        window w as (partition by rendered.vps_id order by rendered.priority, rendered.id)
-      ) packed
+        select q.id, q.vps_id, q.priority, private.execution_json(q) as body
+        from public.trade_execution_queue q
+        where q.id = any (p_executions) and q.offered_at is not null
+        offset 0  -- each is rendered once
+      ) rendered
+      window w as (partition by rendered.vps_id order by rendered.priority, rendered.id)
     ) numbered
     group by numbered.vps_id, numbered.part_by_bytes, numbered.part_by_rows
     order by numbered.vps_id, numbered.part_by_rows, numbered.part_by_bytes
   loop
-    perform realtime.send(jsonb_build_object('executions', v_message.bodies), 'executions', 'vps:' || v_message.vps_id, true);
+    if v_message.vps_id = p_caller then
+      v_own := v_message.bodies;
+    else
+      perform realtime.send(jsonb_build_object('executions', v_message.bodies), 'executions', 'vps:' || v_message.vps_id, true);
+    end if;
   end loop;
-
-  select coalesce(jsonb_agg(private.execution_json(q) order by q.priority, q.id), '[]'::jsonb) into v_own
-  from public.trade_execution_queue q
-  where q.id = any (p_executions) and q.offered_at is not null and q.vps_id = p_caller;
   return v_own;
 end $$;

@@ -1,16 +1,7 @@
 -- The mirror: how a message about a position changes public.positions. Callers hold the account's plan lock.
 
--- Whether a field that is given is no amount: not a decimal number, negative, or beyond anything that is traded.
-create function private.bad_amount(p jsonb) returns boolean
-language plpgsql immutable set search_path = '' as $$
-begin
-  return case coalesce(jsonb_typeof(p), 'null') when 'null' then false
-    when 'number' then (p #>> '{}')::numeric not between 0 and 1e12
-    when 'string' then not (pg_input_is_valid(p #>> '{}', 'numeric') and (p #>> '{}')::numeric between 0 and 1e12)
-    else true end;
-end $$;
-
 -- What is wrong with a position as docs/protocol.md describes it; null when nothing is. One expression: everything told passes here.
+-- NaN and Infinity are greater than every bound.
 create function private.position_error(p jsonb) returns text
 language plpgsql stable set search_path = '' as $$
 begin
@@ -24,10 +15,14 @@ begin
     when coalesce(p ->> 'side', '') not in ('buy', 'sell') then 'position.side must be "buy" or "sell"'
     when p ->> 'kind' = 'order' and coalesce(p ->> 'order_type', '') not in ('limit', 'stop')
       then 'position.order_type of an order must be "limit" or "stop"'
-    when p ->> 'lots' is null or private.bad_amount(p -> 'lots') then 'position.lots must be a decimal number between 0 and 1e12'
-    when p ->> 'price' is null or private.bad_amount(p -> 'price') then 'position.price must be a decimal number between 0 and 1e12'
-    when private.bad_amount(p -> 'sl') then 'position.sl must be a decimal number between 0 and 1e12'
-    when private.bad_amount(p -> 'tp') then 'position.tp must be a decimal number between 0 and 1e12'
+    when coalesce(not pg_input_is_valid(p ->> 'lots', 'numeric') or (p ->> 'lots')::numeric not between 0 and 1e12, true)
+      then 'position.lots must be a decimal number between 0 and 1e12'
+    when coalesce(not pg_input_is_valid(p ->> 'price', 'numeric') or (p ->> 'price')::numeric not between 0 and 1e12, true)
+      then 'position.price must be a decimal number between 0 and 1e12'
+    when not pg_input_is_valid(p ->> 'sl', 'numeric') or (p ->> 'sl')::numeric not between 0 and 1e12
+      then 'position.sl must be a decimal number between 0 and 1e12'
+    when not pg_input_is_valid(p ->> 'tp', 'numeric') or (p ->> 'tp')::numeric not between 0 and 1e12
+      then 'position.tp must be a decimal number between 0 and 1e12'
     when not coalesce(pg_input_is_valid(p ->> 'opened_at', 'timestamptz'), true)
       then 'position.opened_at must be a time such as 2026-01-31T12:00:00Z'
     when not coalesce(pg_input_is_valid(p ->> 'expires_at', 'timestamptz'), true)

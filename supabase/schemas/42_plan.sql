@@ -72,7 +72,7 @@ begin
     select g.link_id, g.ticket, p.lots, p.kind, p.price
     from public.position_links l
     join public.trading_accounts a on a.id = l.follower_account_id and a.mode = 'hedging'
-    join private.link_legs g on g.link_id = l.id
+    cross join lateral (select * from private.link_legs i where i.link_id = l.id offset 0) g  -- never by all legs there are
     join public.positions p on p.account_id = g.account_id and p.ticket = g.ticket
     where l.id = any (p_links) and l.ended_at is null and (p.lots < g.lots or p.kind <> g.kind)
       and not exists (select 1 from public.trade_execution_queue q where q.link_id = l.id and q.finalized_at is null and q.status <> 'retrying')
@@ -199,10 +199,11 @@ begin
     end if;
   end if;
 
-  with states as materialized (
+  with states as (
     select s.*, private.target_lots(s.base_lots, s.master_lots, s.base_master_lots, s.lots_step, s.lots_min, s.position_lots) as target
     from private.link_states s
     where s.id = any (p_links) and s.ended_at is null and s.account_mode = 'hedging'
+    offset 0  -- a fence: each row is computed once
   ), choices as materialized (
     select s.*, case
         when s.frozen then null
@@ -265,11 +266,14 @@ begin
     from orders t
     left join public.account_vps_assignments a on a.account_id = t.follower_account_id
     left join public.vps_instances v on v.id = a.vps_id and v.retired_at is null and v.lease_expires_at > p_now
-    returning id
+    returning id, event_id, copier_id, user_id, link_id
+  ), copied as (
+    insert into public.copy_outcomes as o (event_id, copier_id, user_id, link_id, execution_id)
+    select distinct on (p.event_id, p.copier_id) p.event_id, p.copier_id, p.user_id, p.link_id, p.id
+    from placed p where p.event_id is not null order by p.event_id, p.copier_id, p.id
+    on conflict (event_id, copier_id) do update
+      set execution_id = excluded.execution_id, link_id = excluded.link_id, reason = null, detail = null where o.execution_id is null
   )
   select array_agg(id) into v_new from placed;
-  if v_new is not null then
-    perform private.explain_executions(v_new);
-  end if;
   return v_new;
 end $$;

@@ -71,7 +71,7 @@ declare
   v_fresh_since timestamptz := p_now - private.setting_s('funds_max_age_s');
   v_send_within interval := private.send_within();
 begin
-  with pairs as materialized (
+  with pairs as (
     select u.kind, u.link_id, u.generation, u.delta, u.close_step, c, m, ma, fa, v.lease_expires_at as lease_ends, ms,
       v.id as vps_id, a.epoch, a.begins_at, private.unreachable(fa, v.lease_expires_at, p_now) as unreachable,
       private.filtered(c, m, (private.fresh_funds(fa, v_fresh_since)).equity, u.kind <> 'increase', p_now) as refusal,
@@ -91,7 +91,8 @@ begin
     left join public.account_symbols named on named.account_id = fa.id and named.name = coalesce(y.follower_symbol, m.symbol)
     left join public.account_vps_assignments a on a.account_id = fa.id
     left join public.vps_instances v on v.id = a.vps_id and v.retired_at is null
-  ), checked as materialized (
+    offset 0  -- here and below: a fence, so that each row's functions are called once, without storing the wide rows
+  ), checked as (
     select p.*, case
         when (p.fa).copy_state = 'flattening' then 'account_flattening'
         when (p.fa).copy_state = 'off' then 'account_off'
@@ -105,7 +106,8 @@ begin
         when (p.fs).trade_mode in ('close_only', 'disabled') or ((p.fs).trade_mode = 'long_only' and p.side = 'sell')
           or ((p.fs).trade_mode = 'short_only' and p.side = 'buy') then 'trade_disabled' end as verdict
     from pairs p
-  ), sized as materialized (
+    offset 0
+  ), sized as (
     select k.*, case when k.verdict is null then private.size_order(k.c, private.fresh_funds(k.ma, v_fresh_since), private.fresh_funds(k.fa, v_fresh_since),
         k.ms, k.fs, (k.m).side, k.delta, (k.m).price, (k.m).sl, (k.m).tp,
         case when (k.ma).currency = (k.fa).currency and (k.fs).profit_currency = (k.fa).currency and (k.ms).profit_currency = (k.ma).currency
@@ -118,6 +120,7 @@ begin
         (k.fs).tick_size) as tp,
       private.on_tick((k.m).price, (k.fs).tick_size) as order_price
     from checked k
+    offset 0
   ), decided as materialized (
     select s.*, coalesce(s.verdict, (s.z).reason) as reason, (s.fa).mode = 'netting' as netting,
       nextval('public.trade_execution_queue_id_seq') as step_id,
@@ -159,7 +162,13 @@ begin
         (k.m).unseen_at + make_interval(secs => (k.c).max_age_ms / 1000.0)), (k.m).detected_at, p_now, p_now
     from decided k cross join lateral unnest((k.z).orders) as o (lots)
     where k.reason is null and not k.netting
-    returning id
+    returning id, event_id, copier_id, user_id, link_id
+  ), copied as (
+    insert into public.copy_outcomes as o (event_id, copier_id, user_id, link_id, execution_id)
+    select distinct on (p.event_id, p.copier_id) p.event_id, p.copier_id, p.user_id, p.link_id, p.id
+    from placed p where p.event_id is not null order by p.event_id, p.copier_id, p.id
+    on conflict (event_id, copier_id) do update
+      set execution_id = excluded.execution_id, link_id = excluded.link_id, reason = null, detail = null where o.execution_id is null
   ), explained as (
     insert into public.copy_outcomes (event_id, copier_id, user_id, link_id, reason, detail)
     select (k.m).last_event_id, (k.c).id, (k.c).user_id, k.its_link, coalesce(k.reason, 'coalesced'),
@@ -170,7 +179,6 @@ begin
       where copy_outcomes.execution_id is null
   )
   select array_agg(id) into v_new from placed;
-  perform private.explain_executions(v_new);
   return v_new;
 end $$;
 
@@ -178,6 +186,13 @@ end $$;
 create function private.explain_rest(p_account uuid, p_events bigint[], p_types text[], p_tickets text[]) returns void
 language plpgsql security definer set search_path = '' as $$
 begin
+  if not exists (
+    select 1 from unnest(p_events) as e (id)
+    join public.copiers c on c.master_account_id = p_account and c.removed_at is null
+    where not exists (select 1 from public.copy_outcomes o where o.event_id = e.id and o.copier_id = c.id))
+  then
+    return;
+  end if;
   insert into public.copy_outcomes (event_id, copier_id, user_id, link_id, reason)
   select e.id, c.id, c.user_id, l.id, case
       when c.mode = 'off' or c.removed_at is not null then 'copier_off'

@@ -189,7 +189,7 @@ end $$;
 -- Its settings hold for all that it calls: plans are made once, when tables may be tiny, and must serve when they are large.
 create function private.queue_trade_copy(p_events jsonb) returns jsonb
 language plpgsql security definer set search_path = ''
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set enable_material = off set jit = off as $$
 declare
   v_vps uuid := private.agent_vps();
   v_account public.trading_accounts;

@@ -27,8 +27,10 @@ begin
     when coalesce(jsonb_typeof(r -> 'message'), 'null') not in ('null', 'string') then 'message must be a text'
     when coalesce(r ->> 'outcome', '') not in ('completed', 'rejected', 'expired', 'cancelled', 'unknown')
       then 'outcome is not one of completed, rejected, expired, cancelled, unknown'
-    when private.bad_amount(r -> 'filled_lots') then 'filled_lots must be a decimal number, not negative'
-    when private.bad_amount(r -> 'price') then 'price must be a decimal number, not negative'
+    when not pg_input_is_valid(r ->> 'filled_lots', 'numeric') or (r ->> 'filled_lots')::numeric not between 0 and 1e12
+      then 'filled_lots must be a decimal number, not negative'
+    when not pg_input_is_valid(r ->> 'price', 'numeric') or (r ->> 'price')::numeric not between 0 and 1e12
+      then 'price must be a decimal number, not negative'
     when not coalesce(pg_input_is_valid(r ->> 'received_at', 'timestamptz'), true) then 'received_at must be a time such as 2026-01-31T12:00:00Z'
     when not coalesce(pg_input_is_valid(r ->> 'sent_at', 'timestamptz'), true) then 'sent_at must be a time such as 2026-01-31T12:00:00Z'
     when not coalesce(pg_input_is_valid(r ->> 'done_at', 'timestamptz'), true) then 'done_at must be a time such as 2026-01-31T12:00:00Z'
@@ -329,7 +331,7 @@ end $$;
 
 create function private.report_executions(p_reports jsonb) returns jsonb
 language plpgsql security definer set search_path = ''
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set enable_material = off set jit = off as $$
 declare
   v_vps uuid := private.agent_vps();
   v_now timestamptz;

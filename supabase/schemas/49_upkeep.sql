@@ -103,7 +103,7 @@ end $$;
 -- What time changes: retries, deadlines, links that wait, flattening accounts. Called by maintain() and by heartbeats; safe to run at once.
 create function private.maintain_executions() returns void
 language plpgsql security definer set search_path = ''
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set enable_material = off set jit = off as $$
 declare
   v_accounts uuid[] := private.lock_due(clock_timestamp());
   v_now timestamptz := clock_timestamp();

@@ -55,6 +55,13 @@ def test_fanout_runs_with_few_samples(tmp_path: Path) -> None:
     assert {size: part(found, "followers", size)["orders"] for size in ("3", "6")} == {"3": 6, "6": 12}
 
 
+@patient
+def test_history_runs_with_few_rows(tmp_path: Path) -> None:
+    found = bench("history", "--rows", "20000", "--rounds", "2", "--followers", "3", str(tmp_path / "history.json"))
+    assert part(found, "with")["n"] == part(found, "without")["n"] == 4
+    assert float(str(found["p50_ratio"])) > 0
+
+
 @e2e
 @patient
 def test_burst_runs_with_few_samples_and_counts_every_order_at_the_brokers(tmp_path: Path) -> None:

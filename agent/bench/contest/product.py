@@ -41,7 +41,7 @@ class ProductLane:
         self._ticket = ticket if opens else None
         event = {
             "session": SESSION, "seq": next(self._numbers), "type": "opened" if opens else "closed", "evidence": "deal",
-            "detected_at": now, "unchanged_at": now, "position": _position(ticket, "0.10" if opens else "0"),
+            "detected_at": now, "unchanged_at": now, "position": position_told(ticket, "0.10" if opens else "0"),
         }  # fmt: skip
         request = {"account_id": self._place["master"], "epoch": 1, "events": [event]}
         answer = await self._call(self._place["agent"], "queue_trade_copy", request)
@@ -66,7 +66,7 @@ class ProductLane:
             "account_id": execution["account_id"], "session": SESSION, "seq": next(self._numbers),
             "execution_id": execution["id"], "attempt": execution["attempt"], "outcome": "completed", "reason": None,
             "retryable": False, "message": "", "adopted": False, "filled_lots": execution["lots"], "price": PRICE,
-            "positions": [_position(ticket, execution["lots"] if opens else "0", tag=execution["id"])],
+            "positions": [position_told(ticket, execution["lots"] if opens else "0", tag=execution["id"])],
             "received_at": now, "sent_at": now, "done_at": now,
         }  # fmt: skip
 
@@ -80,7 +80,7 @@ class ProductLane:
         return None if row is None else row[0]
 
 
-def _position(ticket: str, lots: str, tag: str | None = None) -> dict[str, Any]:
+def position_told(ticket: str, lots: str, tag: str | None = None) -> dict[str, Any]:
     return {
         "ticket": ticket, "kind": "position", "symbol": "EURUSD", "side": "buy", "lots": lots, "price": PRICE, "sl": None,
         "tp": None, "order_type": None, "magic": "0", "comment": "", "opened_at": None, "expires_at": None, "tag": tag,
