@@ -58,6 +58,7 @@ create index account_symbols_by_root on public.account_symbols (private.symbol_r
 create function private.learn_affixes() returns trigger
 language plpgsql security definer set search_path = '' as $$
 begin
+  if not exists (select from new_symbols) then return null; end if;  -- every report of quotes comes here
   update public.trading_accounts a
   set symbol_prefix = f.prefix, symbol_suffix = f.suffix
   from (
