@@ -88,6 +88,8 @@ class AccountConnection:
         self._trading: AccountSession | None = None
         #: the last session that was opened; once `run` has ended nothing of it is in hand
         self.last_session: int | None = None
+        #: the session that a status without one is about: the last that has ended
+        self._ended_session: int | None = None
         self._was_ready = False
 
     @property
@@ -111,7 +113,8 @@ class AccountConnection:
             self._watcher.resync()
 
     def status(self, account_id: AccountId) -> dict[str, object]:
-        return {"account_id": account_id, "session": self._session, "status": self._status, "error": self._error}
+        session = self._ended_session if self._session is None else self._session
+        return {"account_id": account_id, "session": session, "status": self._status, "error": self._error}
 
     # -- the life of the account -----------------------------------------------------------------------------
 
@@ -198,6 +201,7 @@ class AccountConnection:
             answer = await self._parts.plane.open_session(assignment.account_id, assignment.epoch)
             await self._trade(assignment, state, self._new_session(assignment, adapter, seq, answer))
         finally:
+            self._ended_session = self.last_session
             await self._close(adapter)
 
     def _new_session(self, assignment: Assignment, adapter: Adapter, seq: SeqCounter, answer: Session) -> AccountSession:

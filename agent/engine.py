@@ -17,6 +17,7 @@ from agent.clock import DatabaseClock, Lease, boot_time
 from agent.journal import Journal
 from agent.lanes import Work
 from agent.model import AccountId, Execution, ExecutionId, Report
+from agent.orders import ending_told, shows_nothing
 from agent.reporter import Reporter
 from agent.session import AccountSession, Backbone
 from agent.trader import AccountTrader, EngineSettings
@@ -115,11 +116,13 @@ class TradeCopyEngine:
             key = (execution.id, execution.attempt)
             if key in self._open or key in self._early:
                 continue
-            if (told := self._told.get(key)) is not None:
-                self._tell_again(told)
-                continue
-            work = self._work(execution)
             trader = self._traders.get(execution.account_id)
+            if (told := self._told.get(key)) is not None:
+                if trader is None or not _asked_to_show(execution, told):
+                    self._tell_again(told)
+                    continue
+                del self._told[key]
+            work = self._work(execution)
             if trader is None or execution.account_id in self._draining or execution.epoch > trader.session.epoch:
                 self._keep_early(work)
             else:
@@ -225,3 +228,8 @@ class TradeCopyEngine:
         if told.accepted_at is not None and boot_time() - told.accepted_at > TELL_AGAIN_AFTER:
             told.accepted_at = None
             self._reporter.put(told.report)
+
+
+def _asked_to_show(execution: Execution, told: _Told) -> bool:
+    """The database cannot book what it was told, for that names no position: look for it instead of repeating it."""
+    return execution.investigate and told.accepted_at is not None and shows_nothing(execution, ending_told(told.report))

@@ -18,13 +18,14 @@ import psutil
 from agent.clock import DatabaseClock, Lease
 from agent.json_fields import WireError
 from agent.model import AccountId, Assignment, Execution, ExecutionId
+from agent.process import AgentProcess
 from agent.retry import CallFailed, Refused
 from agent.wire import Heartbeat
 
 log = logging.getLogger(__name__)
 
-#: refusals that mean that this agent is not (or no longer) one
-NOT_AN_AGENT: Final = frozenset({"TC101", "TC102"})
+#: refusals that mean that this agent is not (or no longer) one, or not the one that works as this VPS
+NOT_AN_AGENT: Final = frozenset({"TC101", "TC102", "TC110"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +33,7 @@ class HealthSettings:
     """Seconds between heartbeats: at rest; while something is in flight, in doubt or failing; when refused for good.
 
     At rest: an open whose broadcast was lost is found by the next heartbeat, which must come well before its `send_before` (5 s).
+    The database's own `heartbeat_s`, which comes with each answer, overrules it.
     """
 
     every: float = 2
@@ -119,6 +121,7 @@ class HeartbeatLoop:
         lease: Lease,
         clock: DatabaseClock,
         machine: Callable[[], Mapping[str, object]],
+        process: AgentProcess | None = None,
         settings: HealthSettings | None = None,
         wait: Callable[[asyncio.Event, float], Awaitable[bool]] = wait_for_event,
     ) -> None:
@@ -129,6 +132,7 @@ class HeartbeatLoop:
         self._lease = lease
         self._clock = clock
         self._machine = machine
+        self._process = process
         self._settings = settings or HealthSettings()
         self._wait = wait
         self._asked = asyncio.Event()
@@ -168,8 +172,10 @@ class HeartbeatLoop:
         self._watch_lease()
 
     def _figures(self, accounts: list[dict[str, object]]) -> dict[str, object]:
+        process = {} if self._process is None else {"process": self._process.figures()}
         return {
             **self._machine(),
+            **process,
             "offset_ms": round(self._clock.offset_ms, 3),
             "rtt_ms": None if self._rtt_ms is None else round(self._rtt_ms, 3),
             "accounts": accounts,
@@ -180,6 +186,8 @@ class HeartbeatLoop:
             log.info("heartbeat_answered", extra={"failures": self._failures})
         self._failures, self._refused = 0, False
         self.answer = answer
+        if self._process is not None:
+            self._process.accepted()
         self._connections.want(answer.assignments, answer.unreadable)
         self._connections.resync(answer.resync)
         self._engine.cancel(answer.cancel)
@@ -191,7 +199,7 @@ class HeartbeatLoop:
         self._failures += 1
         log.error("heartbeat_refused", extra={"error": str(error), "code": error.code})
         if error.code in NOT_AN_AGENT:
-            # Retired by an operator: whatever is still running here is somebody else's now.
+            # Retired by an operator, or a clone works in its place: whatever is still running here is somebody else's now.
             self._refused = True
             self._lease.revoke()
             self._connections.want(())
@@ -211,10 +219,12 @@ class HeartbeatLoop:
         if self._failures:
             await self._wait(asyncio.Event(), self._settings.when_refused if self._refused else self._settings.when_busy)
             return
+        every = self._settings.every if self.answer is None else self.answer.heartbeat_ms / 1000
         waited = 0.0
-        while waited < self._settings.every:
-            if await self._wait(self._asked, self._settings.when_busy):
+        while waited < every:
+            step = min(self._settings.when_busy, every - waited)
+            if await self._wait(self._asked, step):
                 return
-            waited += self._settings.when_busy
+            waited += step
             if self._engine.in_flight > 0 or self._events.in_doubt:
                 return

@@ -7,11 +7,12 @@ fail say nothing.
 
 import asyncio
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from decimal import Decimal
 from typing import assert_never
 
+from agent.book import gone
 from agent.clock import DatabaseClock
 from agent.model import Execution, Found, NotFound, Position
 from agent.orders import Ending, expired, order_of
@@ -48,6 +49,28 @@ class Lookout:
                 return await self._applied(execution)
             case _:
                 assert_never(execution.action)
+
+    async def show(self, execution: Execution, done: Ending) -> Ending:
+        """The broker said that it dealt (`done`), but not what is held now: wait until the order's own traces show it."""
+        pause = self.pace.first
+        while True:
+            answer = await self._ask_once(execution)
+            if isinstance(answer, Found) and answer.positions:
+                return replace(done, adopted=True, positions=answer.positions)
+            if answer is not None and self._settled(execution) and (read := await self._read()) is not None:
+                return self._shown(execution, done, answer, read)
+            pause = await self._pause(pause)
+
+    def _shown(self, execution: Execution, done: Ending, answer: Found | NotFound, read: tuple[Position, ...]) -> Ending:
+        """All that can be known, once nothing new can turn up."""
+        if (position := self._named(execution, read)) is not None:
+            return replace(done, adopted=True, positions=(position,))
+        if isinstance(answer, Found) or execution.ticket is not None:
+            # it was filled and has been closed since
+            known = None if execution.ticket is None else self.session.book.by_ticket(execution.ticket)
+            return replace(done, adopted=True, positions=() if known is None else (gone(known),))
+        message = f"the broker confirmed {done.lots} lots, but nothing at the account carries its tag: look at the account"
+        return replace(expired("not_found_after_unknown", message), lots=done.lots, price=done.price)
 
     async def look_once(self, execution: Execution) -> Ending | None:
         """Has its order turned up by now?"""

@@ -6,7 +6,20 @@ from decimal import Decimal
 from typing import Literal, assert_never
 
 from agent.book import Book, Flight, Key, gone, key_of
-from agent.model import Action, Execution, Mode, Order, Outcome, Placed, Position, Rejected, Result, Ticket, Unknown
+from agent.model import (
+    Action,
+    Execution,
+    Mode,
+    Order,
+    Outcome,
+    Placed,
+    Position,
+    Rejected,
+    Report,
+    Result,
+    Ticket,
+    Unknown,
+)
 
 OrderKind = Literal["market", "close", "modify", "pending", "amend", "cancel"]
 NEEDS_TICKET: frozenset[Action] = frozenset({"reduce", "close", "modify", "amend", "cancel"})
@@ -97,15 +110,26 @@ def orders_of(execution: Execution, book: Book, left: Sequence[Position], mode: 
     if execution.action in NEEDS_TICKET and execution.ticket is None:
         ended = [position for position in left if execution.action == "close" or position.kind == "order"]
         return [order_to_end(execution, position) for position in ended] or Ending(outcome="completed")
-    if execution.action not in ("close", "reduce"):
+    if execution.action not in ("close", "reduce", "modify"):
         return [order_of(execution)]
     known = None if execution.ticket is None else book.get(Key("position", execution.ticket))
-    if known is None:
+    if known is not None and known.position.side != execution.side:
+        return reversed_(execution, known.position)
+    if known is None or execution.action == "modify":
         return [order_of(execution)]
     lots = _to_take_off(execution, known.position.lots, mode)
     if lots <= 0:
         return Ending(outcome="completed", message="the target is reached already", positions=(known.position,))
     return [order_of(execution, lots=lots)]
+
+
+def reversed_(execution: Execution, position: Position) -> Ending:
+    """A net that has meanwhile gone through zero. What was to be closed is gone, and another deal would enlarge the other side;
+    levels for the old side are none for the new one."""
+    message = f"the position is a {position.side} now: the {execution.side} that this is about is gone"
+    if execution.action == "modify":
+        return Ending(outcome="rejected", reason="position_reversed", message=message)
+    return Ending(outcome="completed", message=message, positions=(position,))
 
 
 def _to_take_off(execution: Execution, held: Decimal, mode: Mode) -> Decimal:
@@ -151,13 +175,38 @@ def ending_of(results: Sequence[Result]) -> Ending:
 
 def nothing_left(execution: Execution, ending: Ending, book: Book) -> Ending:
     """A close or reduction whose position the broker does not have any more (its stop was hit on the way) has reached its aim:
-    completed with 0 lots, and the position is told as gone. Everything else stays as it is."""
-    if (ending.outcome, ending.reason) != ("rejected", "position_not_found") or execution.action not in ("close", "reduce"):
+    completed with 0 lots, and the position is told as gone; so has one whose net has changed sides, which is told by its own
+    event. Everything else stays as it is."""
+    if ending.outcome != "rejected" or execution.action not in ("close", "reduce"):
+        return ending
+    if ending.reason == "position_reversed":
+        return replace(ending, outcome="completed", reason=None)
+    if ending.reason != "position_not_found":
         return ending
     known = None if execution.ticket is None else book.get(Key("position", execution.ticket))
     ended = () if known is None else (gone(known.position),)
     told = tuple(position for position in ending.positions if position.ticket != execution.ticket)
     return replace(ending, outcome="completed", reason=None, message="the position was closed already", positions=(*told, *ended))
+
+
+def ending_told(report: Report) -> Ending:
+    """What a report said, as an ending again."""
+    return Ending(
+        outcome=report.outcome,
+        reason=report.reason,
+        retryable=report.retryable,
+        message=report.message,
+        adopted=report.adopted,
+        lots=report.filled_lots,
+        price=report.price,
+        positions=report.positions,
+    )
+
+
+def shows_nothing(execution: Execution, ending: Ending) -> bool:
+    """The broker says that it dealt, but not what is held now: nothing could be booked by that. Such an order is looked up."""
+    dealt = execution.action == "place" or ending.lots > 0
+    return ending.outcome == "completed" and dealt and not ending.positions and not ending.adopted
 
 
 def left_behind(endings: Iterable[tuple[Position, ...]], book: Book) -> list[Position]:

@@ -21,6 +21,7 @@ from agent.health import HeartbeatLoop, Machine, agent_version
 from agent.journal import Journal, JournalBusy, JournalError
 from agent.json_fields import WireError
 from agent.platforms.factory import PlatformFactory
+from agent.process import AgentProcess
 from agent.retry import SignInRefused, Unreachable, backoff
 from agent.settings import Settings
 from agent.wire import execution_ids, executions
@@ -79,7 +80,14 @@ def _compose(
         settings.realtime_url, settings.publishable_key, plane.tokens, clock, catch_up=lambda: heartbeats.beat_now()
     )
     heartbeats = HeartbeatLoop(
-        plane, engine, events, connections, lease=lease, clock=clock, machine=Machine(settings.data_dir).figures
+        plane,
+        engine,
+        events,
+        connections,
+        lease=lease,
+        clock=clock,
+        machine=Machine(settings.data_dir).figures,
+        process=AgentProcess(settings.data_dir),
     )
 
     async def on_broadcast(message: Broadcast) -> None:

@@ -8,7 +8,7 @@ outside the account's slots.
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from agent.clock import DatabaseClock, Lease, boot_time
@@ -17,7 +17,7 @@ from agent.journal import Entry, Journal, JournalError
 from agent.lanes import OPENING, Lanes, Work
 from agent.lookout import Lookout, Pace
 from agent.model import Action, ExecutionId, Placed, Report, Result
-from agent.orders import Ending, cancelled, ending_of, expired, nothing_left
+from agent.orders import Ending, cancelled, ending_of, ending_told, expired, nothing_left, shows_nothing
 from agent.remains import Remains
 from agent.sender import Sender
 from agent.session import AccountSession
@@ -219,11 +219,20 @@ class AccountTrader:
             return why
         results = await self._sender.place_all(work, orders)
         ending = ending_of(results)
+        if shows_nothing(work.execution, ending):
+            return await self._show(work, ending)
         if ending.outcome != "unknown":
             return ending
         self._tell(work, ending, ended=False)
         self._watch(work)
         return await self._repeat_or_look(work, results)
+
+    async def _show(self, work: Work, done: Ending) -> Ending:
+        """It was carried out; what it made is looked for by its tag before it counts as completed."""
+        message = "the broker confirmed it without saying what is held now: it is looked for by its tag"
+        self._tell(work, replace(done, outcome="unknown", reason="unknown", message=message), ended=False)
+        self._watch(work)
+        return await self._lookout.show(work.execution, done)
 
     async def _recover(self, work: Work) -> Ending | Report:
         """It may have been sent: by an earlier run of this agent, or by another agent."""
@@ -231,13 +240,18 @@ class AccountTrader:
         if isinstance(known, Ending):
             log.warning("journal_unusable_for_recovery", extra={"execution_id": work.execution.id})
         elif known is not None and known.report is not None:
-            return known.report
+            return await self._told_before(work, known.report)
         return await self._repeat_or_look(work, [])
+
+    async def _told_before(self, work: Work, report: Report) -> Ending | Report:
+        """An outcome that shows nothing is looked up, however often it was told."""
+        done = ending_told(report)
+        return await self._show(work, done) if shows_nothing(work.execution, done) else report
 
     async def _known(self, work: Work, entry: Entry) -> Ending | Report:
         """The journal has this attempt already: it is told again, or looked for; never sent again."""
         if entry.report is not None:
-            return entry.report
+            return await self._told_before(work, entry.report)
         work.unknown = True
         self._watch(work)
         return await self._repeat_or_look(work, [])

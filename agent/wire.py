@@ -331,6 +331,8 @@ class Heartbeat:
     status: str
     server_time: datetime
     lease_ms: int
+    #: how often an idle agent shall be heard of
+    heartbeat_ms: int
     last_tick_at: datetime | None
     topic: str
     assignments: tuple[Assignment, ...]
@@ -353,6 +355,7 @@ def heartbeat_from_json(value: object) -> Heartbeat:
         status=text(raw, "status"),
         server_time=instant(raw, "server_time"),
         lease_ms=integer(raw, "lease_ms"),
+        heartbeat_ms=max(100, integer(raw, "heartbeat_ms", 2_000)),
         last_tick_at=optional_instant(raw, "last_tick_at"),
         topic=text(raw, "topic"),
         assignments=assignments,

@@ -225,7 +225,7 @@ class Broker:
         self._publish(book)
         if fault == "timeout_executed":
             return Answer(status="timeout", message="no answer")
-        return answer
+        return replace(answer, positions=()) if fault == "bare" else answer
 
     def submit(self, login: str, request: Request) -> Answer:
         """Both steps at once, without latency."""
@@ -236,9 +236,17 @@ class Broker:
         match received.fault:
             case "reject":
                 raise Refusal("rejected")
-            case "requote" | "no_money" | "market_closed" as reason:
+            case (
+                "requote"
+                | "price_changed"
+                | "no_money"
+                | "market_closed"
+                | "too_many_requests"
+                | "autotrading_off"
+                | "investor_password"
+            ) as reason:
                 raise Refusal(reason)
-            case None | "partial" | "timeout_executed" | "timeout_lost" | "hang":
+            case None | "partial" | "timeout_executed" | "timeout_lost" | "hang" | "bare":
                 pass
             case _:
                 assert_never(received.fault)

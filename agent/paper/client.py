@@ -265,7 +265,8 @@ class PaperClient:
         """Let the next order requests of connected programs (only of these kinds, when named) go wrong.
 
         timeout_executed: carried out, but no answer · timeout_lost: neither · hang: the session answers nothing any more ·
-        partial: half the volume is filled · reject requote no_money market_closed: refused.
+        partial: half the volume is filled · bare: carried out, but the answer names no position · the others: refused with that
+        reason (reject: with none).
         """
         await self._connection.call("fault", login=login, kind=kind, next_orders=next_orders, only=tuple(only))
 

@@ -84,7 +84,9 @@ class Matching:
         quote = checks.quote_of(self._book, self._market, spec.name)
         checks.check_trading_allowed(spec)
         if request.symbol and (request.symbol, request.side) != (position.symbol, position.side):
-            raise Refusal("invalid_request", f"ticket {position.ticket} is a {position.side} of {position.symbol}")
+            turned = self._book.mode == "netting" and request.symbol == position.symbol
+            reason = "position_reversed" if turned else "invalid_request"
+            raise Refusal(reason, f"ticket {position.ticket} is a {position.side} of {position.symbol}")
         asked = checks.check_closing_volume(spec, request.lots, position.lots)
         lots = asked
         if conditions.fill_share < 1:

@@ -17,7 +17,10 @@ RequestKind = Literal["market", "close", "close_by", "modify", "pending", "amend
 Origin = Literal["client", "expert"]
 DealEntry = Literal["balance", "in", "out", "out_by"]
 DealReason = Literal["balance", "client", "expert", "sl", "tp", "stop_out"]
-OrderFault = Literal["reject", "requote", "timeout_executed", "timeout_lost", "partial", "no_money", "market_closed", "hang"]
+OrderFault = Literal[
+    "reject", "requote", "timeout_executed", "timeout_lost", "partial", "no_money", "market_closed", "hang", "bare",
+    "price_changed", "too_many_requests", "autotrading_off", "investor_password",
+]  # fmt: skip
 SnapshotFault = Literal["none", "empty", "error", "stale"]
 
 

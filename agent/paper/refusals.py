@@ -24,8 +24,11 @@ MESSAGES = {
     "no_hedging": "Opposite positions cannot be held on this account",
     "unknown_symbol": "The account has no such symbol",
     "position_not_found": "There is no such position (any more)",
+    "position_reversed": "The position is on the other side now",
     "order_not_found": "There is no such pending order (any more)",
     "too_many_requests": "Too many requests",
+    "autotrading_off": "Automated trading is switched off",
+    "investor_password": "The login may read but not trade",
     "rejected": "The broker rejected the order without saying why",
     "not_connected": "The account was not connected, nothing was sent",
 }

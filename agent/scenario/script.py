@@ -9,9 +9,7 @@ from decimal import Decimal
 from typing import Literal
 
 from agent.model import Mode, OrderType, Side
-
-OrderFault = Literal["reject", "timeout_executed", "timeout_lost", "partial", "requote", "no_money", "market_closed", "hang"]
-SnapshotFault = Literal["none", "empty", "error", "stale"]
+from agent.paper.records import OrderFault, SnapshotFault
 
 #: a value of a copier's column: text, an exact number, a switch, or null
 Value = str | Decimal | bool | None

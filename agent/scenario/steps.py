@@ -6,6 +6,7 @@ from decimal import Decimal
 from typing import cast, get_args
 
 from agent.model import OrderType, Side
+from agent.paper.records import OrderFault, SnapshotFault
 from agent.scenario.node import Node
 from agent.scenario.script import (
     Action,
@@ -22,12 +23,10 @@ from agent.scenario.script import (
     Holding,
     Modify,
     Open,
-    OrderFault,
     Place,
     Price,
     Replay,
     SetPrices,
-    SnapshotFault,
     Step,
     Value,
 )

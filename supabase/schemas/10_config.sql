@@ -59,6 +59,40 @@ $$;
 comment on function private.setting_days(text) is 'A setting whose unit is days, as an interval.';
 
 
+-- Settings that only make sense together, whoever writes them (Studio included).
+create function private.check_setting() returns trigger
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_lease numeric;
+  v_pause numeric;
+begin
+  if new.key not in ('lease_s', 'maintain_s', 'heartbeat_s') then
+    return new;
+  end if;
+  select max((c.value #>> '{}')::numeric) filter (where c.key = 'lease_s'),
+    sum((c.value #>> '{}')::numeric) filter (where c.key in ('maintain_s', 'heartbeat_s'))
+  into v_lease, v_pause
+  from (
+    select o.key, o.value from public.system_config o where o.key in ('lease_s', 'maintain_s', 'heartbeat_s') and o.key <> new.key
+    union all
+    select new.key, new.value
+  ) c;
+  -- maintain() judges no lease when its own last run is over half a lease ago; without a scheduler that is the rule, not an outage
+  if v_lease <= 2 * v_pause then
+    raise exception using errcode = 'TC215',
+      message = format('lease_s must be over twice the sum of maintain_s and heartbeat_s (%s s), it would be %s s', 2 * v_pause, v_lease),
+      hint = 'With less no lost VPS would ever be noticed. Raise lease_s, or lower maintain_s or heartbeat_s first.';
+  end if;
+  return new;
+end
+$$;
+comment on function private.check_setting() is 'Refuses settings that contradict each other, both named (TC215).';
+
+create trigger check_setting before update on public.system_config for each row execute function private.check_setting();
+
+
 insert into public.system_config (key, value, description) values
   ('lease_s', '15', 'How long a VPS may trade after its last heartbeat. Shorter fails over sooner and forgives less.'),
   ('heartbeat_s', '2', 'How often an idle agent sends a heartbeat.'),

@@ -19,6 +19,11 @@ create table public.vps_instances (
   memory_percent numeric,
   disk_percent numeric,
   rss_mb numeric,
+  process text,
+  process_machine text,
+  process_since timestamptz,
+  process_begins_at timestamptz,
+  process_beat bigint,
   retired_at timestamptz,
   created_at timestamptz not null default now(),
   constraint name_is_short check (name ~ '^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$'),
@@ -45,6 +50,11 @@ comment on column public.vps_instances.cpu_percent is 'Load of the machine.';
 comment on column public.vps_instances.memory_percent is 'Memory in use on the machine.';
 comment on column public.vps_instances.disk_percent is 'Disk in use on the machine.';
 comment on column public.vps_instances.rss_mb is 'Memory of the agent itself.';
+comment on column public.vps_instances.process is 'The agent process that works as this VPS: a number that each start draws.';
+comment on column public.vps_instances.process_machine is 'Where it runs; the same only where the lock on its data directory proves that the one before has gone.';
+comment on column public.vps_instances.process_since is 'When it was first heard of.';
+comment on column public.vps_instances.process_begins_at is 'From then on it may trade: at once, or when the lease of a process elsewhere was over.';
+comment on column public.vps_instances.process_beat is 'Number of its last heartbeat.';
 comment on column public.vps_instances.retired_at is 'When it was retired; its agent is refused from then on.';
 comment on column public.vps_instances.created_at is 'When it was enrolled.';
 

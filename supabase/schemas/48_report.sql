@@ -157,8 +157,9 @@ begin
   reason := coalesce(r ->> 'reason', case when r ->> 'outcome' = 'completed' then null else r ->> 'outcome' end);
   case r ->> 'outcome'
     when 'completed' then
-      -- a deal that filled something must show what became of it: until then it is looked for by its tag
-      if (q.action in ('open', 'increase', 'place') or q.parts is not null) and (q.action = 'place' or coalesce((r ->> 'filled_lots')::numeric, 0) > 0)
+      -- a deal that filled something must show what became of it: until then it is looked for by its tag. What was looked for (adopted)
+      -- and shows nothing is not held any more.
+      if not coalesce((r ->> 'adopted')::boolean, false) and (q.action in ('open', 'increase', 'place') or q.parts is not null) and (q.action = 'place' or coalesce((r ->> 'filled_lots')::numeric, 0) > 0)
         and coalesce(jsonb_array_length(nullif(r -> 'positions', 'null')), 0) = 0
       then
         status := 'unknown';

@@ -46,7 +46,11 @@ begin
     where said.status in ('connecting', 'connected', 'degraded', 'disconnected', 'halted')
   ) told
   join public.account_vps_assignments s on s.account_id = told.account_id
-  where a.id = told.account_id and s.vps_id = p_vps and (told.session is null or told.session = a.session)
+  join public.vps_instances v on v.id = s.vps_id
+  where a.id = told.account_id and s.vps_id = p_vps
+    -- An agent that names no session has opened none since it was started: what it says is older than a session that was opened since.
+    and case when told.session is null then a.session_vps_id is distinct from p_vps or coalesce(a.session_opened_at < v.process_since, true)
+      else told.session = a.session end
     and (a.status, a.status_reason) is distinct from (told.status, told.error);
 
   -- Every few seconds, and last of all: the row of a connected account says when it was last seen. Only when its session has told
@@ -115,6 +119,8 @@ declare
   v_lease interval := private.setting_s('lease_s');
   v_tick interval := private.setting_s('tick_s');
   v_row public.vps_instances;
+  v_begins_at timestamptz := private.admit_process(v_vps, p_heartbeat -> 'process');
+  v_waits boolean := v_begins_at > clock_timestamp();
 begin
   if jsonb_typeof(v_accounts) <> 'array' then
     raise exception using errcode = 'TC001', message = 'accounts: expected an array';
@@ -131,7 +137,8 @@ begin
       disk_percent = private.numeric_of(p_heartbeat, 'disk_percent'),
       rss_mb = private.numeric_of(p_heartbeat, 'rss_mb'),
       clock_offset_ms = private.numeric_of(p_heartbeat, 'offset_ms'),
-      rtt_ms = private.numeric_of(p_heartbeat, 'rtt_ms')
+      rtt_ms = private.numeric_of(p_heartbeat, 'rtt_ms'),
+      process_beat = coalesce(private.int_of(p_heartbeat -> 'process', 'beat', 0, 9223372036854775807), v.process_beat)
   where v.id = v_vps and v.retired_at is null
   returning v.* into v_row;
   if not found then
@@ -157,10 +164,12 @@ begin
   return jsonb_build_object(
     'vps_id', v_vps, 'name', v_row.name, 'status', v_row.status, 'topic', 'vps:' || v_vps,
     'server_time', private.rfc3339(clock_timestamp()),
-    'lease_ms', round(extract(epoch from v_lease) * 1000)::integer,
+    'lease_ms', case when v_waits then 0 else round(extract(epoch from v_lease) * 1000)::integer end,
+    'begins_at', private.rfc3339(nullif(v_begins_at, '-infinity')),
+    'heartbeat_ms', round(extract(epoch from private.setting_s('heartbeat_s')) * 1000)::integer,
     'last_tick_at', private.rfc3339(v_row.last_tick_at),
     'assignments', private.assignments_of(v_vps),
-    'executions', private.outstanding_executions(v_vps),
+    'executions', case when v_waits then '[]' else private.outstanding_executions(v_vps) end,
     'cancel', private.cancel_requests(v_vps));
 end
 $$;

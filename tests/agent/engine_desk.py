@@ -46,7 +46,8 @@ ACCOUNT = AccountId("00000000-0000-4000-8000-000000000001")
 #: reject: a no · lost: no answer, not executed · executed: no answer, executed · hang: executed, then silence for ever ·
 #: slow: the adapter comes to it when its time is over ·
 #: deaf: the adapter takes no cancellation before its gate opens
-Fault = Literal["reject", "lost", "executed", "hang", "slow", "deaf"]
+#: bare: done, but the answer names no position
+Fault = Literal["reject", "lost", "executed", "hang", "slow", "deaf", "bare"]
 ReadFault = Literal["empty", "error", "stale"]
 
 
@@ -226,6 +227,8 @@ class DeskAdapter:
                 await gate.wait()
         if gate is not None:
             await gate.wait()
+        if fault == "bare" and isinstance(result, Placed):
+            return replace(result, positions=())
         return Unknown(message="no answer") if fault == "executed" else result
 
     async def find(self, order: Order) -> Found | NotFound:

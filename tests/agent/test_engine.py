@@ -26,7 +26,7 @@ from agent.clock import DatabaseClock, Lease
 from agent.engine import EngineSettings, TradeCopyEngine
 from agent.journal import Journal
 from agent.lookout import Pace
-from agent.model import AccountId, ExecutionId, Order, Ticket
+from agent.model import AccountId, ExecutionId, Order, Report, Ticket
 from agent.orders import order_of
 
 QUICK = EngineSettings(
@@ -313,6 +313,48 @@ async def test_an_unknown_open_is_reported_unknown_then_found_and_adopted(farm: 
     assert farm.database.reports[-1].adopted
     assert farm.database.reports[-1].filled_lots == Decimal("0.50")
     assert farm.desk.tags == [1]
+
+
+async def test_a_fill_that_names_no_position_is_looked_up_before_it_counts_as_completed(farm: Farm) -> None:
+    farm.desk.faults[1] = "bare"
+    farm.engine.submit([execution(1)])
+    await eventually(lambda: farm.engine.in_flight == 0)
+    assert farm.database.outcome(1) == "completed"
+    report = farm.database.reports[-1]
+    assert (report.adopted, report.filled_lots) == (True, Decimal("0.50"))
+    assert [(each.ticket, each.lots) for each in report.positions] == [("T1", Decimal("0.50"))]
+    assert farm.desk.tags == [1]
+
+
+async def test_a_fill_that_was_told_without_its_position_is_looked_up_when_the_database_asks(tmp_path: Path) -> None:
+    """An earlier run reported it so: the database cannot book it, and asks for as long as it takes."""
+    desk, told = Desk(), execution(1)
+    desk.execute(_order(ExecutionId(1)))
+    async with running(tmp_path) as farm:
+        bare = Report(
+            account_id=ACCOUNT, session=1, seq=1, execution_id=ExecutionId(1), attempt=1, outcome="completed",
+            filled_lots=Decimal("0.50"), price=Decimal("1.1"),
+        )  # fmt: skip
+        await farm.journal.begin(told)
+        farm.journal.answered(told, bare)
+        farm.journal.reported([bare])
+        await farm.engine.attach(await open_session(desk))
+        farm.engine.submit([replace(told, investigate=True)])
+        await eventually(lambda: farm.database.outcome(1) == "completed")
+        assert [each.ticket for each in farm.database.reports[-1].positions] == ["T1"]
+    assert desk.tags == []
+
+
+async def test_what_was_looked_up_and_shows_nothing_any_more_is_told_as_that(farm: Farm) -> None:
+    gate = farm.desk.gates[1] = asyncio.Event()
+    farm.desk.faults[1] = "bare"
+    farm.engine.submit([execution(1, seconds=0.3)])
+    await eventually(lambda: farm.desk.held)
+    farm.desk.put(replace(farm.desk.held[Ticket("T1")], lots=Decimal(0)), push=False)  # its stop was hit at once
+    gate.set()
+    await eventually(lambda: farm.engine.in_flight == 0)
+    report = farm.database.reports[-1]
+    assert (report.outcome, report.adopted, report.filled_lots, report.positions) == ("completed", True, Decimal("0.50"), ())
 
 
 async def test_an_open_that_hangs_is_unknown_after_its_time_and_then_adopted(tmp_path: Path) -> None:

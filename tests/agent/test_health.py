@@ -17,8 +17,8 @@ from agent.wire import Heartbeat
 
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 EMPTY = Heartbeat(
-    vps_id="1", name="a", status="online", server_time=NOW, lease_ms=15_000, last_tick_at=NOW, topic="vps:1", assignments=(),
-    executions=(), cancel=(ExecutionId(9),), unreadable=frozenset({AccountId("b")}),
+    vps_id="1", name="a", status="online", server_time=NOW, lease_ms=15_000, heartbeat_ms=2_000, last_tick_at=NOW,
+    topic="vps:1", assignments=(), executions=(), cancel=(ExecutionId(9),), unreadable=frozenset({AccountId("b")}),
     resync=frozenset({AccountId("c")}),
 )  # fmt: skip
 
@@ -114,6 +114,11 @@ def agent() -> Agent:
 
 async def test_at_rest_it_beats_often_enough_to_find_an_open_in_time(agent: Agent) -> None:
     assert await agent.run(9) == [0, 2, 4, 6, 8]
+
+
+async def test_the_database_says_how_often_to_beat(agent: Agent) -> None:
+    agent.answer = replace(EMPTY, heartbeat_ms=3_500)
+    assert await agent.run(8) == [0, 3.5, 7]
 
 
 async def test_with_something_in_flight_it_beats_every_second(agent: Agent) -> None:

@@ -31,6 +31,7 @@ SYMBOLS = ("EURUSD", "USDJPY", "XAUUSD", "GBPUSD")
 @pytest_asyncio.fixture(scope="module", loop_scope="module", autouse=True)
 async def short_leases(ground: Ground) -> AsyncIterator[None]:
     """A lost agent is found sooner; everything else is as it is."""
+    await ground.setting("maintain_s", 1)
     await ground.setting("lease_s", 7)
     yield
 

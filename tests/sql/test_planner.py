@@ -504,6 +504,30 @@ def test_what_a_partly_refused_close_did_is_booked(world: World) -> None:
     assert world.book("F") == []
 
 
+def test_a_fill_that_shows_no_position_is_in_doubt_until_it_was_looked_for(world: World) -> None:
+    world.copy("M", "F")
+    world.opened("M")
+    [opened] = world.open_executions("F")
+    world.report(opened, filled_lots="1.00", price="1.10000")
+    assert [row["status"] for row in world.executions("F")] == ["unknown"]
+    told = world.as_agent("F", "vps_heartbeat", {})["executions"]
+    assert [(one["id"], one["investigate"]) for one in told] == [(str(opened["id"]), True)]
+    ticket = world.ticket()
+    world.report(
+        opened, positions=[world.position("1.00", ticket=ticket, tag=str(opened["id"]))], filled_lots="1.00", adopted=True
+    )
+    assert world.rows("select ticket from private.link_legs") == [{"ticket": ticket}]
+
+
+def test_a_fill_that_was_looked_for_and_is_not_held_any_more_ends_its_copy(world: World) -> None:
+    world.copy("M", "F")
+    world.opened("M")
+    [opened] = world.open_executions("F")
+    world.report(opened, filled_lots="1.00", adopted=True)
+    assert [row["status"] for row in world.executions("F")] == ["completed"]
+    assert world.rows("select state, reason from public.position_links") == [{"state": "ended", "reason": "closed_by_follower"}]
+
+
 def test_a_close_of_what_a_step_left_ends_when_the_step_has(world: World) -> None:
     """Its agent is gone, another one does not know the step: what is held is closed by ticket, nothing is tried for ever."""
     world.copy("M", "F")

@@ -64,6 +64,14 @@ export const REASONS = {
     invalid_expiration: ["the expiry lies in the past", "choose a later one"],
     invalid_request: ["the broker does not understand the order", "report it, with the execution's number"],
     trade_disabled: ["trading is switched off for the symbol or the account", "ask the broker"],
+    autotrading_off: [
+      "automated trading is switched off in the terminal or by the broker",
+      "switch on Algo Trading in MetaTrader, or ask the broker; the account recovers by itself",
+    ],
+    investor_password: [
+      "the account is connected with a password that may only read",
+      "enter the trading password in the account's settings",
+    ],
     close_only: ["the symbol may only be closed", "nothing can be opened until the broker allows it"],
     long_only: ["the symbol may only be bought", "nothing can be sold short until the broker allows it"],
     short_only: ["the symbol may only be sold", "nothing can be bought until the broker allows it"],
@@ -73,6 +81,10 @@ export const REASONS = {
     ],
     unknown_symbol: ["the account has no such symbol", "map the master's symbol to one the account has"],
     position_not_found: ["the position is not there (any more)", "none: it is closed already"],
+    position_reversed: [
+      "the net position has meanwhile gone to the other side",
+      "none: what was to be closed is gone",
+    ],
     order_not_found: ["the pending order is not there (any more)", "none: it was filled, deleted or has expired"],
     rejected: ["the broker said no without a reason", "look into the terminal's journal, ask the broker"],
   },
