@@ -112,6 +112,8 @@ class AccountReports:
 
     async def _send(self, state: AccountState | None, specs: dict[str, SymbolSpec], quotes: dict[str, Quote]) -> None:
         """One call; what it carried counts as told only when it arrived."""
+        if state is not None:
+            self._note_health(state)
         report = self._head()
         if state is not None:
             report |= {
@@ -129,6 +131,13 @@ class AccountReports:
         self._figures = state or self._figures
         self._specs |= specs
         self._quotes |= quotes
+
+    def _note_health(self, state: AccountState) -> None:
+        if state.trade_allowed:
+            self._session.well("trade_allowed")
+        else:
+            text = "trading_off: the terminal or the broker does not allow this account to trade; switch trading on"
+            self._session.trouble("trade_allowed", text)
 
     async def _deliver(self, report: StateReport, symbols: Sequence[StateReport]) -> None:
         """A symbol that the database refuses must not keep the account from trading the others: it is found by halves."""
@@ -150,11 +159,12 @@ class AccountReports:
 
     def _head(self) -> StateReport:
         session = self._session
+        status, error = session.health()
         return {
             "account_id": session.account_id,
             "epoch": session.epoch,
             "session": session.session,
-            "status": "connected",
-            "error": None,
+            "status": status,
+            "error": error,
             "measured_at": self._clock.now(),
         }

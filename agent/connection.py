@@ -114,7 +114,10 @@ class AccountConnection:
 
     def status(self, account_id: AccountId) -> dict[str, object]:
         session = self._ended_session if self._session is None else self._session
-        return {"account_id": account_id, "session": session, "status": self._status, "error": self._error}
+        status, error = self._status, self._error
+        if status == "connected" and self._trading is not None:
+            status, error = self._trading.health()
+        return {"account_id": account_id, "session": session, "status": status, "error": error}
 
     # -- the life of the account -----------------------------------------------------------------------------
 
@@ -217,6 +220,7 @@ class AccountConnection:
             opened_at=self._parts.clock.now(),
             mode=assignment.mode,
             seq=seq,
+            on_trouble=self._on_news,
         )
 
     async def _trade(self, assignment: Assignment, state: AccountState, session: AccountSession) -> None:

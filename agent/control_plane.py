@@ -19,8 +19,8 @@ import aiohttp
 from agent import json_fields, wire
 from agent.clock import DatabaseClock, Lease, boot_time
 from agent.model import AccountId, Event, Login, Mode, Report
-from agent.retry import CallFailed, Refused, SignInRefused, Unreachable, backoff, classify, failure_of
-from agent.session import BackboneRefused, QueueAnswer, ReportAnswer
+from agent.retry import CallFailed, CutOff, Refused, SignInRefused, Unreachable, backoff, classify, failure_of
+from agent.session import BackboneCutOff, BackboneRefused, QueueAnswer, ReportAnswer
 from agent.settings import Settings
 from agent.tokens import Auth, SupabaseAuth, Tokens
 
@@ -87,20 +87,24 @@ class ControlPlane:
     async def queue_trade_copy(self, account_id: AccountId, epoch: int, events: Sequence[Event]) -> QueueAnswer:
         """Retries until delivered; raises `BackboneRefused` (`agent.session.Backbone`)."""
         argument = {"account_id": account_id, "epoch": epoch, "events": [wire.event_to_json(event) for event in events]}
-        raw = await self._deliver("queue_trade_copy", "p_events", argument)
+        raw = await self._deliver("queue_trade_copy", "p_events", argument, len(events))
         return QueueAnswer(results=wire.event_results(raw.get("results")), executions=wire.executions(raw.get("executions")))
 
     async def report_executions(self, reports: Sequence[Report]) -> ReportAnswer:
         """Retries until delivered; raises `BackboneRefused` (`agent.session.Backbone`)."""
         argument = {"reports": [wire.report_to_json(report) for report in reports]}
-        raw = await self._deliver("report_executions", "p_reports", argument)
+        raw = await self._deliver("report_executions", "p_reports", argument, len(reports))
         return ReportAnswer(results=wire.report_results(raw.get("results")), executions=wire.executions(raw.get("executions")))
 
-    async def _deliver(self, name: str, parameter: str, argument: Mapping[str, object]) -> json_fields.Json:
+    async def _deliver(self, name: str, parameter: str, argument: Mapping[str, object], items: int) -> json_fields.Json:
+        """Until it arrives; what is too much for one statement goes back to the caller, who sends it in parts."""
         try:
-            return json_fields.as_object(await self.call(name, parameter, argument, patience=math.inf), name)
+            answer = await self.call(name, parameter, argument, patience=math.inf, in_parts=items > 1)
+            return json_fields.as_object(answer, name)
         except Refused as error:
             raise BackboneRefused(error.code or f"HTTP {error.status}", error.message) from error
+        except CutOff as error:
+            raise BackboneCutOff(error.message) from error
 
     # -- accounts --------------------------------------------------------------------------------------------
 
@@ -158,8 +162,12 @@ class ControlPlane:
         *,
         patience: float = 20,
         limit: aiohttp.ClientTimeout = TIMEOUT,
+        in_parts: bool = False,
     ) -> object:
-        """Call a function with one jsonb and return its JSON. Retries for about `patience` seconds (0: one attempt)."""
+        """Call a function with one jsonb and return its JSON. Retries for about `patience` seconds (0: one attempt).
+
+        `in_parts`: the caller can send less at once, so a statement that was cut off is not repeated but raised (`CutOff`).
+        """
         body = json_fields.dumps({parameter: argument})
         if len(body) > MAX_BODY_BYTES:
             raise Refused(
@@ -172,7 +180,7 @@ class ControlPlane:
                 return await self._attempt(name, body, limit)
             except (Unreachable, SignInRefused) as error:
                 # A refused sign-in says nothing about the call: what must be delivered waits for an operator to mend it.
-                if isinstance(error, SignInRefused) and patience != math.inf:
+                if (isinstance(error, SignInRefused) and patience != math.inf) or (in_parts and isinstance(error, CutOff)):
                     raise
                 wait = next(waits)
                 if waited + wait > patience:

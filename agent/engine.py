@@ -16,7 +16,7 @@ from typing import Self
 from agent.clock import DatabaseClock, Lease, boot_time
 from agent.journal import Journal
 from agent.lanes import Work
-from agent.model import AccountId, Execution, ExecutionId, Report
+from agent.model import AccountId, Execution, ExecutionId, Offered, Report, Unreadable
 from agent.orders import ending_told, shows_nothing
 from agent.reporter import Reporter
 from agent.session import AccountSession, Backbone
@@ -109,11 +109,14 @@ class TradeCopyEngine:
         async with self._lock(account_id):
             await self._detach(account_id, drain=drain)
 
-    def submit(self, executions: Iterable[Execution]) -> None:
+    def submit(self, executions: Iterable[Offered]) -> None:
         """Take executions from any source, in any order, any number of times. Never blocks."""
         fresh: dict[AccountId, list[Work]] = {}
         for execution in executions:
             key = (execution.id, execution.attempt)
+            if isinstance(execution, Unreadable):
+                self._refuse(execution)
+                continue
             if key in self._open or key in self._early:
                 continue
             trader = self._traders.get(execution.account_id)
@@ -216,6 +219,27 @@ class TradeCopyEngine:
                 self._told[work.key] = _Told(report)
                 while len(self._told) > REMEMBERED_OUTCOMES:
                     self._told.popitem(last=False)
+        self._reporter.put(report)
+
+    def _refuse(self, offered: Unreadable) -> None:
+        """Nothing was sent and nothing will be: the database hears it once, and again if it goes on asking."""
+        key = (offered.id, offered.attempt)
+        if (told := self._told.get(key)) is not None:
+            self._tell_again(told)
+            return
+        log.error("execution_unreadable", extra={"execution_id": offered.id, "error": offered.why})
+        trader = self._traders.get(offered.account_id)
+        report = Report(
+            account_id=offered.account_id,
+            session=0 if trader is None else trader.session.session,
+            seq=0 if trader is None else trader.session.take_seq(),
+            execution_id=offered.id,
+            attempt=offered.attempt,
+            outcome="rejected",
+            reason="unreadable_order",
+            message=f"this agent cannot read the order: {offered.why}"[:500],
+        )
+        self._told[key] = _Told(report)
         self._reporter.put(report)
 
     def _accepted(self, report: Report) -> None:

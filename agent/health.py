@@ -17,7 +17,7 @@ import psutil
 
 from agent.clock import DatabaseClock, Lease
 from agent.json_fields import WireError
-from agent.model import AccountId, Assignment, Execution, ExecutionId
+from agent.model import AccountId, Assignment, ExecutionId, Offered
 from agent.process import AgentProcess
 from agent.retry import CallFailed, Refused
 from agent.wire import Heartbeat
@@ -49,7 +49,7 @@ class Engine(Protocol):
     @property
     def in_flight(self) -> int: ...
 
-    def submit(self, executions: Iterable[Execution]) -> None: ...
+    def submit(self, executions: Iterable[Offered]) -> None: ...
 
     def cancel(self, ids: Iterable[ExecutionId]) -> None: ...
 

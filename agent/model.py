@@ -245,6 +245,18 @@ class Execution:
     send_before: datetime
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unreadable:
+    """An execution that this agent cannot read (it may be too old for it). It is reported as rejected, never guessed."""
+
+    id: ExecutionId
+    attempt: int
+    account_id: AccountId
+    why: str
+
+
+Offered = Execution | Unreadable
+
 Outcome = Literal["completed", "rejected", "expired", "cancelled", "unknown"]
 
 

@@ -8,9 +8,18 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 
+from agent.batch import BatchSize
 from agent.journal import Journal, JournalError
 from agent.model import Event, Ticket
-from agent.session import LEASE_OVER, MALFORMED, AccountSession, Backbone, BackboneRefused, Submit
+from agent.session import (
+    LEASE_OVER,
+    MALFORMED,
+    AccountSession,
+    Backbone,
+    BackboneCutOff,
+    BackboneRefused,
+    Submit,
+)
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +47,7 @@ class EventOutbox:
         self._journal = journal
         self._backbone = backbone
         self._submit = submit
-        self._events_per_call = events_per_call
+        self._size = BatchSize(events_per_call)
         self._retry_after = retry_after
         self._on_missing = on_missing
         self._waiting: dict[tuple[int, int], Event] = {}
@@ -95,7 +104,7 @@ class EventOutbox:
         for event in self._waiting.values():
             weight += 1 + len(event.positions)
             # Until the database has the first snapshot of the session it is sent alone.
-            if batch and (weight > POSITIONS_PER_CALL or len(batch) >= self._events_per_call or not self.opened.is_set()):
+            if batch and (weight > POSITIONS_PER_CALL or len(batch) >= self._size.limit or not self.opened.is_set()):
                 break
             batch.append(event)
         for event in batch:
@@ -113,14 +122,17 @@ class EventOutbox:
             if refused.code not in MALFORMED:
                 raise
             if len(batch) > 1:
-                # One of them poisons the call: find it by halves.
-                middle = len(batch) // 2
-                await self._deliver(batch[:middle])
-                await self._deliver(batch[middle:])
+                await self._in_halves(batch)  # one of them poisons the call
                 return
             self._refused(batch[0], refused.code, refused.message)
             self._drop(batch)
             return
+        except BackboneCutOff as slow:
+            log.warning("events_cut_off", extra={"count": len(batch), "error": str(slow)})
+            self._size.cut_off(len(batch))
+            await self._in_halves(batch)
+            return
+        self._size.went_well()
         self._submit(answer.executions)
         self._drop(batch)
         if any(result.missing for result in answer.results):
@@ -131,8 +143,18 @@ class EventOutbox:
             elif event.type == "snapshot" and not self.opened.is_set():
                 await self._add_history()
                 self.opened.set()
+                self._session.well("snapshot")
+
+    async def _in_halves(self, batch: Sequence[Event]) -> None:
+        middle = len(batch) // 2
+        await self._deliver(batch[:middle])
+        await self._deliver(batch[middle:])
 
     def _refused(self, event: Event, code: str | None, error: str | None) -> None:
+        if event.type == "snapshot" and not self.opened.is_set():
+            # Without it nothing of this session is planned on. The account says so, and shows itself again in a while.
+            self._session.trouble("snapshot", f"snapshot_refused: the database refused what the account holds ({code}: {error})")
+            asyncio.get_running_loop().call_later(self._retry_after, self._on_missing)
         log.error(
             "event_refused",
             extra={"account_id": event.account_id, "event": f"{event.session}:{event.seq}", "code": code, "error": error},

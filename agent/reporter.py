@@ -4,9 +4,10 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 
+from agent.batch import BatchSize
 from agent.journal import Journal, JournalError
 from agent.model import ExecutionId, Report
-from agent.session import MALFORMED, Backbone, BackboneRefused, Submit
+from agent.session import MALFORMED, Backbone, BackboneCutOff, BackboneRefused, Submit
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ class Reporter:
         self._backbone = backbone
         self._submit = submit
         self._accepted = accepted
-        self._batch = batch
+        self._size = BatchSize(batch)
         self._retry_after = retry_after
         self._waiting: dict[tuple[ExecutionId, int], Report] = {}
         self._sending = 0
@@ -58,7 +59,7 @@ class Reporter:
             if not self._waiting:
                 self._new.clear()
                 await self._new.wait()
-            keys = list(self._waiting)[: self._batch]
+            keys = list(self._waiting)[: self._size.limit]
             batch = [self._waiting.pop(key) for key in keys]
             self._sending = len(batch)
             try:
@@ -82,11 +83,14 @@ class Reporter:
                 log.error("report_refused", extra={"execution_id": batch[0].execution_id, "code": refused.code})
                 self._done(batch)
                 return
-            # One of them poisons the call: find it by halves.
-            middle = len(batch) // 2
-            await self._deliver(batch[:middle])
-            await self._deliver(batch[middle:])
+            await self._in_halves(batch)  # one of them poisons the call
             return
+        except BackboneCutOff as slow:
+            log.warning("reports_cut_off", extra={"count": len(batch), "error": str(slow)})
+            self._size.cut_off(len(batch))
+            await self._in_halves(batch)
+            return
+        self._size.went_well()
         for result in answer.results:
             if result.status == "refused":
                 log.error(
@@ -95,6 +99,11 @@ class Reporter:
                 )
         self._done(batch)
         self._submit(answer.executions)
+
+    async def _in_halves(self, batch: Sequence[Report]) -> None:
+        middle = len(batch) // 2
+        await self._deliver(batch[:middle])
+        await self._deliver(batch[middle:])
 
     def _done(self, reports: Sequence[Report]) -> None:
         self._journal.reported(reports)

@@ -9,8 +9,9 @@ from typing import Final, Literal, assert_never
 
 Verdict = Literal["retry", "sign_in", "refused"]
 
+STATEMENT_TIMEOUT: Final = "57014"
 #: SQLSTATEs that a repeated transaction can survive: serialization, deadlock, lock and statement time-outs
-_RETRY_CODES: Final = frozenset({"40001", "40P01", "55P03", "57014"})
+_RETRY_CODES: Final = frozenset({"40001", "40P01", "55P03", STATEMENT_TIMEOUT})
 #: classes: 08 connection, 53 resources (too many connections), 57P operator (restart, failover), 58 system
 _RETRY_CLASSES: Final = ("08", "53", "57P", "58")
 #: PostgREST could not reach its database, or its schema cache is being reloaded (202: it does not know the function yet)
@@ -79,6 +80,10 @@ class Unreachable(CallFailed):
     """Supabase did not answer, or not now. The call may have been carried out; it is safe to repeat it."""
 
 
+class CutOff(Unreachable):
+    """The database cancelled the statement after its time (57014): nothing was done, and less at once may fit."""
+
+
 class SignInRefused(Refused):
     """The agent's own credentials were refused: its identity is wrong, or its VPS was retired."""
 
@@ -88,7 +93,8 @@ def failure_of(call: str, status: int, code: str | None, message: str, hint: str
     verdict = classify(status, code)
     match verdict:
         case "retry":
-            return Unreachable(call, f"HTTP {status} {code or ''} {message}".strip())
+            kind = CutOff if code == STATEMENT_TIMEOUT else Unreachable
+            return kind(call, f"HTTP {status} {code or ''} {message}".strip())
         case "sign_in" | "refused":
             return Refused(call, message, code=code, status=status, hint=hint)
         case _:

@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Literal, Protocol
 
 from agent.book import Book, Flight
-from agent.model import AccountId, Event, Execution, ExecutionId, Mode, Position, Report
+from agent.model import AccountId, Event, ExecutionId, Mode, Offered, Position, Report
 from agent.platforms.protocol import Adapter
 
 #: refusals that concern the whole account: this agent must stop working it (docs/protocol.md)
@@ -38,6 +38,10 @@ class BackboneRefused(Exception):
     def concerns_account(self) -> bool:
         """True when the account, the session or the whole agent is not accepted any more: stop the session."""
         return self.code in ACCOUNT_REFUSALS
+
+
+class BackboneCutOff(Exception):
+    """The database cancelled a call of several items after its time: nothing was done, send fewer at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +71,7 @@ class QueueAnswer:
     """Answer of `queue_trade_copy`: one result per event, in order; executions of this VPS."""
 
     results: tuple[EventResult, ...]
-    executions: tuple[Execution, ...] = ()
+    executions: tuple[Offered, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,11 +79,12 @@ class ReportAnswer:
     """Answer of `report_executions`: one result per report, in order; executions of this VPS."""
 
     results: tuple[ReportResult, ...]
-    executions: tuple[Execution, ...] = ()
+    executions: tuple[Offered, ...] = ()
 
 
 class Backbone(Protocol):
-    """The two calls that carry trades. Both retry until delivered, or raise `BackboneRefused`; cancellation passes through."""
+    """The two calls that carry trades. Both retry until delivered, or raise `BackboneRefused`, or `BackboneCutOff` for more than
+    one item; cancellation passes through."""
 
     async def queue_trade_copy(self, account_id: AccountId, epoch: int, events: Sequence[Event]) -> QueueAnswer: ...
 
@@ -87,7 +92,7 @@ class Backbone(Protocol):
 
 
 #: hands executions to the engine; never blocks, duplicates are harmless
-Submit = Callable[[Iterable[Execution]], None]
+Submit = Callable[[Iterable[Offered]], None]
 #: told once that the database refused the account, with the code: stop the session
 OnRefused = Callable[[AccountId, str], None]
 
@@ -134,6 +139,9 @@ class AccountSession:
     book: Book = field(default_factory=Book)
     #: orders of ours whose outcome is not reported yet
     flights: dict[ExecutionId, Flight] = field(default_factory=dict)
+    #: what keeps the account from trading as it should, by kind, in words for its owner; the session goes on
+    troubles: dict[str, str] = field(default_factory=dict)
+    on_trouble: Callable[[], None] = lambda: None
     #: set when there is something for the watcher to look at: a push, a report noted, an order of ours that landed
     news: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -157,3 +165,17 @@ class AccountSession:
     def in_flight(self, position: Position) -> bool:
         """Could an order of ours that is under way have caused this state?"""
         return any(flight.touches(position) for flight in self.flights.values())
+
+    def trouble(self, kind: str, text: str) -> None:
+        """Something keeps the account from trading; told once, until it is `well` again."""
+        if self.troubles.get(kind) != text:
+            self.troubles[kind] = text
+            self.on_trouble()
+
+    def well(self, kind: str) -> None:
+        if self.troubles.pop(kind, None) is not None:
+            self.on_trouble()
+
+    def health(self) -> tuple[Literal["connected", "degraded"], str | None]:
+        """Status and what is wrong, as the database is told."""
+        return ("degraded", "; ".join(self.troubles.values())) if self.troubles else ("connected", None)

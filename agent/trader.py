@@ -30,6 +30,9 @@ BEGIN_CHECK_S = 0.5
 #: may be sent again while its time lasts: doing it twice does no more than doing it once
 REPEATABLE: frozenset[Action] = frozenset({"close", "modify", "amend", "cancel"})
 
+#: refusals that concern every order of the account until a person mends it
+TRADING_OFF = frozenset({"autotrading_off", "investor_password"})
+
 #: (work, report, ended): called for every report; `ended` is False for an `unknown` that is still looked for
 Told = Callable[[Work, Report, bool], None]
 
@@ -296,6 +299,7 @@ class AccountTrader:
         seq = self.session.take_seq()
         self.session.note(ending.positions, seq)
         self.session.land(execution.id)
+        self._note_health(work, ending)
         report = Report(
             account_id=execution.account_id,
             session=self.session.session,
@@ -315,3 +319,10 @@ class AccountTrader:
             done_at=max(work.sent_at or work.received_at, self._clock.now()),
         )
         self._told(work, report, ended)
+
+    def _note_health(self, work: Work, ending: Ending) -> None:
+        """An account that may not trade says so until an order of ours succeeds again."""
+        if ending.outcome == "rejected" and ending.reason in TRADING_OFF:
+            self.session.trouble("trading", f"{ending.reason}: {ending.message}")
+        elif ending.outcome == "completed" and work.sent_at is not None:
+            self.session.well("trading")

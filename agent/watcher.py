@@ -20,7 +20,7 @@ from agent.clock import DatabaseClock, boot_time
 from agent.doubts import Doubts
 from agent.journal import Journal
 from agent.model import Change, Changed, Event, Position, Resync
-from agent.outbox import EventOutbox
+from agent.outbox import RETRY_AFTER, EventOutbox
 from agent.platforms.protocol import AdapterError
 from agent.reading import Read, read_account
 from agent.session import AccountSession, Backbone, BackboneRefused, OnRefused, Submit
@@ -44,6 +44,8 @@ class WatcherSettings:
     #: a change that an order of ours may have caused is held for its report, but not longer than this
     hold_limit: timedelta = timedelta(seconds=3)
     events_per_call: int = 200
+    #: until a refused call, or a refused first snapshot, is tried again
+    retry_after: timedelta = timedelta(seconds=RETRY_AFTER)
 
     def __post_init__(self) -> None:
         if self.reads_to_confirm < 2:
@@ -81,6 +83,7 @@ class Watcher:
             backbone,
             submit=submit,
             events_per_call=self._settings.events_per_call,
+            retry_after=self._settings.retry_after.total_seconds(),
             on_missing=self._show_again,
         )
         self._inbox: deque[Change] = deque()

@@ -40,6 +40,7 @@ from agent.model import (
     ExecutionId,
     Kind,
     Mode,
+    Offered,
     OrderType,
     Outcome,
     Position,
@@ -48,6 +49,7 @@ from agent.model import (
     Side,
     SymbolSpec,
     Ticket,
+    Unreadable,
 )
 from agent.session import EventResult, ReportResult
 
@@ -258,9 +260,23 @@ def execution_from_json(value: object) -> Execution:
     )
 
 
-def executions(value: object) -> tuple[Execution, ...]:
-    """The executions of a message; a malformed one is logged and dropped (its row stays outstanding and is seen there)."""
-    return _tolerant(value, "executions", execution_from_json)
+def executions(value: object) -> tuple[Offered, ...]:
+    """The executions of a message. One that cannot be read is `Unreadable`: it does not hold up the others, and is refused aloud.
+    Only what does not even say which execution it is gets dropped."""
+    return _tolerant(value, "executions", _offered)
+
+
+def _offered(value: object) -> Offered:
+    try:
+        return execution_from_json(value)
+    except WireError as error:
+        raw = as_object(value, "execution")
+        return Unreadable(
+            id=ExecutionId(integer(raw, "id")),
+            attempt=integer(raw, "attempt"),
+            account_id=AccountId(text(raw, "account_id")),
+            why=str(error),
+        )
 
 
 def assignment_from_json(value: object) -> Assignment:
@@ -336,7 +352,7 @@ class Heartbeat:
     last_tick_at: datetime | None
     topic: str
     assignments: tuple[Assignment, ...]
-    executions: tuple[Execution, ...]
+    executions: tuple[Offered, ...]
     cancel: tuple[ExecutionId, ...]
     #: accounts whose assignment could not be read; they are kept as they are, never taken for removed
     unreadable: frozenset[AccountId]

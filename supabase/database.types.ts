@@ -1274,6 +1274,11 @@ export type Database = {
           memory_percent: number | null;
           name: string;
           platforms: string[];
+          process: string | null;
+          process_beat: number | null;
+          process_begins_at: string | null;
+          process_machine: string | null;
+          process_since: string | null;
           region: string;
           retired_at: string | null;
           rss_mb: number | null;
@@ -1296,6 +1301,11 @@ export type Database = {
           memory_percent?: number | null;
           name: string;
           platforms: string[];
+          process?: string | null;
+          process_beat?: number | null;
+          process_begins_at?: string | null;
+          process_machine?: string | null;
+          process_since?: string | null;
           region?: string;
           retired_at?: string | null;
           rss_mb?: number | null;
@@ -1317,6 +1327,11 @@ export type Database = {
           memory_percent?: number | null;
           name?: string;
           platforms?: string[];
+          process?: string | null;
+          process_beat?: number | null;
+          process_begins_at?: string | null;
+          process_machine?: string | null;
+          process_since?: string | null;
           region?: string;
           retired_at?: string | null;
           rss_mb?: number | null;

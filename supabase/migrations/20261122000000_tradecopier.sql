@@ -192,6 +192,40 @@ $$;
 comment on function private.setting_days(text) is 'A setting whose unit is days, as an interval.';
 
 
+-- Settings that only make sense together, whoever writes them (Studio included).
+create function private.check_setting() returns trigger
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_lease numeric;
+  v_pause numeric;
+begin
+  if new.key not in ('lease_s', 'maintain_s', 'heartbeat_s') then
+    return new;
+  end if;
+  select max((c.value #>> '{}')::numeric) filter (where c.key = 'lease_s'),
+    sum((c.value #>> '{}')::numeric) filter (where c.key in ('maintain_s', 'heartbeat_s'))
+  into v_lease, v_pause
+  from (
+    select o.key, o.value from public.system_config o where o.key in ('lease_s', 'maintain_s', 'heartbeat_s') and o.key <> new.key
+    union all
+    select new.key, new.value
+  ) c;
+  -- maintain() judges no lease when its own last run is over half a lease ago; without a scheduler that is the rule, not an outage
+  if v_lease <= 2 * v_pause then
+    raise exception using errcode = 'TC215',
+      message = format('lease_s must be over twice the sum of maintain_s and heartbeat_s (%s s), it would be %s s', 2 * v_pause, v_lease),
+      hint = 'With less no lost VPS would ever be noticed. Raise lease_s, or lower maintain_s or heartbeat_s first.';
+  end if;
+  return new;
+end
+$$;
+comment on function private.check_setting() is 'Refuses settings that contradict each other, both named (TC215).';
+
+create trigger check_setting before update on public.system_config for each row execute function private.check_setting();
+
+
 insert into public.system_config (key, value, description) values
   ('lease_s', '15', 'How long a VPS may trade after its last heartbeat. Shorter fails over sooner and forgives less.'),
   ('heartbeat_s', '2', 'How often an idle agent sends a heartbeat.'),
@@ -370,6 +404,11 @@ create table public.vps_instances (
   memory_percent numeric,
   disk_percent numeric,
   rss_mb numeric,
+  process text,
+  process_machine text,
+  process_since timestamptz,
+  process_begins_at timestamptz,
+  process_beat bigint,
   retired_at timestamptz,
   created_at timestamptz not null default now(),
   constraint name_is_short check (name ~ '^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$'),
@@ -396,6 +435,11 @@ comment on column public.vps_instances.cpu_percent is 'Load of the machine.';
 comment on column public.vps_instances.memory_percent is 'Memory in use on the machine.';
 comment on column public.vps_instances.disk_percent is 'Disk in use on the machine.';
 comment on column public.vps_instances.rss_mb is 'Memory of the agent itself.';
+comment on column public.vps_instances.process is 'The agent process that works as this VPS: a number that each start draws.';
+comment on column public.vps_instances.process_machine is 'Where it runs; the same only where the lock on its data directory proves that the one before has gone.';
+comment on column public.vps_instances.process_since is 'When it was first heard of.';
+comment on column public.vps_instances.process_begins_at is 'From then on it may trade: at once, or when the lease of a process elsewhere was over.';
+comment on column public.vps_instances.process_beat is 'Number of its last heartbeat.';
 comment on column public.vps_instances.retired_at is 'When it was retired; its agent is refused from then on.';
 comment on column public.vps_instances.created_at is 'When it was enrolled.';
 
@@ -587,6 +631,69 @@ create trigger log_state after update of status on public.vps_instances for each
 
 
 grant select on public.vps_instances, public.enrollment_tokens, public.connection_health_logs to authenticated, service_role;
+
+-- 13_process.sql
+-- Which agent process works as a VPS. A machine that is cloned while it runs has the same identity twice, and each of the two would send
+-- every order: the newest process works, the one before is refused (TC110) and stops.
+--
+-- A process names itself in each heartbeat: {"id", "machine", "beat", "new"}. "machine" is the same only where the lock on the agent's
+-- data directory proves that the process before has gone: then its successor begins at once. From anywhere else it begins when the
+-- lease of the one before is over, for that one may not have heard yet. "beat" counts, so that a copy of a running process, which
+-- has the same id, is noticed as well. "new" stands until the first answer: only that one may take over from a living process.
+
+create function private.refuse_process(p_vps uuid) returns void
+language plpgsql
+set search_path = ''
+as $$
+begin
+  raise exception using errcode = 'TC110', message = 'another process works as this VPS', detail = p_vps::text,
+    hint = 'Two machines run with one identity (a clone?). Stop one of them, or enrol it as a VPS of its own; this one trades nothing until the other is gone.';
+end
+$$;
+comment on function private.refuse_process(uuid) is 'Tells a process that it is not, or no longer, the one that works as this VPS.';
+
+
+-- When the process may begin to trade. The caller writes down the beat.
+create function private.admit_process(p_vps uuid, p_process jsonb) returns timestamptz
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_id text := private.text_of(p_process, 'id', 64);
+  v_machine text := private.text_of(p_process, 'machine', 64);
+  v_beat bigint := private.int_of(p_process, 'beat', 0, 9223372036854775807);
+  v_old public.vps_instances;
+  v_alive boolean;
+  v_begins_at timestamptz := clock_timestamp();
+begin
+  if v_id is null or v_beat is null then
+    return '-infinity';
+  end if;
+  select v.* into v_old from public.vps_instances v where v.id = p_vps for no key update;
+  v_alive := v_old.process is not null and v_old.lease_expires_at > clock_timestamp();
+  if v_old.process = v_id and v_beat > v_old.process_beat then
+    return v_old.process_begins_at;
+  end if;
+  if v_alive and (v_old.process = v_id or p_process -> 'new' is distinct from 'true') then
+    perform private.refuse_process(p_vps);
+  end if;
+  if v_alive then
+    v_begins_at := greatest(v_begins_at, v_old.process_begins_at);
+  end if;
+  if v_alive and v_old.process_machine is distinct from v_machine then
+    v_begins_at := greatest(v_begins_at, v_old.lease_expires_at);
+    perform private.write_audit('process_replaced', 'vps_instances', p_vps::text, null,
+      jsonb_build_object('since', v_old.process_since, 'begins_at', private.rfc3339(v_begins_at)));
+    -- whoever listens there asks for a heartbeat, and learns it
+    perform private.broadcast('vps:' || p_vps, 'assignments', '{}');
+  end if;
+  update public.vps_instances v
+  set process = v_id, process_machine = v_machine, process_since = clock_timestamp(), process_begins_at = v_begins_at
+  where v.id = p_vps;
+  return v_begins_at;
+end
+$$;
+comment on function private.admit_process(uuid, jsonb) is 'From when on the process that calls may trade as this VPS; raises TC110 when another one works.';
 
 -- 14_account.sql
 -- trading_accounts: what users connect; the instruments each account knows, and its equity over time.
@@ -4290,8 +4397,9 @@ begin
   reason := coalesce(r ->> 'reason', case when r ->> 'outcome' = 'completed' then null else r ->> 'outcome' end);
   case r ->> 'outcome'
     when 'completed' then
-      -- a deal that filled something must show what became of it: until then it is looked for by its tag
-      if (q.action in ('open', 'increase', 'place') or q.parts is not null) and (q.action = 'place' or coalesce((r ->> 'filled_lots')::numeric, 0) > 0)
+      -- a deal that filled something must show what became of it: until then it is looked for by its tag. What was looked for (adopted)
+      -- and shows nothing is not held any more.
+      if not coalesce((r ->> 'adopted')::boolean, false) and (q.action in ('open', 'increase', 'place') or q.parts is not null) and (q.action = 'place' or coalesce((r ->> 'filled_lots')::numeric, 0) > 0)
         and coalesce(jsonb_array_length(nullif(r -> 'positions', 'null')), 0) = 0
       then
         status := 'unknown';
@@ -4689,7 +4797,11 @@ begin
     where said.status in ('connecting', 'connected', 'degraded', 'disconnected', 'halted')
   ) told
   join public.account_vps_assignments s on s.account_id = told.account_id
-  where a.id = told.account_id and s.vps_id = p_vps and (told.session is null or told.session = a.session)
+  join public.vps_instances v on v.id = s.vps_id
+  where a.id = told.account_id and s.vps_id = p_vps
+    -- An agent that names no session has opened none since it was started: what it says is older than a session that was opened since.
+    and case when told.session is null then a.session_vps_id is distinct from p_vps or coalesce(a.session_opened_at < v.process_since, true)
+      else told.session = a.session end
     and (a.status, a.status_reason) is distinct from (told.status, told.error);
 
   -- Every few seconds, and last of all: the row of a connected account says when it was last seen. Only when its session has told
@@ -4697,11 +4809,35 @@ begin
   update public.trading_accounts a set seen_at = now()
   from jsonb_to_recordset(p_accounts) as said (account_id uuid, session bigint, status text)
   join public.account_vps_assignments s on s.account_id = said.account_id
-  where a.id = said.account_id and s.vps_id = p_vps and said.session = a.session and said.status = 'connected'
+  where a.id = said.account_id and s.vps_id = p_vps and said.session = a.session and said.status in ('connected', 'degraded')
     and a.snapshot_session = said.session and (a.seen_at is null or a.seen_at < now() - interval '1 second');
 end
 $$;
 comment on function private.note_account_states(uuid, jsonb) is 'Writes down what a heartbeat says about the connections of the VPS''s accounts.';
+
+
+-- Trouble that only a person can mend. An agent's words begin with the code of what it found, or the login shows another account;
+-- everything else mends itself.
+create function private.alert_account_trouble() returns trigger
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_reason text := case when new.status = 'halted' then 'account_halted' else substring(new.status_reason from '^([a-z][a-z_]{1,38}): ') end;
+begin
+  if v_reason is not null then
+    perform private.raise_alert(new.id, 'account', v_reason, 'critical',
+      format('Account %s cannot trade: %s', new.name, coalesce(new.status_reason, 'the broker refused its login')),
+      jsonb_build_object('status', new.status));
+  end if;
+  return null;
+end
+$$;
+comment on function private.alert_account_trouble() is 'One alert when an account becomes degraded or halted; it is counted, not repeated, until it is seen.';
+
+create trigger alert_trouble after update of status on public.trading_accounts for each row
+  when (new.status in ('degraded', 'halted') and old.status is distinct from new.status and new.removed_at is null)
+  execute function private.alert_account_trouble();
 
 
 -- A VPS that lost an account and says {"status": "released"} for its last session has nothing in hand any more: the
@@ -4758,6 +4894,8 @@ declare
   v_lease interval := private.setting_s('lease_s');
   v_tick interval := private.setting_s('tick_s');
   v_row public.vps_instances;
+  v_begins_at timestamptz := private.admit_process(v_vps, p_heartbeat -> 'process');
+  v_waits boolean := v_begins_at > clock_timestamp();
 begin
   if jsonb_typeof(v_accounts) <> 'array' then
     raise exception using errcode = 'TC001', message = 'accounts: expected an array';
@@ -4774,7 +4912,8 @@ begin
       disk_percent = private.numeric_of(p_heartbeat, 'disk_percent'),
       rss_mb = private.numeric_of(p_heartbeat, 'rss_mb'),
       clock_offset_ms = private.numeric_of(p_heartbeat, 'offset_ms'),
-      rtt_ms = private.numeric_of(p_heartbeat, 'rtt_ms')
+      rtt_ms = private.numeric_of(p_heartbeat, 'rtt_ms'),
+      process_beat = coalesce(private.int_of(p_heartbeat -> 'process', 'beat', 0, 9223372036854775807), v.process_beat)
   where v.id = v_vps and v.retired_at is null
   returning v.* into v_row;
   if not found then
@@ -4800,10 +4939,12 @@ begin
   return jsonb_build_object(
     'vps_id', v_vps, 'name', v_row.name, 'status', v_row.status, 'topic', 'vps:' || v_vps,
     'server_time', private.rfc3339(clock_timestamp()),
-    'lease_ms', round(extract(epoch from v_lease) * 1000)::integer,
+    'lease_ms', case when v_waits then 0 else round(extract(epoch from v_lease) * 1000)::integer end,
+    'begins_at', private.rfc3339(nullif(v_begins_at, '-infinity')),
+    'heartbeat_ms', round(extract(epoch from private.setting_s('heartbeat_s')) * 1000)::integer,
     'last_tick_at', private.rfc3339(v_row.last_tick_at),
     'assignments', private.assignments_of(v_vps),
-    'executions', private.outstanding_executions(v_vps),
+    'executions', case when v_waits then '[]' else private.outstanding_executions(v_vps) end,
     'cancel', private.cancel_requests(v_vps));
 end
 $$;

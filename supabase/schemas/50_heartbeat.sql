@@ -58,11 +58,35 @@ begin
   update public.trading_accounts a set seen_at = now()
   from jsonb_to_recordset(p_accounts) as said (account_id uuid, session bigint, status text)
   join public.account_vps_assignments s on s.account_id = said.account_id
-  where a.id = said.account_id and s.vps_id = p_vps and said.session = a.session and said.status = 'connected'
+  where a.id = said.account_id and s.vps_id = p_vps and said.session = a.session and said.status in ('connected', 'degraded')
     and a.snapshot_session = said.session and (a.seen_at is null or a.seen_at < now() - interval '1 second');
 end
 $$;
 comment on function private.note_account_states(uuid, jsonb) is 'Writes down what a heartbeat says about the connections of the VPS''s accounts.';
+
+
+-- Trouble that only a person can mend. An agent's words begin with the code of what it found, or the login shows another account;
+-- everything else mends itself.
+create function private.alert_account_trouble() returns trigger
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_reason text := case when new.status = 'halted' then 'account_halted' else substring(new.status_reason from '^([a-z][a-z_]{1,38}): ') end;
+begin
+  if v_reason is not null then
+    perform private.raise_alert(new.id, 'account', v_reason, 'critical',
+      format('Account %s cannot trade: %s', new.name, coalesce(new.status_reason, 'the broker refused its login')),
+      jsonb_build_object('status', new.status));
+  end if;
+  return null;
+end
+$$;
+comment on function private.alert_account_trouble() is 'One alert when an account becomes degraded or halted; it is counted, not repeated, until it is seen.';
+
+create trigger alert_trouble after update of status on public.trading_accounts for each row
+  when (new.status in ('degraded', 'halted') and old.status is distinct from new.status and new.removed_at is null)
+  execute function private.alert_account_trouble();
 
 
 -- A VPS that lost an account and says {"status": "released"} for its last session has nothing in hand any more: the

@@ -40,7 +40,16 @@ from agent.model import (
     Unknown,
 )
 from agent.platforms.protocol import AdapterError, Capabilities
-from agent.session import AccountSession, BackboneRefused, EventResult, QueueAnswer, ReportAnswer, ReportResult, SeqCounter
+from agent.session import (
+    AccountSession,
+    BackboneCutOff,
+    BackboneRefused,
+    EventResult,
+    QueueAnswer,
+    ReportAnswer,
+    ReportResult,
+    SeqCounter,
+)
 
 ACCOUNT = AccountId("00000000-0000-4000-8000-000000000001")
 #: reject: a no · lost: no answer, not executed · executed: no answer, executed · hang: executed, then silence for ever ·
@@ -83,6 +92,8 @@ class Desk:
     sent: list[Order] = field(default_factory=list)
     filled: dict[ExecutionId, Order] = field(default_factory=dict)
     faults: dict[int, Fault] = field(default_factory=dict)
+    #: orders that are refused with this reason
+    refusals: dict[int, str] = field(default_factory=dict)
     reads: deque[ReadFault] = field(default_factory=deque)
     read_count: int = 0
     #: a read that has begun waits here
@@ -211,6 +222,8 @@ class DeskAdapter:
     async def place(self, order: Order) -> Result:
         self.desk.sent.append(order)
         fault = self.desk.faults.pop(order.tag, None)
+        if order.tag in self.desk.refusals:
+            return Rejected(reason=self.desk.refusals[order.tag], retryable=False, message="no")
         if fault == "reject":
             return Rejected(reason="no_money", retryable=True)
         assert order.send_before is not None
@@ -248,6 +261,11 @@ class FakeDatabase:
     refuse_events: deque[BackboneRefused] = field(default_factory=deque)
     #: whole calls with this event number are refused as malformed
     poison: set[int] = field(default_factory=set)
+    #: more items in one call than this take longer than a statement may
+    bears: int = 1_000_000
+    cut_off: int = 0
+    #: events of these types are refused, one by one
+    refuse_types: set[str] = field(default_factory=set)
     hold_events: asyncio.Event | None = None
     hold_reports: asyncio.Event | None = None
 
@@ -258,13 +276,27 @@ class FakeDatabase:
             raise self.refuse_events.popleft()
         if self.poison & {event.seq for event in events}:
             raise BackboneRefused("TC001", "lots")
+        self._measure(len(events))
         self.calls.append(len(events))
         self.events += events
-        return QueueAnswer(results=tuple(EventResult(event_key=f"{e.session}:{e.seq}", status="accepted") for e in events))
+        return QueueAnswer(
+            results=tuple(
+                EventResult(event_key=f"{e.session}:{e.seq}", status="refused", code="TC401", error="position.lots")
+                if e.type in self.refuse_types
+                else EventResult(event_key=f"{e.session}:{e.seq}", status="accepted")
+                for e in events
+            )
+        )
+
+    def _measure(self, count: int) -> None:
+        if count > self.bears:
+            self.cut_off += 1
+            raise BackboneCutOff("canceling statement due to statement timeout")
 
     async def report_executions(self, reports: Sequence[Report]) -> ReportAnswer:
         if self.hold_reports is not None:
             await self.hold_reports.wait()
+        self._measure(len(reports))
         self.calls.append(len(reports))
         self.reports += reports
         return ReportAnswer(results=tuple(ReportResult(execution_id=r.execution_id, status="accepted") for r in reports))

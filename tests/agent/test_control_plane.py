@@ -13,9 +13,9 @@ from supabase_server import Supabase, supabase_server
 from agent import control_plane
 from agent.clock import DatabaseClock, Lease
 from agent.control_plane import ControlPlane
-from agent.model import AccountId, Event, ExecutionId, Position, Report, Ticket
+from agent.model import AccountId, Event, Execution, ExecutionId, Position, Report, Ticket, Unreadable
 from agent.retry import Refused, SignInRefused, Unreachable
-from agent.session import BackboneRefused
+from agent.session import BackboneCutOff, BackboneRefused
 from agent.settings import Settings
 
 ACCOUNT = AccountId("8e1c2f3a-0000-4000-8000-000000000001")
@@ -142,7 +142,18 @@ async def test_a_payload_over_the_limit_is_refused_before_it_is_sent(server: Sup
     assert server.calls == []
 
 
-async def test_a_malformed_execution_is_dropped_and_the_others_come_through(
+async def test_a_statement_that_was_cut_off_comes_back_when_it_can_be_halved(server: Supabase, plane: ControlPlane) -> None:
+    cut_off = (500, {"code": "57014", "message": "canceling statement due to statement timeout"})
+    server.rpc["report_executions"] = lambda _: cut_off
+    with pytest.raises(BackboneCutOff):
+        await plane.report_executions([report(), report()])
+    assert len(server.called("report_executions")) == 1
+    answers = iter([cut_off, (200, ANSWER)])
+    server.rpc["report_executions"] = lambda _: next(answers)
+    await plane.report_executions([report()])  # one report cannot be halved: it is repeated
+
+
+async def test_a_malformed_execution_is_named_and_the_others_come_through(
     server: Supabase, plane: ControlPlane, caplog: pytest.LogCaptureFixture
 ) -> None:
     good = execution("1")
@@ -154,8 +165,9 @@ async def test_a_malformed_execution_is_dropped_and_the_others_come_through(
     ]
     server.rpc["report_executions"] = lambda _: (200, {**ANSWER, "executions": [bad[0], good, *bad[1:], execution("5")]})
     answer = await plane.report_executions([report()])
-    assert [item.id for item in answer.executions] == [1, 5]
-    assert caplog.text.count("malformed_message_dropped") == 4
+    assert [item.id for item in answer.executions if isinstance(item, Execution)] == [1, 5]
+    assert {item.id: item.why for item in answer.executions if isinstance(item, Unreadable)}.keys() == {2, 3, 4}
+    assert caplog.text.count("malformed_message_dropped") == 1
 
 
 def execution(number: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from agent.journal import Journal
 from agent.lookout import Pace
 from agent.model import AccountId, ExecutionId, Order, Report, Ticket
 from agent.orders import order_of
+from agent.wire import executions
 
 QUICK = EngineSettings(
     place_timeout=timedelta(seconds=20), pace=Pace(first=timedelta(milliseconds=5), longest=timedelta(milliseconds=20))
@@ -595,3 +596,65 @@ async def test_a_change_without_ticket_or_step_is_refused_and_not_guessed(farm: 
     farm.engine.submit([execution(1, "modify")])
     await eventually(lambda: farm.database.outcome(1) == "rejected/no_ticket")
     assert farm.desk.tags == []
+
+
+async def test_reports_are_sent_in_parts_that_the_database_bears(farm: Farm) -> None:
+    farm.database.bears = 3
+    farm.database.hold_reports = asyncio.Event()
+    farm.engine.submit([execution(1)])
+    await eventually(lambda: len(farm.desk.tags) == 1)
+    farm.engine.submit([execution(number) for number in range(2, 21)])
+    await eventually(lambda: farm.engine._reporter.pending == 20)
+    farm.database.hold_reports.set()
+    await eventually(lambda: farm.engine.in_flight == 0)
+    assert sorted(numbers(farm.database.reports)) == list(range(1, 21))
+    assert max(farm.database.calls) <= 3
+    before = farm.database.cut_off
+    farm.engine.submit([execution(30)])
+    await eventually(lambda: farm.database.outcome(30) == "completed")
+    assert farm.database.cut_off == before
+
+
+async def test_an_order_that_cannot_be_read_is_refused_aloud_and_the_other_nine_are_sent(farm: Farm) -> None:
+    rows = [offer(number) for number in range(1, 11)]
+    rows[4]["action"] = "teleport"
+    read = executions(rows)
+    farm.engine.submit(read)
+    farm.engine.submit(read)
+    await eventually(lambda: farm.engine.in_flight == 0)
+    assert sorted(farm.desk.tags) == [1, 2, 3, 4, 6, 7, 8, 9, 10]
+    assert farm.database.outcome(5) == "rejected/unreadable_order"
+    [report] = [report for report in farm.database.reports if report.execution_id == 5]
+    assert "action" in report.message
+    assert not report.retryable
+
+
+def offer(number: int) -> dict[str, object]:
+    """An execution as the database tells it."""
+    now = datetime.now(UTC)
+    return {
+        "id": str(number), "attempt": 1, "account_id": ACCOUNT, "epoch": 1, "link_id": "1", "lane": str(number),
+        "step_id": str(number), "after_id": None, "action": "open", "priority": 40, "symbol": "EURUSD", "side": "buy",
+        "order_type": "market", "lots": "0.50", "target_lots": None, "ticket": None, "price": None, "sl": None, "tp": None,
+        "max_slippage_points": None, "master_price": None, "expires_at": None, "comment": "", "investigate": False,
+        "detected_at": now.isoformat(), "queued_at": now.isoformat(),
+        "send_before": (now + timedelta(seconds=5)).isoformat(),
+    }  # fmt: skip
+
+
+def test_what_does_not_say_which_execution_it_is_is_dropped_alone() -> None:
+    assert [one.id for one in executions([{"action": "open"}, "nonsense", offer(3)])] == [3]
+
+
+async def test_an_account_that_may_not_trade_is_degraded_until_an_order_succeeds(farm: Farm) -> None:
+    session = await open_session(farm.desk, number=2)
+    told: list[object] = []
+    session.on_trouble = lambda: told.append(session.health())
+    await farm.engine.attach(session)
+    farm.desk.refusals = {1: "autotrading_off", 2: "autotrading_off", 3: "no_money"}
+    farm.engine.submit([execution(number, lane="a") for number in (1, 2, 3)])
+    await eventually(lambda: farm.engine.in_flight == 0)
+    assert told == [("degraded", "autotrading_off: no")]
+    farm.engine.submit([execution(4)])
+    await eventually(lambda: farm.engine.in_flight == 0)
+    assert told[1:] == [("connected", None)]

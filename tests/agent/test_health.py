@@ -11,7 +11,7 @@ import pytest
 
 from agent.clock import DatabaseClock, Lease, boot_time
 from agent.health import HealthSettings, HeartbeatLoop, Machine
-from agent.model import AccountId, Assignment, Execution, ExecutionId
+from agent.model import AccountId, Assignment, ExecutionId, Offered
 from agent.retry import Refused, Unreachable
 from agent.wire import Heartbeat
 
@@ -56,7 +56,7 @@ class Agent:
         lease.renew(boot_time(), self.answer.lease_ms)
         return self.answer, 1.5
 
-    def submit(self, executions: Iterable[Execution]) -> None:
+    def submit(self, executions: Iterable[Offered]) -> None:
         self.submitted += 1
 
     def cancel(self, ids: Iterable[ExecutionId]) -> None:

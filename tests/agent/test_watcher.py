@@ -15,7 +15,7 @@ from agent import outbox
 from agent.clock import DatabaseClock
 from agent.engine import TradeCopyEngine
 from agent.journal import Journal
-from agent.model import AccountId, Event, Execution, ExecutionId, Ticket
+from agent.model import AccountId, Event, ExecutionId, Offered, Ticket
 from agent.platforms.protocol import AdapterError
 from agent.session import AccountSession, BackboneRefused
 from agent.watcher import Watcher, WatcherSettings
@@ -30,7 +30,7 @@ class Scene:
         self, desk: Desk, journal: Journal, session: AccountSession, settings: WatcherSettings, database: FakeDatabase
     ) -> None:
         self.desk, self.journal, self.session, self.database = desk, journal, session, database
-        self.submitted: list[Execution] = []
+        self.submitted: list[Offered] = []
         self.refusals: list[tuple[AccountId, str]] = []
         self.watcher = Watcher(
             session, journal, database, DatabaseClock(), submit=self.submitted.extend,
@@ -411,6 +411,37 @@ async def test_a_poisoned_event_does_not_hold_up_its_batch(scene: Scene, caplog:
     events = await scene.told(8)
     assert len({event.seq for event in events}) == 8
     await eventually(lambda: "event_refused" in caplog.text)
+
+
+async def test_events_are_sent_in_parts_that_the_database_bears(scene: Scene) -> None:
+    scene.database.bears = 4
+    scene.database.hold_events = asyncio.Event()
+    scene.desk.put(position("2"))
+    await eventually(lambda: scene.watcher._outbox._sending)
+    for number in range(3, 33):
+        scene.desk.put(position(str(number)))
+    await eventually(lambda: len(scene.watcher._outbox._waiting) == 30)
+    scene.database.hold_events.set()
+    events = await scene.told(32)
+    assert [event.seq for event in events] == sorted(event.seq for event in events)
+    assert max(scene.database.calls) <= 4
+
+
+async def test_a_refused_first_snapshot_degrades_the_account_and_is_tried_again(tmp_path: Path) -> None:
+    database = FakeDatabase(refuse_types={"snapshot"})
+    async with stage(tmp_path) as opened:
+        scene = await opened(
+            Desk(), database=database, ready=False, settings=replace(QUICK, retry_after=timedelta(milliseconds=20))
+        )
+        await eventually(lambda: scene.database.types().count("snapshot") >= 3)
+        status, error = scene.session.health()
+        assert status == "degraded"
+        assert error is not None
+        assert error.startswith("snapshot_refused: ")
+        assert "position.lots" in error
+        database.refuse_types.clear()
+        await scene.watcher.ready()
+        assert scene.session.health() == ("connected", None)
 
 
 async def test_a_refused_account_ends_the_watch_and_says_so(scene: Scene) -> None:

@@ -112,3 +112,44 @@ def test_a_restarted_agent_may_say_that_the_broker_refuses_the_login(farm: Farm,
     farm.session(agent, account)
     agent.can("vps_heartbeat", beat("second", 1, new=True) | says(farm, account, "halted", None))
     assert status(farm, account) == "halted"
+
+
+# -- trouble that a person has to mend -------------------------------------------------------------------------------
+
+
+def trouble(account: UUID, session: int, error: str | None, state: str = "degraded") -> dict[str, Any]:
+    return {"accounts": [{"account_id": str(account), "session": session, "status": state, "error": error}]}
+
+
+@pytest.mark.covers("X10")
+def test_an_account_that_may_not_trade_is_one_alert_however_often_it_is_said(farm: Farm, agent: Actor) -> None:
+    agent.can("vps_heartbeat", {})
+    account = farm.account(farm.user())
+    session = farm.session(agent, account)
+    for _ in range(3):
+        agent.can("vps_heartbeat", trouble(account, session, "autotrading_off: switched off"))
+    assert status(farm, account) == "degraded"
+    [alert] = farm.rows("select kind, reason, severity, times, message from public.alerts")
+    assert (alert["kind"], alert["reason"], alert["severity"], alert["times"]) == ("account", "autotrading_off", "critical", 1)
+    assert "switched off" in alert["message"]
+    agent.can("vps_heartbeat", trouble(account, session, None, "connected"))
+    assert status(farm, account) == "connected"
+    agent.can("vps_heartbeat", trouble(account, session, "autotrading_off: switched off"))
+    assert [row["times"] for row in farm.rows("select times from public.alerts")] == [2]
+
+
+def test_what_mends_itself_is_no_alert(farm: Farm, agent: Actor) -> None:
+    agent.can("vps_heartbeat", {})
+    account = farm.account(farm.user())
+    session = farm.session(agent, account)
+    agent.can("vps_heartbeat", trouble(account, session, "the database does not answer"))
+    agent.can("vps_heartbeat", trouble(account, session, "connection lost", "disconnected"))
+    assert farm.rows("select 1 from public.alerts") == []
+
+
+@pytest.mark.covers("R7")
+def test_another_account_in_the_terminal_is_an_alert(farm: Farm, agent: Actor) -> None:
+    agent.can("vps_heartbeat", {})
+    account = farm.account(farm.user())
+    agent.can("vps_heartbeat", trouble(account, 0, "the terminal is logged in to another account", "halted"))
+    assert [row["reason"] for row in farm.rows("select reason from public.alerts")] == ["account_halted"]

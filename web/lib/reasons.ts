@@ -81,10 +81,7 @@ export const REASONS = {
     ],
     unknown_symbol: ["the account has no such symbol", "map the master's symbol to one the account has"],
     position_not_found: ["the position is not there (any more)", "none: it is closed already"],
-    position_reversed: [
-      "the net position has meanwhile gone to the other side",
-      "none: what was to be closed is gone",
-    ],
+    position_reversed: ["the net position has meanwhile gone to the other side", "none: what was to be closed is gone"],
     order_not_found: ["the pending order is not there (any more)", "none: it was filled, deleted or has expired"],
     rejected: ["the broker said no without a reason", "look into the terminal's journal, ask the broker"],
   },
@@ -106,6 +103,10 @@ export const REASONS = {
     not_found_after_unknown: [
       "it left no trace once the broker's settle time was over",
       "none; it is never sent again by itself",
+    ],
+    unreadable_order: [
+      "the agent cannot read the order (it may be too old for this database)",
+      "update the agent; if it is new, report it with the execution's number",
     ],
     no_ticket: ["a change that names neither a ticket nor a step", "report it, with the execution's number"],
     account_unreadable: ["what a step left behind could not be read", "retried"],
