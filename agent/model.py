@@ -112,7 +112,8 @@ class Changed:
     """A position or order is now as `position` says; gone when its lots are 0.
 
     `seq` was taken from the account's counter before the read began (a push: at receipt).
-    `unchanged_at` is the last moment the account was seen without the change.
+    `unchanged_at` is the last moment the account was seen without the change. `deal_price` and `dealt_at` (on this machine's
+    clock) are of the deal that made the change, where the platform tells it.
     """
 
     seq: int
@@ -121,6 +122,8 @@ class Changed:
     unchanged_at: datetime
     evidence: Evidence | None = None
     close_reason: CloseReason | None = None
+    deal_price: Decimal | None = None
+    dealt_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -296,6 +299,9 @@ class Event:
     close_reason: CloseReason | None = None
     detected_at: datetime
     unchanged_at: datetime | None = None
+    #: the deal that made the change, where the platform tells it
+    deal_price: Decimal | None = None
+    dealt_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -228,13 +228,20 @@ class Watcher:
                 close_reason=change.close_reason if kind == "closed" else None,
                 detected_at=change.detected_at,
                 unchanged_at=min(change.unchanged_at, change.detected_at),
+                deal_price=change.deal_price,
+                dealt_at=change.dealt_at,
             )
         )
 
     def _on_database_clock(self, change: Changed) -> Changed:
         """Adapters stamp what they see with this machine's clock."""
         offset = timedelta(milliseconds=self._clock.offset_ms)
-        return replace(change, detected_at=change.detected_at + offset, unchanged_at=change.unchanged_at + offset)
+        return replace(
+            change,
+            detected_at=change.detected_at + offset,
+            unchanged_at=change.unchanged_at + offset,
+            dealt_at=None if change.dealt_at is None else change.dealt_at + offset,
+        )
 
     # -- reads ----------------------------------------------------------------------------------------------
 

@@ -138,6 +138,10 @@ def event_to_json(event: Event) -> dict[str, object]:
         out["evidence"] = event.evidence
     if event.close_reason is not None:
         out["close_reason"] = event.close_reason
+    if event.deal_price is not None:
+        out["deal_price"] = event.deal_price
+    if event.dealt_at is not None:
+        out["dealt_at"] = event.dealt_at
     return out
 
 
@@ -155,6 +159,8 @@ def event_from_json(account_id: AccountId, value: object) -> Event:
         close_reason=cast("CloseReason | None", optional_one_of(raw, "close_reason", CLOSE_REASONS)),
         detected_at=instant(raw, "detected_at"),
         unchanged_at=optional_instant(raw, "unchanged_at"),
+        deal_price=optional_decimal(raw, "deal_price"),
+        dealt_at=optional_instant(raw, "dealt_at"),
     )
 
 

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
@@ -76,6 +76,8 @@ class Book:
         self.journal: list[JournalEntry] = []
         #: changes of the operation that is going on, in order; taken by `take_changes`
         self._changes: list[BookChange] = []
+        #: the last deal of the operation that is going on, by ticket
+        self._dealt: dict[str, Deal] = {}
         self.keep: Keep = lambda _kind, _key, _record: None
 
     @property
@@ -114,8 +116,14 @@ class Book:
         return position
 
     def take_changes(self) -> tuple[BookChange, ...]:
-        changes, self._changes = tuple(self._changes), []
+        changes, self._changes = tuple(self._with_deal(change) for change in self._changes), []
+        self._dealt.clear()
         return changes
+
+    def _with_deal(self, change: BookChange) -> BookChange:
+        position = change.position
+        deal = self._dealt.get(position.ticket) or self._dealt.get(position.replaces or "")
+        return change if deal is None else replace(change, deal_price=deal.price, dealt_at=deal.at)
 
     def book_deal(
         self,
@@ -141,6 +149,8 @@ class Book:
             side="buy" if position is None else position.side,
         )  # fmt: skip
         self.deals.append(deal)
+        if deal.ticket is not None:
+            self._dealt[deal.ticket] = deal
         self.balance += profit + commission
         self.keep("deal", str(deal.number), deal)
         self.note(at, "deal", deal=deal, balance=self.balance)

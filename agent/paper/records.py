@@ -141,6 +141,9 @@ class BookChange:
     position: Position
     evidence: Evidence | None = None
     close_reason: CloseReason | None = None
+    #: the deal that made the change, if a deal did
+    deal_price: Decimal | None = None
+    dealt_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

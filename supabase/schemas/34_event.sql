@@ -17,12 +17,14 @@ create table public.trade_events (
   side text,
   lots numeric,
   previous_lots numeric,
+  deal_price numeric,
   payload jsonb,
+  dealt_at timestamptz,
   detected_at timestamptz,
   unchanged_at timestamptz,
   received_at timestamptz not null default clock_timestamp(),
   decided_at timestamptz,
-  detect_ms numeric generated always as (greatest(0, extract(epoch from received_at - detected_at) * 1000)) stored,
+  detect_ms numeric generated always as (case when detected_at >= dealt_at then extract(epoch from detected_at - dealt_at) * 1000 end) stored,
   decide_ms numeric generated always as (greatest(0, extract(epoch from decided_at - detected_at) * 1000)) stored,
   primary key (id, received_at),
   constraint status_is_known check (status in ('accepted', 'history', 'refused')),
@@ -34,6 +36,10 @@ comment on table public.trade_events is
 comment on column public.trade_events.status is 'accepted = applied and planned; history = older than what is known, stored only; refused = malformed';
 comment on column public.trade_events.source is 'agent = told by itself; snapshot = found in one; report = made by a copy of ours on an account that is itself a master';
 comment on column public.trade_events.previous_lots is 'lots before the change; null when the position was not known';
+comment on column public.trade_events.deal_price is
+  'price of the deal that made the change: what copies of it are compared with; null = not told, and no deal for modified, ordered, amended';
+comment on column public.trade_events.dealt_at is 'when the master''s broker made the deal; null = not told';
+comment on column public.trade_events.detect_ms is 'from the deal at the broker to its detection by the agent; null = not told, or the broker''s clock is ahead';
 comment on column public.trade_events.decide_ms is 'from detection by the agent to the decision in the database';
 create index trade_events_of_account on public.trade_events (account_id, received_at desc);
 create index trade_events_received on public.trade_events (received_at);

@@ -46,6 +46,8 @@ create table public.trade_execution_queue (
   -- what came of it
   filled_lots numeric,
   fill_price numeric,
+  point_size numeric,
+  point_money numeric,
   -- when
   detected_at timestamptz,
   queued_at timestamptz not null,
@@ -75,6 +77,9 @@ comment on column public.trade_execution_queue.master_lots is 'master volume tha
 comment on column public.trade_execution_queue.offered_at is 'when an agent could have received it; from then on only a report finalises it';
 comment on column public.trade_execution_queue.send_before is 'deadline of this attempt, checked by the last process before the broker';
 comment on column public.trade_execution_queue.in_flight is 'not final yet; look-ups by account use it, look-ups by link say finalized_at is null, so that each fits one index';
+comment on column public.trade_execution_queue.point_size is 'price of one point of the symbol when it was filled (0.00001 of EURUSD with five digits)';
+comment on column public.trade_execution_queue.point_money is
+  'what one point of one lot was worth when it was filled, in the account''s currency; null = no rate was known';
 comment on column public.trade_execution_queue.retry_until is 'opens: no new attempt after this';
 
 -- No index beside these begins with a column that the planner looks up by: Postgres might choose it while the tables are small.
@@ -82,8 +87,8 @@ comment on column public.trade_execution_queue.retry_until is 'opens: no new att
 create index executions_open_of_link on public.trade_execution_queue (link_id) where finalized_at is null;
 create index executions_open_of_account on public.trade_execution_queue (account_id, symbol) where in_flight;
 create index executions_of_step on public.trade_execution_queue (step_id);
--- the agent's repeated call: open executions of an event; the dashboard: executions of an event
-create index executions_of_event on public.trade_execution_queue (event_id);
+-- the agent's repeated call: open executions of an event; copied_trades: executions of an event for a copier
+create index executions_of_event on public.trade_execution_queue (event_id, copier_id);
 -- maintain: retries that are due; doorbells; retention
 create index executions_due on public.trade_execution_queue (next_attempt_at) where status = 'retrying';
 create index executions_updated on public.trade_execution_queue (updated_at);

@@ -20,6 +20,9 @@ begin
     when not pg_input_is_valid(e ->> 'detected_at', 'timestamptz') then 'detected_at must be a time such as 2026-01-31T12:00:00Z'
     when not coalesce(pg_input_is_valid(e ->> 'unchanged_at', 'timestamptz'), true)
       then 'unchanged_at must be a time such as 2026-01-31T12:00:00Z'
+    when not coalesce(pg_input_is_valid(e ->> 'dealt_at', 'timestamptz'), true) then 'dealt_at must be a time such as 2026-01-31T12:00:00Z'
+    when e ->> 'deal_price' is not null and not coalesce(case when pg_input_is_valid(e ->> 'deal_price', 'numeric')
+      then (e ->> 'deal_price')::numeric between 0 and 1e12 end, false) then 'deal_price must be a decimal number, not negative (or above 1e12)'
     when e ->> 'type' = 'snapshot' then
       case when jsonb_typeof(e -> 'positions') is distinct from 'array' then 'positions of a snapshot must be an array' end
     when private.position_error(e -> 'position') is not null then private.position_error(e -> 'position')
@@ -45,14 +48,17 @@ create function private.record_event(
 language plpgsql security definer set search_path = '' as $$
 begin
   insert into public.trade_events (id, account_id, user_id, session, seq, event_key, source, type, status, code, error, ticket, symbol, side,
-    lots, previous_lots, payload, detected_at, unchanged_at, decided_at)
+    lots, previous_lots, deal_price, payload, dealt_at, detected_at, unchanged_at, decided_at)
   overriding system value
   values (p_id, p_account.id, p_account.user_id,
     case when pg_input_is_valid(e ->> 'session', 'bigint') then (e ->> 'session')::bigint end,
     case when pg_input_is_valid(e ->> 'seq', 'bigint') then (e ->> 'seq')::bigint end,
     (e ->> 'session') || ':' || (e ->> 'seq'), p_source, coalesce(p_type, left(e ->> 'type', 20), '?'), p_status, p_code, p_error,
     left(p_position ->> 'ticket', 64), left(p_position ->> 'symbol', 64), p_position ->> 'side',
-    case when private.is_number(p_position -> 'lots') then (p_position ->> 'lots')::numeric end, p_previous, p_payload,
+    case when private.is_number(p_position -> 'lots') then (p_position ->> 'lots')::numeric end, p_previous,
+    -- a new position says itself at what price it was opened
+    case when p_status <> 'refused' then coalesce((e ->> 'deal_price')::numeric, case when p_type = 'opened' then (p_position ->> 'price')::numeric end) end,
+    p_payload, case when p_status <> 'refused' then (e ->> 'dealt_at')::timestamptz end,
     case when pg_input_is_valid(e ->> 'detected_at', 'timestamptz') then (e ->> 'detected_at')::timestamptz end,
     case when pg_input_is_valid(e ->> 'unchanged_at', 'timestamptz') then (e ->> 'unchanged_at')::timestamptz end, clock_timestamp());
 end $$;

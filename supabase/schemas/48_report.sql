@@ -225,7 +225,7 @@ begin
     c := private.apply_position(v_account, (r ->> 'session')::bigint, (r ->> 'seq')::bigint, p,
       coalesce((r ->> 'done_at')::timestamptz, p_now), coalesce((r ->> 'sent_at')::timestamptz, p_now), false, null, null, p_now);
     if c.applied and (c.type <> 'modified' or q.action = 'modify') then
-      changes := changes || jsonb_build_object('position', p, 'type', c.type, 'previous_lots', c.previous_lots);
+      changes := changes || jsonb_build_object('position', p, 'type', c.type, 'previous_lots', c.previous_lots, 'price', r -> 'price');
     end if;
   end loop;
 
@@ -246,6 +246,8 @@ begin
   update public.trade_execution_queue x set status = n.status, reason = n.reason, message = left(r ->> 'message', 500),
     next_attempt_at = n.next_at, adopted = x.adopted or coalesce((r ->> 'adopted')::boolean, false),
     filled_lots = coalesce((r ->> 'filled_lots')::numeric, x.filled_lots), fill_price = coalesce((r ->> 'price')::numeric, x.fill_price),
+    (point_size, point_money) = (select coalesce(w.size, x.point_size), coalesce(w.money, x.point_money)
+      from private.point_worth(v_account.id, v_account.currency, x.symbol, (r ->> 'filled_lots')::numeric) w),
     received_at = coalesce((r ->> 'received_at')::timestamptz, x.received_at), sent_at = coalesce((r ->> 'sent_at')::timestamptz, x.sent_at),
     done_at = coalesce((r ->> 'done_at')::timestamptz, x.done_at),
     finalized_at = case when n.status in ('completed', 'rejected', 'expired', 'cancelled') then p_now end, updated_at = p_now
@@ -316,7 +318,8 @@ begin
   select * into v_account from public.trading_accounts where id = p_account;
   for v_change in select value from jsonb_array_elements(p_changes) loop
     v_id := nextval('public.trade_events_id_seq');
-    perform private.record_event(v_account, v_id, jsonb_build_object('detected_at', p_now, 'unchanged_at', p_now), 'report', v_change ->> 'type',
+    perform private.record_event(v_account, v_id, jsonb_build_object('detected_at', p_now, 'unchanged_at', p_now,
+      'deal_price', v_change -> 'price'), 'report', v_change ->> 'type',
       'accepted', null, null, v_change -> 'position', (v_change ->> 'previous_lots')::numeric, v_change -> 'position');
     update public.positions set last_event_id = v_id, detected_at = p_now
     where account_id = p_account and ticket = v_change #>> '{position,ticket}';

@@ -103,3 +103,29 @@ async def test_a_change_is_dated_between_the_last_sign_of_life_and_now(paper: Pa
         await paper.open_by_hand("700100", "EURUSD", "buy", "0.10")
         change = await terminal.change()
         assert asked <= change.unchanged_at <= change.detected_at <= datetime.now(UTC)
+
+
+async def test_the_deal_that_made_a_change_is_told_with_its_price(paper: PaperCounterparty) -> None:
+    async with connected(paper) as terminal:
+        login = terminal.login.login
+        await paper.set_price("EURUSD", "1.10000", "1.10010")
+        ticket = await paper.open_by_hand(login, "EURUSD", "buy", "0.30")
+        opened = await terminal.change(ticket)
+        await paper.set_price("EURUSD", "1.10200", "1.10210")
+        await paper.close_by_hand(login, ticket, "0.10")
+        reduced = await terminal.change(ticket)
+        await paper.set_price("EURUSD", "1.10300", "1.10310")
+        await paper.close_by_hand(login, ticket)
+        closed = await terminal.change(ticket, gone=True)
+        assert [c.deal_price for c in (opened, reduced, closed)] == [D("1.10010"), D("1.10200"), D("1.10300")]
+        assert [c.position.price for c in (reduced, closed)] == [D("1.10010")] * 2  # where it was opened
+        assert {change.dealt_at for change in (opened, reduced, closed)} == {await paper.now()}
+
+
+async def test_a_change_without_a_deal_names_none(paper: PaperCounterparty) -> None:
+    async with connected(paper) as terminal:
+        position = await terminal.open()
+        await terminal.change(position.ticket)
+        await terminal.place("modify", ticket=position.ticket, lots=position.lots, sl=D("1.05"), tp=None)
+        modified = await terminal.change(position.ticket)
+        assert (modified.position.sl, modified.deal_price, modified.dealt_at) == (D("1.05"), None, None)

@@ -24,6 +24,7 @@ public.account_vps_assignments  -         own  own        none  none        none
 public.alerts                   -         own  own        none  none        none          all      all
 public.audit_log                -         own  own        none  none        none          all      all
 public.connection_health_logs   -         own  own        none  none        none          all      all
+public.copied_trades            -         own  own        none  none        none          all      all
 public.copiers                  -         own  own        none  none        none          all      all
 public.copy_outcomes            -         own  own        none  none        none          all      all
 public.enrollment_tokens        -         none none       none  none        none          all      all

@@ -272,6 +272,7 @@ def _receive(line: _Line, message: dict[str, Any]) -> None:
             Changed(
                 seq=line.take_seq(), position=change.position, detected_at=now, unchanged_at=min(line.seen_at, now),
                 evidence=change.evidence, close_reason=change.close_reason,
+                deal_price=change.deal_price, dealt_at=change.dealt_at,
             )
         )  # fmt: skip
     line.seen_at = max(line.seen_at, now)
