@@ -135,3 +135,9 @@ def test_no_module_has_a_name_that_says_nothing() -> None:
 def test_no_python_module_hides_a_package_of_the_same_name() -> None:
     assert not (ROOT / "supabase" / "__init__.py").exists()
     assert not (ROOT / "supabase.py").exists()
+
+
+def test_no_two_test_modules_have_the_same_name() -> None:
+    """pytest imports them by their bare name: of two, only one could be collected in a run of everything."""
+    names = [path.name for path in tracked() if path.name.startswith("test_") and path.suffix == ".py"]
+    assert sorted({name for name in names if names.count(name) > 1}) == []
