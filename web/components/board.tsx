@@ -21,6 +21,7 @@ import { Notice } from "./notice";
 import { NowProvider } from "./now";
 import { Refusals } from "./refusals";
 import { TopRow } from "./top-row";
+import { Trades } from "./trades";
 
 /** The dearer question is asked this seldom, whatever rings. */
 const UNEXPLAINED_MS = 15_000;
@@ -115,6 +116,7 @@ function Panels({ board }: Readonly<{ board: BoardData }>) {
         <Latency executions={board.executions} />
       </div>
       <Accounts board={board} />
+      <Trades trades={board.trades} names={names} />
       <Executions executions={board.executions} names={names} />
       <Refusals board={board} names={names} />
     </>

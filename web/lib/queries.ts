@@ -12,6 +12,8 @@ const REQUEST_MS = 12_000;
 const DAY_MS = 86_400_000;
 /** Executions that the board shows and takes its percentiles from. */
 export const EXECUTIONS = 150;
+/** Trades, told for each follower, that the board shows. */
+export const TRADES = 60;
 /** Refusals and failures of the last day that are counted; more are shown as "200+". */
 export const REFUSALS = 200;
 
@@ -77,19 +79,22 @@ export async function isOperator({ client }: Project, user: User): Promise<boole
 
 /** Everything that the board shows, read afresh. `operator` widens the questions from the user's own rows to all. */
 export async function readBoard(project: Project, user: User, operator: boolean) {
-  const [[accounts, assignments, vpses, positions, copiers], executions, unfinished, failures, refusals] = await Promise.all([
-    readFarm(project, user, operator),
-    readExecutions(project, user, operator),
-    readUnfinished(project, user, operator),
-    readFailures(project, user, operator),
-    readRefusals(project, user, operator),
-  ]);
-  return { operator, accounts, assignments, vpses, positions, copiers, executions, unfinished, failures, refusals };
+  const [[accounts, assignments, vpses, positions, copiers], trades, executions, unfinished, failures, refusals] =
+    await Promise.all([
+      readFarm(project, user, operator),
+      readTrades(project, user, operator),
+      readExecutions(project, user, operator),
+      readUnfinished(project, user, operator),
+      readFailures(project, user, operator),
+      readRefusals(project, user, operator),
+    ]);
+  return { operator, accounts, assignments, vpses, positions, copiers, trades, executions, unfinished, failures, refusals };
 }
 
 export type BoardData = Awaited<ReturnType<typeof readBoard>>;
 export type Account = BoardData["accounts"][number];
 export type Vps = BoardData["vpses"][number];
+export type Trade = BoardData["trades"][number];
 export type Execution = BoardData["executions"][number];
 export type Failure = BoardData["failures"][number];
 export type Refusal = BoardData["refusals"][number];
@@ -123,6 +128,18 @@ function readFarm({ client }: Project, user: User, operator: boolean) {
     rows("Positions", operator ? positions : positions.eq("user_id", user.id)),
     rows("Copiers", operator ? copiers : copiers.eq("user_id", user.id)),
   ]);
+}
+
+/** What came of the newest trades, by copier. */
+function readTrades({ client }: Project, user: User, operator: boolean) {
+  const question = client
+    .from("copied_trades")
+    .select(
+      "event_id, copier_id, follower_account_id, decided_at, event, master_symbol, master_side, master_lots, status, reason, detail, message, warnings, orders, filled_lots, fill_price, slippage_points, slippage_money, currency, total_ms",
+    )
+    .order("decided_at", { ascending: false })
+    .limit(TRADES);
+  return rows("Trades", operator ? question : question.eq("user_id", user.id));
 }
 
 function readExecutions({ client }: Project, user: User, operator: boolean) {

@@ -14,6 +14,12 @@ export function vpsTone(status: string, leaseOver: boolean): Tone {
   return status === "online" ? "ok" : "warn";
 }
 
+/** What came of a trade, by `status` of copied_trades. */
+export function tradeTone(status: string | null): Tone {
+  if (status === "copied") return "ok";
+  return status === "in_flight" ? "idle" : "warn";
+}
+
 export function executionTone(status: string): Tone {
   if (status === "completed") return "ok";
   if (status === "rejected" || status === "unknown") return "bad";

@@ -1,0 +1,128 @@
+"use client";
+
+import { useState } from "react";
+import { amount, atMost, lots, milliseconds } from "../lib/format";
+import { TRADES, type Trade } from "../lib/queries";
+import { explain } from "../lib/reasons";
+import { type Tone, tradeTone } from "../lib/tone";
+import { Age } from "./now";
+import { Empty, Panel } from "./panel";
+import { Status } from "./tone";
+
+const SHOWN = 12;
+const OUTCOMES: Readonly<Record<string, string>> = {
+  copied: "copied",
+  partly: "copied in part",
+  in_flight: "under way",
+  not_copied: "not copied",
+};
+
+type Names = ReadonlyMap<string, string>;
+
+/** What came of every trade of a master for every follower: dealt at what price and cost, or why not. */
+export function Trades({ trades, names }: Readonly<{ trades: readonly Trade[]; names: Names }>) {
+  const [all, setAll] = useState(false);
+  const shown = all ? trades : trades.slice(0, SHOWN);
+  return (
+    <Panel title="Trades" aside={`newest first · ${atMost(trades.length, TRADES)} of the last trades`}>
+      {trades.length ? (
+        <>
+          <table className="trades">
+            <thead>
+              <tr>
+                <th scope="col">Master</th>
+                <th scope="col" className="wide">
+                  Follower
+                </th>
+                <th scope="col">What came of it</th>
+                <th scope="col" className="number wide">
+                  Dealt
+                </th>
+                <th
+                  scope="col"
+                  className="number"
+                  title="How much worse the follower's price was than the master's; below 0: better"
+                >
+                  Slippage
+                </th>
+                <th scope="col" className="number wide" title="From the master's change, seen by its agent, to the order sent">
+                  Total, ms
+                </th>
+                <th scope="col" className="number wide">
+                  Age
+                </th>
+              </tr>
+            </thead>
+            <tbody>
+              {shown.map((trade) => (
+                <TradeRow
+                  key={`${trade.event_id} ${trade.copier_id}`}
+                  trade={trade}
+                  follower={(trade.follower_account_id && names.get(trade.follower_account_id)) || "a removed account"}
+                />
+              ))}
+            </tbody>
+          </table>
+          {trades.length > SHOWN ? (
+            <button type="button" className="quiet more" onClick={() => setAll(!all)}>
+              {all ? `Show the newest ${SHOWN}` : `Show all ${trades.length}`}
+            </button>
+          ) : null}
+        </>
+      ) : (
+        <Empty>No master has traded yet. What comes of its next trade is told here for every follower.</Empty>
+      )}
+    </Panel>
+  );
+}
+
+function TradeRow({ trade, follower }: Readonly<{ trade: Trade; follower: string }>) {
+  const reason = trade.reason ? explain(trade.reason, trade.orders ? "execution" : "decision") : null;
+  const quiet = trade.status === "not_copied" && reason?.origin === "nothing";
+  const tone: Tone = quiet ? "idle" : tradeTone(trade.status);
+  return (
+    <tr data-trade={`${trade.event_id}:${trade.copier_id}`}>
+      <th scope="row">
+        <span className="order">
+          {trade.event} <span className={trade.master_side ?? undefined}>{trade.master_side}</span> {lots(trade.master_lots)}{" "}
+          {trade.master_symbol}
+        </span>
+        <span className="sub narrow">{follower}</span>
+      </th>
+      <td className="wide">{follower}</td>
+      <td>
+        <Status tone={tone}>{quiet ? "nothing to do" : (OUTCOMES[trade.status ?? ""] ?? trade.status)}</Status>
+        {reason ? (
+          <span className="sub" title={trade.detail ?? trade.message ?? undefined}>
+            <code>{reason.code}</code> {reason.what}
+            {reason.todo ? `; ${reason.todo}` : ""}
+          </span>
+        ) : null}
+        {trade.warnings?.length ? <span className="sub">{trade.warnings.join(", ")}</span> : null}
+      </td>
+      <td className="number wide">
+        {trade.filled_lots ? (
+          <>
+            {lots(trade.filled_lots)}
+            <span className="sub">{trade.fill_price === null ? "" : `at ${price(trade.fill_price)}`}</span>
+          </>
+        ) : (
+          "–"
+        )}
+      </td>
+      <td className="number">
+        {trade.slippage_points === null ? "–" : `${Math.round(trade.slippage_points * 10) / 10} points`}
+        {trade.slippage_money === null ? null : (
+          <span className="sub">
+            {amount(trade.slippage_money)} {trade.currency}
+          </span>
+        )}
+      </td>
+      <td className="number wide">{milliseconds(trade.total_ms)}</td>
+      <td className="number wide">{trade.decided_at ? <Age at={trade.decided_at} /> : "–"}</td>
+    </tr>
+  );
+}
+
+/** As many digits as the price has, without the binary tail of an average. */
+const price = (value: number) => String(Number(value.toPrecision(9)));
