@@ -907,6 +907,8 @@ export type Database = {
         Row: {
           account_id: string;
           code: string | null;
+          deal_price: number | null;
+          dealt_at: string | null;
           decide_ms: number | null;
           decided_at: string | null;
           detect_ms: number | null;
@@ -933,6 +935,8 @@ export type Database = {
         Insert: {
           account_id: string;
           code?: string | null;
+          deal_price?: number | null;
+          dealt_at?: string | null;
           decide_ms?: never;
           decided_at?: string | null;
           detect_ms?: never;
@@ -958,6 +962,8 @@ export type Database = {
         Update: {
           account_id?: string;
           code?: string | null;
+          deal_price?: number | null;
+          dealt_at?: string | null;
           decide_ms?: never;
           decided_at?: string | null;
           detect_ms?: never;
@@ -1014,6 +1020,8 @@ export type Database = {
           offered_at: string | null;
           order_type: string;
           parts: Json | null;
+          point_money: number | null;
+          point_size: number | null;
           price: number | null;
           priority: number;
           queued_at: string;
@@ -1067,6 +1075,8 @@ export type Database = {
           offered_at?: string | null;
           order_type?: string;
           parts?: Json | null;
+          point_money?: number | null;
+          point_size?: number | null;
           price?: number | null;
           priority: number;
           queued_at: string;
@@ -1119,6 +1129,8 @@ export type Database = {
           offered_at?: string | null;
           order_type?: string;
           parts?: Json | null;
+          point_money?: number | null;
+          point_size?: number | null;
           price?: number | null;
           priority?: number;
           queued_at?: string;
@@ -1343,6 +1355,62 @@ export type Database = {
       };
     };
     Views: {
+      copied_trades: {
+        Row: {
+          attempts: number | null;
+          broker_ms: number | null;
+          copier: string | null;
+          copier_id: string;
+          currency: string | null;
+          decide_ms: number | null;
+          decided_at: string;
+          detail: string | null;
+          detect_ms: number | null;
+          event: string | null;
+          event_id: number;
+          fill_price: number | null;
+          filled_lots: number | null;
+          follower_account_id: string | null;
+          lane_ms: number | null;
+          link_id: number | null;
+          master_account_id: string | null;
+          master_lots: number | null;
+          master_previous_lots: number | null;
+          master_price: number | null;
+          master_side: string | null;
+          master_symbol: string | null;
+          master_ticket: string | null;
+          message: string | null;
+          orders: number | null;
+          reason: string | null;
+          side: string | null;
+          slippage_money: number | null;
+          slippage_points: number | null;
+          status: string | null;
+          symbol: string | null;
+          total_ms: number | null;
+          transport_ms: number | null;
+          user_id: string;
+          warnings: string[] | null;
+        };
+        ComputedFields: never;
+        Relationships: [
+          {
+            foreignKeyName: "copiers_follower_account_id_fkey";
+            columns: ["follower_account_id"];
+            isOneToOne: false;
+            referencedRelation: "trading_accounts";
+            referencedColumns: ["id"];
+          },
+          {
+            foreignKeyName: "copiers_master_account_id_fkey";
+            columns: ["master_account_id"];
+            isOneToOne: false;
+            referencedRelation: "trading_accounts";
+            referencedColumns: ["id"];
+          },
+        ];
+      };
       unexplained_pairs: {
         Row: {
           account_id: string;

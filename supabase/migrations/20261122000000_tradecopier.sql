@@ -2102,12 +2102,14 @@ create table public.trade_events (
   side text,
   lots numeric,
   previous_lots numeric,
+  deal_price numeric,
   payload jsonb,
+  dealt_at timestamptz,
   detected_at timestamptz,
   unchanged_at timestamptz,
   received_at timestamptz not null default clock_timestamp(),
   decided_at timestamptz,
-  detect_ms numeric generated always as (greatest(0, extract(epoch from received_at - detected_at) * 1000)) stored,
+  detect_ms numeric generated always as (case when detected_at >= dealt_at then extract(epoch from detected_at - dealt_at) * 1000 end) stored,
   decide_ms numeric generated always as (greatest(0, extract(epoch from decided_at - detected_at) * 1000)) stored,
   primary key (id, received_at),
   constraint status_is_known check (status in ('accepted', 'history', 'refused')),
@@ -2119,6 +2121,10 @@ comment on table public.trade_events is
 comment on column public.trade_events.status is 'accepted = applied and planned; history = older than what is known, stored only; refused = malformed';
 comment on column public.trade_events.source is 'agent = told by itself; snapshot = found in one; report = made by a copy of ours on an account that is itself a master';
 comment on column public.trade_events.previous_lots is 'lots before the change; null when the position was not known';
+comment on column public.trade_events.deal_price is
+  'price of the deal that made the change: what copies of it are compared with; null = not told, and no deal for modified, ordered, amended';
+comment on column public.trade_events.dealt_at is 'when the master''s broker made the deal; null = not told';
+comment on column public.trade_events.detect_ms is 'from the deal at the broker to its detection by the agent; null = not told, or the broker''s clock is ahead';
 comment on column public.trade_events.decide_ms is 'from detection by the agent to the decision in the database';
 create index trade_events_of_account on public.trade_events (account_id, received_at desc);
 create index trade_events_received on public.trade_events (received_at);
@@ -2237,6 +2243,8 @@ create table public.trade_execution_queue (
   -- what came of it
   filled_lots numeric,
   fill_price numeric,
+  point_size numeric,
+  point_money numeric,
   -- when
   detected_at timestamptz,
   queued_at timestamptz not null,
@@ -2266,6 +2274,9 @@ comment on column public.trade_execution_queue.master_lots is 'master volume tha
 comment on column public.trade_execution_queue.offered_at is 'when an agent could have received it; from then on only a report finalises it';
 comment on column public.trade_execution_queue.send_before is 'deadline of this attempt, checked by the last process before the broker';
 comment on column public.trade_execution_queue.in_flight is 'not final yet; look-ups by account use it, look-ups by link say finalized_at is null, so that each fits one index';
+comment on column public.trade_execution_queue.point_size is 'price of one point of the symbol when it was filled (0.00001 of EURUSD with five digits)';
+comment on column public.trade_execution_queue.point_money is
+  'what one point of one lot was worth when it was filled, in the account''s currency; null = no rate was known';
 comment on column public.trade_execution_queue.retry_until is 'opens: no new attempt after this';
 
 -- No index beside these begins with a column that the planner looks up by: Postgres might choose it while the tables are small.
@@ -2273,8 +2284,8 @@ comment on column public.trade_execution_queue.retry_until is 'opens: no new att
 create index executions_open_of_link on public.trade_execution_queue (link_id) where finalized_at is null;
 create index executions_open_of_account on public.trade_execution_queue (account_id, symbol) where in_flight;
 create index executions_of_step on public.trade_execution_queue (step_id);
--- the agent's repeated call: open executions of an event; the dashboard: executions of an event
-create index executions_of_event on public.trade_execution_queue (event_id);
+-- the agent's repeated call: open executions of an event; copied_trades: executions of an event for a copier
+create index executions_of_event on public.trade_execution_queue (event_id, copier_id);
 -- maintain: retries that are due; doorbells; retention
 create index executions_due on public.trade_execution_queue (next_attempt_at) where status = 'retrying';
 create index executions_updated on public.trade_execution_queue (updated_at);
@@ -2583,6 +2594,23 @@ begin
     return p_price;
   end if;
   return div(p_price + p_tick / 2, p_tick) * p_tick;
+end $$;
+
+-- 39_point.sql
+-- Points: what the smallest step of a price is worth, kept with every fill so that its slippage reads the same for ever.
+
+-- Size of a point of a symbol, and what one point of one lot is worth in the account's currency now. Null: not known. Where the symbol's
+-- profit is in the account's own currency, which is the rule, no rate is looked for. p_filled: nothing filled, nothing to know.
+create function private.point_worth(p_account uuid, p_currency text, p_symbol text, p_filled numeric, out size numeric, out money numeric)
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  s public.account_symbols;
+begin
+  if coalesce(p_filled, 0) = 0 then return; end if;
+  select * into s from public.account_symbols x where x.account_id = p_account and x.name = p_symbol;
+  size := 10::numeric ^ (-s.digits);
+  money := size * s.contract_size * case when s.profit_currency = p_currency then 1
+    else private.exchange_rate(s.profit_currency, p_currency, private.quoted_rates(array[p_account], array[s.profit_currency, p_currency])) end;
 end $$;
 
 -- 40_mirror.sql
@@ -3998,6 +4026,9 @@ begin
     when not pg_input_is_valid(e ->> 'detected_at', 'timestamptz') then 'detected_at must be a time such as 2026-01-31T12:00:00Z'
     when not coalesce(pg_input_is_valid(e ->> 'unchanged_at', 'timestamptz'), true)
       then 'unchanged_at must be a time such as 2026-01-31T12:00:00Z'
+    when not coalesce(pg_input_is_valid(e ->> 'dealt_at', 'timestamptz'), true) then 'dealt_at must be a time such as 2026-01-31T12:00:00Z'
+    when e ->> 'deal_price' is not null and not coalesce(case when pg_input_is_valid(e ->> 'deal_price', 'numeric')
+      then (e ->> 'deal_price')::numeric between 0 and 1e12 end, false) then 'deal_price must be a decimal number, not negative (or above 1e12)'
     when e ->> 'type' = 'snapshot' then
       case when jsonb_typeof(e -> 'positions') is distinct from 'array' then 'positions of a snapshot must be an array' end
     when private.position_error(e -> 'position') is not null then private.position_error(e -> 'position')
@@ -4023,14 +4054,17 @@ create function private.record_event(
 language plpgsql security definer set search_path = '' as $$
 begin
   insert into public.trade_events (id, account_id, user_id, session, seq, event_key, source, type, status, code, error, ticket, symbol, side,
-    lots, previous_lots, payload, detected_at, unchanged_at, decided_at)
+    lots, previous_lots, deal_price, payload, dealt_at, detected_at, unchanged_at, decided_at)
   overriding system value
   values (p_id, p_account.id, p_account.user_id,
     case when pg_input_is_valid(e ->> 'session', 'bigint') then (e ->> 'session')::bigint end,
     case when pg_input_is_valid(e ->> 'seq', 'bigint') then (e ->> 'seq')::bigint end,
     (e ->> 'session') || ':' || (e ->> 'seq'), p_source, coalesce(p_type, left(e ->> 'type', 20), '?'), p_status, p_code, p_error,
     left(p_position ->> 'ticket', 64), left(p_position ->> 'symbol', 64), p_position ->> 'side',
-    case when private.is_number(p_position -> 'lots') then (p_position ->> 'lots')::numeric end, p_previous, p_payload,
+    case when private.is_number(p_position -> 'lots') then (p_position ->> 'lots')::numeric end, p_previous,
+    -- a new position says itself at what price it was opened
+    case when p_status <> 'refused' then coalesce((e ->> 'deal_price')::numeric, case when p_type = 'opened' then (p_position ->> 'price')::numeric end) end,
+    p_payload, case when p_status <> 'refused' then (e ->> 'dealt_at')::timestamptz end,
     case when pg_input_is_valid(e ->> 'detected_at', 'timestamptz') then (e ->> 'detected_at')::timestamptz end,
     case when pg_input_is_valid(e ->> 'unchanged_at', 'timestamptz') then (e ->> 'unchanged_at')::timestamptz end, clock_timestamp());
 end $$;
@@ -4465,7 +4499,7 @@ begin
     c := private.apply_position(v_account, (r ->> 'session')::bigint, (r ->> 'seq')::bigint, p,
       coalesce((r ->> 'done_at')::timestamptz, p_now), coalesce((r ->> 'sent_at')::timestamptz, p_now), false, null, null, p_now);
     if c.applied and (c.type <> 'modified' or q.action = 'modify') then
-      changes := changes || jsonb_build_object('position', p, 'type', c.type, 'previous_lots', c.previous_lots);
+      changes := changes || jsonb_build_object('position', p, 'type', c.type, 'previous_lots', c.previous_lots, 'price', r -> 'price');
     end if;
   end loop;
 
@@ -4486,6 +4520,8 @@ begin
   update public.trade_execution_queue x set status = n.status, reason = n.reason, message = left(r ->> 'message', 500),
     next_attempt_at = n.next_at, adopted = x.adopted or coalesce((r ->> 'adopted')::boolean, false),
     filled_lots = coalesce((r ->> 'filled_lots')::numeric, x.filled_lots), fill_price = coalesce((r ->> 'price')::numeric, x.fill_price),
+    (point_size, point_money) = (select coalesce(w.size, x.point_size), coalesce(w.money, x.point_money)
+      from private.point_worth(v_account.id, v_account.currency, x.symbol, (r ->> 'filled_lots')::numeric) w),
     received_at = coalesce((r ->> 'received_at')::timestamptz, x.received_at), sent_at = coalesce((r ->> 'sent_at')::timestamptz, x.sent_at),
     done_at = coalesce((r ->> 'done_at')::timestamptz, x.done_at),
     finalized_at = case when n.status in ('completed', 'rejected', 'expired', 'cancelled') then p_now end, updated_at = p_now
@@ -4556,7 +4592,8 @@ begin
   select * into v_account from public.trading_accounts where id = p_account;
   for v_change in select value from jsonb_array_elements(p_changes) loop
     v_id := nextval('public.trade_events_id_seq');
-    perform private.record_event(v_account, v_id, jsonb_build_object('detected_at', p_now, 'unchanged_at', p_now), 'report', v_change ->> 'type',
+    perform private.record_event(v_account, v_id, jsonb_build_object('detected_at', p_now, 'unchanged_at', p_now,
+      'deal_price', v_change -> 'price'), 'report', v_change ->> 'type',
       'accepted', null, null, v_change -> 'position', (v_change ->> 'previous_lots')::numeric, v_change -> 'position');
     update public.positions set last_event_id = v_id, detected_at = p_now
     where account_id = p_account and ticket = v_change #>> '{position,ticket}';
@@ -6504,3 +6541,106 @@ where e.status = 'accepted' and e.type <> 'snapshot' and e.received_at > now() -
 comment on view public.unexplained_pairs is
   'Every (event, copier) that has neither a copy nor a reason. Must be empty; a row here is a bug.';
 grant select on public.unexplained_pairs to authenticated, service_role;
+
+-- Times, prices and units stand in the comments below. Every join is a look-up by an index from the outcomes that are asked for, newest
+-- first by user (copy_outcomes_of_user) or for operators (copy_outcomes_decided). Two windows of time keep the event's look-up on a few
+-- partitions; an outcome that is decided later than that after its event knows the rest from the mirror.
+create view public.copied_trades with (security_invoker = true) as
+select o.event_id, o.copier_id, o.user_id, o.link_id, o.decided_at,
+  c.name as copier, c.master_account_id, c.follower_account_id,
+  e.type as event, coalesce(e.ticket, l.master_ticket) as master_ticket, coalesce(e.symbol, m.symbol) as master_symbol,
+  coalesce(e.side, l.master_side) as master_side, e.lots as master_lots, e.previous_lots as master_previous_lots,
+  coalesce(e.deal_price, case when x.action = 'open' and x.parts is null then x.master_price end) as master_price,
+  coalesce(x.symbol, l.symbol) as symbol, coalesce(case when x.parts is null then x.side end, l.side) as side,
+  case
+    when x.id is null then 'not_copied'
+    when d.waiting > 0 then 'in_flight'
+    when d.failed = 0 and not d.short then 'copied'
+    when d.filled_lots > 0 then 'partly'
+    when d.failed < d.orders then 'copied'
+    else 'not_copied' end as status,
+  coalesce(o.reason, d.reason) as reason, o.detail, d.message,
+  array(select distinct w from unnest(coalesce(x.warnings, '{}') || coalesce(l.warnings, '{}')) w order by w) as warnings,
+  d.orders, d.attempts, d.filled_lots, d.fill_price,
+  round(d.slippage_points, 2) as slippage_points, round(d.slippage_money, 4) as slippage_money, fa.currency,
+  e.detect_ms, d.decide_ms, d.transport_ms, d.lane_ms, d.broker_ms, d.total_ms
+from public.copy_outcomes o
+left join public.copiers c on c.id = o.copier_id
+left join public.trading_accounts fa on fa.id = c.follower_account_id
+left join public.position_links l on l.id = o.link_id
+left join public.positions m on m.account_id = l.master_account_id and m.ticket = l.master_ticket
+left join public.trade_events e on e.id = o.event_id and e.received_at > o.decided_at - interval '7 days'
+  and e.received_at < o.decided_at + interval '1 day'
+left join public.trade_execution_queue x on x.id = o.execution_id
+left join lateral (
+  select count(*) as orders, count(*) filter (where q.finalized_at is null) as waiting,
+    -- what was refused and has been done since by another order is no failure
+    count(*) filter (where q.status in ('rejected', 'expired', 'cancelled') and q.step_id >= coalesce(q.done_step, 0)) as failed,
+    coalesce(bool_or(q.finalized_at is not null and q.filled_lots < q.lots and q.action in ('open', 'increase', 'reduce', 'close')
+      and q.status = 'completed'), false) as short,
+    max(q.attempt) as attempts,
+    (array_agg(q.reason order by q.finalized_at is null desc, q.id desc) filter (where q.reason is not null and q.step_id >= coalesce(q.done_step, 0)))[1] as reason,
+    (array_agg(q.message order by q.finalized_at is null desc, q.id desc) filter (where q.reason is not null and q.step_id >= coalesce(q.done_step, 0)))[1] as message,
+    sum(f.lots) as filled_lots, sum(f.lots * q.fill_price) / nullif(sum(f.lots), 0) as fill_price,
+    -- one fill that cannot be compared, and the sum would say too little
+    case when bool_and(s.points is not null) filter (where f.lots > 0) then sum(f.lots * s.points) / nullif(sum(f.lots), 0) end
+      as slippage_points,
+    case when bool_and(s.points * q.point_money is not null) filter (where f.lots > 0) then sum(f.lots * s.points * q.point_money) end
+      as slippage_money,
+    max(case when q.queued_at >= q.detected_at then extract(epoch from q.queued_at - q.detected_at) * 1000 end) as decide_ms,
+    max(case when q.received_at >= coalesce(q.offered_at, q.queued_at)
+      then extract(epoch from q.received_at - coalesce(q.offered_at, q.queued_at)) * 1000 end) as transport_ms,
+    max(case when q.sent_at >= q.received_at then extract(epoch from q.sent_at - q.received_at) * 1000 end) as lane_ms,
+    max(case when q.done_at >= q.sent_at then extract(epoch from q.done_at - q.sent_at) * 1000 end) as broker_ms,
+    max(case when q.sent_at >= q.detected_at then extract(epoch from q.sent_at - q.detected_at) * 1000 end) as total_ms
+  from (
+    -- the step; the open of a flip, which names the step that closed; what was queued anew after a refusal
+    select y.*, max(y.step_id) filter (where y.status = 'completed') over (partition by y.action) as done_step
+    from public.trade_execution_queue y
+    where y.id = x.id or y.event_id = x.event_id and y.copier_id = x.copier_id and (y.step_id = x.step_id
+      or y.after_id = x.step_id and x.action in ('close', 'cancel') or y.action = x.action and y.link_id = x.link_id)
+  ) q
+  -- what this copier has of the order: of a netting deal its own part, which is known unless several parts shared a partial fill
+  left join lateral (
+    select case when (p.value ->> 'lots')::numeric < 0 then -1 else 1 end * case p.value ->> 'side' when 'buy' then 1 else -1 end as direction,
+      case when jsonb_array_length(q.parts) = 1 then q.filled_lots when q.filled_lots = q.lots then abs((p.value ->> 'lots')::numeric) end as lots
+    from jsonb_array_elements(q.parts) p where p.value ->> 'link_id' = o.link_id::text
+  ) part on q.parts is not null
+  cross join lateral (
+    select case when q.parts is null then q.filled_lots else part.lots end as lots,
+      case when q.parts is not null then part.direction
+        else case q.side when 'buy' then 1 else -1 end * case when q.action in ('open', 'increase') then 1 else -1 end end as direction
+  ) f
+  cross join lateral (
+    select f.direction * (q.fill_price
+      - coalesce(e.deal_price, case when q.action = 'open' and q.parts is null then q.master_price end)) / q.point_size as points
+  ) s
+  where q.parts is null or part.direction is not null
+) d on x.id is not null;
+comment on view public.copied_trades is
+  'What came of every trade event for every copier: what was dealt, at what price, how late and how far from the master; or the one reason why not.';
+comment on column public.copied_trades.event is 'what the master did: opened, increased, reduced, modified, closed, ordered, amended, cancelled';
+comment on column public.copied_trades.master_lots is 'lots of the master''s position after the event';
+comment on column public.copied_trades.master_price is 'price of the master''s deal; null = not told, or no deal';
+comment on column public.copied_trades.symbol is 'the follower''s symbol';
+comment on column public.copied_trades.side is 'side of the follower''s position';
+comment on column public.copied_trades.status is 'copied; partly (less was filled than asked for); in_flight; not_copied (see reason)';
+comment on column public.copied_trades.reason is 'code of docs/errors.md: why nothing, or not all of it, was copied, or what the order waits for';
+comment on column public.copied_trades.detail is 'the steps of the sizing, in words';
+comment on column public.copied_trades.message is 'the broker''s or the agent''s own words';
+comment on column public.copied_trades.warnings is 'what was changed on the way: capped, split, forced_min, …';
+comment on column public.copied_trades.orders is 'orders that the copy took';
+comment on column public.copied_trades.filled_lots is 'lots that were dealt at the follower; null = not known (a netting deal of several copies, filled in part)';
+comment on column public.copied_trades.fill_price is 'price of the fills, weighted by their lots';
+comment on column public.copied_trades.slippage_points is
+  'points of the follower''s symbol between the master''s deal and the fills, weighted by lots; above 0 = worse for the follower';
+comment on column public.copied_trades.slippage_money is
+  'the same for all lots in the follower''s currency, by the rate at the fill; above 0 = lost. Commission and swap are not in it';
+comment on column public.copied_trades.currency is 'currency of the follower''s account';
+comment on column public.copied_trades.detect_ms is 'ms from the deal at the master''s broker to its detection by the agent; null = not told';
+comment on column public.copied_trades.decide_ms is 'ms from the detection to the decision; this and the following: the slowest order''s; null = not known';
+comment on column public.copied_trades.transport_ms is 'ms from the decision (or the new attempt) to the follower''s agent';
+comment on column public.copied_trades.lane_ms is 'ms that the order waited at the agent before it was sent';
+comment on column public.copied_trades.broker_ms is 'ms that the broker took to answer';
+comment on column public.copied_trades.total_ms is 'ms from the detection until the order was sent';
+grant select on public.copied_trades to authenticated, service_role;

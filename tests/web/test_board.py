@@ -64,6 +64,37 @@ async def test_a_user_signs_in_and_sees_accounts_executions_and_refusals(desk: D
     await expect(refused).to_contain_text("opened buy 1.00 EURUSD for Tiny")
 
 
+async def test_every_trade_is_told_with_its_fill_and_its_cost_or_with_the_reason(desk: Desk, open_page: Opener) -> None:
+    owner = await desk.person("trader")
+    master, follower, tiny, poor = [await desk.account(owner, name) for name in ("Leader", "Half", "Tiny", "Poor")]
+    await desk.copier(owner, master, follower, sizing_value="0.5")
+    await desk.copier(owner, master, tiny, sizing_value="0.001")
+    await desk.copier(owner, master, poor, sizing_value="0.25")
+    for execution in (await desk.events(master, {
+        "type": "opened", "unchanged_at": None,
+        "position": {"ticket": "t1", "kind": "position", "symbol": "EURUSD", "side": "buy", "lots": "1.00", "price": "1.10000"},
+    }))["executions"]:  # fmt: skip
+        if execution["account_id"] == follower.account_id:
+            await desk.fills(follower, execution)  # at 1.10010
+        else:
+            await desk.rejects(poor, execution, "no_money", "not enough money")
+
+    page = await open_page()
+    await sign_in(page, owner)
+
+    told = panel(page, "Trades").get_by_role("row", name=re.compile("opened buy 1.00 EURUSD"))
+    await expect(told).to_have_count(3)
+    copied = told.filter(has_text="Half")
+    for text in ("copied", "0.50", "at 1.1001", "10 points", "5.00 USD"):
+        await expect(copied).to_contain_text(text)
+    await expect(told.filter(has_text="Tiny")).to_contain_text(
+        "not copiedbelow_min the size is under the follower's minimum; raise the multiplier, or choose the policy force_min"
+    )
+    await expect(told.filter(has_text="Poor")).to_contain_text(
+        "not copiedno_money not enough free margin; add funds or copy smaller"
+    )
+
+
 async def test_signing_out_forgets_the_session_for_good(desk: Desk, open_page: Opener) -> None:
     page = await open_page()
     await sign_in(page, await desk.person("trader"))

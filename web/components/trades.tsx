@@ -118,11 +118,13 @@ function TradeRow({ trade, follower }: Readonly<{ trade: Trade; follower: string
           </span>
         )}
       </td>
-      <td className="number wide">{milliseconds(trade.total_ms)}</td>
+      <td className="number wide">{milliseconds(exact(trade.total_ms))}</td>
       <td className="number wide">{trade.decided_at ? <Age at={trade.decided_at} /> : "–"}</td>
     </tr>
   );
 }
 
 /** As many digits as the price has, without the binary tail of an average. */
-const price = (value: number) => String(Number(value.toPrecision(9)));
+const price = (value: number) => String(Number(Number(value).toPrecision(9)));
+/** An exact number may arrive as text. */
+const exact = (value: number | null) => (value === null ? null : Number(value));
