@@ -1,4 +1,4 @@
-"""What the database is told of one account between its trades: figures, specs and quotes, only when they changed."""
+"""What the database is told of one account between its trades: figures, specs and quotes, mostly when they changed."""
 
 import asyncio
 import logging
@@ -17,6 +17,8 @@ log = logging.getLogger(__name__)
 #: seconds between two looks at quotes, and looks between two at the account's figures
 QUOTE_EVERY: Final = 1.0
 FIGURES_EVERY: Final = 5
+#: looks after which unchanged figures are told again: the database trusts only what was measured lately
+FIGURES_TOLD_EVERY: Final = 20
 #: an account with no more symbols than this reports all of them, others only those that are watched or held
 FEW_SYMBOLS: Final = 80
 READ_TIMEOUT: Final = 10
@@ -25,7 +27,9 @@ StateReport = dict[str, object]
 
 
 class StateSink(Protocol):
-    async def report_account_state(self, state: StateReport) -> None: ...
+    async def report_account_state(self, state: StateReport) -> int | None:
+        """In how many milliseconds the database wants to see the figures again; None: at the usual pace."""
+        ...
 
 
 class AccountReports:
@@ -49,10 +53,19 @@ class AccountReports:
         self._unknown: set[str] = set()
         self._quotes: dict[str, Quote] = {}
         self._figures: AccountState | None = None
+        self._looks = 0
+        self._told_at_look = 0
+        self._funds_watched = False
+        #: seconds until a look that the database asked for
+        self._look_again: float | None = None
 
-    def watch(self, symbols: Iterable[str]) -> None:
-        """The symbols whose specs and quotes the database needs; names that the account does not have are ignored."""
+    def watch(self, symbols: Iterable[str], *, funds: bool = False) -> None:
+        """The symbols whose specs and quotes the database needs; names that the account does not have are ignored.
+
+        `funds`: a protection rule watches the account's figures, so they are told at every look.
+        """
         self._watched = frozenset(symbols)
+        self._funds_watched = funds
 
     async def first(self, state: AccountState) -> None:
         """The report after a login: figures, and the specs of every symbol that matters. Raises `AdapterError`, `CallFailed`."""
@@ -67,13 +80,13 @@ class AccountReports:
 
     async def keep(self) -> NoReturn:
         """Report changes until cancelled. Trouble with reads is the watcher's affair, a lost call is made good by the next."""
-        looks = 0
         while True:
-            await self._sleep(QUOTE_EVERY)
-            looks += 1
+            await self._sleep(QUOTE_EVERY if self._look_again is None else min(QUOTE_EVERY, self._look_again))
+            self._looks += 1
+            told = self._looks - self._told_at_look >= FIGURES_TOLD_EVERY or self._funds_watched or self._look_again is not None
             try:
                 async with asyncio.timeout(READ_TIMEOUT):
-                    await self._look(figures=looks % FIGURES_EVERY == 0)
+                    await self._look(figures=told or self._looks % FIGURES_EVERY == 0, told=told)
             except (AdapterError, TimeoutError, Unreachable, Refused) as error:
                 if isinstance(error, Refused) and error.code != LEASE_OVER:
                     raise
@@ -82,13 +95,16 @@ class AccountReports:
                     extra={"account": self._session.account_id, "error": f"{type(error).__name__}: {error}"},
                 )
 
-    async def _look(self, *, figures: bool) -> None:
+    async def _look(self, *, figures: bool, told: bool) -> None:
+        """`figures`: read the account's, too; `told`: report them even if they are the same."""
         new_names = self._watched - self._specs.keys() - self._unknown
         specs = await self._read_specs(new_names)
         quotes = await self._read_quotes(self._watched & (self._specs.keys() | specs.keys()))
         state = await self._session.adapter.account() if figures else None
-        if specs or quotes or (state is not None and state != self._figures):
-            await self._send(state if state != self._figures else None, specs, quotes)
+        if state == self._figures and not told:
+            state = None
+        if specs or quotes or state is not None:
+            await self._send(state, specs, quotes)
 
     async def _read_specs(self, names: Iterable[str]) -> dict[str, SymbolSpec]:
         found: dict[str, SymbolSpec] = {}
@@ -127,8 +143,10 @@ class AccountReports:
             }
         names = sorted(specs.keys() | quotes.keys())
         symbols = [wire.symbol_to_json(name, specs.get(name), quotes.get(name)) for name in names]
-        await self._deliver(report, symbols)
-        self._figures = state or self._figures
+        again_ms = await self._deliver(report, symbols)
+        if state is not None:
+            self._figures, self._told_at_look = state, self._looks
+            self._look_again = None if again_ms is None else max(0, again_ms) / 1000
         self._specs |= specs
         self._quotes |= quotes
 
@@ -139,10 +157,10 @@ class AccountReports:
             text = "trading_off: the terminal or the broker does not allow this account to trade; switch trading on"
             self._session.trouble("trade_allowed", text)
 
-    async def _deliver(self, report: StateReport, symbols: Sequence[StateReport]) -> None:
+    async def _deliver(self, report: StateReport, symbols: Sequence[StateReport]) -> int | None:
         """A symbol that the database refuses must not keep the account from trading the others: it is found by halves."""
         try:
-            await self._sink.report_account_state(report | {"symbols": symbols} if symbols else report)
+            return await self._sink.report_account_state(report | {"symbols": symbols} if symbols else report)
         except Refused as error:
             if error.code not in MALFORMED or not symbols:
                 raise
@@ -151,11 +169,11 @@ class AccountReports:
                     "symbol_refused",
                     extra={"account": self._session.account_id, "symbol": symbols[0]["name"], "error": error.message},
                 )
-                await self._deliver(report, ())
-                return
+                return await self._deliver(report, ())
             middle = len(symbols) // 2
-            await self._deliver(report, symbols[:middle])
+            again_ms = await self._deliver(report, symbols[:middle])
             await self._deliver(self._head(), symbols[middle:])
+            return again_ms
 
     def _head(self) -> StateReport:
         session = self._session

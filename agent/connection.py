@@ -33,7 +33,7 @@ class Plane(Backbone, Protocol):
 
     async def open_session(self, account_id: AccountId, epoch: int) -> Session: ...
 
-    async def report_account_state(self, state: StateReport) -> None: ...
+    async def report_account_state(self, state: StateReport) -> int | None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +100,7 @@ class AccountConnection:
         """Take the newest assignment; a change that matters ends the running session, new watched symbols do not."""
         before, self.wanted = self.wanted, assignment
         if assignment is not None and self._reports is not None:
-            self._reports.watch(assignment.watch_symbols)
+            self._reports.watch(assignment.watch_symbols, funds=assignment.watch_funds)
         if _essence(before) != _essence(assignment):
             self._changed.set()
         elif assignment is not None and self._trading is not None:
@@ -229,6 +229,7 @@ class AccountConnection:
         reports = AccountReports(session, parts.plane, parts.clock, assignment.watch_symbols, sleep=self._sleep)
         async with asyncio.timeout(self._settings.connect_timeout.total_seconds()):
             await reports.first(state)
+        reports.watch(assignment.watch_symbols, funds=assignment.watch_funds)
         self._reports = reports
         self._refusal = asyncio.get_running_loop().create_future()
         watcher = Watcher(session, parts.journal, parts.plane, parts.clock, submit=parts.engine.submit, on_refused=self._refused)

@@ -118,9 +118,10 @@ class ControlPlane:
             json_fields.instant(raw, "begins_at"),
         )
 
-    async def report_account_state(self, state: Mapping[str, object]) -> None:
-        """`state` as docs/protocol.md says; Decimals and datetimes may stand in it."""
-        await self.call("report_account_state", "p_state", state)
+    async def report_account_state(self, state: Mapping[str, object]) -> int | None:
+        """`state` as docs/protocol.md says; Decimals and datetimes may stand in it. Returns `look_again_ms` of the answer."""
+        raw = json_fields.as_object(await self.call("report_account_state", "p_state", state), "account state")
+        return json_fields.optional_integer(raw, "look_again_ms")
 
     async def credentials(self, account_id: AccountId, epoch: int) -> Credentials:
         raw = json_fields.as_object(

@@ -318,3 +318,5 @@ class Assignment:
     settings: Mapping[str, object]
     begins_at: datetime
     watch_symbols: tuple[str, ...]
+    #: a protection rule watches what is open: the account's figures are wanted every second
+    watch_funds: bool = False

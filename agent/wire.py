@@ -298,6 +298,7 @@ def assignment_from_json(value: object) -> Assignment:
         settings=as_object(raw.get("settings") or {}, "settings"),
         begins_at=instant(raw, "begins_at"),
         watch_symbols=tuple(str(name) for name in as_list(raw.get("watch_symbols") or [], "watch_symbols")),
+        watch_funds=raw.get("watch_funds") is True,
     )
 
 

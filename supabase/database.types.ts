@@ -593,6 +593,7 @@ export type Database = {
           seen_master_lots: number;
           side: string | null;
           state: string;
+          stopped_out: boolean;
           symbol: string | null;
           user_id: string;
           wanted_lots: number | null;
@@ -623,6 +624,7 @@ export type Database = {
           seen_master_lots: number;
           side?: string | null;
           state: string;
+          stopped_out?: boolean;
           symbol?: string | null;
           user_id: string;
           wanted_lots?: number | null;
@@ -652,6 +654,7 @@ export type Database = {
           seen_master_lots?: number;
           side?: string | null;
           state?: string;
+          stopped_out?: boolean;
           symbol?: string | null;
           user_id?: string;
           wanted_lots?: number | null;
@@ -777,39 +780,120 @@ export type Database = {
           },
         ];
       };
+      protection_looks: {
+        Row: {
+          account_id: string;
+          at: string;
+          created_at: string;
+          equity: number;
+          id: number;
+          kind: string;
+          margin: number | null;
+          outcome: string;
+          reached: number;
+          rule_id: string;
+          user_id: string;
+        };
+        ComputedFields: never;
+        Insert: {
+          account_id: string;
+          at: string;
+          created_at?: string;
+          equity: number;
+          id?: never;
+          kind: string;
+          margin?: number | null;
+          outcome: string;
+          reached: number;
+          rule_id: string;
+          user_id: string;
+        };
+        Update: {
+          account_id?: string;
+          at?: string;
+          created_at?: string;
+          equity?: number;
+          id?: never;
+          kind?: string;
+          margin?: number | null;
+          outcome?: string;
+          reached?: number;
+          rule_id?: string;
+          user_id?: string;
+        };
+        Relationships: [
+          {
+            foreignKeyName: "protection_looks_account_id_fkey";
+            columns: ["account_id"];
+            isOneToOne: false;
+            referencedRelation: "trading_accounts";
+            referencedColumns: ["id"];
+          },
+        ];
+      };
       protection_rules: {
         Row: {
           account_id: string;
           action: string;
+          breached_at: string | null;
+          breached_equity: number | null;
+          close_manual: boolean;
+          confirm_ms: number;
           created_at: string;
+          day: string | null;
+          day_start_at: string | null;
+          day_start_equity: number | null;
           enabled: boolean;
+          high_water_mark: number | null;
           id: string;
           kind: string;
           threshold: number;
           time_zone: string;
+          triggered_at: string | null;
+          updated_at: string;
           user_id: string;
         };
         ComputedFields: never;
         Insert: {
           account_id: string;
           action?: string;
+          breached_at?: string | null;
+          breached_equity?: number | null;
+          close_manual?: boolean;
+          confirm_ms?: number;
           created_at?: string;
+          day?: string | null;
+          day_start_at?: string | null;
+          day_start_equity?: number | null;
           enabled?: boolean;
+          high_water_mark?: number | null;
           id?: string;
           kind: string;
           threshold: number;
           time_zone?: string;
+          triggered_at?: string | null;
+          updated_at?: string;
           user_id: string;
         };
         Update: {
           account_id?: string;
           action?: string;
+          breached_at?: string | null;
+          breached_equity?: number | null;
+          close_manual?: boolean;
+          confirm_ms?: number;
           created_at?: string;
+          day?: string | null;
+          day_start_at?: string | null;
+          day_start_equity?: number | null;
           enabled?: boolean;
+          high_water_mark?: number | null;
           id?: string;
           kind?: string;
           threshold?: number;
           time_zone?: string;
+          triggered_at?: string | null;
+          updated_at?: string;
           user_id?: string;
         };
         Relationships: [
@@ -1158,11 +1242,13 @@ export type Database = {
         Row: {
           balance: number | null;
           copy_state: string;
+          copy_state_reason: string | null;
           created_at: string;
           currency: string;
           equity: number | null;
           flat_snapshots: number;
           flatten_manual: boolean;
+          flatten_then: string;
           flattened_at: string | null;
           free_margin: number | null;
           funds_at: string | null;
@@ -1194,11 +1280,13 @@ export type Database = {
         Insert: {
           balance?: number | null;
           copy_state?: string;
+          copy_state_reason?: string | null;
           created_at?: string;
           currency?: string;
           equity?: number | null;
           flat_snapshots?: number;
           flatten_manual?: boolean;
+          flatten_then?: string;
           flattened_at?: string | null;
           free_margin?: number | null;
           funds_at?: string | null;
@@ -1229,11 +1317,13 @@ export type Database = {
         Update: {
           balance?: number | null;
           copy_state?: string;
+          copy_state_reason?: string | null;
           created_at?: string;
           currency?: string;
           equity?: number | null;
           flat_snapshots?: number;
           flatten_manual?: boolean;
+          flatten_then?: string;
           flattened_at?: string | null;
           free_margin?: number | null;
           funds_at?: string | null;
@@ -1451,10 +1541,13 @@ export type Database = {
       preview_copy: { Args: { p_request: Json }; Returns: Json };
       queue_trade_copy: { Args: { p_events: Json }; Returns: Json };
       remove_account: { Args: { p_request: Json }; Returns: Json };
+      remove_protection_rule: { Args: { p_request: Json }; Returns: Json };
       report_account_state: { Args: { p_state: Json }; Returns: Json };
       report_executions: { Args: { p_reports: Json }; Returns: Json };
+      reset_protection: { Args: { p_request: Json }; Returns: Json };
       retire_vps: { Args: { p_request: Json }; Returns: Json };
       save_copier: { Args: { p_copier: Json }; Returns: Json };
+      save_protection_rule: { Args: { p_rule: Json }; Returns: Json };
       set_copier_mode: { Args: { p_request: Json }; Returns: Json };
       set_setting: { Args: { p_request: Json }; Returns: Json };
       set_symbol_alias: { Args: { p_request: Json }; Returns: Json };

@@ -263,6 +263,11 @@ class Farm:
     async def change_copier(self, owner: Person, copier_id: str, columns: Mapping[str, object]) -> None:
         await self.backend.rpc("save_copier", "p_copier", {"id": copier_id, **_as_json(columns)}, token=owner.token)
 
+    async def protect(self, owner: Person, account: Worked, settings: Mapping[str, object]) -> None:
+        """Make a protection rule of an account."""
+        rule = {"account_id": account.account_id, **_as_json(settings)}
+        await self.backend.rpc("save_protection_rule", "p_rule", rule, token=owner.token)
+
     async def remove_copier(self, copier_id: str) -> None:
         """Clearing away after a run, which no function does for users yet."""
         await self.observer.rows(REMOVE_COPIER, {"copier": copier_id})

@@ -12,6 +12,7 @@ NOTHING_TO_DO: frozenset[str] = frozenset(
         "no_change",
         "not_copied",
         "residual_hold",
+        "stop_out",
         "superseded",
     }
 )

@@ -23,6 +23,7 @@ from agent.scenario.script import (
     Modify,
     Open,
     Place,
+    Protect,
     Replay,
     Scenario,
     SetPrices,
@@ -82,6 +83,8 @@ class Runner:
                 await self._stage.set_prices(prices)
             case ChangeCopier(index=index, columns=columns):
                 await self._stage.change_copier(index, columns)
+            case Protect(account=account, settings=settings):
+                await self._stage.protect(account, settings)
             case FailOrders(account=account, count=count, kind=kind):
                 await self._stage.paper.fault(self._login(account), kind, next_orders=count)
             case FailSnapshots(account=account, count=count, kind=snapshot):

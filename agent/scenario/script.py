@@ -144,6 +144,15 @@ class ChangeCopier:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Protect:
+    """A protection rule of an account: `settings` as `save_protection_rule` takes them."""
+
+    account: str
+    settings: Mapping[str, Value]
+    line: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FailOrders:
     account: str
     count: int
@@ -212,7 +221,7 @@ class ExpectSent:
 
 
 Action = Open | Place | Close | Modify | Cancel | CloseBy
-Surrounding = SetPrices | ChangeCopier | FailOrders | FailSnapshots | Drop | Replay
+Surrounding = SetPrices | ChangeCopier | Protect | FailOrders | FailSnapshots | Drop | Replay
 Expectation = ExpectBook | ExpectReasons | ExpectSent
 Step = Action | Surrounding | Expectation
 

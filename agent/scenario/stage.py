@@ -11,7 +11,7 @@ from typing import Protocol, Self
 
 from agent.demo.backend import Person
 from agent.demo.farm import Farm, Opening, Vps
-from agent.demo.quiet import Observer, Worked
+from agent.demo.quiet import Hanging, Observer, Worked
 from agent.failure import Failure
 from agent.model import SymbolSpec
 from agent.paper.client import PaperClient
@@ -42,6 +42,17 @@ EVENTS = """
 ASSIGNED = """
   select s.epoch, v.user_id::text from public.account_vps_assignments s join public.vps_instances v on v.id = s.vps_id
   where s.account_id = %(account)s::uuid"""
+
+NOW = "select clock_timestamp()::text as now"
+#: protected accounts whose funds were not seen since, whose rule is in doubt, or that are being closed
+UNPROTECTED = """
+  select a.name, case when a.copy_state = 'flattening' then 'is being closed by its protection rule'
+      when d.doubts then 'has a protection rule in doubt' else 'has not reported its funds' end as what
+  from public.trading_accounts a
+  cross join lateral (select bool_or(r.breached_at is not null and r.triggered_at is null) as doubts
+    from public.protection_rules r where r.account_id = a.id and r.enabled) d
+  where a.id = any(%(accounts)s::uuid[]) and (d.doubts or a.copy_state = 'flattening' or a.funds_at < %(since)s::timestamptz
+    and exists (select from public.positions p where p.account_id = a.id and p.closed_at is null))"""
 
 
 class Hands(Protocol):
@@ -98,6 +109,8 @@ class Stage:
         self._outages: list[asyncio.Task[None]] = []
         #: accounts whose next session is waited for, with the one before
         self._awaited: dict[str, int] = {}
+        #: accounts under a protection rule
+        self._protected: list[str] = []
 
     @property
     def paper(self) -> PaperClient:
@@ -169,6 +182,11 @@ class Stage:
     async def change_copier(self, index: int, columns: Mapping[str, object]) -> None:
         await self._farm.change_copier(self._pool.owner, self._copiers[index], columns)
 
+    async def protect(self, account: str, settings: Mapping[str, object]) -> None:
+        worked = self.accounts[account]
+        await self._farm.protect(self._pool.owner, worked, settings)
+        self._protected.append(worked.account_id)
+
     # --- faults ---------------------------------------------------------------------------------------------
 
     async def drop(self, step: Drop) -> None:
@@ -222,6 +240,19 @@ class Stage:
             await asyncio.sleep(0.05)
         self._awaited.clear()
         await self.observer.wait_quiet(self.accounts.values(), limit_s=limit_s)
+        if self._protected:
+            await self._settle_protection(RECOVERY_S)
+            await self.observer.wait_quiet(self.accounts.values(), limit_s=limit_s)
+
+    async def _settle_protection(self, limit_s: float) -> None:
+        """Wait until every protected account was looked at after now, and what its rules do is done."""
+        [row] = await self.observer.rows(NOW)
+        end = time.monotonic() + limit_s
+        parameters = {"accounts": self._protected, "since": str(row["now"])}
+        while waiting := await self.observer.rows(UNPROTECTED, parameters):
+            if time.monotonic() > end:
+                raise Hanging(f"{one['name']} {one['what']}" for one in waiting)
+            await asyncio.sleep(0.05)
 
     async def reasons(self, account: str) -> dict[str, int]:
         rows = await self.observer.rows(REASONS, {"account": self.accounts[account].account_id})

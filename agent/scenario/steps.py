@@ -25,6 +25,7 @@ from agent.scenario.script import (
     Open,
     Place,
     Price,
+    Protect,
     Replay,
     SetPrices,
     Step,
@@ -32,7 +33,18 @@ from agent.scenario.script import (
 )
 
 #: keys of steps that are not an account's name
-RESERVED = ("price", "copier", "fault", "drop", "replay", "expect", "expect_orders", "expect_reasons", "expect_sent")
+RESERVED = (
+    "price",
+    "copier",
+    "protection",
+    "fault",
+    "drop",
+    "replay",
+    "expect",
+    "expect_orders",
+    "expect_reasons",
+    "expect_sent",
+)
 PENDING = ("buy_limit", "sell_limit", "buy_stop", "sell_stop")
 SIDES = ("buy", "sell")
 ZERO = Decimal(0)
@@ -66,6 +78,8 @@ def read_step(
             return SetPrices(prices=prices, line=node.line)
         case "copier":
             return _change_copier(body, names, read_value)
+        case "protection":
+            return _protect(body, names, read_value)
         case "fault":
             return _fault(body, names)
         case "drop":
@@ -195,6 +209,17 @@ def _change_copier(node: Node, names: Names, read_value: Callable[[str, Node], V
     if fixed := [name for name in ("master", "follower") if name in columns]:
         raise keys[fixed[0]].fault(f"the {fixed[0]} of a copier cannot change")
     return ChangeCopier(index=index, columns=columns, line=node.line)
+
+
+def _protect(node: Node, names: Names, read_value: Callable[[str, Node], Value]) -> Protect:
+    keys = node.entries(
+        "protection", ("account", "kind", "threshold", "action", "close_manual", "confirm_ms", "time_zone", "enabled")
+    )
+    account = _need(node, keys, "account", "protection").choice("account", names.accounts)
+    for key in ("kind", "threshold"):
+        _need(node, keys, key, "protection")
+    settings = {name: read_value(name, value) for name, value in keys.items() if name != "account"}
+    return Protect(account=account, settings=settings, line=node.line)
 
 
 def _fault(node: Node, names: Names) -> FailOrders | FailSnapshots:

@@ -108,6 +108,7 @@ insert into public.system_config (key, value, description) values
   ('broadcast_bytes_max', '200000', 'Size of one broadcast in bytes; hosted Realtime refuses 256 KB on its smallest plan.'),
   ('symbol_quote_max_age_s', '60', 'A quote older than this is not used to convert currencies.'),
   ('funds_max_age_s', '60', 'Funds older than this are not used for sizing.'),
+  ('protection_max_age_s', '10', 'Funds measured longer ago than this are not held against protection rules: late news is not a look.'),
   ('snapshot_every_s', '60', 'How often the equity of an account is written down in account_snapshots.'),
   ('accounts_per_user_max', '200', 'How many trading accounts one user may connect.'),
   ('enrollment_token_s', '3600', 'How long an enrolment token is good for.'),
@@ -122,5 +123,6 @@ insert into public.system_config (key, value, description) values
   ('retention_days.connection_health_logs', '14', 'How long health rows of VPSes and accounts are kept.'),
   ('retention_days.account_snapshots', '365', 'How long the equity curve of an account is kept.'),
   ('retention_days.alerts', '90', 'How long alerts are kept after they happened last or were seen.'),
+  ('retention_days.protection_looks', '365', 'How long the looks at funds that were past a protection rule are kept.'),
   ('retention_days.audit_log', '730', 'How long the audit log is kept; nothing younger can be deleted at all.'),
   ('retention_days.enrollment_tokens', '30', 'How long used or expired enrolment tokens are kept.');

@@ -24,7 +24,9 @@ create table public.trading_accounts (
   snapshot_session bigint not null default 0,
   seen_at timestamptz,
   copy_state text not null default 'on',
+  copy_state_reason text,
   flatten_manual boolean not null default false,
+  flatten_then text not null default 'off',
   flat_snapshots integer not null default 0,
   flattened_at timestamptz,
   secret_id uuid,
@@ -41,6 +43,7 @@ create table public.trading_accounts (
   constraint leverage_is_positive check (leverage > 0),
   constraint status_is_known check (status in ('pending', 'connecting', 'connected', 'degraded', 'disconnected', 'halted')),
   constraint copy_state_is_known check (copy_state in ('on', 'monitor', 'off', 'flattening')),
+  constraint flatten_then_is_known check (flatten_then in ('on', 'monitor', 'off')),
   constraint settings_are_an_object check (jsonb_typeof(settings) = 'object')
 ) with (fillfactor = 70);
 comment on table public.trading_accounts is 'A user''s account at a broker. Master or follower is what it is inside a copier, never a kind of account.';
@@ -67,6 +70,8 @@ comment on column public.trading_accounts.session_opened_at is 'When it was open
 comment on column public.trading_accounts.snapshot_session is 'The last session whose first snapshot was applied.';
 comment on column public.trading_accounts.seen_at is 'Last moment its agent had it connected and clean: a change found after a gap is as old as this.';
 comment on column public.trading_accounts.copy_state is 'on; monitor (decide, place nothing); off (leave everything alone); flattening (closing all, then off).';
+comment on column public.trading_accounts.copy_state_reason is 'What set copy_state when it was not its user: the kind of a protection rule, or stop_out.';
+comment on column public.trading_accounts.flatten_then is 'The copy_state that follows when it is flat.';
 comment on column public.trading_accounts.flatten_manual is 'Whether flattening closes what the user opened by hand, too.';
 comment on column public.trading_accounts.flat_snapshots is 'Good snapshots in a row that showed nothing left while flattening; two end it.';
 comment on column public.trading_accounts.flattened_at is 'When it was last flattened: copies from before are closed, even those that turn up later.';

@@ -147,32 +147,10 @@ create table public.symbol_mappings (
 comment on table public.symbol_mappings is 'What the user says a symbol of the master is called at the follower; outranks every automatic match.';
 create index symbol_mappings_of_user on public.symbol_mappings (user_id);
 
-create table public.protection_rules (
-  id uuid primary key default gen_random_uuid(),
-  user_id uuid not null references auth.users (id) on delete cascade,
-  account_id uuid not null references public.trading_accounts (id) on delete cascade,
-  kind text not null,
-  threshold numeric not null,
-  action text not null default 'close_all_and_off',
-  time_zone text not null default 'UTC',
-  enabled boolean not null default true,
-  created_at timestamptz not null default now(),
-  constraint kind_is_known check (kind in ('daily_loss', 'trailing_drawdown', 'equity_floor', 'equity_target', 'max_margin_use')),
-  constraint action_is_known check (action in ('notify', 'monitor', 'close_all', 'close_all_and_off')),
-  constraint threshold_is_positive check (threshold > 0)
-);
-comment on table public.protection_rules is 'Limits on an account and what happens when one is crossed.';
-comment on column public.protection_rules.threshold is 'percent for daily_loss, trailing_drawdown, max_margin_use; money of the account for the others';
-create index protection_rules_of_account on public.protection_rules (account_id);
-create index protection_rules_of_user on public.protection_rules (user_id);
-
 alter table public.copiers enable row level security;
 alter table public.symbol_mappings enable row level security;
-alter table public.protection_rules enable row level security;
 create policy "own copiers are readable" on public.copiers for select to authenticated
   using (user_id = (select auth.uid()) or (select private.is_operator()));
 create policy "own symbol mappings are readable" on public.symbol_mappings for select to authenticated
   using (user_id = (select auth.uid()) or (select private.is_operator()));
-create policy "own protection rules are readable" on public.protection_rules for select to authenticated
-  using (user_id = (select auth.uid()) or (select private.is_operator()));
-grant select on public.copiers, public.symbol_mappings, public.protection_rules to authenticated, service_role;
+grant select on public.copiers, public.symbol_mappings to authenticated, service_role;

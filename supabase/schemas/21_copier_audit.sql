@@ -7,5 +7,3 @@ create trigger audited after insert or update or delete on public.copiers for ea
     'retry_window_s', 'max_slippage_points', 'comment', 'removed_at');
 create trigger audited after insert or update or delete on public.symbol_mappings for each row
   execute function private.audit('id', 'user_id', 'copier_id', 'master_symbol', 'follower_symbol');
-create trigger audited after insert or update or delete on public.protection_rules for each row
-  execute function private.audit('id', 'user_id', 'account_id', 'kind', 'threshold', 'action', 'time_zone', 'enabled');

@@ -24,6 +24,7 @@ create table public.position_links (
   modify_failures integer not null default 0,
   close_failures integer not null default 0,
   replan_at timestamptz,
+  stopped_out boolean not null default false,
   warnings text[] not null default '{}',
   event_id bigint,
   created_at timestamptz not null default now(),
@@ -42,6 +43,7 @@ comment on column public.position_links.base_master_lots is 'master volume that 
 comment on column public.position_links.base_lots is 'volume held after the last fill or skipped increase';
 comment on column public.position_links.wanted_lots is 'netting followers: decided, but its deal waits until the symbol''s deal in flight is over';
 comment on column public.position_links.asked_sl is 'what was last asked of the broker, not what the broker made of it';
+comment on column public.position_links.stopped_out is 'the follower''s broker closed what it held, or some of it, for lack of margin';
 comment on column public.position_links.replan_at is 'a refused close or modify is planned again from here on';
 
 -- the planner: links of a master position, newest generation first

@@ -107,7 +107,7 @@ begin
     update public.position_links l set state = 'ended', ended_at = p_now, replan_at = null, reason = 'closed' where l.id = any (v_closed);
   end if;
   if v_given_up is not null then
-    update public.position_links l set state = 'ended', ended_at = p_now, replan_at = null, reason = 'closed_by_follower'
+    update public.position_links l set state = 'ended', ended_at = p_now, replan_at = null, reason = case when l.stopped_out then 'stop_out' else 'closed_by_follower' end
     where l.id = any (v_given_up);
   end if;
 end $$;
@@ -242,7 +242,7 @@ begin
     select c.id, c.doomed from choices c where c.choice is null and c.legs = 0 and c.executions = 0 and c.wanted_lots is null
   ), ended as (
     update public.position_links l set state = 'ended', ended_at = p_now, replan_at = null,
-      reason = case when o.doomed then 'closed' else 'closed_by_follower' end
+      reason = case when o.doomed then 'closed' when l.stopped_out then 'stop_out' else 'closed_by_follower' end
     from over o where l.id = o.id and l.id = any (array(select i.id from over i))
   ), asked as (
     update public.position_links l set asked_sl = t.wanted_sl, asked_tp = t.wanted_tp,

@@ -94,6 +94,7 @@ begin
     offset 0  -- here and below: a fence, so that each row's functions are called once, without storing the wide rows
   ), checked as (
     select p.*, case
+        when (p.fa).copy_state <> 'on' and (p.fa).copy_state_reason is not null then 'account_protected'
         when (p.fa).copy_state = 'flattening' then 'account_flattening'
         when (p.fa).copy_state = 'off' then 'account_off'
         when (p.fa).copy_state = 'monitor' then 'account_monitor'
@@ -201,7 +202,7 @@ begin
       when l.id is null and m.kind = 'order' and (not c.copy_pending or fa.mode = 'netting') then 'copied_at_fill'
       when l.id is null and (m.existing or m.first_seen_at < c.started_at) then 'existing'
       when l.id is null then 'not_copied'
-      when l.state = 'ended' and l.reason in ('closed_by_follower', 'closed') then l.reason
+      when l.state = 'ended' and l.reason in ('closed_by_follower', 'stop_out', 'closed') then l.reason
       when l.state = 'ended' then 'not_copied'
       when exists (select 1 from public.trade_execution_queue q where q.link_id = l.id and q.finalized_at is null) then 'coalesced'
       when e.type = 'reduced' then 'residual_hold'

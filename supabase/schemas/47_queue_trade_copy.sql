@@ -136,6 +136,9 @@ begin
     end if;
     v_status := case when v_change.applied then 'accepted' else 'history' end;
     perform private.record_event(p_account, v_id, e, 'agent', v_change.type, v_status, null, null, v_position, v_change.previous_lots, e);
+    if v_change.applied and e ->> 'close_reason' = 'stop_out' then
+      perform private.note_stop_out(p_account, v_position, v_change.previous_lots, p_now);
+    end if;
     if v_change.applied then
       v_tickets := jsonb_build_array(v_position ->> 'ticket');
       v_events := jsonb_build_array(v_id);

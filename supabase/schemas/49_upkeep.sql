@@ -53,6 +53,14 @@ begin
     or exists (select 1 from public.positions p where p.account_id = p_account and p.closed_at is null and p.absent_snapshots > 0);
 end $$;
 
+-- Whether the agent shall report the account's funds every second: something is open and a rule watches it.
+create function private.watches_funds(p_account uuid) returns boolean
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return exists (select 1 from public.protection_rules r where r.account_id = p_account and r.enabled)
+    and exists (select 1 from public.positions p where p.account_id = p_account and p.closed_at is null);
+end $$;
+
 -- Accounts with something that time has changed, that no one else is planning at this moment.
 create function private.lock_due(p_now timestamptz) returns uuid[]
 language plpgsql security definer set search_path = '' as $$

@@ -124,7 +124,7 @@ as $$
   select coalesce(jsonb_agg(jsonb_build_object(
     'account_id', a.id, 'epoch', s.epoch, 'platform', a.platform, 'server', a.server, 'login', a.login, 'mode', a.mode,
     'currency', a.currency, 'settings', a.settings, 'begins_at', private.rfc3339(s.begins_at),
-    'watch_symbols', to_jsonb(private.watched_symbols(a.id)), 'resync', private.wants_snapshot(a.id, a.copy_state)) order by a.id), '[]')
+    'watch_symbols', to_jsonb(private.watched_symbols(a.id)), 'watch_funds', private.watches_funds(a.id), 'resync', private.wants_snapshot(a.id, a.copy_state)) order by a.id), '[]')
   from public.account_vps_assignments s
   join public.trading_accounts a on a.id = s.account_id
   where s.vps_id = p_vps and a.removed_at is null
@@ -283,6 +283,7 @@ declare
   v_balance numeric := private.numeric_of(p_state, 'balance');
   v_symbols jsonb := coalesce(nullif(p_state -> 'symbols', 'null'), '[]');
   v_measured_at timestamptz := least(coalesce(private.time_of(p_state, 'measured_at'), now()), now());
+  v_look_again_ms integer;
 begin
   if octet_length(p_state::text) > 4000000 then
     raise exception using errcode = 'TC002', message = 'the payload is over 4 MB', hint = 'Send fewer symbols at once.';
@@ -294,6 +295,13 @@ begin
   end if;
   if jsonb_typeof(v_symbols) <> 'array' then
     raise exception using errcode = 'TC001', message = 'symbols: expected an array';
+  end if;
+
+  -- before any row of an account is touched: what a rule does is planned under the plan locks
+  if v_balance is not null and v_equity is not null
+    and exists (select 1 from public.protection_rules r where r.account_id = v_account and r.enabled)
+  then
+    v_look_again_ms := private.check_protection(v_vps, v_account, v_session, v_measured_at, v_equity, private.numeric_of(p_state, 'margin'));
   end if;
 
   begin
@@ -328,7 +336,7 @@ begin
             private.numeric_of(p_state, 'margin'), private.numeric_of(p_state, 'free_margin'))
     on conflict (account_id, at) do nothing;
   end if;
-  return jsonb_build_object('ok', true);
+  return jsonb_strip_nulls(jsonb_build_object('ok', true, 'look_again_ms', v_look_again_ms));
 end
 $$;
 comment on function private.report_account_state(jsonb) is 'Agents: status, funds, symbols and quotes of an account (docs/protocol.md).';

@@ -89,6 +89,9 @@ begin
   delete from public.alerts where id = any (array(
     select a.id from public.alerts a
     where a.updated_at < now() - private.setting_days('retention_days.alerts') order by a.updated_at limit v_batch));
+  delete from public.protection_looks where id = any (array(
+    select l.id from public.protection_looks l
+    where l.created_at < now() - private.setting_days('retention_days.protection_looks') order by l.created_at limit v_batch));
   delete from public.audit_log where id = any (array(
     select l.id from public.audit_log l
     where l.at < now() - private.setting_days('retention_days.audit_log') order by l.at limit v_batch));
@@ -260,6 +263,8 @@ as $$
     select a.user_id, a.xmin from public.trading_accounts a where a.updated_at > p_since
     union all
     select c.user_id, c.xmin from public.copiers c where c.updated_at > p_since
+    union all
+    select r.user_id, r.xmin from public.protection_rules r where r.updated_at > p_since
     union all
     select l.user_id, l.xmin from public.alerts l where l.updated_at > p_since
     union all

@@ -191,20 +191,12 @@ language plpgsql security definer set search_path = '' as $$
 declare
   v_account uuid := private.require_account(p_request);
   v_now timestamptz;
-  v_links bigint[];
 begin
   if coalesce(jsonb_typeof(p_request -> 'include_manual'), 'null') not in ('null', 'boolean') then
     raise exception using errcode = 'TC001', message = 'flatten_account: include_manual must be true or false';
   end if;
   v_now := private.lock_accounts(private.with_neighbours(v_account));
-  update public.trading_accounts set copy_state = 'flattening', flatten_manual = coalesce((p_request ->> 'include_manual')::boolean, false),
-    flat_snapshots = 0, flattened_at = v_now
-  where id = v_account;
-  -- opens that are on their way and still unsent need not be sent
-  update public.trade_execution_queue q set cancel_requested_at = v_now, updated_at = v_now
-  where q.account_id = v_account and q.in_flight and private.opens(q) and q.cancel_requested_at is null;
-  select array_agg(l.id) into v_links from public.position_links l where l.follower_account_id = v_account and l.state = 'live';
-  perform private.offer(coalesce(private.plan_again(v_links, v_now), '{}') || private.plan_flatten(v_account, v_now), null, clock_timestamp());
+  perform private.start_flattening(v_account, coalesce((p_request ->> 'include_manual')::boolean, false), 'off', null, v_now);
   return jsonb_build_object('account_id', v_account, 'copy_state', 'flattening');
 end $$;
 
@@ -220,7 +212,7 @@ begin
     raise exception using errcode = 'TC303', message = 'pause_account: state must be on, monitor or off';
   end if;
   v_now := private.lock_accounts(private.with_neighbours(v_account));
-  update public.trading_accounts set copy_state = p_request ->> 'state', flat_snapshots = 0 where id = v_account;
+  update public.trading_accounts set copy_state = p_request ->> 'state', copy_state_reason = null, flat_snapshots = 0 where id = v_account;
   for v_copier in select c.id from public.copiers c where c.follower_account_id = v_account and c.removed_at is null loop
     perform private.replan_copier(v_copier, v_now);
   end loop;

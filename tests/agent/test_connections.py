@@ -138,6 +138,31 @@ def states(bench: Bench) -> list[dict[str, Any]]:
     return bench.server.called("report_account_state")
 
 
+def funds(bench: Bench) -> list[dict[str, Any]]:
+    return [report["p_state"] for report in states(bench) if "equity" in report["p_state"]]
+
+
+async def test_figures_that_did_not_change_are_told_again_when_the_database_asks(bench: Bench) -> None:
+    """A protection rule is in doubt: the second look must not wait for a change."""
+    asked: list[Answer] = [(200, {"ok": True, "look_again_ms": 1})] * 3
+    bench.server.rpc["report_account_state"] = lambda _: asked.pop() if asked else (200, {"ok": True})
+    bench.manager.want([await bench.account("121")])
+    await bench.server.until(lambda: len(funds(bench)) == 4)
+    looks = funds(bench)
+    assert {look["equity"] for look in looks} == {"10000.00"}
+    assert len({look["measured_at"] for look in looks}) == 4
+
+
+async def test_figures_under_a_protection_rule_are_told_at_every_look(bench: Bench) -> None:
+    account = await bench.account("122")
+    bench.manager.want([account])
+    await bench.until_status(account, "connected")
+    assert len(funds(bench)) == 1
+    bench.manager.want([replace(account, watch_funds=True)])
+    await bench.server.until(lambda: len(funds(bench)) == 3)
+    assert bench.sessions == 1, "watching is no reason for another session"
+
+
 async def test_another_accounts_terminal_is_halted_and_never_traded(bench: Bench) -> None:
     account = await bench.account("103")
     other = await bench.account("104")

@@ -31,6 +31,7 @@ public.enrollment_tokens        -         none none       none  none        none
 public.operators                -         none none       none  none        none          all      all
 public.position_links           -         own  own        none  none        none          all      all
 public.positions                -         own  own        none  none        none          all      all
+public.protection_looks         -         own  own        none  none        none          all      all
 public.protection_rules         -         own  own        none  none        none          all      all
 public.symbol_aliases           -         all  all        all   all         all           all      all
 public.symbol_mappings          -         own  own        none  none        none          all      all
@@ -72,10 +73,13 @@ pause_account            42501     ok    TC106      TC105 TC105       TC105     
 preview_copy             42501     ok    ok         ok    ok          ok            ok       ok
 queue_trade_copy         42501     TC101 TC101      ok    TC103       TC102         TC101    42501
 remove_account           42501     ok    TC106      TC105 TC105       TC105         TC106    ok
+remove_protection_rule   42501     ok    TC106      TC105 TC105       TC105         TC106    42501
 report_account_state     42501     TC101 TC101      ok    TC103       TC102         TC101    42501
 report_executions        42501     TC101 TC101      ok    ok          TC102         TC101    42501
+reset_protection         42501     ok    TC106      TC105 TC105       TC105         TC106    42501
 retire_vps               42501     TC107 TC107      TC107 TC107       TC107         ok       ok
 save_copier              42501     ok    TC106      TC105 TC105       TC105         TC106    42501
+save_protection_rule     42501     ok    TC106      TC105 TC105       TC105         TC106    42501
 set_copier_mode          42501     ok    TC106      TC105 TC105       TC105         ok       42501
 set_symbol_alias         42501     TC107 TC107      TC107 TC107       TC107         ok       ok
 symbol_suggestions       42501     ok    TC106      TC105 TC105       TC105         ok       42501
@@ -140,6 +144,9 @@ def furnish(farm: Farm, user: Actor, agent: Actor) -> tuple[UUID, UUID, UUID]:
     statements: tuple[LiteralString, ...] = (
         "insert into public.protection_rules (user_id, account_id, kind, threshold)"
         " values (%(user)s, %(master)s, 'daily_loss', 1)",
+        "insert into public.protection_looks (rule_id, user_id, account_id, kind, at, equity, reached, outcome)"
+        " select r.id, r.user_id, r.account_id, r.kind, now(), 1, 1, 'first' from public.protection_rules r"
+        " where r.account_id = %(master)s",
         "insert into public.alerts (user_id, account_id, kind, reason, message)"
         " values (%(user)s, %(master)s, 'stop_out', 'stop_out', 'a message that says something')",
         "insert into public.positions (account_id, ticket, user_id, kind, symbol, side, lots, price, session, seq,"
@@ -179,6 +186,7 @@ def payload(world: World, function: str) -> object:
     """A call that nothing but the caller's rights can make fail."""
     account, vps = {"account_id": world.account}, {"vps_id": world.who["agent"].vps_id}
     epoch = world.farm.assignment(world.account)["epoch"]
+    rule = world.farm.row("select id from public.protection_rules where account_id = %s", (world.account,))["id"]
     enrolment = {
         "token": world.token,
         "name": "new",
@@ -214,10 +222,13 @@ def payload(world: World, function: str) -> object:
         },
         "queue_trade_copy": account | {"epoch": epoch, "events": []},
         "remove_account": account,
+        "remove_protection_rule": {"rule_id": rule},
         "report_account_state": account | {"epoch": epoch, "session": 1, "status": "connected"},
         "report_executions": {"reports": []},
+        "reset_protection": {"rule_id": rule},
         "retire_vps": vps,
         "save_copier": {"id": world.copier, "name": "renamed"},
+        "save_protection_rule": {"id": rule, "threshold": "2"},
         "set_copier_mode": {"copier_id": world.copier, "mode": "monitor"},
         "set_setting": {"key": "lease_s", "value": 16},
         "set_symbol_alias": {"name": "XAU", "instrument": "GOLD"},

@@ -44,6 +44,10 @@ export const REASONS = {
     account_flattening: ["the follower is being flattened", "switch it on again afterwards"],
     account_off: ["the follower is paused", "switch it on"],
     account_monitor: ["the follower is paused", "switch it on"],
+    account_protected: [
+      "a protection rule, or the broker's stop-out, has stopped the follower",
+      "see its alert; switch the account on again when you want to go on",
+    ],
     copier_off: ["the copier is off, or closes only", "switch it on"],
     copier_monitor: ["the copier is off, or closes only", "switch it on"],
   },
@@ -125,6 +129,7 @@ export const REASONS = {
     copied_at_fill: ["pending orders are not copied; their fill will be", "none"],
     closed: ["the copy is closed already", "none"],
     closed_by_follower: ["the copy was closed at the follower (by hand, stop or broker) and stays closed", "none"],
+    stop_out: ["the follower's broker closed the copy for lack of margin; it stays closed", "none"],
   },
 } as const;
 
