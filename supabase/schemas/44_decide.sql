@@ -174,7 +174,7 @@ begin
     insert into public.copy_outcomes (event_id, copier_id, user_id, link_id, reason, detail)
     select (k.m).last_event_id, (k.c).id, (k.c).user_id, k.its_link, coalesce(k.reason, 'coalesced'),
       case when k.reason = 'symbol_unmapped' then private.unmapped_detail((k.c).id, (k.m).symbol)
-        when k.reason is not null then array_to_string((k.z).explain, ' ') end
+        when k.verdict is not null then private.refusal_words(k.c, k.m, k.fa, k.fs, k.reason, p_now) when k.reason is not null then array_to_string((k.z).explain, ' ') end
     from decided k where (k.reason is not null or k.netting) and (k.m).last_event_id is not null
     on conflict (event_id, copier_id) do update set reason = excluded.reason, detail = excluded.detail, link_id = excluded.link_id
       where copy_outcomes.execution_id is null
