@@ -100,6 +100,7 @@ insert into public.system_config (key, value, description) values
   ('doorbells_s', '2', 'A heartbeat rings the doorbells itself when the last ring is older than this.'),
   ('doorbells_max', '100', 'Topics of dashboards rung per second; the rest waits a second. Keeps dashboards from eating the quota of trading.'),
   ('tick_s', '30', 'A tick goes to a VPS topic this often, so that an agent can tell a quiet socket from a dead one.'),
+  ('existing_wait_s', '30', 'How long a new copier waits for quotes to tell which of the master''s positions are near enough to be copied.'),
   ('send_within_ms', '5000', 'An execution that its agent has not sent within this time is no longer sent.'),
   ('retry_window_s', '60', 'How long a refused open may be tried again (a closed market, a requote).'),
   ('retry_backoff_ms', '500', 'First pause before a retry; it doubles, with jitter.'),

@@ -24,6 +24,8 @@ create table public.copiers (
   sl_mode text not null default 'price',
   tp_mode text not null default 'price',
   copy_pending boolean not null default true,
+  copy_existing text not null default 'none',
+  copy_existing_points integer,
   max_age_ms integer not null default 5000,
   retry_window_s integer not null default 60,
   max_slippage_points integer,
@@ -46,6 +48,7 @@ create table public.copiers (
   open_until time,
   -- life
   started_at timestamptz not null default now(),
+  existing_until timestamptz,
   created_at timestamptz not null default now(),
   updated_at timestamptz not null default now(),
   removed_at timestamptz,
@@ -66,6 +69,9 @@ create table public.copiers (
   constraint sanity_factor_at_least_one check (sanity_factor >= 1),
   constraint sl_mode_is_known check (sl_mode in ('price', 'none')),
   constraint tp_mode_is_known check (tp_mode in ('price', 'none')),
+  constraint copy_existing_is_known check (copy_existing in ('none', 'all', 'near')),
+  constraint copy_existing_points_not_negative check (copy_existing_points >= 0),
+  constraint near_says_how_near check (copy_existing <> 'near' or copy_existing_points is not null),
   constraint max_age_in_range check (max_age_ms between 100 and 600000),
   constraint retry_window_in_range check (retry_window_s between 0 and 3600),
   constraint max_slippage_not_negative check (max_slippage_points >= 0),
@@ -86,6 +92,9 @@ comment on column public.copiers.min_policy is 'what to do with a size under the
 comment on column public.copiers.max_policy is 'what to do with a size over the maximum: one order of the maximum, or several';
 comment on column public.copiers.max_lots is 'cap on one copy, in lots of the follower';
 comment on column public.copiers.sanity_factor is 'block a copy whose exposure per equity is more than this many times the master''s; null = never';
+comment on column public.copiers.copy_existing is 'what the master holds when the copier is made: none, all, or near = if the price is within copy_existing_points of the master''s; decided then, never again';
+comment on column public.copiers.copy_existing_points is 'how far the follower''s price may be from the master''s open price, in points of the follower''s symbol';
+comment on column public.copiers.existing_until is 'until then quotes are awaited to decide what the master held at the start; null = that is decided';
 comment on column public.copiers.max_age_ms is 'an open seen later than this after the last look without it is refused as too_old';
 comment on column public.copiers.retry_window_s is 'how long a refused open may be tried again (market closed, requote)';
 comment on column public.copiers.sides is 'sides of the master that are copied: both, buy or sell';
@@ -118,6 +127,9 @@ comment on constraint max_leverage_is_positive on public.copiers is 'must be abo
 comment on constraint sanity_factor_at_least_one on public.copiers is 'must be 1 or more, or null for no limit';
 comment on constraint sl_mode_is_known on public.copiers is 'must be price or none';
 comment on constraint tp_mode_is_known on public.copiers is 'must be price or none';
+comment on constraint copy_existing_is_known on public.copiers is 'must be none, all or near';
+comment on constraint copy_existing_points_not_negative on public.copiers is 'must be 0 or more points';
+comment on constraint near_says_how_near on public.copiers is 'must go together: near needs a number of points';
 comment on constraint max_age_in_range on public.copiers is 'must be 100 to 600000 milliseconds';
 comment on constraint retry_window_in_range on public.copiers is 'must be 0 to 3600 seconds';
 comment on constraint max_slippage_not_negative on public.copiers is 'must be 0 or more points, or null for no limit';
@@ -134,6 +146,7 @@ comment on constraint hours_come_in_pairs on public.copiers is 'must both be giv
 create unique index copiers_one_per_pair on public.copiers (master_account_id, follower_account_id) where removed_at is null;
 create index copiers_of_follower on public.copiers (follower_account_id) where removed_at is null;
 create index copiers_of_user on public.copiers (user_id);
+create index copiers_with_existing on public.copiers (follower_account_id) where existing_until is not null;
 
 create table public.symbol_mappings (
   id uuid primary key default gen_random_uuid(),

@@ -71,3 +71,25 @@ begin
   end if;
   return null;
 end $$;
+
+-- Whether a copier of these masters counts what it holds or opens: what is decided together then counts against each other.
+create function private.limits_count(p_masters uuid[]) returns boolean
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return exists (
+    select 1 from public.copiers c
+    where c.master_account_id = any (p_masters) and c.removed_at is null
+      and (c.max_open_positions is not null or c.max_open_lots is not null or c.max_trades_per_day is not null));
+end $$;
+
+-- Decides one position after the other, in the order given.
+create function private.decide_in_turn(p_masters uuid[], p_tickets text[], p_copiers uuid[], p_now timestamptz, p_asked text) returns bigint[]
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_new bigint[] := '{}';
+begin
+  for i in 1 .. cardinality(p_tickets) loop
+    v_new := v_new || coalesce(private.decide(array[p_masters[i]], array[p_tickets[i]], p_copiers, p_now, p_asked), '{}');
+  end loop;
+  return v_new;
+end $$;

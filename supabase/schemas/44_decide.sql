@@ -30,15 +30,17 @@ end $$;
 
 -- Pairs (copier, master position) that wait for a decision: never seen, flipped, or increased.
 -- p_copiers null: all copiers of the masters. An old generation of a flip must be ended or have its close in flight.
-create function private.undecided(p_masters uuid[], p_tickets text[], p_copiers uuid[])
+-- p_asked: these very positions are asked for, however old: 'existing' by a copier's start, 'resync' by its user. One that was decided before
+-- and is not held gets a new generation then.
+create function private.undecided(p_masters uuid[], p_tickets text[], p_copiers uuid[], p_asked text default null)
 returns table (copier_id uuid, master_account_id uuid, ticket text, kind text, link_id bigint, generation integer, delta numeric, close_step bigint)
 language plpgsql stable security definer set search_path = '' as $$
 begin
   return query
   select c.id, m.account_id, m.ticket,
-    case when l.id is null then 'new' when l.master_side <> m.side then 'flip' else 'increase' end,
+    case when l.id is null or p_asked is not null then 'new' when l.master_side <> m.side then 'flip' else 'increase' end,
     l.id, coalesce(l.generation, 0) + 1,
-    case when l.id is null or l.master_side <> m.side then m.lots else m.lots - l.seen_master_lots end,
+    case when l.id is null or p_asked is not null or l.master_side <> m.side then m.lots else m.lots - l.seen_master_lots end,
     case when l.state = 'live' then f.close_step end
   from (select distinct u.master, u.ticket from unnest(p_masters, p_tickets) as u (master, ticket)) x
   join public.positions m on m.account_id = x.master and m.ticket = x.ticket and m.lots > 0
@@ -54,6 +56,8 @@ begin
     from public.trade_execution_queue q where q.link_id = l.id and q.finalized_at is null
   ) f on true
   where case
+    when p_asked is not null then (l.id is null or l.state = 'ended' and f.executions = 0)
+      and (m.kind = 'position' or c.copy_pending and fa.mode = 'hedging')
     when l.id is null then not m.existing and m.first_seen_at >= c.started_at
       and (m.kind = 'position' or c.copy_pending and fa.mode = 'hedging')
     when l.master_side <> m.side then m.kind = 'position' and (l.state = 'ended' or f.close_step is not null or fa.mode = 'netting')
@@ -63,14 +67,17 @@ end $$;
 
 -- Decides every pair that waits for it, for any number of followers in one statement, and queues the orders of hedging followers;
 -- what a netting follower shall open is latched as wanted_lots of its link, for 46_netting.sql. Returns the new executions.
--- Longer than forty lines because it is that statement.
-create function private.decide(p_masters uuid[], p_tickets text[], p_copiers uuid[], p_now timestamptz) returns bigint[]
+-- p_asked: see private.undecided; what is asked for is as old as the asking. Longer than forty lines because it is that statement.
+create function private.decide(p_masters uuid[], p_tickets text[], p_copiers uuid[], p_now timestamptz, p_asked text default null) returns bigint[]
 language plpgsql security definer set search_path = '' as $$
 declare
   v_new bigint[];
   v_fresh_since timestamptz := p_now - private.setting_s('funds_max_age_s');
   v_send_within interval := private.send_within();
 begin
+  if cardinality(p_tickets) > 1 and private.limits_count(p_masters) then  -- each counts against the next
+    return private.decide_in_turn(p_masters, p_tickets, p_copiers, p_now, p_asked);
+  end if;
   with pairs as (
     select u.kind, u.link_id, u.generation, u.delta, u.close_step, c, m, ma, fa, v.lease_expires_at as lease_ends, ms,
       v.id as vps_id, a.epoch, a.begins_at, private.unreachable(fa, v.lease_expires_at, p_now) as unreachable,
@@ -80,8 +87,9 @@ begin
         when y.copier_id is not null or named.contract_size = ms.contract_size and named.profit_currency = ms.profit_currency
           and named.trade_mode not in ('close_only', 'disabled') then named
         else private.follower_symbol(fa, ms) end as fs,
-      case when (m.side = 'buy') = c.reverse then 'sell' else 'buy' end as side
-    from private.undecided(p_masters, p_tickets, p_copiers) u
+      case when (m.side = 'buy') = c.reverse then 'sell' else 'buy' end as side,
+      case when p_asked is null then m.unseen_at else p_now end as news_at
+    from private.undecided(p_masters, p_tickets, p_copiers, p_asked) u
     join public.copiers c on c.id = u.copier_id
     join public.positions m on m.account_id = u.master_account_id and m.ticket = u.ticket
     join public.trading_accounts ma on ma.id = c.master_account_id
@@ -100,12 +108,13 @@ begin
         when (p.fa).copy_state = 'monitor' then 'account_monitor'
         when (p.c).mode = 'off' then 'copier_off'
         when (p.c).mode = 'monitor' then 'copier_monitor'
-        when (p.m).unseen_at < p_now - make_interval(secs => (p.c).max_age_ms / 1000.0) then 'too_old'
+        when p.news_at < p_now - make_interval(secs => (p.c).max_age_ms / 1000.0) then 'too_old'
         when p.unreachable is not null then p.unreachable
         when p.refusal is not null then p.refusal
         when (p.fs).contract_size is null or (p.fs).lots_step is null or (p.fs).lots_min is null or (p.fs).lots_max is null then 'symbol_unmapped'
         when (p.fs).trade_mode in ('close_only', 'disabled') or ((p.fs).trade_mode = 'long_only' and p.side = 'sell')
-          or ((p.fs).trade_mode = 'short_only' and p.side = 'buy') then 'trade_disabled' end as verdict
+          or ((p.fs).trade_mode = 'short_only' and p.side = 'buy') then 'trade_disabled'
+        when p_asked is not null then private.asked_too_late(p_asked, p.c, p.m, p.ma, p.fs, p.side, p_now) end as verdict
     from pairs p
     offset 0
   ), sized as (
@@ -135,14 +144,14 @@ begin
     select d.its_link, (d.c).user_id, (d.c).id, (d.c).master_account_id, (d.c).follower_account_id, (d.m).ticket, (d.m).side, d.generation,
       (d.fs).name, d.side, case when d.reason is null then 'live' else 'ended' end, d.reason, (d.m).lots,
       case when d.reason is null and d.netting then (select sum(o) from unnest((d.z).orders) o) end,
-      case when d.reason is null and d.netting then (d.m).unseen_at + make_interval(secs => (d.c).max_age_ms / 1000.0) end,
+      case when d.reason is null and d.netting then d.news_at + make_interval(secs => (d.c).max_age_ms / 1000.0) end,
       case when (d.m).kind = 'order' then d.order_price end, d.sl, d.tp, coalesce((d.z).warnings, '{}'), (d.m).last_event_id,
       p_now, case when d.reason is not null then p_now end
     from decided d where d.kind in ('new', 'flip')
   ), grown as (
     update public.position_links l set seen_master_lots = (d.m).lots,
       wanted_lots = case when d.reason is null and d.netting then (select sum(o) from unnest((d.z).orders) o) end,
-      wanted_until = case when d.reason is null and d.netting then (d.m).unseen_at + make_interval(secs => (d.c).max_age_ms / 1000.0) end,
+      wanted_until = case when d.reason is null and d.netting then d.news_at + make_interval(secs => (d.c).max_age_ms / 1000.0) end,
       -- a skipped increase rebases the pair
       base_master_lots = case when d.reason is null then l.base_master_lots else (d.m).lots end,
       base_lots = case when d.reason is null then l.base_lots
@@ -160,7 +169,7 @@ begin
       case when (k.m).kind = 'order' then k.order_price end, k.sl, k.tp, (k.c).max_slippage_points, (k.m).price, (k.m).lots,
       (k.m).expires_at, (k.c).comment, (k.z).warnings, p_now + make_interval(secs => (k.c).retry_window_s), k.vps_id, k.epoch, p_now,
       least(greatest(p_now, k.begins_at) + v_send_within, k.lease_ends,
-        (k.m).unseen_at + make_interval(secs => (k.c).max_age_ms / 1000.0)), (k.m).detected_at, p_now, p_now
+        k.news_at + make_interval(secs => (k.c).max_age_ms / 1000.0)), (k.m).detected_at, p_now, p_now
     from decided k cross join lateral unnest((k.z).orders) as o (lots)
     where k.reason is null and not k.netting
     returning id, event_id, copier_id, user_id, link_id

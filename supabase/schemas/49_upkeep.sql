@@ -42,6 +42,9 @@ begin
       select l.symbol from public.position_links l where l.follower_account_id = p_account and l.state = 'live'
       union all
       select p.symbol from public.positions p where p.account_id = p_account and p.closed_at is null
+      union all
+      select w.name from public.copiers c cross join lateral private.symbols_of_existing(c) w
+      where c.follower_account_id = p_account and c.existing_until is not null
     ) s);
 end $$;
 
@@ -80,6 +83,8 @@ begin
     select n.account_id from private.net_ledgers n where n.replan_at <= p_now
     union
     select a.id from public.trading_accounts a where a.copy_state = 'flattening'
+    union
+    select c.follower_account_id from public.copiers c where c.existing_until is not null
   ) d;
   return array(select account_id from private.plan_locks where account_id = any (v_due) order by account_id for no key update skip locked);
 end $$;
@@ -130,5 +135,6 @@ begin
   for v_account in select a.id from public.trading_accounts a where a.id = any (v_accounts) and a.copy_state = 'flattening' loop
     v_new := v_new || private.plan_flatten(v_account, v_now);
   end loop;
+  v_new := v_new || private.decide_waiting_existing(v_accounts, v_now);
   perform private.offer(v_new, null, clock_timestamp());
 end $$;

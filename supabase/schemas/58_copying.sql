@@ -10,13 +10,14 @@ declare
   v_now timestamptz;
   v_unknown text;
   v_rule text;
+  v_made boolean := not p_copier ? 'id';
 begin
   if jsonb_typeof(p_copier) is distinct from 'object' then
     raise exception using errcode = 'TC001', message = 'save_copier: the copier must be an object', hint = 'See docs/protocol.md.';
   end if;
   select string_agg(k, ', ') into v_unknown from jsonb_object_keys(p_copier) k
   where k <> 'symbols' and k not in (select attname from pg_catalog.pg_attribute where attrelid = 'public.copiers'::regclass and attnum > 0
-    and attname not in ('user_id', 'started_at', 'created_at', 'updated_at', 'removed_at'));
+    and attname not in ('user_id', 'started_at', 'existing_until', 'created_at', 'updated_at', 'removed_at'));
   if v_unknown is not null then
     raise exception using errcode = 'TC301', message = format('save_copier: unknown setting: %s', v_unknown),
       hint = 'The settings are the columns of the table copiers.';
@@ -56,7 +57,8 @@ begin
       contract_alignment = v_new.contract_alignment, min_policy = v_new.min_policy, max_risk_coefficient = v_new.max_risk_coefficient,
       max_policy = v_new.max_policy, max_lots = v_new.max_lots, max_risk_percent = v_new.max_risk_percent, max_leverage = v_new.max_leverage,
       max_leverage_policy = v_new.max_leverage_policy, sanity_factor = v_new.sanity_factor, reverse = v_new.reverse, sl_mode = v_new.sl_mode,
-      tp_mode = v_new.tp_mode, copy_pending = v_new.copy_pending, max_age_ms = v_new.max_age_ms, retry_window_s = v_new.retry_window_s,
+      tp_mode = v_new.tp_mode, copy_pending = v_new.copy_pending, copy_existing = v_new.copy_existing,
+      copy_existing_points = v_new.copy_existing_points, max_age_ms = v_new.max_age_ms, retry_window_s = v_new.retry_window_s,
       max_slippage_points = v_new.max_slippage_points, comment = v_new.comment, sides = v_new.sides, symbols_only = v_new.symbols_only,
       symbols_except = v_new.symbols_except, magic_only = v_new.magic_only, magic_except = v_new.magic_except,
       comment_only = v_new.comment_only, comment_except = v_new.comment_except, max_open_positions = v_new.max_open_positions,
@@ -79,6 +81,9 @@ begin
     select v_user, v_new.id, key, value from jsonb_each_text(p_copier -> 'symbols');
   end if;
   perform private.replan_copier(v_new.id, v_now);
+  if v_made then
+    perform private.copy_existing(v_new, v_now);
+  end if;
   return jsonb_build_object('copier_id', v_new.id, 'warnings', private.settings_warnings(v_new));
 end $$;
 

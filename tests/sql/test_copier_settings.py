@@ -45,6 +45,15 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "sanity_factor_at_least_one": ({"sanity_factor": "0.9"}, "sanity_factor is 0.9, but must be 1 or more"),
     "sl_mode_is_known": ({"sl_mode": "x"}, "sl_mode is x, but must be "),
     "tp_mode_is_known": ({"tp_mode": "x"}, "tp_mode is x, but must be "),
+    "copy_existing_is_known": ({"copy_existing": "some"}, "copy_existing is some, but must be none, all or near"),
+    "copy_existing_points_not_negative": (
+        {"copy_existing_points": -1},
+        "copy_existing_points is -1, but must be 0 or more points",
+    ),
+    "near_says_how_near": (
+        {"copy_existing": "near"},
+        "copy_existing is near and copy_existing_points is null, but must go together: near needs a number of points",
+    ),
     "max_age_in_range": ({"max_age_ms": 99}, "max_age_ms is 99, but must be 100 to 600000 milliseconds"),
     "retry_window_in_range": ({"retry_window_s": 3601}, "retry_window_s is 3601, but must be 0 to 3600 seconds"),
     "max_slippage_not_negative": ({"max_slippage_points": -1}, "max_slippage_points is -1, but must be 0 or more points"),

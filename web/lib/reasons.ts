@@ -37,6 +37,18 @@ export const REASONS = {
       "the news was older than max_age_ms, or the order waited too long",
       "none: late trades are not made; resynchronise if it is wanted",
     ],
+    price_moved: [
+      "the price is further from the master's open price than copy_existing_points",
+      "none: the position is not copied; allow more points in the next copier",
+    ],
+    no_quote: [
+      "there is no fresh price of the follower's symbol",
+      "see whether its market is open, then resynchronise",
+    ],
+    master_offline: [
+      "nobody watches the master's account now, so what it holds is not known",
+      "wait until it is connected, then resynchronise",
+    ],
     follower_offline: ["the follower's agent was not there", "see the VPS; the trade is not made up for"],
     follower_unassigned: ["no VPS works the follower", "wait for a place, or ask an operator"],
     account_halted: ["the follower is halted (its login shows another account)", "see its status, connect it again"],
