@@ -97,14 +97,16 @@ class AccountReports:
 
     async def _look(self, *, figures: bool, told: bool) -> None:
         """`figures`: read the account's, too; `told`: report them even if they are the same."""
+        doubtful = frozenset(self._session.doubtful)
         new_names = self._watched - self._specs.keys() - self._unknown
-        specs = await self._read_specs(new_names)
+        specs = await self._read_specs(new_names | doubtful)
         quotes = await self._read_quotes(self._watched & (self._specs.keys() | specs.keys()))
         state = await self._session.adapter.account() if figures else None
         if state == self._figures and not told:
             state = None
         if specs or quotes or state is not None:
             await self._send(state, specs, quotes)
+        self._session.doubtful.difference_update(doubtful)
 
     async def _read_specs(self, names: Iterable[str]) -> dict[str, SymbolSpec]:
         found: dict[str, SymbolSpec] = {}

@@ -142,6 +142,8 @@ class AccountSession:
     #: what keeps the account from trading as it should, by kind, in words for its owner; the session goes on
     troubles: dict[str, str] = field(default_factory=dict)
     on_trouble: Callable[[], None] = lambda: None
+    #: symbols whose specification a broker's refusal contradicts: read and reported again
+    doubtful: set[str] = field(default_factory=set)
     #: set when there is something for the watcher to look at: a push, a report noted, an order of ours that landed
     news: asyncio.Event = field(default_factory=asyncio.Event)
 

@@ -224,6 +224,8 @@ class AccountTrader:
         ending = ending_of(results)
         if shows_nothing(work.execution, ending):
             return await self._show(work, ending)
+        if ending.reason == "invalid_volume":
+            self.session.doubtful.add(work.execution.symbol)
         if ending.outcome != "unknown":
             return ending
         self._tell(work, ending, ended=False)

@@ -326,8 +326,11 @@ export type Database = {
           comment_except: string[];
           comment_only: string[];
           contract_alignment: boolean;
+          copy_existing: string;
+          copy_existing_points: number | null;
           copy_pending: boolean;
           created_at: string;
+          existing_until: string | null;
           follower_account_id: string;
           id: string;
           magic_except: string[];
@@ -348,6 +351,7 @@ export type Database = {
           min_policy: string;
           mode: string;
           name: string;
+          no_money_policy: string;
           open_from: string | null;
           open_until: string | null;
           removed_at: string | null;
@@ -373,8 +377,11 @@ export type Database = {
           comment_except?: string[];
           comment_only?: string[];
           contract_alignment?: boolean;
+          copy_existing?: string;
+          copy_existing_points?: number | null;
           copy_pending?: boolean;
           created_at?: string;
+          existing_until?: string | null;
           follower_account_id: string;
           id?: string;
           magic_except?: string[];
@@ -395,6 +402,7 @@ export type Database = {
           min_policy?: string;
           mode?: string;
           name?: string;
+          no_money_policy?: string;
           open_from?: string | null;
           open_until?: string | null;
           removed_at?: string | null;
@@ -419,8 +427,11 @@ export type Database = {
           comment_except?: string[];
           comment_only?: string[];
           contract_alignment?: boolean;
+          copy_existing?: string;
+          copy_existing_points?: number | null;
           copy_pending?: boolean;
           created_at?: string;
+          existing_until?: string | null;
           follower_account_id?: string;
           id?: string;
           magic_except?: string[];
@@ -441,6 +452,7 @@ export type Database = {
           min_policy?: string;
           mode?: string;
           name?: string;
+          no_money_policy?: string;
           open_from?: string | null;
           open_until?: string | null;
           removed_at?: string | null;

@@ -233,8 +233,10 @@ insert into public.system_config (key, value, description) values
   ('doorbells_s', '2', 'A heartbeat rings the doorbells itself when the last ring is older than this.'),
   ('doorbells_max', '100', 'Topics of dashboards rung per second; the rest waits a second. Keeps dashboards from eating the quota of trading.'),
   ('tick_s', '30', 'A tick goes to a VPS topic this often, so that an agent can tell a quiet socket from a dead one.'),
+  ('existing_wait_s', '30', 'How long a new copier waits for quotes to tell which of the master''s positions are near enough to be copied.'),
   ('send_within_ms', '5000', 'An execution that its agent has not sent within this time is no longer sent.'),
   ('retry_window_s', '60', 'How long a refused open may be tried again (a closed market, a requote).'),
+  ('second_attempt_s', '2', 'Pause before the only second attempt of an open that was refused for want of money or for its volume.'),
   ('retry_backoff_ms', '500', 'First pause before a retry; it doubles, with jitter.'),
   ('retry_backoff_max_ms', '30000', 'Longest pause before a retry.'),
   ('broadcast_executions_max', '100', 'Executions in one broadcast.'),
@@ -1432,8 +1434,11 @@ create table public.copiers (
   sl_mode text not null default 'price',
   tp_mode text not null default 'price',
   copy_pending boolean not null default true,
+  copy_existing text not null default 'none',
+  copy_existing_points integer,
   max_age_ms integer not null default 5000,
   retry_window_s integer not null default 60,
+  no_money_policy text not null default 'skip',
   max_slippage_points integer,
   comment text not null default '',
   -- what is copied; closes are never filtered
@@ -1454,6 +1459,7 @@ create table public.copiers (
   open_until time,
   -- life
   started_at timestamptz not null default now(),
+  existing_until timestamptz,
   created_at timestamptz not null default now(),
   updated_at timestamptz not null default now(),
   removed_at timestamptz,
@@ -1474,8 +1480,12 @@ create table public.copiers (
   constraint sanity_factor_at_least_one check (sanity_factor >= 1),
   constraint sl_mode_is_known check (sl_mode in ('price', 'none')),
   constraint tp_mode_is_known check (tp_mode in ('price', 'none')),
+  constraint copy_existing_is_known check (copy_existing in ('none', 'all', 'near')),
+  constraint copy_existing_points_not_negative check (copy_existing_points >= 0),
+  constraint near_says_how_near check (copy_existing <> 'near' or copy_existing_points is not null),
   constraint max_age_in_range check (max_age_ms between 100 and 600000),
   constraint retry_window_in_range check (retry_window_s between 0 and 3600),
+  constraint no_money_policy_is_known check (no_money_policy in ('skip', 'shrink')),
   constraint max_slippage_not_negative check (max_slippage_points >= 0),
   constraint comment_fits_every_platform check (length(comment) <= 20),
   constraint sides_are_known check (sides in ('both', 'buy', 'sell')),
@@ -1494,8 +1504,12 @@ comment on column public.copiers.min_policy is 'what to do with a size under the
 comment on column public.copiers.max_policy is 'what to do with a size over the maximum: one order of the maximum, or several';
 comment on column public.copiers.max_lots is 'cap on one copy, in lots of the follower';
 comment on column public.copiers.sanity_factor is 'block a copy whose exposure per equity is more than this many times the master''s; null = never';
+comment on column public.copiers.copy_existing is 'what the master holds when the copier is made: none, all, or near = if the price is within copy_existing_points of the master''s; decided then, never again';
+comment on column public.copiers.copy_existing_points is 'how far the follower''s price may be from the master''s open price, in points of the follower''s symbol';
+comment on column public.copiers.existing_until is 'until then quotes are awaited to decide what the master held at the start; null = that is decided';
 comment on column public.copiers.max_age_ms is 'an open seen later than this after the last look without it is refused as too_old';
 comment on column public.copiers.retry_window_s is 'how long a refused open may be tried again (market closed, requote)';
+comment on column public.copiers.no_money_policy is 'an open refused for want of money is tried once more: as it was, or with what the free margin allows (shrink)';
 comment on column public.copiers.sides is 'sides of the master that are copied: both, buy or sell';
 comment on column public.copiers.symbols_only is 'symbols of the master, * stands for anything; empty = all';
 comment on column public.copiers.symbols_except is 'symbols of the master that are left out, * stands for anything';
@@ -1526,8 +1540,12 @@ comment on constraint max_leverage_is_positive on public.copiers is 'must be abo
 comment on constraint sanity_factor_at_least_one on public.copiers is 'must be 1 or more, or null for no limit';
 comment on constraint sl_mode_is_known on public.copiers is 'must be price or none';
 comment on constraint tp_mode_is_known on public.copiers is 'must be price or none';
+comment on constraint copy_existing_is_known on public.copiers is 'must be none, all or near';
+comment on constraint copy_existing_points_not_negative on public.copiers is 'must be 0 or more points';
+comment on constraint near_says_how_near on public.copiers is 'must go together: near needs a number of points';
 comment on constraint max_age_in_range on public.copiers is 'must be 100 to 600000 milliseconds';
 comment on constraint retry_window_in_range on public.copiers is 'must be 0 to 3600 seconds';
+comment on constraint no_money_policy_is_known on public.copiers is 'must be skip or shrink';
 comment on constraint max_slippage_not_negative on public.copiers is 'must be 0 or more points, or null for no limit';
 comment on constraint comment_fits_every_platform on public.copiers is 'must have at most 20 characters';
 comment on constraint sides_are_known on public.copiers is 'must be both, buy or sell';
@@ -1542,6 +1560,7 @@ comment on constraint hours_come_in_pairs on public.copiers is 'must both be giv
 create unique index copiers_one_per_pair on public.copiers (master_account_id, follower_account_id) where removed_at is null;
 create index copiers_of_follower on public.copiers (follower_account_id) where removed_at is null;
 create index copiers_of_user on public.copiers (user_id);
+create index copiers_with_existing on public.copiers (follower_account_id) where existing_until is not null;
 
 create table public.symbol_mappings (
   id uuid primary key default gen_random_uuid(),
@@ -2731,6 +2750,92 @@ begin
     else private.exchange_rate(s.profit_currency, p_currency, private.quoted_rates(array[p_account], array[s.profit_currency, p_currency])) end;
 end $$;
 
+-- 39_second_attempt.sql
+-- Second attempts of opens that a broker refused for their size: one, after a pause in which figures and specifications are looked at again.
+
+-- What a broker asks for one lot, in the account's currency: contract x price / leverage. Null when a figure is unknown or old.
+create function private.margin_per_lot(p_account public.trading_accounts, p_symbol public.account_symbols, p_side text, p_price numeric, p_now timestamptz)
+returns numeric
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return p_symbol.contract_size
+    * coalesce(case when p_symbol.quoted_at > p_now - private.setting_s('symbol_quote_max_age_s')
+      then case p_side when 'buy' then p_symbol.ask else p_symbol.bid end end, p_price)
+    * private.exchange_rate(p_symbol.profit_currency, p_account.currency, case when p_symbol.profit_currency = p_account.currency then '{}'::jsonb
+      else private.quoted_rates(array[p_account.id], array[p_symbol.profit_currency, p_account.currency]) end)
+    / p_account.leverage;
+end $$;
+
+-- Lots that the free margin allows, on the symbol's step; null when that is not known.
+create function private.affordable_lots(q public.trade_execution_queue, p_now timestamptz) returns numeric
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  a public.trading_accounts;
+  s public.account_symbols;
+  v_free numeric;
+  v_margin numeric;
+begin
+  select * into a from public.trading_accounts where id = q.account_id;
+  select * into s from public.account_symbols x where x.account_id = q.account_id and x.name = q.symbol;
+  v_free := (private.fresh_funds(a, p_now - private.setting_s('funds_max_age_s'))).free_margin;
+  v_margin := private.margin_per_lot(a, s, q.side, q.master_price, p_now);
+  if v_free is null or v_margin is null or v_margin <= 0 then return null; end if;
+  return div(greatest(v_free, 0), v_margin * s.lots_step) * s.lots_step;
+end $$;
+
+-- When an open that was refused for want of money, or for its volume, is tried once more; null: not at all.
+create function private.second_attempt_at(q public.trade_execution_queue, p_reason text, p_now timestamptz) returns timestamptz
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  c public.copiers;
+  v_at timestamptz := p_now + private.setting_s('second_attempt_s');
+begin
+  select * into c from public.copiers where id = q.copier_id;
+  if q.attempt > 1 or v_at > q.queued_at + make_interval(secs => coalesce(c.max_age_ms, 5000) / 1000.0) then return null; end if;
+  if p_reason = 'no_money' and c.no_money_policy = 'shrink' and private.affordable_lots(q, p_now) < (
+    select s.lots_min from public.account_symbols s where s.account_id = q.account_id and s.name = q.symbol) then
+    return null;  -- not even the smallest volume
+  end if;
+  return v_at;
+end $$;
+
+-- Gives second attempts that are due the volume they can have: what the free margin allows (no_money_policy shrink), or what the symbol's newest
+-- specification allows. Never more than before. A netting deal is cut only where all of it opens; what is cut off is not made up for.
+create function private.fit_second_attempts(p_accounts uuid[], p_now timestamptz) returns void
+language plpgsql security definer set search_path = '' as $$
+declare
+  q public.trade_execution_queue;
+  s public.account_symbols;
+  v_lots numeric;
+begin
+  for q in
+    select x.* from public.trade_execution_queue x
+    where x.status = 'retrying' and x.next_attempt_at <= p_now and x.account_id = any (p_accounts) and x.reason in ('no_money', 'invalid_volume')
+  loop
+    continue when not private.opens(q) or exists (select 1 from jsonb_array_elements(q.parts) e where (e ->> 'lots')::numeric < 0 or e ->> 'side' <> q.side);
+    select * into s from public.account_symbols x where x.account_id = q.account_id and x.name = q.symbol;
+    v_lots := null;
+    if q.reason = 'invalid_volume' then
+      v_lots := div(least(q.lots, s.lots_max), s.lots_step) * s.lots_step;
+    elsif (select c.no_money_policy from public.copiers c where c.id = q.copier_id) = 'shrink' then
+      v_lots := private.affordable_lots(q, p_now);
+    end if;
+    if v_lots >= s.lots_min and v_lots < q.lots then
+      update public.trade_execution_queue x set lots = v_lots, warnings = x.warnings || case q.reason when 'no_money' then 'margin_shrunk' else 'volume_refitted' end,
+        parts = case when q.parts is not null then private.cut_parts(q.parts, q.side, v_lots) end
+      where x.id = q.id;
+    end if;
+  end loop;
+end $$;
+
+create function private.tell_no_money(q public.trade_execution_queue) returns void
+language plpgsql security definer set search_path = '' as $$
+begin
+  perform private.raise_alert(q.account_id, 'copy', 'no_money', 'warning',
+    format('%s lots of %s were not opened: the broker says that the free margin does not suffice. Add funds, copy smaller, or set no_money_policy to shrink.',
+      trim_scale(q.lots), q.symbol), jsonb_build_object('execution_id', q.id::text, 'copier_id', q.copier_id, 'symbol', q.symbol, 'lots', trim_scale(q.lots)::text));
+end $$;
+
 -- 40_mirror.sql
 -- The mirror: how a message about a position changes public.positions. Callers hold the account's plan lock.
 
@@ -3532,6 +3637,28 @@ begin
   return null;
 end $$;
 
+-- Whether a copier of these masters counts what it holds or opens: what is decided together then counts against each other.
+create function private.limits_count(p_masters uuid[]) returns boolean
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return exists (
+    select 1 from public.copiers c
+    where c.master_account_id = any (p_masters) and c.removed_at is null
+      and (c.max_open_positions is not null or c.max_open_lots is not null or c.max_trades_per_day is not null));
+end $$;
+
+-- Decides one position after the other, in the order given.
+create function private.decide_in_turn(p_masters uuid[], p_tickets text[], p_copiers uuid[], p_now timestamptz, p_asked text) returns bigint[]
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_new bigint[] := '{}';
+begin
+  for i in 1 .. cardinality(p_tickets) loop
+    v_new := v_new || coalesce(private.decide(array[p_masters[i]], array[p_tickets[i]], p_copiers, p_now, p_asked), '{}');
+  end loop;
+  return v_new;
+end $$;
+
 -- 44_decide.sql
 -- The planner, decisions: opens and increases, once per copier, master position, generation and increase, latched whatever comes of them.
 
@@ -3565,15 +3692,17 @@ end $$;
 
 -- Pairs (copier, master position) that wait for a decision: never seen, flipped, or increased.
 -- p_copiers null: all copiers of the masters. An old generation of a flip must be ended or have its close in flight.
-create function private.undecided(p_masters uuid[], p_tickets text[], p_copiers uuid[])
+-- p_asked: these very positions are asked for, however old: 'existing' by a copier's start, 'resync' by its user. One that was decided before
+-- and is not held gets a new generation then.
+create function private.undecided(p_masters uuid[], p_tickets text[], p_copiers uuid[], p_asked text default null)
 returns table (copier_id uuid, master_account_id uuid, ticket text, kind text, link_id bigint, generation integer, delta numeric, close_step bigint)
 language plpgsql stable security definer set search_path = '' as $$
 begin
   return query
   select c.id, m.account_id, m.ticket,
-    case when l.id is null then 'new' when l.master_side <> m.side then 'flip' else 'increase' end,
+    case when l.id is null or p_asked is not null then 'new' when l.master_side <> m.side then 'flip' else 'increase' end,
     l.id, coalesce(l.generation, 0) + 1,
-    case when l.id is null or l.master_side <> m.side then m.lots else m.lots - l.seen_master_lots end,
+    case when l.id is null or p_asked is not null or l.master_side <> m.side then m.lots else m.lots - l.seen_master_lots end,
     case when l.state = 'live' then f.close_step end
   from (select distinct u.master, u.ticket from unnest(p_masters, p_tickets) as u (master, ticket)) x
   join public.positions m on m.account_id = x.master and m.ticket = x.ticket and m.lots > 0
@@ -3589,6 +3718,8 @@ begin
     from public.trade_execution_queue q where q.link_id = l.id and q.finalized_at is null
   ) f on true
   where case
+    when p_asked is not null then (l.id is null or l.state = 'ended' and f.executions = 0)
+      and (m.kind = 'position' or c.copy_pending and fa.mode = 'hedging')
     when l.id is null then not m.existing and m.first_seen_at >= c.started_at
       and (m.kind = 'position' or c.copy_pending and fa.mode = 'hedging')
     when l.master_side <> m.side then m.kind = 'position' and (l.state = 'ended' or f.close_step is not null or fa.mode = 'netting')
@@ -3598,14 +3729,17 @@ end $$;
 
 -- Decides every pair that waits for it, for any number of followers in one statement, and queues the orders of hedging followers;
 -- what a netting follower shall open is latched as wanted_lots of its link, for 46_netting.sql. Returns the new executions.
--- Longer than forty lines because it is that statement.
-create function private.decide(p_masters uuid[], p_tickets text[], p_copiers uuid[], p_now timestamptz) returns bigint[]
+-- p_asked: see private.undecided; what is asked for is as old as the asking. Longer than forty lines because it is that statement.
+create function private.decide(p_masters uuid[], p_tickets text[], p_copiers uuid[], p_now timestamptz, p_asked text default null) returns bigint[]
 language plpgsql security definer set search_path = '' as $$
 declare
   v_new bigint[];
   v_fresh_since timestamptz := p_now - private.setting_s('funds_max_age_s');
   v_send_within interval := private.send_within();
 begin
+  if cardinality(p_tickets) > 1 and private.limits_count(p_masters) then  -- each counts against the next
+    return private.decide_in_turn(p_masters, p_tickets, p_copiers, p_now, p_asked);
+  end if;
   with pairs as (
     select u.kind, u.link_id, u.generation, u.delta, u.close_step, c, m, ma, fa, v.lease_expires_at as lease_ends, ms,
       v.id as vps_id, a.epoch, a.begins_at, private.unreachable(fa, v.lease_expires_at, p_now) as unreachable,
@@ -3615,8 +3749,9 @@ begin
         when y.copier_id is not null or named.contract_size = ms.contract_size and named.profit_currency = ms.profit_currency
           and named.trade_mode not in ('close_only', 'disabled') then named
         else private.follower_symbol(fa, ms) end as fs,
-      case when (m.side = 'buy') = c.reverse then 'sell' else 'buy' end as side
-    from private.undecided(p_masters, p_tickets, p_copiers) u
+      case when (m.side = 'buy') = c.reverse then 'sell' else 'buy' end as side,
+      case when p_asked is null then m.unseen_at else p_now end as news_at
+    from private.undecided(p_masters, p_tickets, p_copiers, p_asked) u
     join public.copiers c on c.id = u.copier_id
     join public.positions m on m.account_id = u.master_account_id and m.ticket = u.ticket
     join public.trading_accounts ma on ma.id = c.master_account_id
@@ -3635,12 +3770,13 @@ begin
         when (p.fa).copy_state = 'monitor' then 'account_monitor'
         when (p.c).mode = 'off' then 'copier_off'
         when (p.c).mode = 'monitor' then 'copier_monitor'
-        when (p.m).unseen_at < p_now - make_interval(secs => (p.c).max_age_ms / 1000.0) then 'too_old'
+        when p.news_at < p_now - make_interval(secs => (p.c).max_age_ms / 1000.0) then 'too_old'
         when p.unreachable is not null then p.unreachable
         when p.refusal is not null then p.refusal
         when (p.fs).contract_size is null or (p.fs).lots_step is null or (p.fs).lots_min is null or (p.fs).lots_max is null then 'symbol_unmapped'
         when (p.fs).trade_mode in ('close_only', 'disabled') or ((p.fs).trade_mode = 'long_only' and p.side = 'sell')
-          or ((p.fs).trade_mode = 'short_only' and p.side = 'buy') then 'trade_disabled' end as verdict
+          or ((p.fs).trade_mode = 'short_only' and p.side = 'buy') then 'trade_disabled'
+        when p_asked is not null then private.asked_too_late(p_asked, p.c, p.m, p.ma, p.fs, p.side, p_now) end as verdict
     from pairs p
     offset 0
   ), sized as (
@@ -3670,14 +3806,14 @@ begin
     select d.its_link, (d.c).user_id, (d.c).id, (d.c).master_account_id, (d.c).follower_account_id, (d.m).ticket, (d.m).side, d.generation,
       (d.fs).name, d.side, case when d.reason is null then 'live' else 'ended' end, d.reason, (d.m).lots,
       case when d.reason is null and d.netting then (select sum(o) from unnest((d.z).orders) o) end,
-      case when d.reason is null and d.netting then (d.m).unseen_at + make_interval(secs => (d.c).max_age_ms / 1000.0) end,
+      case when d.reason is null and d.netting then d.news_at + make_interval(secs => (d.c).max_age_ms / 1000.0) end,
       case when (d.m).kind = 'order' then d.order_price end, d.sl, d.tp, coalesce((d.z).warnings, '{}'), (d.m).last_event_id,
       p_now, case when d.reason is not null then p_now end
     from decided d where d.kind in ('new', 'flip')
   ), grown as (
     update public.position_links l set seen_master_lots = (d.m).lots,
       wanted_lots = case when d.reason is null and d.netting then (select sum(o) from unnest((d.z).orders) o) end,
-      wanted_until = case when d.reason is null and d.netting then (d.m).unseen_at + make_interval(secs => (d.c).max_age_ms / 1000.0) end,
+      wanted_until = case when d.reason is null and d.netting then d.news_at + make_interval(secs => (d.c).max_age_ms / 1000.0) end,
       -- a skipped increase rebases the pair
       base_master_lots = case when d.reason is null then l.base_master_lots else (d.m).lots end,
       base_lots = case when d.reason is null then l.base_lots
@@ -3695,7 +3831,7 @@ begin
       case when (k.m).kind = 'order' then k.order_price end, k.sl, k.tp, (k.c).max_slippage_points, (k.m).price, (k.m).lots,
       (k.m).expires_at, (k.c).comment, (k.z).warnings, p_now + make_interval(secs => (k.c).retry_window_s), k.vps_id, k.epoch, p_now,
       least(greatest(p_now, k.begins_at) + v_send_within, k.lease_ends,
-        (k.m).unseen_at + make_interval(secs => (k.c).max_age_ms / 1000.0)), (k.m).detected_at, p_now, p_now
+        k.news_at + make_interval(secs => (k.c).max_age_ms / 1000.0)), (k.m).detected_at, p_now, p_now
     from decided k cross join lateral unnest((k.z).orders) as o (lots)
     where k.reason is null and not k.netting
     returning id, event_id, copier_id, user_id, link_id
@@ -4536,6 +4672,9 @@ begin
       replan_at = case when l.modify_failures >= 2 then null else p_now + private.retry_delay(l.modify_failures + 2, 30) end
     where l.id = q.link_id;
   end if;
+  if q.reason = 'no_money' and private.opens(q) then
+    perform private.tell_no_money(q);
+  end if;
   if q.parts is not null then
     v_opened := array(select (e ->> 'link_id')::bigint from jsonb_array_elements(q.parts) e where (e ->> 'lots')::numeric > 0);
   elsif q.action in ('open', 'increase', 'place') then
@@ -4591,7 +4730,10 @@ begin
       v_limit := case when reason = 'market_closed' then q.retry_until
         else q.queued_at + coalesce((select make_interval(secs => c.max_age_ms / 1000.0) from public.copiers c where c.id = q.copier_id), interval '5 s') end;
       next_at := p_now + private.retry_delay(q.attempt, case when v_opens then 5 else 30 end);
-      if not coalesce((r ->> 'retryable')::boolean, false) then status := 'rejected';
+      if v_opens and reason in ('no_money', 'invalid_volume') then
+        next_at := private.second_attempt_at(q, reason, p_now);
+        status := case when next_at is null then 'rejected' else 'retrying' end;
+      elsif not coalesce((r ->> 'retryable')::boolean, false) then status := 'rejected';
       elsif v_opens and next_at > v_limit then status := 'expired'; reason := 'too_old';
       elsif q.action in ('modify', 'amend') and q.attempt >= 3 then status := 'rejected';
       else status := 'retrying'; end if;
@@ -4709,6 +4851,7 @@ declare
   v_ids bigint[];
 begin
   if not exists (select 1 from public.trade_execution_queue q where q.status = 'retrying' and q.next_attempt_at <= p_now) then return null; end if;
+  perform private.fit_second_attempts(p_accounts, p_now);
   with due as (
     update public.trade_execution_queue q set status = 'queued', attempt = q.attempt + 1, next_attempt_at = null, offered_at = null, updated_at = p_now
     where q.status = 'retrying' and q.next_attempt_at <= p_now and q.account_id = any (p_accounts)
@@ -4844,6 +4987,9 @@ begin
       select l.symbol from public.position_links l where l.follower_account_id = p_account and l.state = 'live'
       union all
       select p.symbol from public.positions p where p.account_id = p_account and p.closed_at is null
+      union all
+      select w.name from public.copiers c cross join lateral private.symbols_of_existing(c) w
+      where c.follower_account_id = p_account and c.existing_until is not null
     ) s);
 end $$;
 
@@ -4882,6 +5028,8 @@ begin
     select n.account_id from private.net_ledgers n where n.replan_at <= p_now
     union
     select a.id from public.trading_accounts a where a.copy_state = 'flattening'
+    union
+    select c.follower_account_id from public.copiers c where c.existing_until is not null
   ) d;
   return array(select account_id from private.plan_locks where account_id = any (v_due) order by account_id for no key update skip locked);
 end $$;
@@ -4932,6 +5080,7 @@ begin
   for v_account in select a.id from public.trading_accounts a where a.id = any (v_accounts) and a.copy_state = 'flattening' loop
     v_new := v_new || private.plan_flatten(v_account, v_now);
   end loop;
+  v_new := v_new || private.decide_waiting_existing(v_accounts, v_now);
   perform private.offer(v_new, null, clock_timestamp());
 end $$;
 
@@ -6158,6 +6307,105 @@ comment on function public.maintain() is 'Service key: runs maintain() now. It r
 
 grant execute on function private.maintain(), public.maintain() to service_role;
 
+-- 53_existing.sql
+-- What the master holds when a copier is made: decided once, then or as soon as there are quotes to tell by.
+
+-- Why a position that is asked for is not opened now, or null. Unknown is not open: a master that nobody watches may have closed it.
+create function private.asked_too_late(p_asked text, p_copier public.copiers, p_position public.positions, p_master public.trading_accounts,
+  p_symbol public.account_symbols, p_side text, p_now timestamptz) returns text
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  if p_master.status <> 'connected' or not exists (
+    select 1 from public.account_vps_assignments a join public.vps_instances v on v.id = a.vps_id
+    where a.account_id = p_master.id and v.retired_at is null and v.lease_expires_at > p_now) then
+    return 'master_offline';
+  end if;
+  if p_asked = 'existing' and p_copier.copy_existing = 'near' and p_position.kind = 'position' then
+    if not private.quote_is_fresh(p_symbol, p_now) then return 'no_quote'; end if;
+    if abs(case p_side when 'buy' then p_symbol.ask else p_symbol.bid end - p_position.price)
+      > p_copier.copy_existing_points * power(10::numeric, -p_symbol.digits) then
+      return 'price_moved';
+    end if;
+  end if;
+  return null;
+end $$;
+
+create function private.quote_is_fresh(p_symbol public.account_symbols, p_now timestamptz) returns boolean
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return coalesce(p_symbol.bid > 0 and p_symbol.ask > 0 and p_symbol.quoted_at > p_now - private.setting_s('symbol_quote_max_age_s'), false);
+end $$;
+
+-- The symbols of its follower that a copier waits for a quote of: those of what its master held when it was made.
+create function private.symbols_of_existing(p_copier public.copiers) returns setof public.account_symbols
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_follower public.trading_accounts;
+begin
+  select * into v_follower from public.trading_accounts where id = p_copier.follower_account_id;
+  return query
+  select s.* from (
+    select distinct p.symbol from public.positions p
+    where p.account_id = p_copier.master_account_id and p.closed_at is null and p.kind = 'position' and p.first_seen_at < p_copier.started_at
+  ) p
+  join public.account_symbols m on m.account_id = p_copier.master_account_id and m.name = p.symbol
+  left join public.symbol_mappings y on y.copier_id = p_copier.id and y.master_symbol = p.symbol
+  join lateral (select (private.follower_symbol(v_follower, m)).name) f (name) on true
+  join public.account_symbols s on s.account_id = v_follower.id and s.name = coalesce(y.follower_symbol, f.name);
+end $$;
+
+-- A new copier, whose accounts the caller has locked.
+create function private.copy_existing(p_copier public.copiers, p_now timestamptz) returns void
+language plpgsql security definer set search_path = '' as $$
+begin
+  if p_copier.copy_existing = 'none' then return; end if;
+  if p_copier.copy_existing = 'near' and exists (
+    select 1 from private.symbols_of_existing(p_copier) s where not private.quote_is_fresh(s, p_now)) then
+    -- the follower's agent quotes what is watched: it is asked, and the next maintain() looks again
+    update public.copiers set existing_until = p_now + private.setting_s('existing_wait_s') where id = p_copier.id;
+    return;
+  end if;
+  perform private.offer(private.decide_existing(p_copier, p_now), null, clock_timestamp());
+end $$;
+
+create function private.decide_existing(p_copier public.copiers, p_now timestamptz) returns bigint[]
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_masters uuid[];
+  v_tickets text[];
+  v_new bigint[];
+begin
+  update public.copiers set existing_until = null where id = p_copier.id and existing_until is not null;
+  select array_agg(p.account_id order by p.first_seen_at, p.ticket), array_agg(p.ticket order by p.first_seen_at, p.ticket)
+  into v_masters, v_tickets from public.positions p
+  where p.account_id = p_copier.master_account_id and p.closed_at is null and p.first_seen_at < p_copier.started_at;
+  if v_masters is null then return '{}'; end if;
+  v_new := private.decide(v_masters, v_tickets, array[p_copier.id], p_now, 'existing');
+  return coalesce(v_new, '{}') || coalesce(private.plan_nets(array(
+    select l.id from public.position_links l
+    where l.follower_account_id = p_copier.follower_account_id and l.state = 'live' and l.copier_id = p_copier.id), p_now), '{}');
+end $$;
+
+-- Copiers whose quotes have come, or will not come; of followers that the caller has locked.
+create function private.decide_waiting_existing(p_followers uuid[], p_now timestamptz) returns bigint[]
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_copier public.copiers;
+  v_new bigint[] := '{}';
+begin
+  for v_copier in
+    select c.* from public.copiers c where c.follower_account_id = any (p_followers) and c.existing_until is not null order by c.id
+  loop
+    if v_copier.removed_at is not null then
+      update public.copiers set existing_until = null where id = v_copier.id;
+    elsif v_copier.existing_until <= p_now or not exists (
+      select 1 from private.symbols_of_existing(v_copier) s where not private.quote_is_fresh(s, p_now)) then
+      v_new := v_new || private.decide_existing(v_copier, p_now);
+    end if;
+  end loop;
+  return v_new;
+end $$;
+
 -- 54_schedule.sql
 -- The clock. Heartbeats do the same work when it stands still (52_maintain.sql), so that a dead scheduler costs seconds.
 
@@ -6432,6 +6680,21 @@ begin
   return jsonb_build_object('name', v_name, 'instrument', v_instrument);
 end $$;
 
+-- Refusals that only their user can end are told, not only recorded.
+create function private.tell_refusal() returns trigger
+language plpgsql security definer set search_path = '' as $$
+begin
+  perform private.raise_alert(c.follower_account_id, 'copy', new.reason, 'warning', case new.reason
+      when 'sanity' then format('A trade of %s was not copied: it would have been far larger, measured by the equity, than the master''s own. Check the copier''s sizing.',
+        (select l.symbol from public.position_links l where l.id = new.link_id))
+      else format('A trade was not copied. %s', coalesce(new.detail, 'The follower has no symbol for it: map it in the copier.')) end,
+    jsonb_build_object('copier_id', c.id, 'event_id', new.event_id::text))
+  from public.copiers c where c.id = new.copier_id;
+  return null;
+end $$;
+create trigger tell_refusal after insert on public.copy_outcomes for each row
+  when (new.reason in ('sanity', 'symbol_unmapped')) execute function private.tell_refusal();
+
 create function public.symbol_suggestions(p_request jsonb) returns jsonb
 language sql stable security invoker set search_path = '' as $$ select private.symbol_suggestions(p_request) $$;
 comment on function public.symbol_suggestions(jsonb) is 'Per symbol of a copier''s master: what is copied into, what else there is, and what to save.';
@@ -6455,13 +6718,14 @@ declare
   v_now timestamptz;
   v_unknown text;
   v_rule text;
+  v_made boolean := not p_copier ? 'id';
 begin
   if jsonb_typeof(p_copier) is distinct from 'object' then
     raise exception using errcode = 'TC001', message = 'save_copier: the copier must be an object', hint = 'See docs/protocol.md.';
   end if;
   select string_agg(k, ', ') into v_unknown from jsonb_object_keys(p_copier) k
   where k <> 'symbols' and k not in (select attname from pg_catalog.pg_attribute where attrelid = 'public.copiers'::regclass and attnum > 0
-    and attname not in ('user_id', 'started_at', 'created_at', 'updated_at', 'removed_at'));
+    and attname not in ('user_id', 'started_at', 'existing_until', 'created_at', 'updated_at', 'removed_at'));
   if v_unknown is not null then
     raise exception using errcode = 'TC301', message = format('save_copier: unknown setting: %s', v_unknown),
       hint = 'The settings are the columns of the table copiers.';
@@ -6501,7 +6765,9 @@ begin
       contract_alignment = v_new.contract_alignment, min_policy = v_new.min_policy, max_risk_coefficient = v_new.max_risk_coefficient,
       max_policy = v_new.max_policy, max_lots = v_new.max_lots, max_risk_percent = v_new.max_risk_percent, max_leverage = v_new.max_leverage,
       max_leverage_policy = v_new.max_leverage_policy, sanity_factor = v_new.sanity_factor, reverse = v_new.reverse, sl_mode = v_new.sl_mode,
-      tp_mode = v_new.tp_mode, copy_pending = v_new.copy_pending, max_age_ms = v_new.max_age_ms, retry_window_s = v_new.retry_window_s,
+      tp_mode = v_new.tp_mode, copy_pending = v_new.copy_pending, copy_existing = v_new.copy_existing,
+      copy_existing_points = v_new.copy_existing_points, max_age_ms = v_new.max_age_ms, retry_window_s = v_new.retry_window_s,
+      no_money_policy = v_new.no_money_policy,
       max_slippage_points = v_new.max_slippage_points, comment = v_new.comment, sides = v_new.sides, symbols_only = v_new.symbols_only,
       symbols_except = v_new.symbols_except, magic_only = v_new.magic_only, magic_except = v_new.magic_except,
       comment_only = v_new.comment_only, comment_except = v_new.comment_except, max_open_positions = v_new.max_open_positions,
@@ -6524,6 +6790,9 @@ begin
     select v_user, v_new.id, key, value from jsonb_each_text(p_copier -> 'symbols');
   end if;
   perform private.replan_copier(v_new.id, v_now);
+  if v_made then
+    perform private.copy_existing(v_new, v_now);
+  end if;
   return jsonb_build_object('copier_id', v_new.id, 'warnings', private.settings_warnings(v_new));
 end $$;
 

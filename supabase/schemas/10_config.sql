@@ -103,6 +103,7 @@ insert into public.system_config (key, value, description) values
   ('existing_wait_s', '30', 'How long a new copier waits for quotes to tell which of the master''s positions are near enough to be copied.'),
   ('send_within_ms', '5000', 'An execution that its agent has not sent within this time is no longer sent.'),
   ('retry_window_s', '60', 'How long a refused open may be tried again (a closed market, a requote).'),
+  ('second_attempt_s', '2', 'Pause before the only second attempt of an open that was refused for want of money or for its volume.'),
   ('retry_backoff_ms', '500', 'First pause before a retry; it doubles, with jitter.'),
   ('retry_backoff_max_ms', '30000', 'Longest pause before a retry.'),
   ('broadcast_executions_max', '100', 'Executions in one broadcast.'),

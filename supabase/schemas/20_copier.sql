@@ -28,6 +28,7 @@ create table public.copiers (
   copy_existing_points integer,
   max_age_ms integer not null default 5000,
   retry_window_s integer not null default 60,
+  no_money_policy text not null default 'skip',
   max_slippage_points integer,
   comment text not null default '',
   -- what is copied; closes are never filtered
@@ -74,6 +75,7 @@ create table public.copiers (
   constraint near_says_how_near check (copy_existing <> 'near' or copy_existing_points is not null),
   constraint max_age_in_range check (max_age_ms between 100 and 600000),
   constraint retry_window_in_range check (retry_window_s between 0 and 3600),
+  constraint no_money_policy_is_known check (no_money_policy in ('skip', 'shrink')),
   constraint max_slippage_not_negative check (max_slippage_points >= 0),
   constraint comment_fits_every_platform check (length(comment) <= 20),
   constraint sides_are_known check (sides in ('both', 'buy', 'sell')),
@@ -97,6 +99,7 @@ comment on column public.copiers.copy_existing_points is 'how far the follower''
 comment on column public.copiers.existing_until is 'until then quotes are awaited to decide what the master held at the start; null = that is decided';
 comment on column public.copiers.max_age_ms is 'an open seen later than this after the last look without it is refused as too_old';
 comment on column public.copiers.retry_window_s is 'how long a refused open may be tried again (market closed, requote)';
+comment on column public.copiers.no_money_policy is 'an open refused for want of money is tried once more: as it was, or with what the free margin allows (shrink)';
 comment on column public.copiers.sides is 'sides of the master that are copied: both, buy or sell';
 comment on column public.copiers.symbols_only is 'symbols of the master, * stands for anything; empty = all';
 comment on column public.copiers.symbols_except is 'symbols of the master that are left out, * stands for anything';
@@ -132,6 +135,7 @@ comment on constraint copy_existing_points_not_negative on public.copiers is 'mu
 comment on constraint near_says_how_near on public.copiers is 'must go together: near needs a number of points';
 comment on constraint max_age_in_range on public.copiers is 'must be 100 to 600000 milliseconds';
 comment on constraint retry_window_in_range on public.copiers is 'must be 0 to 3600 seconds';
+comment on constraint no_money_policy_is_known on public.copiers is 'must be skip or shrink';
 comment on constraint max_slippage_not_negative on public.copiers is 'must be 0 or more points, or null for no limit';
 comment on constraint comment_fits_every_platform on public.copiers is 'must have at most 20 characters';
 comment on constraint sides_are_known on public.copiers is 'must be both, buy or sell';

@@ -120,6 +120,9 @@ begin
       replan_at = case when l.modify_failures >= 2 then null else p_now + private.retry_delay(l.modify_failures + 2, 30) end
     where l.id = q.link_id;
   end if;
+  if q.reason = 'no_money' and private.opens(q) then
+    perform private.tell_no_money(q);
+  end if;
   if q.parts is not null then
     v_opened := array(select (e ->> 'link_id')::bigint from jsonb_array_elements(q.parts) e where (e ->> 'lots')::numeric > 0);
   elsif q.action in ('open', 'increase', 'place') then
@@ -175,7 +178,10 @@ begin
       v_limit := case when reason = 'market_closed' then q.retry_until
         else q.queued_at + coalesce((select make_interval(secs => c.max_age_ms / 1000.0) from public.copiers c where c.id = q.copier_id), interval '5 s') end;
       next_at := p_now + private.retry_delay(q.attempt, case when v_opens then 5 else 30 end);
-      if not coalesce((r ->> 'retryable')::boolean, false) then status := 'rejected';
+      if v_opens and reason in ('no_money', 'invalid_volume') then
+        next_at := private.second_attempt_at(q, reason, p_now);
+        status := case when next_at is null then 'rejected' else 'retrying' end;
+      elsif not coalesce((r ->> 'retryable')::boolean, false) then status := 'rejected';
       elsif v_opens and next_at > v_limit then status := 'expired'; reason := 'too_old';
       elsif q.action in ('modify', 'amend') and q.attempt >= 3 then status := 'rejected';
       else status := 'retrying'; end if;
@@ -293,6 +299,7 @@ declare
   v_ids bigint[];
 begin
   if not exists (select 1 from public.trade_execution_queue q where q.status = 'retrying' and q.next_attempt_at <= p_now) then return null; end if;
+  perform private.fit_second_attempts(p_accounts, p_now);
   with due as (
     update public.trade_execution_queue q set status = 'queued', attempt = q.attempt + 1, next_attempt_at = null, offered_at = null, updated_at = p_now
     where q.status = 'retrying' and q.next_attempt_at <= p_now and q.account_id = any (p_accounts)

@@ -133,6 +133,21 @@ begin
   return jsonb_build_object('name', v_name, 'instrument', v_instrument);
 end $$;
 
+-- Refusals that only their user can end are told, not only recorded.
+create function private.tell_refusal() returns trigger
+language plpgsql security definer set search_path = '' as $$
+begin
+  perform private.raise_alert(c.follower_account_id, 'copy', new.reason, 'warning', case new.reason
+      when 'sanity' then format('A trade of %s was not copied: it would have been far larger, measured by the equity, than the master''s own. Check the copier''s sizing.',
+        (select l.symbol from public.position_links l where l.id = new.link_id))
+      else format('A trade was not copied. %s', coalesce(new.detail, 'The follower has no symbol for it: map it in the copier.')) end,
+    jsonb_build_object('copier_id', c.id, 'event_id', new.event_id::text))
+  from public.copiers c where c.id = new.copier_id;
+  return null;
+end $$;
+create trigger tell_refusal after insert on public.copy_outcomes for each row
+  when (new.reason in ('sanity', 'symbol_unmapped')) execute function private.tell_refusal();
+
 create function public.symbol_suggestions(p_request jsonb) returns jsonb
 language sql stable security invoker set search_path = '' as $$ select private.symbol_suggestions(p_request) $$;
 comment on function public.symbol_suggestions(jsonb) is 'Per symbol of a copier''s master: what is copied into, what else there is, and what to save.';

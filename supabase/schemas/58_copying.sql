@@ -59,6 +59,7 @@ begin
       max_leverage_policy = v_new.max_leverage_policy, sanity_factor = v_new.sanity_factor, reverse = v_new.reverse, sl_mode = v_new.sl_mode,
       tp_mode = v_new.tp_mode, copy_pending = v_new.copy_pending, copy_existing = v_new.copy_existing,
       copy_existing_points = v_new.copy_existing_points, max_age_ms = v_new.max_age_ms, retry_window_s = v_new.retry_window_s,
+      no_money_policy = v_new.no_money_policy,
       max_slippage_points = v_new.max_slippage_points, comment = v_new.comment, sides = v_new.sides, symbols_only = v_new.symbols_only,
       symbols_except = v_new.symbols_except, magic_only = v_new.magic_only, magic_except = v_new.magic_except,
       comment_only = v_new.comment_only, comment_except = v_new.comment_except, max_open_positions = v_new.max_open_positions,

@@ -316,3 +316,31 @@ async def test_a_terminal_that_hangs_after_its_login_is_tried_again(bench: Bench
     account = await bench.account("118")
     manager.want([account])
     assert (await bench.until_status(account, "connected"))["session"] == 2
+
+
+async def test_a_refused_volume_has_the_symbol_described_again(bench: Bench) -> None:
+    """The broker's limits have changed: the database is told the newest before it tries once more."""
+    soon = datetime.now(UTC) + timedelta(seconds=30)  # after the login: what was queued before it might have been sent already
+    order: dict[str, Any] = {
+        "id": "1", "attempt": 1, "account_id": "account-120", "epoch": 1, "link_id": "1", "lane": "1", "step_id": "1",
+        "after_id": None, "action": "open", "priority": 40, "symbol": "EURUSD", "side": "buy", "order_type": "market",
+        "lots": "0.015", "target_lots": None, "ticket": None, "price": None, "sl": None, "tp": None,
+        "max_slippage_points": None, "master_price": "1.1", "expires_at": None, "comment": "", "investigate": False,
+        "detected_at": soon.isoformat(), "queued_at": soon.isoformat(), "send_before": soon.isoformat(),
+    }  # fmt: skip
+    bench.server.rpc["queue_trade_copy"] = lambda request: (200, {
+        "results": [{"event_key": f"{e['session']}:{e['seq']}", "status": "accepted"} for e in request["events"]],
+        "executions": [order],
+    })  # fmt: skip
+    account = await bench.account("120")
+    await bench.paper.set_prices({"EURUSD": (Decimal("1.1"), Decimal("1.1001"))})
+    bench.manager.want([account])
+    await bench.server.until(lambda: "invalid_volume" in str(bench.server.called("report_executions")))
+    await bench.server.until(lambda: len(descriptions(bench)) > 1)
+    assert [(symbol["name"], symbol["lots_step"]) for symbol in descriptions(bench)[-1]] == [("EURUSD", "0.01")]
+
+
+def descriptions(bench: Bench) -> list[list[dict[str, Any]]]:
+    """What the reports say of symbols, those that say more than a price."""
+    told = [[s for s in state["p_state"].get("symbols", []) if s.get("lots_step")] for state in states(bench)]
+    return [symbols for symbols in told if symbols]

@@ -56,6 +56,7 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "max_age_in_range": ({"max_age_ms": 99}, "max_age_ms is 99, but must be 100 to 600000 milliseconds"),
     "retry_window_in_range": ({"retry_window_s": 3601}, "retry_window_s is 3601, but must be 0 to 3600 seconds"),
+    "no_money_policy_is_known": ({"no_money_policy": "x"}, "no_money_policy is x, but must be skip or shrink"),
     "max_slippage_not_negative": ({"max_slippage_points": -1}, "max_slippage_points is -1, but must be 0 or more points"),
     "comment_fits_every_platform": ({"comment": "x" * 21}, "must have at most 20 characters"),
     "sides_are_known": ({"sides": "left"}, "sides is left, but must be both, buy or sell"),

@@ -150,10 +150,10 @@ def test_a_refused_deal_latches_the_open(world: NettingWorld) -> None:
     world.copy("M", "N")
     p = world.opened("M", "1.00")
     (execution,) = world.open_executions("N")
-    world.report(execution, "rejected", reason="no_money")
+    world.report(execution, "rejected", reason="trade_disabled")
     world.send("M", world.event("modified", p | {"sl": "1.09"}))
     assert world.open_executions("N") == []
-    assert world.rows("select reason from public.position_links") == [{"reason": "no_money"}]
+    assert world.rows("select reason from public.position_links") == [{"reason": "trade_disabled"}]
 
 
 def test_an_open_that_waited_too_long_for_its_turn_is_too_old(world: NettingWorld) -> None:

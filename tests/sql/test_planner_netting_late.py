@@ -169,7 +169,7 @@ def test_refused_increases_of_two_masters_rebase_each_by_its_own(world: NettingW
     world.deal(world.open_executions("N")[0])
     (both,) = world.open_executions("N")
     assert f"{both['lots']:.2f}" == "1.40"
-    world.report(both, "rejected", reason="no_money")
+    world.report(both, "rejected", reason="trade_disabled")
     world.send("M", world.event("reduced", p | {"lots": "0.50"}))
     world.run()
     assert world.shares()["M"] == Decimal("0.35"), world.acts("N")  # a quarter of 1.00, and the 0.10

@@ -123,7 +123,7 @@ def test_a_stop_carried_by_a_refused_increase_is_still_set(world: NettingWorld) 
     world.run()
     world.send("M", world.event("increased", p | {"lots": "2.00", "sl": "1.095"}))
     (d,) = world.open_executions("N")
-    world.report(d, "rejected", reason="no_money", positions=world.state(sl="1.09"))
+    world.report(d, "rejected", reason="trade_disabled", positions=world.state(sl="1.09"))
     assert [(e["action"], f"{e['sl']:.3f}") for e in world.open_executions("N")] == [("modify", "1.095")], world.acts("N")
 
 
@@ -168,7 +168,7 @@ def test_a_refused_deal_of_one_does_not_block_the_close_of_another(world: Nettin
     world.opened("M2", "0.50")
     (d,) = world.open_executions("N")
     world.send("M", world.event("closed", p | {"lots": "0"}))  # waits for the deal in flight
-    world.report(d, "rejected", reason="no_money")
+    world.report(d, "rejected", reason="trade_disabled")
     world.come_due()
     assert [e["action"] for e in world.open_executions("N")] == ["close"], world.acts("N")
 

@@ -70,8 +70,11 @@ export const REASONS = {
     market_closed: ["the symbol's market is closed", "retried until the copier's retry window ends"],
     too_many_requests: ["the broker limits orders per second", "retried later"],
     not_connected: ["the account was not connected, nothing was sent", "retried once it is connected"],
-    no_money: ["not enough free margin", "add funds or copy smaller"],
-    invalid_volume: ["the volume is outside the symbol's limits or off its step", "check the symbol's lot limits"],
+    no_money: ["not enough free margin", "tried once more (no_money_policy); add funds or copy smaller"],
+    invalid_volume: [
+      "the volume is outside the symbol's limits or off its step",
+      "tried once more by its newest limits; check the symbol's lot limits",
+    ],
     invalid_stops: ["stop loss or take profit is on the wrong side, too close, or off the tick grid", "move the level"],
     invalid_price: [
       "a pending order's price is on the wrong side of the market, too close, or off the tick grid",
