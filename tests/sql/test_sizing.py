@@ -38,6 +38,11 @@ def preview(world: World, copier: dict[str, Any], **more: Any) -> dict[str, Any]
     return answer
 
 
+def row(name: str, *example: Any) -> Any:
+    """An example that shows this row of docs/scenarios.md."""
+    return pytest.param(*example, marks=pytest.mark.covers(name))
+
+
 MULTIPLIER = {"sizing_mode": "multiplier"}
 US30 = {"contract_size": "1", "lots_min": "0.1", "lots_step": "0.1"}
 
@@ -45,26 +50,26 @@ US30 = {"contract_size": "1", "lots_min": "0.1", "lots_step": "0.1"}
 @pytest.mark.parametrize(
     ("copier", "more", "orders"),
     [
-        (MULTIPLIER | {"sizing_value": "0.5"}, {}, ["0.5"]),
-        (MULTIPLIER | {"sizing_value": "1"}, {"lots": "0.29"}, ["0.29"]),
-        (MULTIPLIER | {"sizing_value": "1"}, {"lots": "0.57"}, ["0.57"]),
-        (MULTIPLIER | {"sizing_value": "3"}, {"lots": "0.07"}, ["0.21"]),
-        (MULTIPLIER | {"sizing_value": "0.5"}, {"lots": "0.03"}, ["0.01"]),
-        (MULTIPLIER | {"sizing_value": "0.4", "min_policy": "force_min"}, {"lots": "0.01"}, ["0.01"]),
-        (MULTIPLIER | {"sizing_value": "1"}, {"lots": "55"}, ["50"]),
-        (MULTIPLIER | {"max_policy": "split"}, {"lots": "55", "symbol": {"lots_max": "20"}}, ["20", "20", "15"]),
-        ({"sizing_mode": "equity_ratio", "sizing_value": "1"},
+        row("L1", MULTIPLIER | {"sizing_value": "0.5"}, {}, ["0.5"]),
+        row("L2", MULTIPLIER | {"sizing_value": "1"}, {"lots": "0.29"}, ["0.29"]),
+        row("L2", MULTIPLIER | {"sizing_value": "1"}, {"lots": "0.57"}, ["0.57"]),
+        row("L4", MULTIPLIER | {"sizing_value": "3"}, {"lots": "0.07"}, ["0.21"]),
+        row("L5", MULTIPLIER | {"sizing_value": "0.5"}, {"lots": "0.03"}, ["0.01"]),
+        row("L6", MULTIPLIER | {"sizing_value": "0.4", "min_policy": "force_min"}, {"lots": "0.01"}, ["0.01"]),
+        row("L8", MULTIPLIER | {"sizing_value": "1"}, {"lots": "55"}, ["50"]),
+        row("L9", MULTIPLIER | {"max_policy": "split"}, {"lots": "55", "symbol": {"lots_max": "20"}}, ["20", "20", "15"]),
+        row("L11", {"sizing_mode": "equity_ratio", "sizing_value": "1"},
          {"lots": "1.25", "master": {"equity": "50000"}, "follower": {"equity": "12500"}}, ["0.31"]),
-        ({"sizing_mode": "balance_ratio", "sizing_value": "1"},
+        row("L12", {"sizing_mode": "balance_ratio", "sizing_value": "1"},
          {"master": {"currency": "EUR"}, "follower": {"balance": "5000", "equity": "5000"}, "rates": {"EURUSD": "1.0850"}},
          ["0.46"]),
-        (MULTIPLIER | {"sizing_value": "1"},
+        row("L15", MULTIPLIER | {"sizing_value": "1"},
          {"lots": "0.5", "symbol": US30, "master_symbol": US30 | {"contract_size": "10"}}, ["5"]),
-        (MULTIPLIER | {"sizing_value": "1", "contract_alignment": False},
+        row("L18", MULTIPLIER | {"sizing_value": "1", "contract_alignment": False},
          {"lots": "0.5", "symbol": US30, "master_symbol": US30 | {"contract_size": "10"}}, ["0.5"]),
         ({"sizing_mode": "fixed", "sizing_value": "0.10"}, {"lots": "2.00"}, ["0.1"]),
-        ({"sizing_mode": "risk_percent", "sizing_value": "1"}, {"sl": "1.09765"}, ["0.42"]),
-        (MULTIPLIER | {"sizing_value": "0.5", "max_leverage": "10", "max_leverage_policy": "shrink"},
+        row("L20", {"sizing_mode": "risk_percent", "sizing_value": "1"}, {"sl": "1.09765"}, ["0.42"]),
+        row("L26", MULTIPLIER | {"sizing_value": "0.5", "max_leverage": "10", "max_leverage_policy": "shrink"},
          {"follower": {"equity": "1000"}, "master": {"equity": "1000"}}, ["0.09"]),
         (MULTIPLIER | {"sizing_value": "1", "max_lots": "0.30"}, {}, ["0.3"]),
         (MULTIPLIER | {"sizing_value": "1"},  # a cent account: 100,000 USC are 1,000 USD
@@ -80,14 +85,14 @@ def test_a_size_is_exact(world: World, copier: dict[str, Any], more: dict[str, A
 @pytest.mark.parametrize(
     ("copier", "more", "reason"),
     [
-        (MULTIPLIER | {"sizing_value": "0.4"}, {"lots": "0.01"}, "below_min"),
+        row("L6", MULTIPLIER | {"sizing_value": "0.4"}, {"lots": "0.01"}, "below_min"),
         (MULTIPLIER | {"sizing_value": "0.1", "min_policy": "force_min"}, {"lots": "0.01"}, "risk_coefficient"),
-        ({"sizing_mode": "risk_percent", "sizing_value": "1"}, {}, "no_stop_loss"),
+        row("L24", {"sizing_mode": "risk_percent", "sizing_value": "1"}, {}, "no_stop_loss"),
         ({"sizing_mode": "risk_percent", "sizing_value": "1", "reverse": True}, {"sl": "1.09"}, "no_stop_loss"),
-        (MULTIPLIER | {"sizing_value": "0.5", "max_leverage": "10"}, {"follower": {"equity": "1000"}}, "max_leverage"),
-        (MULTIPLIER | {"sizing_value": "4"}, {}, "sanity"),
-        ({"sizing_mode": "balance_ratio", "sizing_value": "1"}, {"master": {"balance": "0"}}, "stale_funds"),
-        ({"sizing_mode": "equity_ratio", "sizing_value": "1"}, {"follower": {"equity": None}}, "stale_funds"),
+        row("L26", MULTIPLIER | {"sizing_value": "0.5", "max_leverage": "10"}, {"follower": {"equity": "1000"}}, "max_leverage"),
+        row("L27", MULTIPLIER | {"sizing_value": "4"}, {}, "sanity"),
+        row("L28", {"sizing_mode": "balance_ratio", "sizing_value": "1"}, {"master": {"balance": "0"}}, "stale_funds"),
+        row("L28", {"sizing_mode": "equity_ratio", "sizing_value": "1"}, {"follower": {"equity": None}}, "stale_funds"),
         ({"sizing_mode": "balance_ratio", "sizing_value": "1"}, {"master": {"currency": "EUR"}}, "stale_funds"),
     ],
 )
@@ -95,10 +100,12 @@ def test_nothing_to_place_has_a_reason(world: World, copier: dict[str, Any], mor
     assert preview(world, copier, **more)["reason"] == reason
 
 
+@pytest.mark.covers("L8", "L18")
 def test_warnings_name_what_was_changed(world: World) -> None:
     assert preview(world, MULTIPLIER, lots="55")["warnings"] == ["capped"]
     apart = preview(world, MULTIPLIER | {"contract_alignment": False}, symbol=US30, master_symbol=US30 | {"contract_size": "10"})
     assert apart["warnings"] == ["contract_sizes_differ"]
+    assert "Contract sizes differ 10:1 and are not aligned." in apart["explain"]
 
 
 def test_a_missing_setting_has_the_tables_default(world: World) -> None:
@@ -119,3 +126,11 @@ def test_rates_cross_by_dollar_or_euro(world: World) -> None:
     assert world.one(rate, "EUR", "JPY") == Decimal("187.5")
     assert world.one(rate, "USD", "USC") == 100
     assert world.one(rate, "CHF", "USD") is None
+
+
+@pytest.mark.covers("L33")
+@pytest.mark.parametrize(("equity", "raw"), [("29.7", "29.7"), ("129.6", "129.6"), ("6.25", "6.25"), ("0.25", "0.25")])
+def test_a_ratio_is_taken_as_it_is_and_not_in_bands(world: World, equity: str, raw: str) -> None:
+    copier = {"sizing_mode": "equity_ratio", "sizing_value": "1", "sanity_factor": None}
+    answer = preview(world, copier, lots="100", master={"equity": "100"}, follower={"equity": equity}, symbol={"lots_max": "500"})
+    assert (Decimal(answer["raw_lots"]), [Decimal(o) for o in answer["orders"]]) == (Decimal(raw), [Decimal(raw)])
