@@ -8,7 +8,7 @@ from typing import Final, NoReturn, Protocol
 from agent import wire
 from agent.clock import DatabaseClock
 from agent.model import AccountState, Quote, SymbolSpec
-from agent.platforms.protocol import AdapterError
+from agent.platforms.protocol import AccountChanged, AdapterError
 from agent.retry import Refused, Unreachable
 from agent.session import LEASE_OVER, MALFORMED, AccountSession
 
@@ -87,6 +87,8 @@ class AccountReports:
             try:
                 async with asyncio.timeout(READ_TIMEOUT):
                     await self._look(figures=told or self._looks % FIGURES_EVERY == 0, told=told)
+            except AccountChanged:
+                raise
             except (AdapterError, TimeoutError, Unreachable, Refused) as error:
                 if isinstance(error, Refused) and error.code != LEASE_OVER:
                     raise
@@ -102,6 +104,8 @@ class AccountReports:
         specs = await self._read_specs(new_names | doubtful)
         quotes = await self._read_quotes(self._watched & (self._specs.keys() | specs.keys()))
         state = await self._session.adapter.account() if figures else None
+        if state is not None:
+            self._session.check_login(state)
         if state == self._figures and not told:
             state = None
         if specs or quotes or state is not None:

@@ -16,7 +16,7 @@ from agent.engine import TradeCopyEngine
 from agent.journal import Journal
 from agent.model import AccountId, AccountState, Assignment
 from agent.platforms.factory import UnknownPlatform
-from agent.platforms.protocol import Adapter, AdapterError, LoginRefused
+from agent.platforms.protocol import AccountChanged, Adapter, AdapterError, LoginRefused
 from agent.retry import CallFailed, backoff
 from agent.session import AccountSession, Backbone, BackboneRefused, SeqCounter
 from agent.watcher import Watcher
@@ -158,7 +158,7 @@ class AccountConnection:
         hashed = _hashed(assignment)
         try:
             await self._connect_and_trade(assignment)
-        except (Halted, LoginRefused, UnknownPlatform) as error:
+        except (AccountChanged, Halted, LoginRefused, UnknownPlatform) as error:
             self._set("halted", str(error))
             log.error("account_halted", extra={"account": assignment.account_id, "login": hashed, "error": str(error)})
             return self._settings.halted_wait
@@ -202,12 +202,14 @@ class AccountConnection:
                 state = await adapter.connect(login, seq)
             _verify(assignment, state)
             answer = await self._parts.plane.open_session(assignment.account_id, assignment.epoch)
-            await self._trade(assignment, state, self._new_session(assignment, adapter, seq, answer))
+            await self._trade(assignment, state, self._new_session(assignment, adapter, seq, answer, state.login))
         finally:
             self._ended_session = self.last_session
             await self._close(adapter)
 
-    def _new_session(self, assignment: Assignment, adapter: Adapter, seq: SeqCounter, answer: Session) -> AccountSession:
+    def _new_session(
+        self, assignment: Assignment, adapter: Adapter, seq: SeqCounter, answer: Session, login: str
+    ) -> AccountSession:
         self.last_session = answer.session
         known = answer.continues is not None and self._parts.journal.knows_session(assignment.account_id, answer.continues)
         return AccountSession(
@@ -218,6 +220,7 @@ class AccountConnection:
             adapter=adapter,
             begins_at=answer.begins_at,
             opened_at=self._parts.clock.now(),
+            login=login,
             mode=assignment.mode,
             seq=seq,
             on_trouble=self._on_news,

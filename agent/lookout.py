@@ -131,6 +131,8 @@ class Lookout:
         try:
             async with asyncio.timeout(self.pace.read_timeout.total_seconds()):
                 answer = await self.session.adapter.find(order_of(execution))
+                if not isinstance(answer, Found):
+                    await self.session.verify_login()
         except (AdapterError, TimeoutError) as error:
             log.warning("look_failed", extra={"execution_id": execution.id, "error": str(error)})
             return None

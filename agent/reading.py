@@ -8,7 +8,7 @@ from datetime import timedelta
 
 from agent.book import Book, Key, gone, key_of
 from agent.model import Position, Ticket
-from agent.platforms.protocol import AdapterError
+from agent.platforms.protocol import AccountChanged, AdapterError
 from agent.session import AccountSession
 
 log = logging.getLogger(__name__)
@@ -17,7 +17,9 @@ Read = tuple[Position, ...]
 
 
 async def read_account(session: AccountSession, timeout: timedelta, *, first: bool = False) -> Read | None:  # noqa: ASYNC109
-    """Everything open, orders first; None if that cannot be known now. `first`: nothing is remembered to compare it with."""
+    """Everything open, orders first; None if that cannot be known now. `first`: nothing is remembered to compare it with.
+
+    Raises `AccountChanged` when what it shows is another account: two accounts are never compared with each other."""
     adapter = session.adapter
     try:
         async with asyncio.timeout(timeout.total_seconds()):
@@ -26,6 +28,10 @@ async def read_account(session: AccountSession, timeout: timedelta, *, first: bo
             expected = first or any(known.position.kind == "position" for known in session.book)
             if not positions and expected and (await adapter.account()).margin > 0:
                 raise AdapterError("no positions are shown, but margin is in use")
+            if first or {key_of(state) for state in (*orders, *positions)} != {key_of(known.position) for known in session.book}:
+                await session.verify_login()
+    except AccountChanged:
+        raise
     except (AdapterError, TimeoutError) as error:
         log.warning("read_failed", extra={"account_id": session.account_id, "error": str(error)})
         return None

@@ -10,11 +10,15 @@ from agent.clock import DatabaseClock
 from agent.gate import Gate
 from agent.lanes import Work
 from agent.model import Order, Rejected, Result, Unknown
-from agent.orders import flight_of
+from agent.orders import Ending, flight_of
 from agent.platforms.protocol import AdapterError
 from agent.session import AccountSession
 
 log = logging.getLogger(__name__)
+
+#: how long an order waits for the first quote of its symbol, and how often that is looked for
+QUOTE_WAIT_S = 0.5
+QUOTE_LOOK_S = 0.02
 
 
 class Sender:
@@ -28,14 +32,38 @@ class Sender:
     async def place_all(self, work: Work, orders: Sequence[Order]) -> list[Result]:
         """Send them one after the other. The caller has asked the gate for the first one and not awaited since."""
         results: list[Result] = []
+        bucket = self._session.adapter.bucket()
         self._session.take_off(flight_of(work.execution, orders, self._session.mode))
-        work.sent_at = work.sent_at or max(work.received_at, self._clock.now())
         for order in orders:
-            if results and (why := self._gate.why_not(work)) is not None:
-                results.append(Rejected(reason=why.reason or "too_late", retryable=True, message=why.message))
+            if bucket is not None:
+                await bucket.take(self._session.account_id, order)
+            if (results or bucket is not None) and (why := self._gate.why_not(work)) is not None:
+                results.append(_unsent(why))
                 break
-            results.append(await self._place(replace(order, send_before=self._gate.send_before(work))))
+            work.sent_at = work.sent_at or max(work.received_at, self._clock.now())
+            result = await self._place(replace(order, send_before=self._gate.send_before(work)))
+            if isinstance(result, Rejected) and result.reason == "no_quotes":
+                result = await self._with_quote(work, order, result)
+            results.append(result)
         return results
+
+    async def _with_quote(self, work: Work, order: Order, refusal: Rejected) -> Result:
+        """Asking for the quote subscribes to it: give it a moment, and the order, which the broker refused, a second try."""
+        if not await self._quote_comes(order.symbol):
+            message = f"no quote of {order.symbol} within {QUOTE_WAIT_S:g} s"
+            return replace(refusal, retryable=False, message=message)
+        if (why := self._gate.why_not(work)) is not None:
+            return _unsent(why)
+        return await self._place(replace(order, send_before=self._gate.send_before(work)))
+
+    async def _quote_comes(self, symbol: str) -> bool:
+        try:
+            async with asyncio.timeout(QUOTE_WAIT_S):
+                while await self._session.adapter.quote(symbol) is None:  # noqa: ASYNC110 (nothing announces a first quote)
+                    await asyncio.sleep(QUOTE_LOOK_S)
+        except (AdapterError, TimeoutError):
+            return False
+        return True
 
     async def _place(self, order: Order) -> Result:
         try:
@@ -49,3 +77,7 @@ class Sender:
             # The order may be out there whatever went wrong on the way back.
             log.exception("adapter_failed", extra={"execution_id": order.tag})
             return Unknown(message=f"{type(error).__name__}: {error}")
+
+
+def _unsent(why: Ending) -> Rejected:
+    return Rejected(reason=why.reason or "too_late", retryable=True, message=why.message)

@@ -12,8 +12,8 @@ from datetime import datetime
 from typing import Literal, Protocol
 
 from agent.book import Book, Flight
-from agent.model import AccountId, Event, ExecutionId, Mode, Offered, Position, Report
-from agent.platforms.protocol import Adapter
+from agent.model import AccountId, AccountState, Event, ExecutionId, Mode, Offered, Position, Report
+from agent.platforms.protocol import AccountChanged, Adapter
 
 #: refusals that concern the whole account: this agent must stop working it (docs/protocol.md)
 ACCOUNT_REFUSALS = frozenset({"TC101", "TC102", "TC103", "TC208"})
@@ -132,6 +132,8 @@ class AccountSession:
     adapter: Adapter
     begins_at: datetime
     opened_at: datetime
+    #: what the terminal said it is logged in to; a read that finds another one there is none of this account ("": unchecked)
+    login: str = ""
     #: on a netting account an order of ours changes the one position of its symbol
     mode: Mode = "hedging"
     seq: SeqCounter = field(default_factory=SeqCounter)
@@ -167,6 +169,17 @@ class AccountSession:
     def in_flight(self, position: Position) -> bool:
         """Could an order of ours that is under way have caused this state?"""
         return any(flight.touches(position) for flight in self.flights.values())
+
+    async def verify_login(self) -> None:
+        """Raises `AccountChanged` if the terminal is logged in to another account than at the beginning of this session."""
+        if self.login:
+            self.check_login(await self.adapter.account())
+
+    def check_login(self, state: AccountState) -> None:
+        if self.login and state.login.strip().casefold() != self.login.strip().casefold():
+            raise AccountChanged(
+                "the terminal is logged in to another account now: log it in to this one again, then reconnect it"
+            )
 
     def trouble(self, kind: str, text: str) -> None:
         """Something keeps the account from trading; told once, until it is `well` again."""

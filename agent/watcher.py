@@ -21,7 +21,7 @@ from agent.doubts import Doubts
 from agent.journal import Journal
 from agent.model import Change, Changed, Event, Position, Resync
 from agent.outbox import RETRY_AFTER, EventOutbox
-from agent.platforms.protocol import AdapterError
+from agent.platforms.protocol import AccountChanged, AdapterError
 from agent.reading import Read, read_account
 from agent.session import AccountSession, Backbone, BackboneRefused, OnRefused, Submit
 
@@ -133,7 +133,8 @@ class Watcher:
                 self._on_refused(self._session.account_id, refused.code)
                 return
         if lost is not None and others is None:
-            raise lost.exceptions[0]
+            changed, _ = lost.split(AccountChanged)
+            raise (changed or lost).exceptions[0]
         raise errors
 
     # -- the loop -------------------------------------------------------------------------------------------

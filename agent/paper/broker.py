@@ -38,7 +38,7 @@ from agent.paper.triggers import Triggers
 
 SERVER = "paper"
 _FIRST_TICKET = 5001
-_HALF = Decimal("0.5")
+HALF = Decimal("0.5")
 
 
 class BrokerError(Exception):
@@ -58,6 +58,8 @@ class Received:
     request: Request
     mood: Mood
     fault: OrderFault | None
+    #: what a planted partial fill leaves of the volume
+    share: Decimal
     quote: Quote | None
     too_many: bool
 
@@ -201,10 +203,12 @@ class Broker:
             )
         )  # fmt: skip
         book.note(now, "order_received", number=number, request=request)
+        fault, share = (self._faults[login].take(request.kind) if program else None) or (None, Decimal(1))
         return Received(
             login=login, number=number, request=request,
             mood=book.moods.draw() if program else _CALM,
-            fault=self._faults[login].take(request.kind) if program else None,
+            fault=fault,
+            share=share,
             quote=self.market.quote(login, request.symbol) if request.symbol else None,
             too_many=program and self._too_many(book, now),
         )  # fmt: skip
@@ -258,7 +262,7 @@ class Broker:
             raise Refusal("requote")
 
     def _conditions(self, received: Received) -> Conditions:
-        share = _HALF if received.fault == "partial" else received.mood.fill_share
+        share = received.share if received.fault == "partial" else received.mood.fill_share
         slippage = received.mood.slippage_points
         return Conditions(slippage_points=slippage, fill_share=share, quote=received.quote)
 
@@ -283,9 +287,13 @@ class Broker:
 
     # --- faults ------------------------------------------------------------------------------------
 
-    def fault(self, login: str, kind: OrderFault, next_orders: int = 1, only: Iterable[RequestKind] = ()) -> None:
+    def fault(
+        self, login: str, kind: OrderFault, next_orders: int = 1, only: Iterable[RequestKind] = (), share: Decimal = HALF
+    ) -> None:
         book = self.book(login)
-        self._faults[login].plant(kind, next_orders, only)
+        if not 0 < share < 1:
+            raise BrokerError("malformed", "a partial fill leaves a share between 0 and 1")
+        self._faults[login].plant(kind, next_orders, only, share)
         book.note(self.clock.now(), "fault_planted", kind=kind, next_orders=next_orders)
 
     def fault_snapshot(self, login: str, kind: SnapshotFault, times: int = 1) -> None:

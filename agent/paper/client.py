@@ -17,6 +17,7 @@ from decimal import Decimal
 from typing import Self
 
 from agent.model import AccountState, Mode, Placed, Position, Quote, Rejected, Side, SymbolSpec
+from agent.paper.broker import HALF
 from agent.paper.connection import Connection, PaperLost, PaperRefused
 from agent.paper.messages import decode
 from agent.paper.profile import Profile
@@ -261,14 +262,22 @@ class PaperClient:
                 by_tag[record.tag] = (*by_tag.get(record.tag, ()), record)
         return by_tag
 
-    async def fault(self, login: str, kind: OrderFault, *, next_orders: int = 1, only: Iterable[RequestKind] = ()) -> None:
+    async def fault(
+        self,
+        login: str,
+        kind: OrderFault,
+        *,
+        next_orders: int = 1,
+        only: Iterable[RequestKind] = (),
+        share: Decimal = HALF,
+    ) -> None:
         """Let the next order requests of connected programs (only of these kinds, when named) go wrong.
 
         timeout_executed: carried out, but no answer · timeout_lost: neither · hang: the session answers nothing any more ·
-        partial: half the volume is filled · bare: carried out, but the answer names no position · the others: refused with that
-        reason (reject: with none).
+        partial: `share` of the volume is filled · bare: carried out, but the answer names no position · the others: refused
+        with that reason (reject: with none).
         """
-        await self._connection.call("fault", login=login, kind=kind, next_orders=next_orders, only=tuple(only))
+        await self._connection.call("fault", login=login, kind=kind, next_orders=next_orders, only=tuple(only), share=share)
 
     async def fault_snapshot(self, login: str, kind: SnapshotFault, *, times: int = 1) -> None:
         """Let the next reads of positions and orders (one pair counts once) fail: none and error = unreadable,

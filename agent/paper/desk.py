@@ -90,7 +90,7 @@ class Desk:
     def _open(self, spec: SymbolSpec, side: Side, lots: Decimal, price: Decimal, terms: Terms) -> Position:
         position = Position(
             ticket=self.ticket(), kind="position", symbol=spec.name, side=side, lots=lots, price=price,
-            sl=terms.sl, tp=terms.tp, magic=terms.magic, comment=terms.comment, opened_at=self.now,
+            sl=terms.sl, tp=terms.tp, magic=terms.magic, comment=self._comment(terms), opened_at=self.now,
             tag=_tag(terms.tag), replaces=terms.replaces,
         )  # fmt: skip
         self._book_in(position, lots, price, terms)
@@ -131,6 +131,9 @@ class Desk:
             self.now, "in", terms.reason, position=position, lots=lots, price=price, commission=self._commission(lots),
             order=terms.replaces, tag=terms.tag, magic=terms.magic, comment=terms.comment,
         )  # fmt: skip
+
+    def _comment(self, terms: Terms) -> str:
+        return terms.comment if self.book.profile.keeps_comments else "[broker]"
 
     def _commission(self, lots: Decimal) -> Decimal:
         return -(self.book.profile.commission_per_lot * lots).quantize(self.book.cents)

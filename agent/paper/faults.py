@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
+from decimal import Decimal
 
 from agent.model import Position
 from agent.paper.records import OrderFault, RequestKind, SnapshotFault
@@ -13,6 +14,7 @@ class _Planted:
     kind: OrderFault
     left: int
     only: frozenset[RequestKind]
+    share: Decimal
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,20 +33,20 @@ class Faults:
         self._orders: deque[_Planted] = deque()
         self._reads: deque[BadRead] = deque()
 
-    def plant(self, kind: OrderFault, next_orders: int, only: Iterable[RequestKind]) -> None:
-        self._orders.append(_Planted(kind, next_orders, frozenset(only)))
+    def plant(self, kind: OrderFault, next_orders: int, only: Iterable[RequestKind], share: Decimal) -> None:
+        self._orders.append(_Planted(kind, next_orders, frozenset(only), share))
 
     def plant_read(self, bad: BadRead, times: int) -> None:
         self._reads.extend([bad] * times)
 
-    def take(self, request: RequestKind) -> OrderFault | None:
-        """The fault that strikes this request, if one waits for its kind."""
+    def take(self, request: RequestKind) -> tuple[OrderFault, Decimal] | None:
+        """The fault that strikes this request, if one waits for its kind, and what a partial fill leaves of it."""
         for planted in self._orders:
             if not planted.only or request in planted.only:
                 planted.left -= 1
                 if planted.left <= 0:
                     self._orders.remove(planted)
-                return planted.kind
+                return planted.kind, planted.share
         return None
 
     def take_read(self) -> BadRead | None:

@@ -87,6 +87,7 @@ class Matching:
             turned = self._book.mode == "netting" and request.symbol == position.symbol
             reason = "position_reversed" if turned else "invalid_request"
             raise Refusal(reason, f"ticket {position.ticket} is a {position.side} of {position.symbol}")
+        self._check_fifo(position)
         asked = checks.check_closing_volume(spec, request.lots, position.lots)
         lots = asked
         if conditions.fill_share < 1:
@@ -123,6 +124,16 @@ class Matching:
             held = self._book.positions.values()
             if any(position.symbol == spec.name and position.side != side for position in held):
                 raise Refusal("no_hedging", spec.name)
+
+    def _check_fifo(self, position: Position) -> None:
+        """Positions are kept in the order in which they were opened."""
+        if not self._book.profile.fifo:
+            return
+        oldest = next(
+            held for held in self._book.positions.values() if (held.symbol, held.side) == (position.symbol, position.side)
+        )
+        if oldest.ticket != position.ticket:
+            raise Refusal("fifo", f"{oldest.ticket} was opened before {position.ticket}")
 
     def check_money(self, spec: SymbolSpec, side: Side, lots: Decimal, price: Decimal) -> None:
         """NO_MONEY unless the margin afterwards is covered; what needs no more margin than before always passes."""

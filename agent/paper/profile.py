@@ -29,6 +29,10 @@ class Profile:
     retickets: bool = False
     #: a hedging account that may not hold opposite positions of one symbol (as in the USA)
     no_hedging: bool = False
+    #: positions of one symbol and side may only be closed in the order in which they were opened (as in the USA)
+    fifo: bool = False
+    #: what a program writes into the comment is kept; some brokers put words of their own there
+    keeps_comments: bool = True
     #: orders per second of one book; 0 = unlimited
     orders_per_second_max: int = 0
 

@@ -22,6 +22,7 @@ MESSAGES = {
     "long_only": "Only buying is allowed in this symbol",
     "short_only": "Only selling is allowed in this symbol",
     "no_hedging": "Opposite positions cannot be held on this account",
+    "fifo": "An older position of this symbol must be closed first",
     "unknown_symbol": "The account has no such symbol",
     "position_not_found": "There is no such position (any more)",
     "position_reversed": "The position is on the other side now",

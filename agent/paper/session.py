@@ -10,7 +10,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from agent.model import Mode, Position, SymbolSpec
-from agent.paper.broker import BrokerError
+from agent.paper.broker import HALF, BrokerError
 from agent.paper.clocks import VirtualClock
 from agent.paper.faults import BadRead
 from agent.paper.messages import MalformedMessage, decode, encode, parse
@@ -233,6 +233,7 @@ class Session:
                 decode(OrderFault, m.get("kind")),
                 decode(int, m.get("next_orders", 1)),
                 decode(tuple[RequestKind, ...], m.get("only", ())),
+                decode(Decimal, m.get("share", HALF)),
             ),
             "fault_snapshot": lambda m: broker.fault_snapshot(
                 _text(m, "login"), decode(SnapshotFault, m.get("kind")), decode(int, m.get("times", 1))

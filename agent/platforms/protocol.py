@@ -17,10 +17,15 @@ from agent.model import (
     Result,
     SymbolSpec,
 )
+from agent.platforms.bucket import OrderBucket
 
 
 class AdapterError(Exception):
     """The platform could not be read: what it holds is unknown (never: empty)."""
+
+
+class AccountChanged(AdapterError):
+    """The terminal is logged in to another account now. What it shows says nothing about ours."""
 
 
 class LoginRefused(AdapterError):
@@ -46,7 +51,8 @@ class Capabilities:
 
 
 class Adapter(Protocol):
-    """One connection to one account. Reads raise `AdapterError` when the answer is unknown."""
+    """One connection to one account. Reads raise `AdapterError` when the answer is unknown, `AccountChanged` when a terminal
+    answers for another account than `connect` named; changes of another account are never yielded."""
 
     async def connect(self, login: Login, take_seq: Callable[[], int]) -> AccountState:
         """Connect and log in; `take_seq` numbers everything that `changes()` yields. May be called again after `close`."""
@@ -55,6 +61,10 @@ class Adapter(Protocol):
     async def close(self) -> None: ...
 
     def capabilities(self) -> Capabilities: ...
+
+    def bucket(self) -> OrderBucket | None:
+        """How many orders a second the connection bears, the same object for every account on it; None: any number."""
+        ...
 
     async def account(self) -> AccountState: ...
 
@@ -67,7 +77,7 @@ class Adapter(Protocol):
         ...
 
     async def quote(self, symbol: str) -> Quote | None:
-        """None: no quote yet."""
+        """None: no quote yet. Asking for it subscribes to the symbol where a terminal wants that."""
         ...
 
     async def positions(self) -> tuple[Position, ...]: ...
@@ -85,7 +95,8 @@ class Adapter(Protocol):
 
         Never raises for a broker's no. An order whose `send_before` is over is not sent: `Rejected("too_late")`. A platform
         with a worker process or an EA checks it there, as the last thing before the broker is called, on the wall clock and
-        on a clock that counts suspension.
+        on a clock that counts suspension. So does a terminal that can be logged in elsewhere check whose account it is:
+        `Rejected("not_connected")` when it is not ours.
         """
         ...
 

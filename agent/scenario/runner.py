@@ -85,8 +85,8 @@ class Runner:
                 await self._stage.change_copier(index, columns)
             case Protect(account=account, settings=settings):
                 await self._stage.protect(account, settings)
-            case FailOrders(account=account, count=count, kind=kind):
-                await self._stage.paper.fault(self._login(account), kind, next_orders=count)
+            case FailOrders(account=account, count=count, kind=kind, share=share):
+                await self._stage.paper.fault(self._login(account), kind, next_orders=count, share=share)
             case FailSnapshots(account=account, count=count, kind=snapshot):
                 await self._stage.paper.fault_snapshot(self._login(account), snapshot, times=count)
             case Drop():

@@ -157,6 +157,8 @@ class FailOrders:
     account: str
     count: int
     kind: OrderFault
+    #: what a partial fill leaves of the volume
+    share: Decimal
     line: int
 
 

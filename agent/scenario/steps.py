@@ -6,6 +6,7 @@ from decimal import Decimal
 from typing import cast, get_args
 
 from agent.model import OrderType, Side
+from agent.paper.broker import HALF
 from agent.paper.records import OrderFault, SnapshotFault
 from agent.scenario.node import Node
 from agent.scenario.script import (
@@ -223,7 +224,7 @@ def _protect(node: Node, names: Names, read_value: Callable[[str, Node], Value])
 
 
 def _fault(node: Node, names: Names) -> FailOrders | FailSnapshots:
-    keys = node.entries("fault", ("account", "next_orders", "kind", "snapshot", "times"))
+    keys = node.entries("fault", ("account", "next_orders", "kind", "share", "snapshot", "times"))
     account = _need(node, keys, "account", "fault").choice("account", names.accounts)
     if "snapshot" in keys:
         if wrong := [key for key in ("next_orders", "kind") if key in keys]:
@@ -237,7 +238,10 @@ def _fault(node: Node, names: Names) -> FailOrders | FailSnapshots:
         raise keys["times"].fault("times: belongs to a snapshot fault; orders are counted by next_orders:")
     order_kind = cast("OrderFault", _need(node, keys, "kind", "fault").choice("kind", get_args(OrderFault)))
     count = keys["next_orders"].whole("next_orders", least=1) if "next_orders" in keys else 1
-    return FailOrders(account=account, count=count, kind=order_kind, line=node.line)
+    share = keys["share"].number("share", above=ZERO) if "share" in keys else HALF
+    if "share" in keys and (order_kind != "partial" or share >= 1):
+        raise keys["share"].fault("share: says what a partial fill leaves of the volume, below 1")
+    return FailOrders(account=account, count=count, kind=order_kind, share=share, line=node.line)
 
 
 def _drop(node: Node, names: Names) -> Drop:

@@ -39,6 +39,7 @@ from agent.model import (
     Ticket,
     Unknown,
 )
+from agent.platforms.bucket import OrderBucket
 from agent.platforms.protocol import AdapterError, Capabilities
 from agent.session import (
     AccountSession,
@@ -104,6 +105,11 @@ class Desk:
     mode: Mode = "hedging"
     at_once: int = 8
     margin: Decimal = Decimal(0)
+    #: what the terminal is logged in to
+    login: str = "1"
+    bucket: OrderBucket | None = None
+    #: looks at a symbol's quote that find none (None: no symbol lacks one)
+    looks_without_quote: int | None = None
     listeners: list["DeskAdapter"] = field(default_factory=list)
     #: does the push of an order's effect come before the order's answer?
     pushes_own: bool = False
@@ -188,10 +194,13 @@ class DeskAdapter:
             protected_market_orders=True, settle=timedelta(milliseconds=20), orders_at_once=self.desk.at_once,
         )  # fmt: skip
 
+    def bucket(self) -> OrderBucket | None:
+        return self.desk.bucket
+
     async def account(self) -> AccountState:
         money = Decimal(10_000)
         return AccountState(
-            login="1", server="desk", currency="USD", mode=self.desk.mode, leverage=100, balance=money, equity=money,
+            login=self.desk.login, server="desk", currency="USD", mode=self.desk.mode, leverage=100, balance=money, equity=money,
             margin=self.desk.margin, free_margin=money,
         )  # fmt: skip
 
@@ -202,6 +211,10 @@ class DeskAdapter:
         return ("EURUSD",)
 
     async def quote(self, symbol: str) -> Quote | None:
+        if not self.desk.looks_without_quote:
+            self.desk.looks_without_quote = None
+            return Quote(symbol, Decimal("1.1"), Decimal("1.1001"), datetime.now(UTC))
+        self.desk.looks_without_quote -= 1
         return None
 
     async def positions(self) -> tuple[Position, ...]:
@@ -222,6 +235,8 @@ class DeskAdapter:
     async def place(self, order: Order) -> Result:
         self.desk.sent.append(order)
         fault = self.desk.faults.pop(order.tag, None)
+        if self.desk.looks_without_quote is not None:
+            return Rejected(reason="no_quotes", retryable=True)
         if order.tag in self.desk.refusals:
             return Rejected(reason=self.desk.refusals[order.tag], retryable=False, message="no")
         if fault == "reject":
@@ -323,7 +338,7 @@ async def open_session(
     await adapter.connect(Login(account_id=account, platform="desk", server="", login="1"), seq)
     return AccountSession(
         account_id=account, epoch=epoch, session=number, continues=continues, adapter=adapter, seq=seq, opened_at=now,
-        begins_at=now + timedelta(seconds=begins_in), mode=desk.mode,
+        begins_at=now + timedelta(seconds=begins_in), mode=desk.mode, login=desk.login,
     )  # fmt: skip
 
 

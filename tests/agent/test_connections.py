@@ -163,6 +163,7 @@ async def test_figures_under_a_protection_rule_are_told_at_every_look(bench: Ben
     assert bench.sessions == 1, "watching is no reason for another session"
 
 
+@pytest.mark.covers("R7")
 async def test_another_accounts_terminal_is_halted_and_never_traded(bench: Bench) -> None:
     account = await bench.account("103")
     other = await bench.account("104")

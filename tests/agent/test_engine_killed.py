@@ -86,6 +86,7 @@ async def orders_received(broker: PaperProcess, told: Execution) -> int:
         return len((await client.requests_by_tag("7001")).get(told.id, ()))
 
 
+@pytest.mark.covers("R12")
 @pytest.mark.parametrize("offered", [True, False], ids=["offered again", "found in the journal"])
 async def test_killed_between_sending_and_reporting_the_order_is_adopted(
     offered: bool, broker: PaperProcess, tmp_path: Path

@@ -10,7 +10,9 @@ import pytest
 from engine_desk import ACCOUNT, Desk, eventually, execution, open_session, position, running_lease
 from test_engine import QUICK, Farm, farm, running
 
+from agent import sender
 from agent.model import Mode, Ticket
+from agent.platforms.bucket import OrderBucket
 
 __all__ = ["farm"]
 
@@ -124,3 +126,44 @@ async def test_an_adapter_that_does_not_let_go_of_an_order_holds_up_no_shutdown(
         await farm.engine.attach(await open_session(farm.desk, number=2))
         await eventually(lambda: farm.database.outcome(1) == "completed")
         assert farm.desk.tags == [1]
+
+
+# -- a symbol without a quote ----------------------------------------------------------------------------------
+
+
+@pytest.mark.covers("R23")
+async def test_a_symbol_that_has_no_quote_yet_is_subscribed_and_waited_for(farm: Farm) -> None:
+    farm.desk.looks_without_quote = 3
+    farm.engine.submit([execution(1)])
+    await eventually(lambda: farm.engine.in_flight == 0)
+    assert farm.database.outcome(1) == "completed"
+    assert farm.desk.tags == [1, 1]  # the broker had refused the first
+
+
+@pytest.mark.covers("R23")
+async def test_a_symbol_that_gets_no_quote_is_given_up_with_that_reason(farm: Farm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sender, "QUOTE_WAIT_S", 0.05)
+    farm.desk.looks_without_quote = 1_000_000
+    farm.engine.submit([execution(1)])
+    await eventually(lambda: farm.database.outcome(1) == "rejected/no_quotes")
+    assert not farm.database.reports[-1].retryable
+    assert farm.desk.tags == [1]
+
+
+# -- a connection that bears only so many orders ---------------------------------------------------------------
+
+
+async def test_what_waited_for_its_turn_past_its_time_is_not_sent(farm: Farm) -> None:
+    farm.desk.bucket = OrderBucket(2)
+    farm.engine.submit([execution(1, seconds=5), execution(2, seconds=0.2, lane="b")])
+    await eventually(lambda: farm.database.outcome(2) == "expired/too_late")
+    await eventually(lambda: farm.database.outcome(1) == "completed")
+    assert farm.desk.tags == [1]
+
+
+async def test_the_wait_for_a_turn_counts_before_the_sending(farm: Farm) -> None:
+    farm.desk.bucket = OrderBucket(10)
+    farm.engine.submit([execution(number) for number in range(1, 6)])
+    await eventually(lambda: farm.engine.in_flight == 0)
+    sent = sorted(report.sent_at for report in farm.database.reports if report.sent_at is not None)
+    assert sent[-1] - sent[0] >= timedelta(milliseconds=350)

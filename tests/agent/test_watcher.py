@@ -16,7 +16,7 @@ from agent.clock import DatabaseClock
 from agent.engine import TradeCopyEngine
 from agent.journal import Journal
 from agent.model import AccountId, Event, ExecutionId, Offered, Ticket
-from agent.platforms.protocol import AdapterError
+from agent.platforms.protocol import AccountChanged, AdapterError
 from agent.session import AccountSession, BackboneRefused
 from agent.watcher import Watcher, WatcherSettings
 
@@ -170,6 +170,7 @@ async def test_a_push_that_says_what_is_known_is_no_event(scene: Scene) -> None:
     assert [event.type for event in events] == ["snapshot", "opened"]
 
 
+@pytest.mark.covers("R19")
 async def test_adapter_times_are_told_on_the_database_clock(tmp_path: Path) -> None:
     desk = Desk()
     async with stage(tmp_path) as open_scene:
@@ -219,6 +220,30 @@ async def test_an_empty_read_is_not_good_while_margin_is_in_use(scene: Scene) ->
     scene.desk.reads.extend(["empty"] * 8)
     await scene.reads(9)
     assert scene.database.types() == ["snapshot"]
+
+
+@pytest.mark.covers("R7")
+async def test_another_account_in_the_terminal_closes_and_opens_nothing(scene: Scene) -> None:
+    scene.desk.login = "another one"
+    scene.desk.put(position("1", lots="0"), push=False)
+    scene.desk.put(position("77"), push=False)
+    scene.watcher.resync()
+    with pytest.raises(AccountChanged, match="another account"):
+        await scene.running
+    assert scene.database.types() == ["snapshot"]
+
+
+async def test_another_account_at_the_first_read_is_no_snapshot(tmp_path: Path) -> None:
+    desk = Desk()
+    desk.put(position("1"))
+    async with stage(tmp_path) as opened:
+        desk.read_gate = asyncio.Event()
+        scene = await opened(desk, ready=False)
+        desk.login = "another one"
+        desk.read_gate.set()
+        with pytest.raises(AccountChanged):
+            await scene.running
+        assert scene.database.events == []
 
 
 async def test_a_position_that_good_reads_lack_is_closed_with_that_evidence(scene: Scene) -> None:

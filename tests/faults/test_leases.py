@@ -66,6 +66,7 @@ async def has_beaten(ground: Ground, vps: Vps) -> None:
     await until(beaten, f"a heartbeat of {vps.name}")
 
 
+@pytest.mark.covers("R11")
 async def test_an_account_that_moves_under_load_is_traded_by_one_agent_at_a_time(ground: Ground) -> None:
     home, one, two = await ground.vps("home"), await ground.vps("one"), await ground.vps("two")
     async with ground.desk(home, [one], max_age_ms=60000) as desk:
@@ -123,6 +124,7 @@ async def test_the_epoch_before_is_refused_while_its_agent_lives(ground: Ground)
         await desk.close(ticket)
 
 
+@pytest.mark.covers("R11")
 async def test_an_agent_that_was_paused_past_its_lease_sends_nothing_when_it_wakes(ground: Ground) -> None:
     home, one, _ = await ground.vps("home"), await ground.vps("one"), await ground.vps("two")
     async with ground.desk(home, [one], ratio=Decimal("0.5")) as desk:

@@ -21,7 +21,8 @@ from agent.paper.profile import Profile
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
 
-SLOW = Profile(latency_ms_min=600, latency_ms_max=600)
+#: and it puts words of its own into every comment: only the number that an order carries tells whose it is
+SLOW = Profile(latency_ms_min=600, latency_ms_max=600, keeps_comments=False)
 BLOCKED = """
   select pid from pg_stat_activity
   where datname = current_database() and wait_event_type = 'Lock' and query like '%%report_executions%%'"""
@@ -58,6 +59,7 @@ async def killed_after_the_answer(ground: Ground, desk: Desk, vps: Vps, number: 
     assert execution["finalized_at"] is None
 
 
+@pytest.mark.covers("X2", "R5", "R12")
 @pytest.mark.parametrize("journal", ["kept", "deleted"])
 @pytest.mark.parametrize("killed", [killed_before_the_answer, killed_after_the_answer])
 async def test_an_agent_killed_between_sending_and_reporting_adopts_its_order_and_never_sends_it_twice(
@@ -86,6 +88,7 @@ async def test_an_agent_killed_between_sending_and_reporting_adopts_its_order_an
         assert copy.lots == Decimal("0.30")
 
 
+@pytest.mark.covers("X16")
 async def test_a_broker_that_hangs_on_one_order_delays_no_other_account(ground: Ground) -> None:
     home, away = await ground.vps("home"), await ground.vps("away")
     async with ground.desk(home, [away, away]) as desk:

@@ -98,6 +98,10 @@ export const REASONS = {
       "the account may not hold opposite positions of one symbol",
       "close the other side first, or use a hedging account",
     ],
+    fifo: [
+      "the broker closes positions of one symbol only in the order of their opening",
+      "the close is tried again until the older one is closed; close that one by hand if it shall be sooner",
+    ],
     unknown_symbol: ["the account has no such symbol", "map the master's symbol to one the account has"],
     position_not_found: ["the position is not there (any more)", "none: it is closed already"],
     position_reversed: ["the net position has meanwhile gone to the other side", "none: what was to be closed is gone"],

@@ -2,7 +2,7 @@
 
 `Login.server` is the broker's host:port and the password its token, unless the settings name them:
 `{"paper": {"address": …, "token": …, "balance": "10000", "leverage": 100, "order_timeout_s": 3, "read_timeout_s": 3,
-"ping_s": 1}}`.
+"ping_s": 1, "orders_per_second": 20}}`.
 With a `balance` an account that does not exist yet is opened.
 
 The tag of an order is the broker's own `tag` field, so a match of tag, symbol, side and lots is ours.
@@ -37,6 +37,7 @@ from agent.paper.connection import Connection, PaperLost, PaperRefused
 from agent.paper.messages import MalformedMessage, decode
 from agent.paper.records import Answer, BookChange, OrderRecord, Request, Traces
 from agent.paper.refusals import rejected
+from agent.platforms.bucket import OrderBucket
 from agent.platforms.protocol import AdapterError, Capabilities, LoginRefused
 
 _SETTLE = timedelta(seconds=1)
@@ -68,6 +69,7 @@ class _Line:
     #: the account was seen up to date at this moment
     seen_at: datetime
     changes: "asyncio.Queue[Changed | PaperLost | None]"
+    bucket: OrderBucket | None = None
     ping: "asyncio.Task[None] | None" = None
 
 
@@ -79,6 +81,9 @@ class PaperAdapter:
 
     def capabilities(self) -> Capabilities:
         return _CAPABILITIES
+
+    def bucket(self) -> OrderBucket | None:
+        return None if self._line is None else self._line.bucket
 
     # --- connection --------------------------------------------------------------------------------
 
@@ -97,6 +102,7 @@ class PaperAdapter:
             connection=connection, take_seq=take_seq, server=login.server,
             order_timeout_s=order_timeout_s, read_timeout_s=read_timeout_s, ping_s=ping_s,
             connected_at=boot_time(), seen_at=datetime.now(UTC), changes=asyncio.Queue(),
+            bucket=_bucket(settings),
         )  # fmt: skip
         connection.on_push = lambda message: _receive(line, message)
         connection.on_lost = line.changes.put_nowait
@@ -304,6 +310,16 @@ def _seconds(settings: Mapping[str, object], name: str, default: float) -> float
     if not 0 < seconds < 3600:
         raise LoginRefused(f"settings.paper.{name} of the account is {settings.get(name)!r}; seconds above 0 are needed")
     return seconds
+
+
+def _bucket(settings: Mapping[str, object]) -> OrderBucket | None:
+    """`orders_per_second` of the settings: no more than the broker bears (its profile may refuse what is over)."""
+    if "orders_per_second" not in settings:
+        return None
+    try:
+        return OrderBucket(float(str(settings["orders_per_second"])))
+    except ValueError as error:
+        raise LoginRefused(f"settings.paper.orders_per_second of the account is no rate: {error}") from error
 
 
 def _paper_settings(login: Login) -> Mapping[str, object]:
