@@ -213,6 +213,30 @@ async def test_a_close_out_of_order_at_a_fifo_broker_says_why_and_is_done_when_i
         await desk.assert_money_laws()
 
 
+@pytest.mark.covers("X15")
+async def test_a_connection_that_knows_its_rate_is_never_refused_for_too_many_orders(ground: Ground) -> None:
+    home, away = await ground.vps("home"), await ground.vps("away")
+    async with ground.desk(home, [away], profile=Profile(orders_per_second_max=6)) as desk:
+        before = (await ground.assigned(desk.follower))["session"]
+        await ground.farm.backend.rpc(
+            "update_account", "p_request",
+            {"account_id": desk.follower.account_id, "settings": {"paper": {"orders_per_second": 5}}}, token=ground.owner.token,
+        )  # fmt: skip
+
+        async def again() -> bool:
+            now = await ground.assigned(desk.follower)
+            return now["session"] != before and now["account_status"] == "connected"
+
+        await until(again, "the session that keeps to the rate")
+        tickets = [await desk.open(lots="0.10") for _ in range(12)]
+        await desk.holds(12)
+        for ticket in tickets:
+            await desk.close(ticket)
+        await desk.holds(0)
+        assert {record.outcome for record in await desk.sent()} == {"executed"}
+        await desk.assert_money_laws()
+
+
 @pytest.mark.covers("R23")
 async def test_a_follower_without_a_quote_of_the_symbol_says_so(ground: Ground) -> None:
     home, away = await ground.vps("home"), await ground.vps("away")

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from typing import cast
 
 import pytest
+import pytest_asyncio
 from fault_ground import Desk, Ground, until
 
 from agent.demo.farm import Vps
@@ -19,6 +20,14 @@ pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
 PROCESS = """
   select process, process_begins_at <= clock_timestamp() as begun, lease_expires_at > clock_timestamp() as alive
   from public.vps_instances where id = %(vps)s::uuid"""
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", autouse=True)
+async def short_leases(ground: Ground) -> AsyncIterator[None]:
+    """Who takes over waits less long; everything else is as it is."""
+    await ground.setting("maintain_s", 1)
+    await ground.setting("lease_s", 7)
+    yield
 
 
 @asynccontextmanager
