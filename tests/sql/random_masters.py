@@ -4,15 +4,15 @@ Every verb takes three small numbers, which pick what it is done to; a verb with
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, NamedTuple, TypeVar
 
 from planner_world import World
+from random_settings import STEP, Course, Setting
 
 MASTERS = ("M1", "M2")
-STEP = Decimal("0.1")
 T = TypeVar("T")
 
 
@@ -29,20 +29,56 @@ class Doubts:
     """Pairs of which an open was refused, partly filled, lost or not meant to be: they may hold less, never more."""
 
     pairs: set[Pair] = field(default_factory=set)
-    #: pairs whose stop loss a broker refused to set
+    #: pairs whose levels a broker refused to set
     levels: set[Pair] = field(default_factory=set)
-    #: copiers that are not on now, as (master, follower)
+    #: copiers (master, follower) that are not on, and ("", follower) of paused or flattening accounts
     silent: set[tuple[str, str]] = field(default_factory=set)
+
+    def is_silent(self, pair: Pair) -> bool:
+        return pair[:2] in self.silent or ("", pair.follower) in self.silent
 
 
 class QuietWorld(World):
-    """Gives the superuser its role back after every call, so that one transaction may hold many."""
+    """Gives the superuser its role back after every call, so that one transaction may hold many; knows who works each account."""
 
     def call(self, who: str, function: str, argument: Any) -> Any:
         try:
             return super().call(who, function, argument)
         finally:
             self.db.execute("reset role")
+
+    def begin(self) -> None:
+        self.sessions = dict.fromkeys(self.accounts, 1)
+        self.epochs = dict.fromkeys(self.accounts, 1)
+        self.home = dict(self.homes)
+
+    def note(self, account: str, kind: str, position: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
+        """An event in the account's session."""
+        return self.event(kind, position, session=self.sessions[account], **more)
+
+    def tell(self, account: str, event: dict[str, Any]) -> str:
+        """Deliver an event from where the account is worked now; returns what became of it."""
+        return str(self.send(account, event, epoch=self.epochs[account])["results"][0]["status"])
+
+    def look(self, account: str, positions: Sequence[dict[str, Any]]) -> None:
+        """A good snapshot."""
+        assert self.tell(account, self.note(account, "snapshot", positions=list(positions))) == "accepted"
+
+    def move(self, account: str) -> None:
+        """Another VPS works the account from now on, in a session of its own."""
+        self.homes[account] = {"a": "c", "c": "a", "b": "d", "d": "b"}[self.homes[account]]
+        self.epochs[account] += 1
+        self.sessions[account] += 1
+        self.db.execute(
+            "update public.account_vps_assignments set vps_id = %s, epoch = %s where account_id = %s",
+            (self.vps[self.homes[account]], self.epochs[account], self.accounts[account]),
+        )
+        self.db.execute(
+            "update public.trading_accounts set session = %s where id = %s", (self.sessions[account], self.accounts[account])
+        )
+
+    def end(self) -> None:
+        self.homes.update(self.home)
 
 
 def pick(things: Sequence[T], number: int) -> T | None:
@@ -52,17 +88,22 @@ def pick(things: Sequence[T], number: int) -> T | None:
 class Masters:
     """`books`: master → ticket → its position, lots a Decimal (0: gone). `root`: ticket → the first of its lineage."""
 
-    def __init__(self, world: World, doubts: Doubts, copiers: Sequence[tuple[str, str]]) -> None:
+    def __init__(self, world: QuietWorld, doubts: Doubts, settings: Mapping[tuple[str, str], Setting]) -> None:
         self.world = world
         self.doubts = doubts
-        self.copiers = copiers
+        self.settings = settings
+        self.copiers = list(settings)
+        self.courses: dict[Pair, Course] = {}
+        #: copiers that are off → the last execution queued before
+        self.frozen: dict[tuple[str, str], int] = {}
+        #: followers that are being flattened, likewise
+        self.flattening: dict[str, int] = {}
         self.books: dict[str, dict[str, dict[str, Any]]] = {master: {} for master in MASTERS}
         self.root: dict[str, str] = {}
         self.tickets = itertools.count(5000)
         self._holding = 0
         self._held: list[tuple[str, dict[str, Any]]] = []
         self._sent: list[tuple[str, dict[str, Any]]] = []
-        self._side: dict[str, str] = {}
 
     # -- what is open ------------------------------------------------------------------------------------------
 
@@ -79,7 +120,7 @@ class Masters:
     # -- events ------------------------------------------------------------------------------------------------
 
     def _tell(self, master: str, kind: str, position: dict[str, Any]) -> None:
-        event = self.world.event(kind, self._json(position))
+        event = self.world.note(master, kind, self._json(position))
         if self._holding:
             self._holding -= 1
             self._held.append((master, event))
@@ -91,16 +132,22 @@ class Masters:
         return {key: str(value) if isinstance(value, Decimal) else value for key, value in position.items()}
 
     def _deliver(self, master: str, event: dict[str, Any]) -> None:
-        position = event["position"]
-        root = self.root[position["ticket"]]
-        status = self.world.send(master, event)["results"][0]["status"]
+        status = self.world.tell(master, event)
         assert status in ("accepted", "history")
         self._sent.append((master, event))
-        pairs = [Pair(*copier, root) for copier in self.copiers if copier[0] == master]
-        if status == "accepted" and self._side.setdefault(root, position["side"]) != position["side"]:
-            self._side[root] = position["side"]  # a flip is a new decision
-            self.doubts.pairs.difference_update(pairs)
-        self.doubts.pairs.update(pair for pair in pairs if pair[:2] in self.doubts.silent)
+        if status == "accepted":
+            self._accepted(master, event["position"], (event["session"], event["seq"]))
+
+    def _accepted(self, master: str, position: dict[str, Any], seq: tuple[int, int]) -> None:
+        root = self.root[position["ticket"]]
+        for copier in self.copiers:
+            if copier[0] == master:
+                pair = Pair(*copier, root)
+                course = self.courses.setdefault(pair, Course(self.settings[copier], pair.follower))
+                if course.accept(position, seq):
+                    self.doubts.pairs.discard(pair)  # a flip is a new decision
+                if self.doubts.is_silent(pair):
+                    self.doubts.pairs.add(pair)
 
     def hold(self, a: int, b: int, c: int) -> None:
         self._holding = a % 2 + 1
@@ -117,13 +164,35 @@ class Masters:
     def repeat(self, a: int, b: int, c: int) -> None:
         again = pick(self._sent, a)
         if again:
-            assert self.world.send(*again)["results"][0]["status"] == "duplicate"
+            assert self.world.tell(*again) == "duplicate"
+
+    def _everything(self, master: str) -> list[dict[str, Any]]:
+        return [self._json(p) for p in self.live(master) + self.live(master, "order")]
 
     def snapshot(self, a: int, b: int, c: int) -> None:
         master = MASTERS[a % 2]
         if not any(name == master for name, _ in self._held):
-            everything = [self._json(p) for p in self.live(master) + self.live(master, "order")]
-            self.world.send(master, self.world.event("snapshot", positions=everything))
+            self.world.look(master, self._everything(master))
+
+    def blink(self, a: int, b: int, c: int) -> None:
+        """A good snapshot that lacks something, once."""
+        master = MASTERS[a % 2]
+        shown = self._everything(master)
+        if shown and not any(name == master for name, _ in self._held):
+            del shown[b % len(shown)]
+            self.world.look(master, shown)
+            self.world.look(master, self._everything(master))
+
+    def move(self, a: int, b: int, c: int) -> None:
+        """Another agent works the master: what it sees comes first, what the old one still tells is history."""
+        master = MASTERS[a % 2]
+        self.world.move(master)
+        for _ in range(2):  # what is missing counts when it is missing twice
+            event = self.world.note(master, "snapshot", positions=self._everything(master))
+            assert self.world.tell(master, event) == "accepted"
+            seen = {self.root[ticket]: p for ticket, p in self.books[master].items()}  # the newest ticket of each lineage
+            for p in seen.values():
+                self._accepted(master, self._json(p), (event["session"], event["seq"]))
 
     # -- trades ------------------------------------------------------------------------------------------------
 
@@ -154,7 +223,8 @@ class Masters:
 
     def level(self, a: int, b: int, c: int) -> None:
         if p := pick(self.live(MASTERS[a % 2]), b):
-            p["sl"] = (None, "1.05", "1.06", "1.20")[c % 4]
+            p["sl"] = (None, "1.05", "1.06", "1.07")[c % 4]
+            p["tp"] = (None, "1.20")[a // 2 % 2]
             self._tell(MASTERS[a % 2], "modified", p)
 
     def close(self, a: int, b: int, c: int) -> None:
@@ -197,11 +267,22 @@ class Masters:
 
     def set_mode(self, copier: tuple[str, str], mode: str) -> None:
         self.world.as_user("set_copier_mode", {"copier_id": self.world.copiers[">".join(copier)], "mode": mode})
-        if mode == "on":
-            self.doubts.silent.discard(copier)
+        self.hear(copier, silent=mode != "on")
+        self.frozen.pop(copier, None)
+        if mode == "off":
+            self.frozen[copier] = self.last_execution()
+
+    def last_execution(self) -> int:
+        return int(self.world.one("select coalesce(max(id), 0) from public.trade_execution_queue"))
+
+    def hear(self, key: tuple[str, str], *, silent: bool) -> None:
+        """Nothing is opened for these copiers from now on, or is again."""
+        if silent:
+            self.doubts.silent.add(key)
+            if self.world.open_executions(key[1]):  # an increase or a flip may wait behind it: it is refused
+                self.doubts.pairs.update(pair for pair in self.courses if key in (pair[:2], ("", pair.follower)))
         else:
-            self.doubts.silent.add(copier)
-            self.doubts.pairs.update(Pair(*copier, root) for root in self.roots(copier[0]))
+            self.doubts.silent.discard(key)
 
     def mode(self, a: int, b: int, c: int) -> None:
         self.set_mode(self.copiers[a % len(self.copiers)], ("on", "monitor", "off", "on")[b % 4])

@@ -1,7 +1,7 @@
 """Whatever happens, in whatever order: in the end every follower holds what its masters hold and the settings say.
 
-`make test` plays the same examples every time. `make test-long` plays PLANNER_EXAMPLES new ones per kind of follower; a failure
-is shrunk to the shortest list of steps, which then belongs into a test of its own.
+`make test` plays the same hundred examples every time. `make test-long` plays PLANNER_EXAMPLES new ones; a failure is shrunk to
+the shortest list of steps, which then belongs into a test of its own.
 """
 
 import os
@@ -13,56 +13,75 @@ import psycopg
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from random_farm import MULTIPLIERS, Farm, Step, verbs
+from random_farm import CHAIN, COPIERS, Farm, Step, how_many_choices, verbs
 from random_masters import QuietWorld
+from random_mutants import MUTANTS, Mutant, random_example
+from random_settings import BALANCES
 
 from agent.local.database import Database
 from agent.local.postgres import PostgresServer
 
 LONG = "PLANNER_EXAMPLES" in os.environ
-EXAMPLES = int(os.environ.get("PLANNER_EXAMPLES", "60"))
-KINDS = {"hedging": "H", "netting": "N", "both": "HN"}
+EXAMPLES = int(os.environ.get("PLANNER_EXAMPLES", "100"))
+#: followers → their part of the examples
+KINDS = {"H": 30, "N": 30, "HN": 25, "HC": 15}
 
 
-def furnish(world: QuietWorld, followers: str) -> None:
-    """Masters M1 and M2, followers H (hedging) and N (netting), and the copiers that lead to these followers."""
-    for name, vps, mode in (("M1", "a", "hedging"), ("M2", "a", "hedging"), ("H", "b", "hedging"), ("N", "b", "netting")):
-        world.add_account(name, vps=vps, mode=mode)
-    for (master, follower), factor in MULTIPLIERS.items():
-        if follower in followers:
-            world.copy(master, follower, sizing_value=str(factor), sanity_factor=None, max_age_ms=600000)
+def furnish(world: QuietWorld) -> None:
+    """Masters M1 and M2; a hedging follower H, a netting one N, and C, which follows H. Four VPSes, so that each may move."""
+    for name, mode in (("M1", "hedging"), ("M2", "hedging"), ("H", "hedging"), ("N", "netting"), ("C", "hedging")):
+        vps = "a" if name in ("M1", "M2") else "b"
+        world.add_account(name, vps=vps, mode=mode, balance=str(BALANCES[name]))
+    world.add_vps("c")
+    world.add_vps("d")
     world.db.execute("update public.vps_instances set lease_expires_at = now() + interval '1 day'")
 
 
+def connect(world: QuietWorld, followers: str) -> None:
+    chain = [CHAIN] if "C" in followers else []
+    for copier in COPIERS[followers] + chain:
+        world.copy(*copier, sanity_factor=None, max_age_ms=600000)
+
+
 @contextmanager
-def furnished(server: PostgresServer, template: Database, followers: str, name: str) -> Iterator[QuietWorld]:
-    copy = Database.create(server, f"random_{os.getpid()}_{name}", template)
+def furnished(server: PostgresServer, template: Database, followers: str) -> Iterator[QuietWorld]:
+    copy = Database.create(server, f"random_{os.getpid()}_{followers.lower()}", template)
     with copy.connect() as connection:
         world = QuietWorld(connection)
-        furnish(world, followers)
+        furnish(world)
+        connect(world, followers)
         yield world
     copy.drop()
 
 
-def play(world: QuietWorld, followers: str, steps: list[Step]) -> None:
+def play(world: QuietWorld, followers: str, choices: list[int], steps: list[Step]) -> None:
     """One example, of which nothing is left in the database."""
-    with world.db.transaction(force_rollback=True):
-        Farm(world, followers).play(steps)
+    try:
+        with world.db.transaction(force_rollback=True):
+            Farm(world, followers, choices).play(steps)
+    finally:
+        world.end()
+
+
+def choices(followers: str) -> st.SearchStrategy[list[int]]:
+    how_many = how_many_choices(followers)
+    return st.lists(st.integers(0, 7), min_size=how_many, max_size=how_many)
 
 
 def examples(followers: str) -> st.SearchStrategy[list[Step]]:
     number = st.integers(0, 7)
-    return st.lists(st.tuples(st.sampled_from(verbs(followers)), number, number, number), min_size=4, max_size=30)
+    return st.lists(st.tuples(st.sampled_from(verbs(followers)), number, number, number), min_size=12, max_size=40)
 
 
-@pytest.mark.timeout(0 if LONG else 120)
-@pytest.mark.parametrize("kind", KINDS)
-def test_followers_hold_what_the_settings_say(postgres_server: PostgresServer, template_database: Database, kind: str) -> None:
-    followers = KINDS[kind]
-    with furnished(postgres_server, template_database, followers, kind) as world:
+@pytest.mark.timeout(0 if LONG else 300)
+@pytest.mark.parametrize("followers", KINDS)
+def test_followers_hold_what_the_settings_say(
+    postgres_server: PostgresServer, template_database: Database, followers: str
+) -> None:
+    with furnished(postgres_server, template_database, followers) as world:
 
         @settings(
-            max_examples=EXAMPLES,
+            max_examples=max(1, EXAMPLES * KINDS[followers] // 100),
             derandomize=not LONG,
             deadline=None,
             database=None,
@@ -70,50 +89,53 @@ def test_followers_hold_what_the_settings_say(postgres_server: PostgresServer, t
             suppress_health_check=list(HealthCheck),
             phases=(Phase.generate, Phase.shrink),
         )
-        @given(steps=examples(followers))
-        def holds(steps: list[Step]) -> None:
-            play(world, followers, steps)
+        @given(choices=choices(followers), steps=examples(followers))
+        def holds(choices: list[int], steps: list[Step]) -> None:
+            play(world, followers, choices, steps)
 
         holds()
 
 
-#: what is changed in a copy of the planner → the followers that show it
-MUTANTS = {
-    "a reduction by the wrong comparison": (
-        "private.plan_links",
-        "s.position_lots - s.target >=",
-        "s.position_lots - s.target <",
-        "H",
-    ),
-    "an older number overrules a newer": ("private.apply_position", "(o.session, o.seq) >=", "(o.session, o.seq) =", "H"),
-    "a doomed share is kept": ("private.net_deltas", "then -s.position_lots", "then 0", "N"),
-    "a reduction aims at another volume": ("private.target_lots", "p_base * p_master_now", "p_base * p_master_base", "N"),
-}
+@pytest.fixture(scope="module")
+def worlds(postgres_server: PostgresServer, template_database: Database) -> Iterator[dict[str, QuietWorld]]:
+    """A farm with a hedging follower and one with a netting follower, for planners that err."""
+    with (
+        furnished(postgres_server, template_database, "H") as hedging,
+        furnished(postgres_server, template_database, "N") as netting,
+    ):
+        yield {"H": hedging, "N": netting}
 
 
-def random_steps(generator: random.Random, followers: str) -> list[Step]:
-    def number() -> int:
-        return generator.randrange(8)
+@contextmanager
+def erring(world: QuietWorld, mutant: Mutant) -> Iterator[None]:
+    """A planner with this fault, until the end of the block."""
+    with world.db.transaction(force_rollback=True):
+        world.db.execute(mutant.source(world))
+        yield
 
-    return [(generator.choice(verbs(followers)), number(), number(), number()) for _ in range(generator.randrange(10, 31))]
+
+def named(mutant: Mutant) -> str:
+    return mutant.name
 
 
-def fails_within(world: QuietWorld, followers: str, examples: int) -> bool:
+@pytest.mark.parametrize("mutant", MUTANTS, ids=named)
+def test_a_planner_that_errs_is_caught(worlds: dict[str, QuietWorld], mutant: Mutant) -> None:
+    """The property is worth something only if a small change of the planner breaks it. Without it the same example passes."""
+    world = worlds[mutant.followers]
+    play(world, mutant.followers, mutant.choices, mutant.steps)
+    with erring(world, mutant), pytest.raises((AssertionError, psycopg.Error)):
+        play(world, mutant.followers, mutant.choices, mutant.steps)
+
+
+@pytest.mark.parametrize("mutant", [mutant for mutant in MUTANTS if mutant.common], ids=named)
+def test_random_examples_find_it_by_themselves(worlds: dict[str, QuietWorld], mutant: Mutant) -> None:
+    world = worlds[mutant.followers]
     generator = random.Random(1)
-    for _ in range(examples):
-        try:
-            play(world, followers, random_steps(generator, followers))
-        except (AssertionError, psycopg.Error):
-            return True
-    return False
+    examples = [random_example(generator, mutant.followers) for _ in range(100)]
 
+    def play_all() -> None:
+        for choices, steps in examples:
+            play(world, mutant.followers, choices, steps)
 
-@pytest.mark.parametrize("mutant", MUTANTS)
-def test_a_planner_that_errs_is_caught(postgres_server: PostgresServer, template_database: Database, mutant: str) -> None:
-    """The property is worth something only if a small change of the planner breaks it."""
-    function, right, wrong, followers = MUTANTS[mutant]
-    with furnished(postgres_server, template_database, followers, "mutant") as world:
-        source = world.one("select pg_get_functiondef(%s::regproc)", function)
-        assert source.count(right) == 1, "the planner has changed: choose another place"
-        world.db.execute(source.replace(right, wrong))
-        assert fails_within(world, followers, 200)
+    with erring(world, mutant), pytest.raises((AssertionError, psycopg.Error)):
+        play_all()
