@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Final, NoReturn, Protocol
 
 from agent import wire
@@ -19,6 +20,8 @@ QUOTE_EVERY: Final = 1.0
 FIGURES_EVERY: Final = 5
 #: looks after which unchanged figures are told again: the database trusts only what was measured lately
 FIGURES_TOLD_EVERY: Final = 20
+#: looks after which quotes that did not move are told again: the database does not rely on old ones
+QUOTES_AGAIN_EVERY: Final = 20
 #: an account with no more symbols than this reports all of them, others only those that are watched or held
 FEW_SYMBOLS: Final = 80
 READ_TIMEOUT: Final = 10
@@ -83,6 +86,8 @@ class AccountReports:
         while True:
             await self._sleep(QUOTE_EVERY if self._look_again is None else min(QUOTE_EVERY, self._look_again))
             self._looks += 1
+            if self._looks % QUOTES_AGAIN_EVERY == 0:
+                self._quotes.clear()
             told = self._looks - self._told_at_look >= FIGURES_TOLD_EVERY or self._funds_watched or self._look_again is not None
             try:
                 async with asyncio.timeout(READ_TIMEOUT):
@@ -129,7 +134,7 @@ class AccountReports:
             quote = await self._session.adapter.quote(name)
             last = self._quotes.get(name)
             if quote is not None and (last is None or (last.bid, last.ask) != (quote.bid, quote.ask)):
-                moved[name] = quote
+                moved[name] = replace(quote, at=self._clock.now())
         return moved
 
     async def _send(self, state: AccountState | None, specs: dict[str, SymbolSpec], quotes: dict[str, Quote]) -> None:

@@ -62,6 +62,7 @@ class SymbolSpec:
     lots_max: Decimal
     lots_step: Decimal
     stops_level_points: int = 0
+    freeze_level_points: int = 0
     trade_mode: TradeMode = "full"
 
 
@@ -280,6 +281,8 @@ class Report:
     filled_lots: Decimal = Decimal(0)
     price: Decimal | None = None
     positions: tuple[Position, ...] = ()
+    #: what the market was when the broker refused the levels
+    quote: Quote | None = None
     received_at: datetime | None = None
     sent_at: datetime | None = None
     done_at: datetime | None = None

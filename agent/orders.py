@@ -14,12 +14,14 @@ from agent.model import (
     Outcome,
     Placed,
     Position,
+    Quote,
     Rejected,
     Report,
     Result,
     Ticket,
     Unknown,
 )
+from agent.platforms.protocol import Capabilities
 
 OrderKind = Literal["market", "close", "modify", "pending", "amend", "cancel"]
 NEEDS_TICKET: frozenset[Action] = frozenset({"reduce", "close", "modify", "amend", "cancel"})
@@ -37,6 +39,8 @@ class Ending:
     lots: Decimal = Decimal(0)
     price: Decimal | None = None
     positions: tuple[Position, ...] = ()
+    #: what the market was when the broker refused the levels
+    quote: Quote | None = None
 
 
 def expired(reason: str, message: str = "") -> Ending:
@@ -84,6 +88,33 @@ def order_of(execution: Execution, *, ticket: Ticket | None = None, lots: Decima
         max_slippage_points=execution.max_slippage_points,
         reference_price=execution.master_price,
         comment=execution.comment,
+    )
+
+
+def fitted(order: Order, capabilities: Capabilities) -> Order:
+    """What the platform can take of an order. Levels that a market order may not bring follow it as a change."""
+    naked = order.kind == "market" and not capabilities.protected_market_orders
+    return replace(
+        order,
+        sl=None if naked else order.sl,
+        tp=None if naked else order.tp,
+        expires_at=order.expires_at if capabilities.timed_orders else None,
+        comment=order.comment[: capabilities.comment_max],
+    )
+
+
+def order_to_protect(order: Order, position: Position) -> Order:
+    """Give a position that `order` has opened the levels that it could not bring."""
+    return Order(
+        tag=order.tag,
+        kind="modify",
+        symbol=position.symbol,
+        side=position.side,
+        lots=position.lots,
+        ticket=position.ticket,
+        sl=order.sl,
+        tp=order.tp,
+        send_before=order.send_before,
     )
 
 

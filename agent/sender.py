@@ -9,8 +9,8 @@ from datetime import timedelta
 from agent.clock import DatabaseClock
 from agent.gate import Gate
 from agent.lanes import Work
-from agent.model import Order, Rejected, Result, Unknown
-from agent.orders import Ending, flight_of
+from agent.model import Order, Placed, Quote, Rejected, Result, Unknown
+from agent.orders import Ending, fitted, flight_of, order_to_protect
 from agent.platforms.protocol import AdapterError
 from agent.session import AccountSession
 
@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 #: how long an order waits for the first quote of its symbol, and how often that is looked for
 QUOTE_WAIT_S = 0.5
 QUOTE_LOOK_S = 0.02
+#: longest wait for a quote that only explains a refusal
+QUOTE_TIMEOUT_S = 1.0
 
 
 class Sender:
@@ -41,7 +43,7 @@ class Sender:
                 results.append(_unsent(why))
                 break
             work.sent_at = work.sent_at or max(work.received_at, self._clock.now())
-            result = await self._place(replace(order, send_before=self._gate.send_before(work)))
+            result = await self._place_protected(work, replace(order, send_before=self._gate.send_before(work)))
             if isinstance(result, Rejected) and result.reason == "no_quotes":
                 result = await self._with_quote(work, order, result)
             results.append(result)
@@ -54,7 +56,7 @@ class Sender:
             return replace(refusal, retryable=False, message=message)
         if (why := self._gate.why_not(work)) is not None:
             return _unsent(why)
-        return await self._place(replace(order, send_before=self._gate.send_before(work)))
+        return await self._place_protected(work, replace(order, send_before=self._gate.send_before(work)))
 
     async def _quote_comes(self, symbol: str) -> bool:
         try:
@@ -64,6 +66,35 @@ class Sender:
         except (AdapterError, TimeoutError):
             return False
         return True
+
+    async def quote(self, symbol: str) -> Quote | None:
+        """The market now, if it can be read at once."""
+        try:
+            async with asyncio.timeout(QUOTE_TIMEOUT_S):
+                return await self._session.adapter.quote(symbol)
+        except (AdapterError, TimeoutError):
+            return None
+
+    async def _place_protected(self, work: Work, order: Order) -> Result:
+        """Levels that this platform does not take with a market order are set right after it; whether they were, the positions
+        say, and the database asks for what is missing."""
+        capabilities = self._session.adapter.capabilities()
+        fit = fitted(order, capabilities)
+        result = await self._place(fit)
+        if not isinstance(result, Placed) or (fit.sl, fit.tp) == (order.sl, order.tp):
+            return result
+        latest = {position.ticket: position for position in result.positions}
+        for position in result.positions:
+            if position.kind == "position" and position.lots > 0:
+                change = await self._protect(work, order_to_protect(order, position))
+                if isinstance(change, Placed):
+                    latest |= {changed.ticket: changed for changed in change.positions}
+        return replace(result, positions=tuple(latest.values()))
+
+    async def _protect(self, work: Work, change: Order) -> Result | None:
+        if (bucket := self._session.adapter.bucket()) is not None:
+            await bucket.take(self._session.account_id, change)
+        return await self._place(change) if self._gate.why_not(work) is None else None
 
     async def _place(self, order: Order) -> Result:
         try:

@@ -226,6 +226,8 @@ class AccountTrader:
             return await self._show(work, ending)
         if ending.reason == "invalid_volume":
             self.session.doubtful.add(work.execution.symbol)
+        if ending.reason == "invalid_stops":  # the database chooses nearer levels by the prices that the broker judged by
+            return replace(ending, quote=await self._sender.quote(work.execution.symbol))
         if ending.outcome != "unknown":
             return ending
         self._tell(work, ending, ended=False)
@@ -316,6 +318,7 @@ class AccountTrader:
             filled_lots=ending.lots,
             price=ending.price,
             positions=ending.positions,
+            quote=ending.quote,
             received_at=work.received_at,
             sent_at=work.sent_at,
             done_at=max(work.sent_at or work.received_at, self._clock.now()),

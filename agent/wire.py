@@ -179,10 +179,20 @@ def report_to_json(report: Report) -> dict[str, object]:
         "filled_lots": report.filled_lots,
         "price": report.price,
         "positions": [position_to_json(position) for position in report.positions],
+        "quote": None if report.quote is None else quote_to_json(report.quote),
         "received_at": report.received_at,
         "sent_at": report.sent_at,
         "done_at": report.done_at,
     }
+
+
+def quote_to_json(quote: Quote) -> dict[str, object]:
+    return {"symbol": quote.symbol, "bid": quote.bid, "ask": quote.ask, "at": quote.at}
+
+
+def quote_from_json(value: object) -> Quote:
+    raw = as_object(value, "quote")
+    return Quote(text(raw, "symbol"), decimal(raw, "bid"), decimal(raw, "ask"), instant(raw, "at"))
 
 
 def report_from_json(value: object) -> Report:
@@ -201,6 +211,7 @@ def report_from_json(value: object) -> Report:
         filled_lots=decimal(raw, "filled_lots"),
         price=optional_decimal(raw, "price"),
         positions=tuple(position_from_json(item) for item in as_list(raw.get("positions", []), "positions")),
+        quote=None if raw.get("quote") is None else quote_from_json(raw["quote"]),
         received_at=optional_instant(raw, "received_at"),
         sent_at=optional_instant(raw, "sent_at"),
         done_at=optional_instant(raw, "done_at"),
@@ -221,6 +232,7 @@ def symbol_to_json(name: str, spec: SymbolSpec | None, quote: Quote | None) -> d
             "lots_max": spec.lots_max,
             "lots_step": spec.lots_step,
             "stops_level_points": spec.stops_level_points,
+            "freeze_level_points": spec.freeze_level_points,
             "trade_mode": spec.trade_mode,
         }
     if quote is not None:

@@ -47,6 +47,7 @@ export type Database = {
           bid: number | null;
           contract_size: number;
           digits: number;
+          freeze_level_points: number;
           lots_max: number;
           lots_min: number;
           lots_step: number;
@@ -66,6 +67,7 @@ export type Database = {
           bid?: number | null;
           contract_size: number;
           digits: number;
+          freeze_level_points?: number;
           lots_max: number;
           lots_min: number;
           lots_step: number;
@@ -84,6 +86,7 @@ export type Database = {
           bid?: number | null;
           contract_size?: number;
           digits?: number;
+          freeze_level_points?: number;
           lots_max?: number;
           lots_min?: number;
           lots_step?: number;
@@ -330,6 +333,7 @@ export type Database = {
           copy_existing_points: number | null;
           copy_pending: boolean;
           created_at: string;
+          early_fill_policy: string;
           existing_until: string | null;
           follower_account_id: string;
           id: string;
@@ -345,6 +349,7 @@ export type Database = {
           max_policy: string;
           max_risk_coefficient: number;
           max_risk_percent: number | null;
+          max_sl_points: number | null;
           max_slippage_points: number | null;
           max_trades_per_day: number | null;
           min_equity: number | null;
@@ -354,6 +359,7 @@ export type Database = {
           no_money_policy: string;
           open_from: string | null;
           open_until: string | null;
+          pending_grace_ms: number;
           removed_at: string | null;
           retry_window_s: number;
           reverse: boolean;
@@ -362,11 +368,13 @@ export type Database = {
           sizing_mode: string;
           sizing_value: number;
           sl_mode: string;
+          sl_points: number | null;
           started_at: string;
           symbols_except: string[];
           symbols_only: string[];
           time_zone: string;
           tp_mode: string;
+          tp_points: number | null;
           updated_at: string;
           user_id: string;
           weekdays: number[];
@@ -381,6 +389,7 @@ export type Database = {
           copy_existing_points?: number | null;
           copy_pending?: boolean;
           created_at?: string;
+          early_fill_policy?: string;
           existing_until?: string | null;
           follower_account_id: string;
           id?: string;
@@ -396,6 +405,7 @@ export type Database = {
           max_policy?: string;
           max_risk_coefficient?: number;
           max_risk_percent?: number | null;
+          max_sl_points?: number | null;
           max_slippage_points?: number | null;
           max_trades_per_day?: number | null;
           min_equity?: number | null;
@@ -405,6 +415,7 @@ export type Database = {
           no_money_policy?: string;
           open_from?: string | null;
           open_until?: string | null;
+          pending_grace_ms?: number;
           removed_at?: string | null;
           retry_window_s?: number;
           reverse?: boolean;
@@ -413,11 +424,13 @@ export type Database = {
           sizing_mode?: string;
           sizing_value?: number;
           sl_mode?: string;
+          sl_points?: number | null;
           started_at?: string;
           symbols_except?: string[];
           symbols_only?: string[];
           time_zone?: string;
           tp_mode?: string;
+          tp_points?: number | null;
           updated_at?: string;
           user_id: string;
           weekdays?: number[];
@@ -431,6 +444,7 @@ export type Database = {
           copy_existing_points?: number | null;
           copy_pending?: boolean;
           created_at?: string;
+          early_fill_policy?: string;
           existing_until?: string | null;
           follower_account_id?: string;
           id?: string;
@@ -446,6 +460,7 @@ export type Database = {
           max_policy?: string;
           max_risk_coefficient?: number;
           max_risk_percent?: number | null;
+          max_sl_points?: number | null;
           max_slippage_points?: number | null;
           max_trades_per_day?: number | null;
           min_equity?: number | null;
@@ -455,6 +470,7 @@ export type Database = {
           no_money_policy?: string;
           open_from?: string | null;
           open_until?: string | null;
+          pending_grace_ms?: number;
           removed_at?: string | null;
           retry_window_s?: number;
           reverse?: boolean;
@@ -463,11 +479,13 @@ export type Database = {
           sizing_mode?: string;
           sizing_value?: number;
           sl_mode?: string;
+          sl_points?: number | null;
           started_at?: string;
           symbols_except?: string[];
           symbols_only?: string[];
           time_zone?: string;
           tp_mode?: string;
+          tp_points?: number | null;
           updated_at?: string;
           user_id?: string;
           weekdays?: number[];
@@ -583,6 +601,7 @@ export type Database = {
       };
       position_links: {
         Row: {
+          asked_expires_at: string | null;
           asked_price: number | null;
           asked_sl: number | null;
           asked_tp: number | null;
@@ -600,6 +619,7 @@ export type Database = {
           master_side: string;
           master_ticket: string;
           modify_failures: number;
+          order_due_at: string | null;
           reason: string | null;
           replan_at: string | null;
           seen_master_lots: number;
@@ -614,6 +634,7 @@ export type Database = {
         };
         ComputedFields: never;
         Insert: {
+          asked_expires_at?: string | null;
           asked_price?: number | null;
           asked_sl?: number | null;
           asked_tp?: number | null;
@@ -631,6 +652,7 @@ export type Database = {
           master_side: string;
           master_ticket: string;
           modify_failures?: number;
+          order_due_at?: string | null;
           reason?: string | null;
           replan_at?: string | null;
           seen_master_lots: number;
@@ -644,6 +666,7 @@ export type Database = {
           warnings?: string[];
         };
         Update: {
+          asked_expires_at?: string | null;
           asked_price?: number | null;
           asked_sl?: number | null;
           asked_tp?: number | null;
@@ -661,6 +684,7 @@ export type Database = {
           master_side?: string;
           master_ticket?: string;
           modify_failures?: number;
+          order_due_at?: string | null;
           reason?: string | null;
           replan_at?: string | null;
           seen_master_lots?: number;

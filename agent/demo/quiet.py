@@ -56,10 +56,11 @@ OPEN = """
   from public.trade_execution_queue q where q.account_id = any(%(accounts)s::uuid[]) and q.finalized_at is null order by q.id"""
 LINKS = """
   select l.id, l.follower_account_id::text as account_id, l.symbol, l.wanted_lots is not null as wanted,
-    coalesce(l.replan_at > clock_timestamp(), false) as waits
+    coalesce(least(l.replan_at, l.order_due_at) > clock_timestamp(), false) as waits
   from public.position_links l
   where l.state = 'live' and l.follower_account_id = any(%(accounts)s::uuid[])
-    and (l.replan_at is not null or l.wanted_lots is not null)"""
+    and (l.replan_at is not null or l.wanted_lots is not null
+      or l.order_due_at < clock_timestamp() + interval '10 seconds')"""
 STATES = """
   select a.id::text as account_id, a.status, a.status_reason, a.copy_state from public.trading_accounts a
   where a.id = any(%(accounts)s::uuid[])"""

@@ -6,6 +6,7 @@ from decimal import Decimal
 from agent.model import OrderType, Quote, Side, SymbolSpec
 from agent.paper.book import Book
 from agent.paper.market import Market
+from agent.paper.profile import Profile
 from agent.paper.refusals import Refusal
 
 
@@ -65,6 +66,13 @@ def check_levels(spec: SymbolSpec, side: Side, price: Decimal, sl: Decimal | Non
             raise Refusal("invalid_stops", f"{level} for a {side} at {price}")
 
 
+def check_not_frozen(spec: SymbolSpec, price: Decimal, *changes: tuple[Decimal | None, Decimal | None]) -> None:
+    """A level that the price is about to reach cannot be changed any more."""
+    for before, after in changes:
+        if before != after and before is not None and abs(price - before) < spec.freeze_level_points * _point(spec):
+            raise Refusal("invalid_stops", f"{before} is frozen with the price at {price}")
+
+
 def check_trigger(spec: SymbolSpec, side: Side, order_type: OrderType, price: Decimal | None, quote: Quote) -> Decimal:
     """The price of a pending order: on the tick grid, on its side of the market, at least the stops level away."""
     if order_type == "market" or price is None or not price.is_finite() or price <= 0 or price % spec.tick_size:
@@ -76,7 +84,9 @@ def check_trigger(spec: SymbolSpec, side: Side, order_type: OrderType, price: De
     return price
 
 
-def check_expiry(expires_at: datetime | None, now: datetime) -> None:
+def check_expiry(expires_at: datetime | None, now: datetime, profile: Profile) -> None:
+    if expires_at is not None and not profile.timed_orders:
+        raise Refusal("invalid_expiration", "orders stand until cancelled here")
     if expires_at is not None and expires_at <= now:
         raise Refusal("invalid_expiration", expires_at.isoformat())
 

@@ -69,6 +69,8 @@ class Matching:
         if not reducing:
             checks.check_opening_allowed(spec, request.side)
             self._check_hedging(spec, request.side)
+        if not self._book.profile.levels_on_open and (request.sl, request.tp) != (None, None):
+            raise Refusal("invalid_stops", "a market order takes no levels here")
         price = self._price(spec, request, request.side, quote, conditions)
         closing_side_price = quote.bid if request.side == "buy" else quote.ask
         checks.check_levels(spec, request.side, closing_side_price, request.sl, request.tp)
@@ -171,6 +173,7 @@ class Matching:
             None if request.sl == position.sl else request.sl,
             None if request.tp == position.tp else request.tp,
         )  # fmt: skip
+        checks.check_not_frozen(spec, market, (position.sl, request.sl), (position.tp, request.tp))
         changed = self._hold(position, replace(position, sl=request.sl, tp=request.tp))
         return self._done(request, spec.name, position.side, position.lots, ZERO, None, (changed,))
 
@@ -181,7 +184,7 @@ class Matching:
         lots = checks.check_volume(spec, request.lots)
         price = checks.check_trigger(spec, request.side, request.order_type, request.price, quote)
         checks.check_levels(spec, request.side, price, request.sl, request.tp)
-        checks.check_expiry(request.expires_at, self._desk.now)
+        checks.check_expiry(request.expires_at, self._desk.now, self._book.profile)
         order = Position(
             ticket=self._desk.ticket(), kind="order", symbol=spec.name, side=request.side, lots=lots, price=price,
             sl=request.sl, tp=request.tp, order_type=request.order_type, magic=request.magic, comment=request.comment,
@@ -201,7 +204,7 @@ class Matching:
             checks.check_trigger(spec, order.side, order.order_type or "limit", price, quote)
         assert price is not None
         checks.check_levels(spec, order.side, price, request.sl, request.tp)
-        checks.check_expiry(request.expires_at, self._desk.now)
+        checks.check_expiry(request.expires_at, self._desk.now, self._book.profile)
         amended = replace(order, price=price, sl=request.sl, tp=request.tp, expires_at=request.expires_at)
         return self._done(request, spec.name, order.side, order.lots, ZERO, None, (self._hold(order, amended),))
 

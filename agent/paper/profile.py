@@ -33,6 +33,10 @@ class Profile:
     fifo: bool = False
     #: what a program writes into the comment is kept; some brokers put words of their own there
     keeps_comments: bool = True
+    #: market orders may bring stop loss and take profit ("market execution" brokers refuse that)
+    levels_on_open: bool = True
+    #: pending orders may carry an expiry; else only those that stand until cancelled
+    timed_orders: bool = True
     #: orders per second of one book; 0 = unlimited
     orders_per_second_max: int = 0
 

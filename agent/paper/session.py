@@ -161,6 +161,7 @@ class Session:
         return {
             "ping": lambda _: None,
             "account": lambda _: broker.state(login),
+            "profile": lambda _: broker.book(login).profile,
             "symbol": lambda m: broker.book(login).symbols.get(_text(m, "symbol")),
             "symbols": lambda _: tuple(broker.book(login).symbols),
             "quote": lambda m: broker.market.quote(login, _text(m, "symbol")),

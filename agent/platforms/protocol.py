@@ -48,6 +48,10 @@ class Capabilities:
     settle: timedelta
     #: how many orders may be under way at a time
     orders_at_once: int = 8
+    #: pending orders may carry an expiry; else they stand until cancelled, and the database has them cancelled in time
+    timed_orders: bool = True
+    #: longest comment that the broker keeps
+    comment_max: int = 31
 
 
 class Adapter(Protocol):

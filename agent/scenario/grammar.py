@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import cast
 
 from agent.model import Mode
+from agent.paper.profile import Profile
 from agent.scenario.node import GrammarError, Node, read_document
 from agent.scenario.script import Account, Copier, Price, Scenario, Step, Symbol, Value
 from agent.scenario.steps import RESERVED, Names, read_step
@@ -16,7 +17,9 @@ __all__ = ["DEFAULT_SYMBOLS", "GrammarError", "read_scenario"]
 DEFAULT_SYMBOLS = ("EURUSD", "GBPUSD", "USDJPY", "XAUUSD", "US30", "NAS100", "BTCUSD")
 PLATFORMS = ("paper", "mt5", "mt4", "ctrader")
 SPEC_NUMBERS = ("lots_min", "lots_step", "lots_max", "contract_size", "tick_size")
-SPEC_KEYS = (*SPEC_NUMBERS, "digits", "stops_level_points", "profit_currency", "margin_currency", "trade_mode")
+SPEC_WHOLE = ("digits", "stops_level_points", "freeze_level_points")
+SPEC_KEYS = (*SPEC_NUMBERS, *SPEC_WHOLE, "profit_currency", "margin_currency", "trade_mode")
+ACCOUNT_KEYS = ("platform", "currency", "balance", "leverage", "mode", "vps", "broker")
 TRADE_MODES = ("full", "long_only", "short_only", "close_only", "disabled")
 TOP = ("name", "covers", "accounts", "symbols", "prices", "copiers", "steps")
 
@@ -74,9 +77,7 @@ def _accounts(node: Node) -> dict[str, Account]:
 
 
 def _account(name: str, node: Node) -> Account:
-    keys = (
-        {} if node.is_null() else node.entries(f"account {name}", ("platform", "currency", "balance", "leverage", "mode", "vps"))
-    )
+    keys = {} if node.is_null() else node.entries(f"account {name}", ACCOUNT_KEYS)
     account = Account(name=name, line=node.line)
     return Account(
         name=name,
@@ -87,6 +88,20 @@ def _account(name: str, node: Node) -> Account:
         leverage=keys["leverage"].whole("leverage", least=1) if "leverage" in keys else account.leverage,
         mode=cast("Mode", keys["mode"].choice("mode", ("hedging", "netting"))) if "mode" in keys else account.mode,
         vps=keys["vps"].text("vps") if "vps" in keys else None,
+        broker=_broker(keys["broker"]) if "broker" in keys else account.broker,
+    )
+
+
+def _broker(node: Node) -> Profile:
+    """The ways of the account's broker that a script may need."""
+    keys = node.entries("broker", ("levels_on_open", "timed_orders", "retickets", "no_hedging"))
+    said = {name: value.choice(name, ("true", "false")) == "true" for name, value in keys.items()}
+    usual = Profile()
+    return Profile(
+        levels_on_open=said.get("levels_on_open", usual.levels_on_open),
+        timed_orders=said.get("timed_orders", usual.timed_orders),
+        retickets=said.get("retickets", usual.retickets),
+        no_hedging=said.get("no_hedging", usual.no_hedging),
     )
 
 
@@ -111,7 +126,7 @@ def _symbol(key: str, node: Node, accounts: Mapping[str, Account]) -> Symbol:
     spec: dict[str, str | int | Decimal] = {}
     for field, value in ({} if node.is_null() else node.entries(f"symbol {key}", SPEC_KEYS)).items():
         match field:
-            case "digits" | "stops_level_points":
+            case "digits" | "stops_level_points" | "freeze_level_points":
                 spec[field] = value.whole(field, least=0)
             case "trade_mode":
                 spec[field] = value.choice(field, TRADE_MODES)

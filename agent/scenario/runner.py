@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import assert_never
 
 from agent.demo.quiet import Hanging
@@ -111,7 +112,9 @@ class Runner:
                 self._name(step, await paper.market(login, symbol, side, lots, sl=sl or None, tp=tp or None), step.alias)
             case Place(order_type=order_type, side=side, symbol=symbol, lots=lots, price=price, sl=sl, tp=tp):
                 place = paper.limit if order_type == "limit" else paper.stop
-                self._name(step, await place(login, symbol, side, lots, price, sl=sl or None, tp=tp or None), step.alias)
+                until = None if step.expires_s is None else datetime.now(UTC) + timedelta(seconds=step.expires_s)
+                placed = await place(login, symbol, side, lots, price, sl=sl or None, tp=tp or None, expires_at=until)
+                self._name(step, placed, step.alias)
             case Close():
                 for held in await self._held(step.account, step.target):
                     self._demand(step, await paper.close_position(login, held.ticket, step.lots))
@@ -133,7 +136,8 @@ class Runner:
         tp = held.tp if step.tp is None else step.tp or None
         if held.kind == "order":
             price = step.price or held.price
-            self._demand(step, await self._stage.paper.amend(login, held.ticket, price=price, sl=sl, tp=tp))
+            until = held.expires_at
+            self._demand(step, await self._stage.paper.amend(login, held.ticket, price=price, sl=sl, tp=tp, expires_at=until))
         elif step.price is not None:
             raise StepFailed(f"{step.target} is an open position: it has no price that could be changed")
         else:

@@ -9,6 +9,7 @@ from decimal import Decimal
 from typing import Literal
 
 from agent.model import Mode, OrderType, Side
+from agent.paper.profile import Profile
 from agent.paper.records import OrderFault, SnapshotFault
 
 #: a value of a copier's column: text, an exact number, a switch, or null
@@ -26,6 +27,7 @@ class Account:
     mode: Mode = "hedging"
     #: accounts that name the same VPS share one agent; None: a VPS of its own
     vps: str | None = None
+    broker: Profile | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +87,8 @@ class Place:
     price: Decimal
     sl: Decimal | None
     tp: Decimal | None
+    #: seconds until it expires
+    expires_s: float | None
     alias: str | None
     line: int
 

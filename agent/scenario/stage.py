@@ -168,6 +168,7 @@ class Stage:
             leverage=account.leverage,
             mode=account.mode,
             symbols=specs_for(account.name, self._scenario.symbols),
+            profile=account.broker,
         )
 
     async def _set_first_prices(self) -> None:

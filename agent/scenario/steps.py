@@ -115,7 +115,7 @@ def _need(node: Node, keys: Mapping[str, Node], key: str, what: str) -> Node:
 
 VERBS: Mapping[str, tuple[str, ...]] = {
     "open": ("symbol", "lots", "sl", "tp", "as"),
-    "order": ("symbol", "lots", "price", "sl", "tp", "as"),
+    "order": ("symbol", "lots", "price", "sl", "tp", "expires", "as"),
     "close": ("lots",),
     "modify": ("sl", "tp", "price"),
     "cancel": (),
@@ -177,6 +177,7 @@ def _entry(account: str, verb: str, node: Node, keys: Mapping[str, Node], names:
         price=price,
         sl=sl,
         tp=tp,
+        expires_s=keys["expires"].seconds("expires") if "expires" in keys else None,
         alias=alias,
         line=node.line,
     )

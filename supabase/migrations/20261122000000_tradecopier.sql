@@ -809,6 +809,7 @@ create table public.account_symbols (
   lots_max numeric not null,
   lots_step numeric not null,
   stops_level_points integer not null default 0,
+  freeze_level_points integer not null default 0,
   trade_mode text not null default 'full',
   bid numeric,
   ask numeric,
@@ -821,6 +822,7 @@ create table public.account_symbols (
   -- NaN is greater than everything to Postgres: every figure needs an upper bound
   constraint lots_fit check (lots_min > 0 and lots_step > 0 and lots_min <= lots_max and lots_step <= lots_max and lots_max < 'Infinity'),
   constraint stops_level_is_not_negative check (stops_level_points >= 0),
+  constraint freeze_level_is_not_negative check (freeze_level_points >= 0),
   constraint trade_mode_is_known check (trade_mode in ('full', 'long_only', 'short_only', 'close_only', 'disabled')),
   constraint quote_is_positive check (bid > 0 and ask > 0 and bid < 'Infinity' and ask < 'Infinity')
 ) with (fillfactor = 80);
@@ -836,6 +838,7 @@ comment on column public.account_symbols.lots_min is 'Smallest volume in lots.';
 comment on column public.account_symbols.lots_max is 'Largest volume of one order in lots.';
 comment on column public.account_symbols.lots_step is 'Step of the volume in lots.';
 comment on column public.account_symbols.stops_level_points is 'Least distance of SL and TP from the price.';
+comment on column public.account_symbols.freeze_level_points is 'Distance from the price within which SL and TP cannot be changed any more.';
 comment on column public.account_symbols.trade_mode is 'What the broker allows: full, long_only, short_only, close_only, disabled.';
 comment on column public.account_symbols.bid is 'Last bid.';
 comment on column public.account_symbols.ask is 'Last ask.';
@@ -1433,9 +1436,14 @@ create table public.copiers (
   -- how
   sl_mode text not null default 'price',
   tp_mode text not null default 'price',
+  sl_points integer,
+  tp_points integer,
+  max_sl_points integer,
   copy_pending boolean not null default true,
   copy_existing text not null default 'none',
   copy_existing_points integer,
+  pending_grace_ms integer not null default 2000,
+  early_fill_policy text not null default 'close',
   max_age_ms integer not null default 5000,
   retry_window_s integer not null default 60,
   no_money_policy text not null default 'skip',
@@ -1478,8 +1486,15 @@ create table public.copiers (
   constraint max_risk_percent_in_range check (max_risk_percent > 0 and max_risk_percent <= 100),
   constraint max_leverage_is_positive check (max_leverage > 0),
   constraint sanity_factor_at_least_one check (sanity_factor >= 1),
-  constraint sl_mode_is_known check (sl_mode in ('price', 'none')),
-  constraint tp_mode_is_known check (tp_mode in ('price', 'none')),
+  constraint sl_mode_is_known check (sl_mode in ('price', 'distance', 'fixed', 'none')),
+  constraint tp_mode_is_known check (tp_mode in ('price', 'distance', 'fixed', 'none')),
+  constraint sl_points_in_range check (sl_points between 1 and 1000000),
+  constraint tp_points_in_range check (tp_points between 1 and 1000000),
+  constraint max_sl_points_in_range check (max_sl_points between 1 and 1000000),
+  constraint fixed_sl_has_points check (sl_mode <> 'fixed' or sl_points is not null),
+  constraint fixed_tp_has_points check (tp_mode <> 'fixed' or tp_points is not null),
+  constraint pending_grace_in_range check (pending_grace_ms between 0 and 60000),
+  constraint early_fill_policy_is_known check (early_fill_policy in ('close', 'keep')),
   constraint copy_existing_is_known check (copy_existing in ('none', 'all', 'near')),
   constraint copy_existing_points_not_negative check (copy_existing_points >= 0),
   constraint near_says_how_near check (copy_existing <> 'near' or copy_existing_points is not null),
@@ -1487,7 +1502,8 @@ create table public.copiers (
   constraint retry_window_in_range check (retry_window_s between 0 and 3600),
   constraint no_money_policy_is_known check (no_money_policy in ('skip', 'shrink')),
   constraint max_slippage_not_negative check (max_slippage_points >= 0),
-  constraint comment_fits_every_platform check (length(comment) <= 20),
+  constraint comment_is_short check (length(comment) <= 60),
+  constraint comment_placeholders_are_known check (replace(replace(replace(comment, '{master}', ''), '{ticket}', ''), '{copier}', '') !~ '[{}]'),
   constraint sides_are_known check (sides in ('both', 'buy', 'sell')),
   constraint max_open_positions_is_positive check (max_open_positions > 0),
   constraint max_open_lots_is_positive check (max_open_lots > 0),
@@ -1507,6 +1523,15 @@ comment on column public.copiers.sanity_factor is 'block a copy whose exposure p
 comment on column public.copiers.copy_existing is 'what the master holds when the copier is made: none, all, or near = if the price is within copy_existing_points of the master''s; decided then, never again';
 comment on column public.copiers.copy_existing_points is 'how far the follower''s price may be from the master''s open price, in points of the follower''s symbol';
 comment on column public.copiers.existing_until is 'until then quotes are awaited to decide what the master held at the start; null = that is decided';
+comment on column public.copiers.sl_mode is 'price = the master''s level; distance = as far from the copy''s own open price as the master''s is from its; fixed = sl_points away; none';
+comment on column public.copiers.tp_mode is 'price, distance, fixed (tp_points away) or none, as sl_mode';
+comment on column public.copiers.sl_points is 'for sl_mode fixed: distance from the copy''s own open price, in points of the follower''s symbol';
+comment on column public.copiers.tp_points is 'for tp_mode fixed: distance from the copy''s own open price, in points of the follower''s symbol';
+comment on column public.copiers.max_sl_points is 'farthest stop loss of a copy from its own open price, in points; holds also when the master has none';
+comment on column public.copiers.copy_pending is 'pending orders are copied as such; else their fills are copied, and their age counts from the fill';
+comment on column public.copiers.pending_grace_ms is 'how long a copied order may fill later than the master''s before it is cancelled and opened at the market';
+comment on column public.copiers.early_fill_policy is 'a copied order fills, then the master cancels its own: close the copy, or keep it (it is the user''s from then on)';
+comment on column public.copiers.comment is 'what brokers show with a copy; {master}, {ticket} and {copier} stand for what it copies';
 comment on column public.copiers.max_age_ms is 'an open seen later than this after the last look without it is refused as too_old';
 comment on column public.copiers.retry_window_s is 'how long a refused open may be tried again (market closed, requote)';
 comment on column public.copiers.no_money_policy is 'an open refused for want of money is tried once more: as it was, or with what the free margin allows (shrink)';
@@ -1538,8 +1563,15 @@ comment on constraint max_lots_is_positive on public.copiers is 'must be above 0
 comment on constraint max_risk_percent_in_range on public.copiers is 'must be above 0 and at most 100, or null for no limit';
 comment on constraint max_leverage_is_positive on public.copiers is 'must be above 0, or null for no limit';
 comment on constraint sanity_factor_at_least_one on public.copiers is 'must be 1 or more, or null for no limit';
-comment on constraint sl_mode_is_known on public.copiers is 'must be price or none';
-comment on constraint tp_mode_is_known on public.copiers is 'must be price or none';
+comment on constraint sl_mode_is_known on public.copiers is 'must be price, distance, fixed or none';
+comment on constraint tp_mode_is_known on public.copiers is 'must be price, distance, fixed or none';
+comment on constraint sl_points_in_range on public.copiers is 'must be 1 to 1000000 points, or null';
+comment on constraint tp_points_in_range on public.copiers is 'must be 1 to 1000000 points, or null';
+comment on constraint max_sl_points_in_range on public.copiers is 'must be 1 to 1000000 points, or null for no limit';
+comment on constraint fixed_sl_has_points on public.copiers is 'must fit together: fixed needs points';
+comment on constraint fixed_tp_has_points on public.copiers is 'must fit together: fixed needs points';
+comment on constraint pending_grace_in_range on public.copiers is 'must be 0 to 60000 milliseconds';
+comment on constraint early_fill_policy_is_known on public.copiers is 'must be close or keep';
 comment on constraint copy_existing_is_known on public.copiers is 'must be none, all or near';
 comment on constraint copy_existing_points_not_negative on public.copiers is 'must be 0 or more points';
 comment on constraint near_says_how_near on public.copiers is 'must go together: near needs a number of points';
@@ -1547,7 +1579,8 @@ comment on constraint max_age_in_range on public.copiers is 'must be 100 to 6000
 comment on constraint retry_window_in_range on public.copiers is 'must be 0 to 3600 seconds';
 comment on constraint no_money_policy_is_known on public.copiers is 'must be skip or shrink';
 comment on constraint max_slippage_not_negative on public.copiers is 'must be 0 or more points, or null for no limit';
-comment on constraint comment_fits_every_platform on public.copiers is 'must have at most 20 characters';
+comment on constraint comment_is_short on public.copiers is 'must have at most 60 characters';
+comment on constraint comment_placeholders_are_known on public.copiers is 'must have no braces but {master}, {ticket} and {copier}';
 comment on constraint sides_are_known on public.copiers is 'must be both, buy or sell';
 comment on constraint max_open_positions_is_positive on public.copiers is 'must be 1 or more, or null for no limit';
 comment on constraint max_open_lots_is_positive on public.copiers is 'must be above 0, or null for no limit';
@@ -1588,7 +1621,7 @@ grant select on public.copiers, public.symbol_mappings to authenticated, service
 create trigger audited after insert or update or delete on public.copiers for each row
   execute function private.audit('id', 'user_id', 'name', 'master_account_id', 'follower_account_id', 'mode', 'sizing_mode',
     'sizing_value', 'contract_alignment', 'min_policy', 'max_risk_coefficient', 'max_policy', 'max_lots', 'max_risk_percent',
-    'max_leverage', 'max_leverage_policy', 'sanity_factor', 'reverse', 'sl_mode', 'tp_mode', 'copy_pending', 'max_age_ms',
+    'max_leverage', 'max_leverage_policy', 'sanity_factor', 'reverse', 'sl_mode', 'tp_mode', 'sl_points', 'tp_points', 'max_sl_points', 'copy_pending', 'pending_grace_ms', 'early_fill_policy', 'max_age_ms',
     'retry_window_s', 'max_slippage_points', 'comment', 'removed_at');
 create trigger audited after insert or update or delete on public.symbol_mappings for each row
   execute function private.audit('id', 'user_id', 'copier_id', 'master_symbol', 'follower_symbol');
@@ -1676,7 +1709,7 @@ declare
   v_orders numeric[] := '{}';
 begin
   v_explain := array[format('The master trades %s lots of %s.', private.plain(p_lots), p_master_symbol.name)];
-  v_stop := case when p_copier.reverse then p_tp else p_sl end;
+  v_stop := private.stop_of_copy(p_copier, p_side, p_price, case when p_copier.reverse then p_tp else p_sl end, s);
   v_rate := private.exchange_rate(s.profit_currency, p_follower.currency, p_rates);
   v_risk := abs(p_price - v_stop) * s.contract_size * v_rate;
 
@@ -2104,6 +2137,8 @@ create table public.position_links (
   asked_price numeric,
   asked_sl numeric,
   asked_tp numeric,
+  asked_expires_at timestamptz,
+  order_due_at timestamptz,
   modify_failures integer not null default 0,
   close_failures integer not null default 0,
   replan_at timestamptz,
@@ -2124,9 +2159,11 @@ comment on column public.position_links.master_side is 'side of the master''s po
 comment on column public.position_links.seen_master_lots is 'master volume up to which opens and increases were decided';
 comment on column public.position_links.base_master_lots is 'master volume that base_lots was sized from; reductions are base_lots x master now / base_master_lots';
 comment on column public.position_links.base_lots is 'volume held after the last fill or skipped increase';
-comment on column public.position_links.wanted_lots is 'netting followers: decided, but its deal waits until the symbol''s deal in flight is over';
 comment on column public.position_links.asked_sl is 'what was last asked of the broker, not what the broker made of it';
 comment on column public.position_links.stopped_out is 'the follower''s broker closed what it held, or some of it, for lack of margin';
+comment on column public.position_links.wanted_lots is 'decided, but it waits: netting followers for the symbol''s deal in flight, a filled order''s copy for its own order to be cancelled';
+comment on column public.position_links.asked_price is 'of a pending order; null once the copy is a position for good';
+comment on column public.position_links.order_due_at is 'copies of pending orders: when the copier itself has something to do (the master''s has filled, or expires)';
 comment on column public.position_links.replan_at is 'a refused close or modify is planned again from here on';
 
 -- the planner: links of a master position, newest generation first
@@ -2135,6 +2172,7 @@ create index position_links_of_master on public.position_links (master_account_i
 create index position_links_live on public.position_links (follower_account_id, symbol) where state = 'live';
 -- maintain: what is due
 create index position_links_due on public.position_links (replan_at) where state = 'live' and replan_at is not null;
+create index position_links_orders_due on public.position_links (order_due_at) where state = 'live' and order_due_at is not null;
 create index position_links_wanted on public.position_links (wanted_until) where wanted_lots is not null;
 create index position_links_of_user on public.position_links (user_id, created_at);
 create index position_links_ended on public.position_links (ended_at) where state = 'ended';
@@ -2993,6 +3031,249 @@ begin
   update public.trading_accounts set snapshot_session = p_session where id = p_account.id and snapshot_session < p_session;
 end $$;
 
+-- 41_levels.sql
+-- Levels: which stop loss and take profit a copy shall have, and which of them its broker will take at this moment.
+-- What is wanted depends on settings, the master and the copy's own open price alone; it is compared with what was last asked. What is
+-- sent may differ from it by the broker's distances: that is decided when an order is queued and never compared, for quotes move.
+
+create type private.levels as (sl numeric, tp numeric, sent_sl numeric, sent_tp numeric, warnings text[]);
+comment on type private.levels is 'sl, tp: what is wanted; sent_sl, sent_tp: the nearest that the broker takes now; warnings say that they differ.';
+
+-- A level that a copy shall have. p_from: the master's level it comes from (under reverse its other one); p_direction: +1 when the level
+-- lies above the copy's open price, -1 below; p_open: the copy's own open price, null while there is none (then the master's counts);
+-- p_cap: the farthest that it may lie away, in points, also when the master has none.
+create function private.wanted_level(
+  p_mode text, p_from numeric, p_master_open numeric, p_open numeric, p_direction integer, p_points integer, p_cap integer, p_digits integer,
+  p_tick numeric
+) returns numeric
+language plpgsql immutable set search_path = '' as $$
+declare
+  v_open numeric;
+  v_level numeric := p_from;
+  v_cap numeric;
+begin
+  if p_mode = 'price' and p_cap is null then return private.on_tick(p_from, p_tick); end if;
+  if p_mode = 'none' and p_cap is null then return null; end if;
+  v_open := coalesce(p_open, private.on_tick(p_master_open, p_tick));
+  v_level := case p_mode when 'price' then p_from when 'distance' then v_open + (p_from - p_master_open)
+    when 'fixed' then v_open + p_direction * p_points * 10::numeric ^ -p_digits end;
+  if p_cap is not null then
+    v_cap := v_open + p_direction * p_cap * 10::numeric ^ -p_digits;
+    v_level := case when p_direction > 0 then least(v_level, v_cap) else greatest(v_level, v_cap) end;
+  end if;
+  v_level := private.on_tick(v_level, p_tick);
+  return case when v_level > 0 then v_level end;
+end $$;
+
+-- A quote that may be relied on: an agent tells those of the symbols in use again and again.
+create function private.is_fresh(p_symbol public.account_symbols, p_now timestamptz) returns boolean
+language plpgsql stable set search_path = '' as $$
+begin
+  return coalesce(p_symbol.bid > 0 and p_symbol.ask > 0
+    and p_symbol.quoted_at > p_now - private.setting_s('symbol_quote_max_age_s'), false);
+end $$;
+
+-- The nearest levels that the broker takes. p_order_price: of a pending order, null: a position at the market. p_tries: refusals for the levels
+-- so far; a broker that names no distance (0) is believed until it refuses, then the spread is kept, doubled each time.
+create function private.legal_levels(
+  p_symbol public.account_symbols, p_side text, p_order_price numeric, p_sl numeric, p_tp numeric, p_tries integer, p_now timestamptz
+) returns private.levels
+language plpgsql stable set search_path = '' as $$
+declare
+  v_levels private.levels := row(p_sl, p_tp, p_sl, p_tp, '{}'::text[]);
+  v_distance numeric := greatest(p_symbol.stops_level_points, p_symbol.freeze_level_points);
+  v_price numeric := p_order_price;
+  v_below numeric;
+  v_above numeric;
+begin
+  if p_sl is null and p_tp is null or v_distance = 0 and p_tries = 0 then return v_levels; end if;
+  if v_price is null then
+    if not private.is_fresh(p_symbol, p_now) then return v_levels; end if;
+    v_price := case p_side when 'buy' then p_symbol.bid else p_symbol.ask end;
+  end if;
+  v_distance := v_distance * 10::numeric ^ -p_symbol.digits;
+  if p_tries > 0 then
+    v_distance := greatest(v_distance, p_symbol.ask - p_symbol.bid, p_symbol.tick_size) * 2::numeric ^ (p_tries - 1);
+  end if;
+  v_below := floor((v_price - v_distance) / p_symbol.tick_size) * p_symbol.tick_size;
+  v_above := ceil((v_price + v_distance) / p_symbol.tick_size) * p_symbol.tick_size;
+  if p_side = 'buy' then
+    v_levels.sent_sl := least(p_sl, case when p_sl is not null then v_below end);
+    v_levels.sent_tp := greatest(p_tp, case when p_tp is not null then v_above end);
+  else
+    v_levels.sent_sl := greatest(p_sl, case when p_sl is not null then v_above end);
+    v_levels.sent_tp := least(p_tp, case when p_tp is not null then v_below end);
+  end if;
+  v_levels.sent_sl := case when v_levels.sent_sl > 0 then v_levels.sent_sl end;
+  v_levels.sent_tp := case when v_levels.sent_tp > 0 then v_levels.sent_tp end;
+  v_levels.warnings := array_remove(array[case when v_levels.sent_sl is distinct from p_sl then 'sl_adjusted' end,
+    case when v_levels.sent_tp is distinct from p_tp then 'tp_adjusted' end], null);
+  return v_levels;
+end $$;
+
+-- Levels of a link's change, by its follower's symbol.
+create function private.levels_to_ask(
+  p_account uuid, p_symbol text, p_side text, p_order_price numeric, p_sl numeric, p_tp numeric, p_tries integer, p_now timestamptz
+) returns private.levels
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_symbol public.account_symbols;
+begin
+  if p_sl is null and p_tp is null then return row(null, null, null, null, '{}'::text[])::private.levels; end if;
+  select * into v_symbol from public.account_symbols s where s.account_id = p_account and s.name = p_symbol;
+  return private.legal_levels(v_symbol, p_side, p_order_price, p_sl, p_tp, p_tries, p_now);
+end $$;
+
+-- Levels of an order that opens something: from the price that it will probably get, since it must never be naked. The exact ones follow
+-- when its own price is known. p_open: what the copy holds already (an increase), null: nothing.
+create function private.first_levels(
+  p_copier public.copiers, p_master public.positions, p_symbol public.account_symbols, p_side text, p_open numeric, p_now timestamptz
+) returns private.levels
+language plpgsql stable set search_path = '' as $$
+declare
+  v_open numeric := p_open;
+  v_up integer := case p_side when 'buy' then 1 else -1 end;
+  v_sl numeric;
+  v_tp numeric;
+begin
+  if v_open is null and p_master.kind = 'position' and (p_copier.sl_mode in ('distance', 'fixed') or p_copier.tp_mode in ('distance', 'fixed')
+    or p_copier.max_sl_points is not null) and private.is_fresh(p_symbol, p_now) then
+    v_open := case p_side when 'buy' then p_symbol.ask else p_symbol.bid end;
+  end if;
+  v_sl := private.wanted_level(p_copier.sl_mode, case when p_copier.reverse then p_master.tp else p_master.sl end, p_master.price, v_open, -v_up,
+    p_copier.sl_points, p_copier.max_sl_points, p_symbol.digits, p_symbol.tick_size);
+  v_tp := private.wanted_level(p_copier.tp_mode, case when p_copier.reverse then p_master.sl else p_master.tp end, p_master.price, v_open, v_up,
+    p_copier.tp_points, null, p_symbol.digits, p_symbol.tick_size);
+  return private.legal_levels(p_symbol, p_side, case when p_master.kind = 'order' then private.on_tick(p_master.price, p_symbol.tick_size) end,
+    v_sl, v_tp, 0, p_now);
+end $$;
+
+-- What a link's positions were opened at, on average.
+create function private.open_price(p_link bigint) returns numeric
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return (select sum(g.lots * g.price) / nullif(sum(g.lots), 0) from private.link_legs g
+    where g.link_id = p_link and g.kind = 'position' and g.price is not null);
+end $$;
+
+-- The stop that a copy risks its money by, at the master's price level: its own where the copier sets it, else the master's.
+-- p_side: the master's; p_stop: the master's level that becomes the copy's stop.
+create function private.stop_of_copy(p_copier public.copiers, p_side text, p_price numeric, p_stop numeric, p_symbol public.account_symbols)
+returns numeric
+language plpgsql immutable set search_path = '' as $$
+begin
+  if coalesce(p_copier.sl_mode, 'price') <> 'fixed' and p_copier.max_sl_points is null then return p_stop; end if;
+  return private.wanted_level(p_copier.sl_mode, p_stop, p_price, p_price, case when (p_side = 'buy') = p_copier.reverse then 1 else -1 end,
+    p_copier.sl_points, p_copier.max_sl_points, p_symbol.digits, p_symbol.tick_size);
+end $$;
+
+-- A link's warnings, with those about levels replaced by the newest.
+create function private.with_level_warnings(p_warnings text[], p_new text[]) returns text[]
+language plpgsql immutable set search_path = '' as $$
+begin
+  return array_remove(array_remove(p_warnings, 'sl_adjusted'), 'tp_adjusted') || coalesce(p_new, '{}');
+end $$;
+
+-- Settings of levels that contradict each other, both named. p_given: what is being saved, p_new: what would stand.
+create function private.refuse_contradicting_levels(p_given jsonb, p_new public.copiers) returns void
+language plpgsql immutable set search_path = '' as $$
+declare
+  v_message text := case
+    when p_new.sl_mode = 'fixed' and p_new.sl_points is null then 'sl_mode is fixed, but sl_points is missing'
+    when p_new.tp_mode = 'fixed' and p_new.tp_points is null then 'tp_mode is fixed, but tp_points is missing'
+    when p_new.sl_mode <> 'fixed' and jsonb_typeof(p_given -> 'sl_points') <> 'null' then
+      format('sl_points is given, but sl_mode is %s', p_new.sl_mode)
+    when p_new.tp_mode <> 'fixed' and jsonb_typeof(p_given -> 'tp_points') <> 'null' then
+      format('tp_points is given, but tp_mode is %s', p_new.tp_mode)
+    when p_new.sl_mode = 'none' and p_new.max_sl_points is not null then 'sl_mode is none, but max_sl_points sets a stop'
+    when p_new.sl_mode = 'fixed' and p_new.sl_points > p_new.max_sl_points then
+      format('sl_points %s is more than max_sl_points %s', p_new.sl_points, p_new.max_sl_points) end;
+begin
+  if v_message is not null then
+    raise exception using errcode = 'TC306', message = 'save_copier: ' || v_message, hint = 'Change one of the two settings.';
+  end if;
+end $$;
+
+create function private.is_quote(p jsonb) returns boolean
+language plpgsql immutable set search_path = '' as $$
+begin
+  if coalesce(jsonb_typeof(p), 'null') = 'null' then return true; end if;
+  if jsonb_typeof(p) <> 'object' or not coalesce(private.is_number(p -> 'bid') and private.is_number(p -> 'ask'), false) then return false; end if;
+  return (p ->> 'bid')::numeric > 0 and (p ->> 'ask')::numeric > 0;
+end $$;
+
+-- The prices at which an agent saw its order refused.
+create function private.note_quote(p_account uuid, p_symbol text, p_quote jsonb, p_now timestamptz) returns void
+language plpgsql security definer set search_path = '' as $$
+begin
+  update public.account_symbols s set bid = (p_quote ->> 'bid')::numeric, ask = (p_quote ->> 'ask')::numeric, quoted_at = p_now
+  where s.account_id = p_account and s.name = p_symbol and (s.quoted_at < p_now or s.quoted_at is null);
+end $$;
+
+-- Whether an order that was refused for its levels shall be sent again with the nearest ones that the broker may take; not for ever.
+create function private.may_mend(q public.trade_execution_queue, p_reason text) returns boolean
+language plpgsql immutable set search_path = '' as $$
+begin
+  return p_reason = 'invalid_stops' and q.attempt < 3 and coalesce(q.sl, q.tp) is not null and q.action in ('open', 'increase', 'place');
+end $$;
+
+create function private.mend_levels(q public.trade_execution_queue, p_now timestamptz) returns void
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_levels private.levels := private.levels_to_ask(q.account_id, q.symbol, q.side, case when q.action = 'place' then q.price end, q.sl, q.tp,
+    q.attempt, p_now);
+begin
+  update public.trade_execution_queue x set sl = v_levels.sent_sl, tp = v_levels.sent_tp,
+    warnings = private.with_level_warnings(x.warnings, v_levels.warnings)
+  where x.id = q.id;
+  update public.position_links l set warnings = private.with_level_warnings(l.warnings, v_levels.warnings) where l.id = q.link_id;
+end $$;
+
+-- An order that was filled without the levels it asked for: as if none had been asked, so that the planner asks at once. And a change
+-- that was carried out ends the warning of one that was not.
+create function private.mind_protection(q public.trade_execution_queue, r jsonb) returns void
+language plpgsql security definer set search_path = '' as $$
+begin
+  if q.action in ('modify', 'amend') then
+    update public.position_links l set warnings = array_remove(l.warnings, 'protection_dropped')
+    where l.id = q.link_id and 'protection_dropped' = any (l.warnings);
+  elsif coalesce(q.sl, q.tp) is not null and q.action in ('open', 'increase', 'place') and exists (
+    select 1 from jsonb_array_elements(nullif(r -> 'positions', 'null')) e
+    where (e ->> 'lots')::numeric > 0 and (q.sl is not null and coalesce((e ->> 'sl')::numeric, 0) = 0
+      or q.tp is not null and coalesce((e ->> 'tp')::numeric, 0) = 0))
+  then
+    if exists (select 1 from public.trading_accounts a where a.id = q.account_id and a.mode = 'netting') then
+      update private.net_ledgers n set asked_sl = null, asked_tp = null where n.account_id = q.account_id and n.symbol = q.symbol;
+    else
+      update public.position_links l set asked_sl = null, asked_tp = null where l.id = q.link_id;
+    end if;
+  end if;
+end $$;
+
+-- Levels that the broker has refused for good: never silently. A change is given up after three refusals, an opening order is not sent any more.
+create function private.mind_refused_levels(q public.trade_execution_queue) returns void
+language plpgsql security definer set search_path = '' as $$
+begin
+  if coalesce(q.sl, q.tp) is null then return; end if;
+  if q.action in ('modify', 'amend') then
+    if exists (select 1 from public.position_links l where l.id = q.link_id and l.modify_failures >= 3)
+      or exists (select 1 from private.net_ledgers n where n.account_id = q.account_id and n.symbol = q.symbol and n.modify_failures >= 3)
+    then
+      update public.position_links l set warnings = l.warnings || 'protection_dropped'::text
+      where l.id = q.link_id and not 'protection_dropped' = any (l.warnings);
+      perform private.raise_alert(q.account_id, 'levels', 'protection_dropped', 'critical', format(
+        'The broker refused stop loss %s and take profit %s of the copy %s (%s) three times: %s. Set them by hand, or close the position.',
+        coalesce(q.sl::text, 'none'), coalesce(q.tp::text, 'none'), q.ticket, q.symbol, coalesce(q.message, q.reason)),
+        jsonb_build_object('link_id', q.link_id::text, 'ticket', q.ticket, 'symbol', q.symbol, 'sl', q.sl::text, 'tp', q.tp::text));
+    end if;
+  elsif q.status = 'rejected' and q.reason = 'invalid_stops' then
+    perform private.raise_alert(q.account_id, 'levels', 'invalid_stops', 'warning', format(
+      'A copy of %s lots of %s was not opened: the broker takes neither its levels nor nearer ones (stop loss %s, take profit %s).',
+      private.plain(q.lots), q.symbol, coalesce(q.sl::text, 'none'), coalesce(q.tp::text, 'none')),
+      jsonb_build_object('link_id', q.link_id::text, 'symbol', q.symbol, 'sl', q.sl::text, 'tp', q.tp::text));
+  end if;
+end $$;
+
 -- 41_net_ledger.sql
 -- The ledger of a netting follower: each link's share of the net position (its leg), and what the account's net and the shares differ by.
 -- Callers hold the account's plan lock.
@@ -3010,7 +3291,8 @@ begin
   if p_lots > 0 then
     insert into private.link_legs as g (link_id, account_id, ticket, kind, lots, price)
     values (p_link, p_account, p_symbol, 'position', p_lots, p_price)
-    on conflict (link_id, ticket) do update set lots = g.lots + excluded.lots;
+    on conflict (link_id, ticket) do update set lots = g.lots + excluded.lots,
+      price = coalesce((g.lots * g.price + excluded.lots * excluded.price) / (g.lots + excluded.lots), excluded.price, g.price);
   else
     delete from private.link_legs where link_id = p_link and ticket = p_symbol and lots + p_lots <= 0;
     update private.link_legs set lots = lots + p_lots where link_id = p_link and ticket = p_symbol and lots + p_lots > 0;
@@ -3297,8 +3579,10 @@ select l.*, c.mode as copier_mode, fa.mode as account_mode, fa.copy_state,
   m.kind as master_kind, m.lots as master_lots, m.last_event_id as master_event_id, m.detected_at as master_detected_at,
   m.price as master_price, m.expires_at as master_expires_at,
   s.lots_min, s.lots_step,
-  private.on_tick(case when c.sl_mode = 'none' then null when c.reverse then m.tp else m.sl end, s.tick_size) as wanted_sl,
-  private.on_tick(case when c.tp_mode = 'none' then null when c.reverse then m.sl else m.tp end, s.tick_size) as wanted_tp,
+  private.wanted_level(c.sl_mode, case when c.reverse then m.tp else m.sl end, m.price, held.open_price,
+    case l.side when 'buy' then -1 else 1 end, c.sl_points, c.max_sl_points, s.digits, s.tick_size) as wanted_sl,
+  private.wanted_level(c.tp_mode, case when c.reverse then m.sl else m.tp end, m.price, held.open_price,
+    case l.side when 'buy' then 1 else -1 end, c.tp_points, null, s.digits, s.tick_size) as wanted_tp,
   private.on_tick(m.price, s.tick_size) as wanted_price,
   held.position_lots, held.order_lots, held.legs,
   flight.executions, flight.opens, flight.waiting, flight.reducing, flight.open_step
@@ -3314,7 +3598,9 @@ left join lateral (
 ) newer on true
 cross join lateral (
   select coalesce(sum(g.lots) filter (where g.kind = 'position'), 0) as position_lots,
-    coalesce(sum(g.lots) filter (where g.kind = 'order'), 0) as order_lots, count(*) as legs
+    coalesce(sum(g.lots) filter (where g.kind = 'order'), 0) as order_lots, count(*) as legs,
+    sum(g.lots * g.price) filter (where g.kind = 'position')
+      / nullif(sum(g.lots) filter (where g.kind = 'position' and g.price is not null), 0) as open_price
   from private.link_legs g where g.link_id = l.id
 ) held
 cross join lateral (
@@ -3431,8 +3717,8 @@ begin
   where s.id = any (p_links) and s.ended_at is null and q.link_id = s.id and q.finalized_at is null and q.status = 'retrying' and q.parts is null
     and case
       when s.doomed then q.action not in ('close', 'cancel')
-      when q.action = 'modify' then (q.sl, q.tp) is distinct from (s.wanted_sl, s.wanted_tp)
-      when q.action = 'amend' then (q.price, q.sl, q.tp) is distinct from (s.wanted_price, s.wanted_sl, s.wanted_tp)
+      when q.action = 'modify' then (s.asked_sl, s.asked_tp) is distinct from (s.wanted_sl, s.wanted_tp)
+      when q.action = 'amend' then (s.asked_price, s.asked_sl, s.asked_tp) is distinct from (s.wanted_price, s.wanted_sl, s.wanted_tp)
       when q.action = 'reduce' then s.waiting = s.executions and s.reducing <> s.position_lots
         - private.target_lots(s.base_lots, s.master_lots, s.base_master_lots, s.lots_step, s.lots_min, s.position_lots)
       else false end;
@@ -3458,6 +3744,7 @@ create function private.plan_links(p_links bigint[], p_now timestamptz) returns 
 language plpgsql security definer set search_path = '' as $$
 declare
   v_new bigint[];
+  v_orders bigint[];
   v_reduced bigint[];
   v_volumes numeric[];
   v_send_within interval := private.send_within();
@@ -3466,6 +3753,9 @@ begin
     select 1 from public.trade_execution_queue q where q.link_id = any (p_links) and q.finalized_at is null and q.status = 'retrying')
   then
     perform private.drop_waiting(p_links, p_now);
+  end if;
+  if exists (select 1 from public.position_links l where l.id = any (p_links) and l.ended_at is null and l.asked_price is not null) then
+    v_orders := private.mind_orders(p_links, p_now);
   end if;
   -- a reduction of the master counts as seen once it is carried out: an increase back to the old volume is then none
   if exists (
@@ -3498,14 +3788,18 @@ begin
         when s.master_kind = 'position' and s.position_lots - s.target >= s.lots_min
           and (s.close_failures = 0 or s.replan_at is null or s.replan_at <= p_now) then 'reduce'
         when s.master_kind = 'order' and s.order_lots > 0
-          and ((s.wanted_price, s.wanted_sl, s.wanted_tp) is distinct from (s.asked_price, s.asked_sl, s.asked_tp)
+          and ((s.wanted_price, s.wanted_sl, s.wanted_tp, s.master_expires_at)
+              is distinct from (s.asked_price, s.asked_sl, s.asked_tp, s.asked_expires_at)
             or (s.modify_failures between 1 and 2 and s.replan_at <= p_now)) then 'amend'
         when s.position_lots > 0 and ((s.wanted_sl, s.wanted_tp) is distinct from (s.asked_sl, s.asked_tp)
           or (s.modify_failures between 1 and 2 and s.replan_at <= p_now)) then 'modify'
       end as choice
     from states s
   ), steps as materialized (
-    select c.*, nextval('public.trade_execution_queue_id_seq') as step_id from choices c where c.choice is not null
+    select c.*, nextval('public.trade_execution_queue_id_seq') as step_id,
+      case when c.choice in ('modify', 'amend') then private.levels_to_ask(c.follower_account_id, c.symbol, c.side,
+        case when c.choice = 'amend' then c.wanted_price end, c.wanted_sl, c.wanted_tp, c.modify_failures, p_now) end as levels
+    from choices c where c.choice is not null
   ), legs as (  -- every step with each of its legs: joined once, by index; all that follows is a single pass over it
     select t.*, g.ticket, g.kind, g.lots as leg_lots,
       sum(g.lots) over (partition by t.id order by g.ticket desc) - g.lots as newer_lots
@@ -3531,20 +3825,21 @@ begin
   ), asked as (
     update public.position_links l set asked_sl = t.wanted_sl, asked_tp = t.wanted_tp,
       asked_price = case when t.choice = 'amend' then t.wanted_price else l.asked_price end,
+      asked_expires_at = case when t.choice = 'amend' then t.master_expires_at else l.asked_expires_at end,
+      order_due_at = case when t.choice = 'amend' then t.master_expires_at + interval '1 s' else l.order_due_at end,
       modify_failures = case when (t.wanted_price, t.wanted_sl, t.wanted_tp) is distinct from
         (case when t.choice = 'amend' then l.asked_price else t.wanted_price end, l.asked_sl, l.asked_tp) then 0 else l.modify_failures end,
-      replan_at = null
+      replan_at = null, warnings = private.with_level_warnings(l.warnings, (t.levels).warnings)
     from steps t
     where l.id = t.id and t.choice in ('modify', 'amend') and l.id = any (array(select i.id from steps i where i.choice in ('modify', 'amend')))
   ), placed as (
     insert into public.trade_execution_queue (step_id, after_id, link_id, lane, copier_id, user_id, account_id, master_account_id, event_id,
       action, priority, symbol, side, order_type, lots, target_lots, ticket, price, sl, tp, master_price, master_lots, expires_at,
-      vps_id, epoch, offered_at, send_before, detected_at, queued_at, updated_at)
+      warnings, vps_id, epoch, offered_at, send_before, detected_at, queued_at, updated_at)
     select t.step_id, t.after_id, t.id, t.id::text, t.copier_id, t.user_id, t.follower_account_id, t.master_account_id, t.master_event_id,
       t.action, case t.action when 'reduce' then 20 when 'modify' then 30 when 'amend' then 30 else 10 end,
       t.symbol, t.side, 'market', t.order_lots_now, t.target_lots, t.ticket, case when t.action = 'amend' then t.wanted_price end,
-      case when t.action in ('modify', 'amend') then t.wanted_sl end, case when t.action in ('modify', 'amend') then t.wanted_tp end,
-      t.master_price, t.master_lots, t.master_expires_at, v.id, case when v.id is not null then a.epoch end,
+      (t.levels).sent_sl, (t.levels).sent_tp, t.master_price, t.master_lots, t.master_expires_at, coalesce((t.levels).warnings, '{}'), v.id, case when v.id is not null then a.epoch end,
       case when v.id is not null then p_now end,
       coalesce(least(greatest(p_now, a.begins_at) + v_send_within, v.lease_expires_at), p_now), t.master_detected_at, p_now, p_now
     from orders t
@@ -3559,6 +3854,10 @@ begin
       set execution_id = excluded.execution_id, link_id = excluded.link_id, reason = null, detail = null where o.execution_id is null
   )
   select array_agg(id) into v_new from placed;
+  if v_orders is not null then
+    perform private.explain_executions(v_orders);
+    v_new := nullif(coalesce(v_new, '{}') || v_orders, '{}');
+  end if;
   return v_new;
 end $$;
 
@@ -3786,10 +4085,8 @@ begin
           then '{}'::jsonb
           else private.quoted_rates(array[(k.fa).id, (k.ma).id],
             array[(k.ma).currency, (k.fa).currency, (k.ms).profit_currency, (k.fs).profit_currency]) end) end as z,
-      private.on_tick(case when (k.c).sl_mode = 'none' then null when (k.c).reverse then (k.m).tp else (k.m).sl end,
-        (k.fs).tick_size) as sl,
-      private.on_tick(case when (k.c).tp_mode = 'none' then null when (k.c).reverse then (k.m).sl else (k.m).tp end,
-        (k.fs).tick_size) as tp,
+      case when k.verdict is null then private.first_levels(k.c, k.m, k.fs, k.side,
+        case when k.kind = 'increase' then private.open_price(k.link_id) end, p_now) end as levels,
       private.on_tick((k.m).price, (k.fs).tick_size) as order_price
     from checked k
     offset 0
@@ -3800,18 +4097,22 @@ begin
     from sized s
   ), made as (
     insert into public.position_links (id, user_id, copier_id, master_account_id, follower_account_id, master_ticket, master_side, generation,
-      symbol, side, state, reason, seen_master_lots, wanted_lots, wanted_until, asked_price, asked_sl, asked_tp, warnings, event_id,
+      symbol, side, state, reason, seen_master_lots, wanted_lots, wanted_until, asked_price, asked_sl, asked_tp, asked_expires_at, order_due_at, warnings, event_id,
       created_at, ended_at)
     overriding system value
     select d.its_link, (d.c).user_id, (d.c).id, (d.c).master_account_id, (d.c).follower_account_id, (d.m).ticket, (d.m).side, d.generation,
       (d.fs).name, d.side, case when d.reason is null then 'live' else 'ended' end, d.reason, (d.m).lots,
       case when d.reason is null and d.netting then (select sum(o) from unnest((d.z).orders) o) end,
       case when d.reason is null and d.netting then d.news_at + make_interval(secs => (d.c).max_age_ms / 1000.0) end,
-      case when (d.m).kind = 'order' then d.order_price end, d.sl, d.tp, coalesce((d.z).warnings, '{}'), (d.m).last_event_id,
+      case when (d.m).kind = 'order' then d.order_price end, (d.levels).sl, (d.levels).tp,
+      case when (d.m).kind = 'order' then (d.m).expires_at end, case when (d.m).kind = 'order' then (d.m).expires_at + interval '1 s' end,
+      coalesce((d.z).warnings || (d.levels).warnings, '{}'), (d.m).last_event_id,
       p_now, case when d.reason is not null then p_now end
     from decided d where d.kind in ('new', 'flip')
   ), grown as (
     update public.position_links l set seen_master_lots = (d.m).lots,
+      asked_sl = case when d.reason is null then (d.levels).sl else l.asked_sl end,
+      asked_tp = case when d.reason is null then (d.levels).tp else l.asked_tp end,
       wanted_lots = case when d.reason is null and d.netting then (select sum(o) from unnest((d.z).orders) o) end,
       wanted_until = case when d.reason is null and d.netting then d.news_at + make_interval(secs => (d.c).max_age_ms / 1000.0) end,
       -- a skipped increase rebases the pair
@@ -3828,8 +4129,8 @@ begin
       (k.ma).id, (k.m).last_event_id,
       case when k.kind = 'increase' then 'increase' when (k.m).kind = 'order' then 'place' else 'open' end, 40,
       (k.fs).name, k.side, private.copied_order_type((k.m).order_type, (k.c).reverse), o.lots,
-      case when (k.m).kind = 'order' then k.order_price end, k.sl, k.tp, (k.c).max_slippage_points, (k.m).price, (k.m).lots,
-      (k.m).expires_at, (k.c).comment, (k.z).warnings, p_now + make_interval(secs => (k.c).retry_window_s), k.vps_id, k.epoch, p_now,
+      case when (k.m).kind = 'order' then k.order_price end, (k.levels).sent_sl, (k.levels).sent_tp, (k.c).max_slippage_points, (k.m).price, (k.m).lots,
+      (k.m).expires_at, private.copy_comment(k.c, (k.m).ticket), (k.z).warnings || (k.levels).warnings, p_now + make_interval(secs => (k.c).retry_window_s), k.vps_id, k.epoch, p_now,
       least(greatest(p_now, k.begins_at) + v_send_within, k.lease_ends,
         k.news_at + make_interval(secs => (k.c).max_age_ms / 1000.0)), (k.m).detected_at, p_now, p_now
     from decided k cross join lateral unnest((k.z).orders) as o (lots)
@@ -3873,7 +4174,7 @@ begin
       when l.id is null and m.kind = 'order' and (not c.copy_pending or fa.mode = 'netting') then 'copied_at_fill'
       when l.id is null and (m.existing or m.first_seen_at < c.started_at) then 'existing'
       when l.id is null then 'not_copied'
-      when l.state = 'ended' and l.reason in ('closed_by_follower', 'stop_out', 'closed') then l.reason
+      when l.state = 'ended' and l.reason in ('closed_by_follower', 'stop_out', 'closed', 'master_never_filled', 'order_expired') then l.reason
       when l.state = 'ended' then 'not_copied'
       when exists (select 1 from public.trade_execution_queue q where q.link_id = l.id and q.finalized_at is null) then 'coalesced'
       when e.type = 'reduced' then 'residual_hold'
@@ -4046,6 +4347,7 @@ language plpgsql security definer set search_path = '' as $$
 declare
   v_link public.position_links;
   v_opens boolean;
+  v_levels private.levels;
   v_action text;
   v_new bigint;
 begin
@@ -4054,6 +4356,7 @@ begin
   order by (e ->> 'lots')::numeric > 0 desc, l.id desc limit 1;
   -- "open" where the position may grow or a new one come of it (the end of a short copy buys); a pure reduction names the position
   v_action := case when v_opens or private.sign_of(p_side) = sign(p_net) or p_lots > abs(p_net) or p_ticket is null then 'open' when p_lots = abs(p_net) then 'close' else 'reduce' end;
+  v_levels := private.levels_to_ask(p_account, p_symbol, p_side, null, p_wish.sl, p_wish.tp, 0, p_now);
   insert into public.trade_execution_queue (step_id, link_id, lane, copier_id, user_id, account_id, master_account_id, event_id, action,
     priority, symbol, side, lots, target_lots, ticket, sl, tp, max_slippage_points, master_price, master_lots, comment, parts, warnings,
     retry_until, send_before, detected_at, queued_at, updated_at)
@@ -4062,8 +4365,9 @@ begin
     case when exists (select 1 from jsonb_array_elements(p_parts) e where (e ->> 'lots')::numeric < 0) then 10 else 40 end, p_symbol,
     case when v_action = 'open' then p_side when p_side = 'buy' then 'sell' else 'buy' end, p_lots,
     case when v_action <> 'open' then abs(p_net) - p_lots end, case when v_action <> 'open' then p_ticket end,
-    case when v_opens then p_wish.sl end, case when v_opens then p_wish.tp end, case when v_opens then c.max_slippage_points end, m.price,
-    v_link.seen_master_lots, c.comment, p_parts, case when p_wish.shares > 1 or p_wish.virtual then array['netting_sltp_virtual'] else '{}' end,
+    case when v_opens then v_levels.sent_sl end, case when v_opens then v_levels.sent_tp end, case when v_opens then c.max_slippage_points end, m.price,
+    v_link.seen_master_lots, private.copy_comment(c, v_link.master_ticket), p_parts,
+    case when p_wish.shares > 1 or p_wish.virtual then array['netting_sltp_virtual'] when v_opens then v_levels.warnings else '{}' end,
     p_now + make_interval(secs => c.retry_window_s), p_now, m.detected_at, p_now, p_now
   from public.copiers c left join public.positions m on m.account_id = v_link.master_account_id and m.ticket = v_link.master_ticket
   where c.id = v_link.copier_id
@@ -4101,15 +4405,18 @@ returns bigint
 language plpgsql security definer set search_path = '' as $$
 declare
   v_new bigint;
+  v_side text := case when p_net > 0 then 'buy' else 'sell' end;
+  v_levels private.levels := private.levels_to_ask(p_account, p_symbol, v_side, null, p_sl, p_tp,
+    (select n.modify_failures from private.net_ledgers n where n.account_id = p_account and n.symbol = p_symbol), p_now);
 begin
   update private.net_ledgers n set modify_failures = case when (n.asked_sl, n.asked_tp) is distinct from (p_sl, p_tp) then 0 else n.modify_failures end,
     asked_sl = p_sl, asked_tp = p_tp, replan_at = null
   where n.account_id = p_account and n.symbol = p_symbol;
   insert into public.trade_execution_queue (step_id, link_id, lane, copier_id, user_id, account_id, master_account_id, event_id, action,
-    priority, symbol, side, lots, ticket, sl, tp, send_before, detected_at, queued_at, updated_at)
+    priority, symbol, side, lots, ticket, sl, tp, warnings, send_before, detected_at, queued_at, updated_at)
   select nextval('public.trade_execution_queue_id_seq'), l.id, p_account || ':' || p_symbol, l.copier_id, l.user_id, p_account,
-    l.master_account_id, m.last_event_id, 'modify', 30, p_symbol, case when p_net > 0 then 'buy' else 'sell' end, abs(p_net), p_ticket, p_sl,
-    p_tp, p_now, m.detected_at, p_now, p_now
+    l.master_account_id, m.last_event_id, 'modify', 30, p_symbol, v_side, abs(p_net), p_ticket, v_levels.sent_sl, v_levels.sent_tp,
+    v_levels.warnings, p_now, m.detected_at, p_now, p_now
   from public.position_links l left join public.positions m on m.account_id = l.master_account_id and m.ticket = l.master_ticket
   where l.follower_account_id = p_account and l.symbol = p_symbol and l.state = 'live'
   order by l.id desc limit 1
@@ -4168,7 +4475,7 @@ begin
     perform private.decide_for_symbol(p_account, p_symbol, p_now);
     return private.plan_net(p_account, p_symbol, p_now);
   end if;
-  if v_waiting.action = 'modify' and (v_waiting.sl, v_waiting.tp) is not distinct from (v_wish.sl, v_wish.tp) and v_ticket is not null then
+  if v_waiting.action = 'modify' and (v_ledger.asked_sl, v_ledger.asked_tp) is not distinct from (v_wish.sl, v_wish.tp) and v_ticket is not null then
     return null;
   end if;
   if v_waiting.id is not null then  -- increases may have waited behind it
@@ -4586,6 +4893,7 @@ begin
     when not coalesce(pg_input_is_valid(r ->> 'received_at', 'timestamptz'), true) then 'received_at must be a time such as 2026-01-31T12:00:00Z'
     when not coalesce(pg_input_is_valid(r ->> 'sent_at', 'timestamptz'), true) then 'sent_at must be a time such as 2026-01-31T12:00:00Z'
     when not coalesce(pg_input_is_valid(r ->> 'done_at', 'timestamptz'), true) then 'done_at must be a time such as 2026-01-31T12:00:00Z'
+    when r ? 'quote' and not private.is_quote(r -> 'quote') then 'quote must be an object with bid and ask above 0'
     when coalesce(jsonb_typeof(r -> 'positions'), 'null') not in ('null', 'array') then 'positions must be an array'
   end;
   if v_error is null and jsonb_typeof(r -> 'positions') = 'array' then
@@ -4629,7 +4937,7 @@ begin
         and not exists (select 1 from private.link_legs o where o.link_id = g.link_id and o.ticket = m.replaced_by);
       delete from private.link_legs g using public.positions m
       where g.link_id = q.link_id and m.account_id = q.account_id and m.ticket = g.ticket and m.lots = 0;
-      update private.link_legs g set lots = least(g.lots, m.lots), kind = m.kind from public.positions m
+      update private.link_legs g set lots = least(g.lots, m.lots), kind = m.kind, price = m.price from public.positions m
       where g.link_id = q.link_id and m.account_id = q.account_id and m.ticket = g.ticket and m.lots > 0
         and (m.lots < g.lots or m.kind <> g.kind);
     end if;
@@ -4675,6 +4983,7 @@ begin
   if q.reason = 'no_money' and private.opens(q) then
     perform private.tell_no_money(q);
   end if;
+  perform private.mind_refused_levels(q);
   if q.parts is not null then
     v_opened := array(select (e ->> 'link_id')::bigint from jsonb_array_elements(q.parts) e where (e ->> 'lots')::numeric > 0);
   elsif q.action in ('open', 'increase', 'place') then
@@ -4733,8 +5042,9 @@ begin
       if v_opens and reason in ('no_money', 'invalid_volume') then
         next_at := private.second_attempt_at(q, reason, p_now);
         status := case when next_at is null then 'rejected' else 'retrying' end;
+      elsif private.may_mend(q, reason) and p_now <= v_limit then status := 'retrying'; next_at := p_now;
       elsif not coalesce((r ->> 'retryable')::boolean, false) then status := 'rejected';
-      elsif v_opens and next_at > v_limit then status := 'expired'; reason := 'too_old';
+      elsif v_opens and next_at > v_limit then status := 'expired'; reason := case reason when 'price_changed' then 'slippage' else 'too_old' end;
       elsif q.action in ('modify', 'amend') and q.attempt >= 3 then status := 'rejected';
       else status := 'retrying'; end if;
   end case;
@@ -4787,6 +5097,7 @@ begin
     end if;
   end loop;
 
+  if jsonb_typeof(r -> 'quote') = 'object' then perform private.note_quote(q.account_id, q.symbol, r -> 'quote', p_now); end if;
   v_late := (r ->> 'attempt')::integer < q.attempt;
   if q.status = 'completed' or (q.finalized_at is not null or v_late) and r ->> 'outcome' <> 'completed'
     or (r ->> 'attempt')::integer > q.attempt then
@@ -4810,6 +5121,7 @@ begin
     done_at = coalesce((r ->> 'done_at')::timestamptz, x.done_at),
     finalized_at = case when n.status in ('completed', 'rejected', 'expired', 'cancelled') then p_now end, updated_at = p_now
   where x.id = q.id returning * into q;
+  if q.reason = 'invalid_stops' and q.status = 'retrying' then perform private.mend_levels(q, p_now); end if;
 
   if q.status = 'completed' then
     if exists (select 1 from public.position_links l where l.id = q.link_id and l.state = 'ended') or q.parts is not null then
@@ -4838,6 +5150,7 @@ begin
       perform private.book_failure(q, p_now);
     end if;
   end if;
+  if q.status = 'completed' then perform private.mind_protection(q, r); end if;
   link_ids := array[q.link_id];
   if q.parts is not null then
     link_ids := link_ids || array(select (e ->> 'link_id')::bigint from jsonb_array_elements(q.parts) e);
@@ -5025,6 +5338,8 @@ begin
     union
     select l.follower_account_id from public.position_links l where l.wanted_lots is not null and l.wanted_until <= p_now
     union
+    select l.follower_account_id from public.position_links l where l.state = 'live' and l.order_due_at <= p_now
+    union
     select n.account_id from private.net_ledgers n where n.replan_at <= p_now
     union
     select a.id from public.trading_accounts a where a.copy_state = 'flattening'
@@ -5073,7 +5388,7 @@ begin
   v_links := private.judge_overdue(v_accounts, v_now);
   select coalesce(v_links, '{}') || coalesce(array_agg(l.id), '{}') into v_links from public.position_links l
   where l.follower_account_id = any (v_accounts) and l.state = 'live'
-    and (l.replan_at <= v_now or l.wanted_until <= v_now
+    and (l.replan_at <= v_now or l.wanted_until <= v_now or l.order_due_at <= v_now
       or exists (select 1 from private.net_ledgers n where n.account_id = l.follower_account_id and n.symbol = l.symbol and n.replan_at <= v_now)
       or exists (select 1 from public.trading_accounts a where a.id = l.follower_account_id and a.copy_state = 'flattening'));
   v_new := coalesce(private.requeue(v_accounts, v_now), '{}') || coalesce(private.plan_again(v_links, v_now), '{}');
@@ -5330,6 +5645,7 @@ begin
       margin_currency = coalesce(s.margin_currency, t.margin_currency), lots_min = coalesce(s.lots_min, t.lots_min),
       lots_max = coalesce(s.lots_max, t.lots_max), lots_step = coalesce(s.lots_step, t.lots_step),
       stops_level_points = coalesce(s.stops_level_points, t.stops_level_points),
+      freeze_level_points = coalesce(s.freeze_level_points, t.freeze_level_points),
       trade_mode = coalesce(s.trade_mode, t.trade_mode),
       bid = case when newer.quote then s.bid else t.bid end, ask = case when newer.quote then s.ask else t.ask end,
       quoted_at = case when newer.quote then s.quoted_at else t.quoted_at end
@@ -5340,10 +5656,10 @@ begin
   where t.account_id = p_account and t.name = s.name;
 
   insert into public.account_symbols (account_id, name, contract_size, tick_size, digits, profit_currency, margin_currency,
-    lots_min, lots_max, lots_step, stops_level_points, trade_mode, bid, ask, quoted_at)
+    lots_min, lots_max, lots_step, stops_level_points, freeze_level_points, trade_mode, bid, ask, quoted_at)
   select distinct on (s.name) p_account, s.name, s.contract_size, s.tick_size, s.digits, s.profit_currency,
     coalesce(s.margin_currency, s.profit_currency), s.lots_min, s.lots_max, s.lots_step,
-    coalesce(s.stops_level_points, 0), coalesce(s.trade_mode, 'full'), s.bid, s.ask, s.quoted_at
+    coalesce(s.stops_level_points, 0), coalesce(s.freeze_level_points, 0), coalesce(s.trade_mode, 'full'), s.bid, s.ask, s.quoted_at
   from jsonb_populate_recordset(null::public.account_symbols, p_symbols) s
   where not exists (select from public.account_symbols t where t.account_id = p_account and t.name = s.name)
   order by s.name;
@@ -6406,6 +6722,196 @@ begin
   return v_new;
 end $$;
 
+-- 53_pending.sql
+-- Pending orders: what the copier itself has to do about the copy of one, beside following its master's. Called by the planner for links that
+-- were made from an order, when something changed and when their time has come (order_due_at).
+
+-- The text a broker shows with a copy: {master}, {ticket} and {copier} stand for names of what it copies. Platforms cut it as they must;
+-- nothing depends on it, for copies are known by their tags.
+create function private.copy_comment(p_copier public.copiers, p_ticket text) returns text
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  if p_copier.comment not like '%{%' then return p_copier.comment; end if;
+  return left(replace(replace(replace(p_copier.comment, '{ticket}', p_ticket), '{copier}', p_copier.name), '{master}',
+    (select coalesce(nullif(a.name, ''), a.login) from public.trading_accounts a where a.id = p_copier.master_account_id)), 100);
+end $$;
+
+-- Why the copy of an order that has filled at the master may not be opened at the market now; null: it may.
+create function private.no_conversion(p_copier public.copiers, p_master public.positions, p_symbol public.account_symbols, p_side text, p_now timestamptz)
+returns text
+language plpgsql stable set search_path = '' as $$
+declare
+  v_adverse numeric;
+begin
+  if p_copier.mode <> 'on' then return 'copier_' || p_copier.mode; end if;
+  -- the grace was our own wait: it does not make the news older
+  if p_now > private.convertible_until(p_copier, p_master) then return 'too_old'; end if;
+  if p_copier.max_slippage_points is not null then
+    if not private.is_fresh(p_symbol, p_now) then return 'no_quotes'; end if;
+    v_adverse := case p_side when 'buy' then p_symbol.ask - p_master.price else p_master.price - p_symbol.bid end;
+    if v_adverse > p_copier.max_slippage_points * 10::numeric ^ -p_symbol.digits then return 'slippage'; end if;
+  end if;
+  return null;
+end $$;
+
+create function private.convertible_until(p_copier public.copiers, p_master public.positions) returns timestamptz
+language plpgsql immutable set search_path = '' as $$
+begin
+  return p_master.unseen_at + make_interval(secs => (p_copier.max_age_ms + p_copier.pending_grace_ms) / 1000.0);
+end $$;
+
+-- Queues the cancelling of everything pending that a link holds.
+create function private.queue_cancel(p_link public.position_links, p_event bigint, p_now timestamptz) returns bigint[]
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_step bigint := nextval('public.trade_execution_queue_id_seq');
+  v_new bigint[];
+begin
+  with placed as (
+    insert into public.trade_execution_queue (step_id, link_id, lane, copier_id, user_id, account_id, master_account_id, event_id, action, priority,
+      symbol, side, lots, target_lots, ticket, send_before, queued_at, updated_at)
+    select v_step, p_link.id, p_link.id::text, p_link.copier_id, p_link.user_id, p_link.follower_account_id, p_link.master_account_id, p_event,
+      'cancel', 10, p_link.symbol, p_link.side, g.lots, 0, g.ticket, p_now, p_now, p_now
+    from private.link_legs g where g.link_id = p_link.id and g.kind = 'order'
+    returning id
+  )
+  select array_agg(id) into v_new from placed;
+  return v_new;
+end $$;
+
+-- Queues the market order that takes the place of a cancelled one.
+create function private.queue_conversion(
+  p_link public.position_links, p_copier public.copiers, p_master public.positions, p_symbol public.account_symbols, p_now timestamptz
+) returns bigint
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_levels private.levels := private.first_levels(p_copier, p_master, p_symbol, p_link.side, null, p_now);
+  v_new bigint := nextval('public.trade_execution_queue_id_seq');
+begin
+  insert into public.trade_execution_queue (id, step_id, link_id, lane, copier_id, user_id, account_id, master_account_id, event_id, action,
+    priority, symbol, side, lots, sl, tp, max_slippage_points, master_price, master_lots, comment, warnings, retry_until, send_before,
+    detected_at, queued_at, updated_at)
+  overriding system value
+  values (v_new, v_new, p_link.id, p_link.id::text, p_link.copier_id, p_link.user_id, p_link.follower_account_id, p_link.master_account_id,
+    p_master.last_event_id, 'open', 40, p_link.symbol, p_link.side, p_link.wanted_lots, v_levels.sent_sl, v_levels.sent_tp,
+    p_copier.max_slippage_points, p_master.price, p_master.lots, private.copy_comment(p_copier, p_master.ticket), v_levels.warnings,
+    p_now + make_interval(secs => p_copier.retry_window_s), p_now, p_master.detected_at, p_now, p_now);
+  update public.position_links l set wanted_lots = null, wanted_until = null, asked_price = null, asked_sl = v_levels.sl, asked_tp = v_levels.tp
+  where l.id = p_link.id;
+  return v_new;
+end $$;
+
+create function private.end_order(p_link bigint, p_reason text, p_now timestamptz) returns void
+language plpgsql security definer set search_path = '' as $$
+begin
+  update public.position_links l set state = 'ended', reason = p_reason, ended_at = p_now, replan_at = null, order_due_at = null,
+    wanted_lots = null, wanted_until = null
+  where l.id = p_link and l.ended_at is null;
+end $$;
+
+-- What the copier does about the orders of these links that have nothing in flight. Returns new executions.
+create function private.mind_orders(p_links bigint[], p_now timestamptz) returns bigint[]
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_state record;
+  v_link public.position_links;
+  v_new bigint[] := '{}';
+begin
+  for v_state in
+    select s.id, s.master_kind, s.master_lots, s.doomed, s.frozen, s.copy_state, s.position_lots, s.order_lots, s.master_event_id
+    from private.link_states s
+    where s.id = any (p_links) and s.ended_at is null and s.account_mode = 'hedging' and s.asked_price is not null and s.executions = 0
+  loop
+    select * into v_link from public.position_links l where l.id = v_state.id;
+    if v_state.master_kind = 'order' then
+      v_new := v_new || private.mind_waiting_order(v_link, v_state.master_event_id, v_state.master_lots = 0, v_state.doomed or v_state.frozen,
+        v_state.copy_state = 'flattening', v_state.position_lots, v_state.order_lots, p_now);
+    else
+      v_new := v_new || private.mind_filled_order(v_link, v_state.doomed or v_state.frozen, v_state.position_lots, v_state.order_lots, p_now);
+    end if;
+  end loop;
+  return v_new;
+end $$;
+
+-- While the master's order waits (or was cancelled, p_gone): its expiry, also when nobody tells of it, and a copy that has filled first.
+create function private.mind_waiting_order(
+  p_link public.position_links, p_event bigint, p_gone boolean, p_stop boolean, p_flattening boolean, p_filled numeric, p_orders numeric,
+  p_now timestamptz
+) returns bigint[]
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_policy text;
+  v_new bigint[];
+begin
+  if p_gone and p_filled > 0 and p_orders = 0 and not p_flattening then
+    select c.early_fill_policy into v_policy from public.copiers c where c.id = p_link.copier_id;
+    if v_policy = 'keep' then
+      perform private.end_order(p_link.id, 'master_never_filled', p_now);
+    elsif not 'master_never_filled' = any (p_link.warnings) then
+      update public.position_links l set warnings = l.warnings || 'master_never_filled'::text where l.id = p_link.id;
+    end if;
+  elsif not p_stop and p_filled = 0 and p_link.asked_expires_at <= p_now + interval '2 s' then
+    if p_orders = 0 then  -- its broker's clock may be a little ahead
+      perform private.end_order(p_link.id, 'order_expired', p_now);
+    elsif p_link.asked_expires_at + interval '1 s' <= p_now and (p_link.replan_at is null or p_link.replan_at <= p_now) then
+      v_new := private.queue_cancel(p_link, p_event, p_now);
+    end if;
+  end if;
+  if p_link.order_due_at <= p_now then
+    update public.position_links l set order_due_at = null where l.id = p_link.id and l.ended_at is null;
+  end if;
+  return coalesce(v_new, '{}');
+end $$;
+
+-- The master's order has filled. The copy is given its grace; then it is opened at the market in place of its order: the order is cancelled
+-- first, and only when it is known to be gone unfilled the market order is queued, so that there is never more than one position.
+create function private.mind_filled_order(p_link public.position_links, p_stop boolean, p_filled numeric, p_orders numeric, p_now timestamptz)
+returns bigint[]
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_copier public.copiers;
+  v_master public.positions;
+  v_symbol public.account_symbols;
+  v_why text;
+begin
+  if p_filled > 0 or p_stop then  -- it has filled by itself, or nothing of it is wanted
+    update public.position_links l set wanted_lots = null, wanted_until = null, order_due_at = null,
+      asked_expires_at = null, asked_price = case when p_filled = 0 or p_orders > 0 then l.asked_price end
+    where l.id = p_link.id;
+    return '{}';
+  end if;
+  select * into v_copier from public.copiers c where c.id = p_link.copier_id;
+  select * into v_master from public.positions m where m.account_id = p_link.master_account_id and m.ticket = p_link.master_ticket;
+  select * into v_symbol from public.account_symbols s where s.account_id = p_link.follower_account_id and s.name = p_link.symbol;
+  if p_orders = 0 and p_link.wanted_lots is null then return '{}'; end if;  -- its user cancelled it
+  if p_orders > 0 and (p_link.order_due_at is null or p_link.asked_expires_at is not null) and p_link.wanted_lots is null
+    and not 'order_not_filled' = any (p_link.warnings) then
+    update public.position_links l set asked_expires_at = null, order_due_at = p_now + make_interval(secs => v_copier.pending_grace_ms / 1000.0)
+    where l.id = p_link.id returning * into p_link;
+  end if;
+  if p_link.wanted_lots is null and coalesce(p_link.order_due_at, 'infinity') > p_now or p_link.replan_at > p_now then
+    return '{}';
+  end if;
+  v_why := private.no_conversion(v_copier, v_master, v_symbol, p_link.side, p_now);
+  if p_orders = 0 then
+    if v_why is null then return array[private.queue_conversion(p_link, v_copier, v_master, v_symbol, p_now)]; end if;
+    perform private.end_order(p_link.id, v_why, p_now);
+    update public.copy_outcomes o set execution_id = null, reason = v_why where o.event_id = v_master.last_event_id and o.copier_id = v_copier.id;
+    return '{}';
+  end if;
+  if v_why is not null then
+    update public.position_links l set warnings = l.warnings || 'order_not_filled'::text, order_due_at = null, wanted_lots = null, wanted_until = null
+    where l.id = p_link.id and not 'order_not_filled' = any (l.warnings);
+    perform private.raise_alert(p_link.follower_account_id, 'pending', 'order_not_filled', 'warning', format(
+      'The master''s order in %s has filled at %s, its copy of %s lots has not, and the market is not taken instead (%s). The copy''s order stays.',
+      p_link.symbol, v_master.price, private.plain(p_orders), v_why), jsonb_build_object('link_id', p_link.id::text, 'why', v_why));
+    return '{}';
+  end if;
+  update public.position_links l set wanted_lots = p_orders, wanted_until = private.convertible_until(v_copier, v_master), order_due_at = null
+  where l.id = p_link.id;
+  return private.queue_cancel(p_link, v_master.last_event_id, p_now);
+end $$;
+
 -- 54_schedule.sql
 -- The clock. Heartbeats do the same work when it stands still (52_maintain.sql), so that a dead scheduler costs seconds.
 
@@ -6761,14 +7267,16 @@ begin
     select * into v_new from public.copiers c where c.id = (p_copier ->> 'id')::uuid;
     v_new := jsonb_populate_record(v_new, p_copier - 'symbols');
     perform private.refuse_contradictions(v_new);
+    perform private.refuse_contradicting_levels(p_copier, v_new);
     update public.copiers set name = v_new.name, mode = v_new.mode, sizing_mode = v_new.sizing_mode, sizing_value = v_new.sizing_value,
       contract_alignment = v_new.contract_alignment, min_policy = v_new.min_policy, max_risk_coefficient = v_new.max_risk_coefficient,
       max_policy = v_new.max_policy, max_lots = v_new.max_lots, max_risk_percent = v_new.max_risk_percent, max_leverage = v_new.max_leverage,
       max_leverage_policy = v_new.max_leverage_policy, sanity_factor = v_new.sanity_factor, reverse = v_new.reverse, sl_mode = v_new.sl_mode,
-      tp_mode = v_new.tp_mode, copy_pending = v_new.copy_pending, copy_existing = v_new.copy_existing,
-      copy_existing_points = v_new.copy_existing_points, max_age_ms = v_new.max_age_ms, retry_window_s = v_new.retry_window_s,
-      no_money_policy = v_new.no_money_policy,
-      max_slippage_points = v_new.max_slippage_points, comment = v_new.comment, sides = v_new.sides, symbols_only = v_new.symbols_only,
+      tp_mode = v_new.tp_mode, sl_points = v_new.sl_points, tp_points = v_new.tp_points, max_sl_points = v_new.max_sl_points,
+      copy_pending = v_new.copy_pending, pending_grace_ms = v_new.pending_grace_ms, early_fill_policy = v_new.early_fill_policy,
+      copy_existing = v_new.copy_existing, copy_existing_points = v_new.copy_existing_points, max_age_ms = v_new.max_age_ms,
+      retry_window_s = v_new.retry_window_s, no_money_policy = v_new.no_money_policy, max_slippage_points = v_new.max_slippage_points,
+      comment = v_new.comment, sides = v_new.sides, symbols_only = v_new.symbols_only,
       symbols_except = v_new.symbols_except, magic_only = v_new.magic_only, magic_except = v_new.magic_except,
       comment_only = v_new.comment_only, comment_except = v_new.comment_except, max_open_positions = v_new.max_open_positions,
       max_open_lots = v_new.max_open_lots, max_trades_per_day = v_new.max_trades_per_day, min_equity = v_new.min_equity,

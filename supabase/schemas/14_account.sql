@@ -107,6 +107,7 @@ create table public.account_symbols (
   lots_max numeric not null,
   lots_step numeric not null,
   stops_level_points integer not null default 0,
+  freeze_level_points integer not null default 0,
   trade_mode text not null default 'full',
   bid numeric,
   ask numeric,
@@ -119,6 +120,7 @@ create table public.account_symbols (
   -- NaN is greater than everything to Postgres: every figure needs an upper bound
   constraint lots_fit check (lots_min > 0 and lots_step > 0 and lots_min <= lots_max and lots_step <= lots_max and lots_max < 'Infinity'),
   constraint stops_level_is_not_negative check (stops_level_points >= 0),
+  constraint freeze_level_is_not_negative check (freeze_level_points >= 0),
   constraint trade_mode_is_known check (trade_mode in ('full', 'long_only', 'short_only', 'close_only', 'disabled')),
   constraint quote_is_positive check (bid > 0 and ask > 0 and bid < 'Infinity' and ask < 'Infinity')
 ) with (fillfactor = 80);
@@ -134,6 +136,7 @@ comment on column public.account_symbols.lots_min is 'Smallest volume in lots.';
 comment on column public.account_symbols.lots_max is 'Largest volume of one order in lots.';
 comment on column public.account_symbols.lots_step is 'Step of the volume in lots.';
 comment on column public.account_symbols.stops_level_points is 'Least distance of SL and TP from the price.';
+comment on column public.account_symbols.freeze_level_points is 'Distance from the price within which SL and TP cannot be changed any more.';
 comment on column public.account_symbols.trade_mode is 'What the broker allows: full, long_only, short_only, close_only, disabled.';
 comment on column public.account_symbols.bid is 'Last bid.';
 comment on column public.account_symbols.ask is 'Last ask.';

@@ -23,9 +23,14 @@ create table public.copiers (
   -- how
   sl_mode text not null default 'price',
   tp_mode text not null default 'price',
+  sl_points integer,
+  tp_points integer,
+  max_sl_points integer,
   copy_pending boolean not null default true,
   copy_existing text not null default 'none',
   copy_existing_points integer,
+  pending_grace_ms integer not null default 2000,
+  early_fill_policy text not null default 'close',
   max_age_ms integer not null default 5000,
   retry_window_s integer not null default 60,
   no_money_policy text not null default 'skip',
@@ -68,8 +73,15 @@ create table public.copiers (
   constraint max_risk_percent_in_range check (max_risk_percent > 0 and max_risk_percent <= 100),
   constraint max_leverage_is_positive check (max_leverage > 0),
   constraint sanity_factor_at_least_one check (sanity_factor >= 1),
-  constraint sl_mode_is_known check (sl_mode in ('price', 'none')),
-  constraint tp_mode_is_known check (tp_mode in ('price', 'none')),
+  constraint sl_mode_is_known check (sl_mode in ('price', 'distance', 'fixed', 'none')),
+  constraint tp_mode_is_known check (tp_mode in ('price', 'distance', 'fixed', 'none')),
+  constraint sl_points_in_range check (sl_points between 1 and 1000000),
+  constraint tp_points_in_range check (tp_points between 1 and 1000000),
+  constraint max_sl_points_in_range check (max_sl_points between 1 and 1000000),
+  constraint fixed_sl_has_points check (sl_mode <> 'fixed' or sl_points is not null),
+  constraint fixed_tp_has_points check (tp_mode <> 'fixed' or tp_points is not null),
+  constraint pending_grace_in_range check (pending_grace_ms between 0 and 60000),
+  constraint early_fill_policy_is_known check (early_fill_policy in ('close', 'keep')),
   constraint copy_existing_is_known check (copy_existing in ('none', 'all', 'near')),
   constraint copy_existing_points_not_negative check (copy_existing_points >= 0),
   constraint near_says_how_near check (copy_existing <> 'near' or copy_existing_points is not null),
@@ -77,7 +89,8 @@ create table public.copiers (
   constraint retry_window_in_range check (retry_window_s between 0 and 3600),
   constraint no_money_policy_is_known check (no_money_policy in ('skip', 'shrink')),
   constraint max_slippage_not_negative check (max_slippage_points >= 0),
-  constraint comment_fits_every_platform check (length(comment) <= 20),
+  constraint comment_is_short check (length(comment) <= 60),
+  constraint comment_placeholders_are_known check (replace(replace(replace(comment, '{master}', ''), '{ticket}', ''), '{copier}', '') !~ '[{}]'),
   constraint sides_are_known check (sides in ('both', 'buy', 'sell')),
   constraint max_open_positions_is_positive check (max_open_positions > 0),
   constraint max_open_lots_is_positive check (max_open_lots > 0),
@@ -97,6 +110,15 @@ comment on column public.copiers.sanity_factor is 'block a copy whose exposure p
 comment on column public.copiers.copy_existing is 'what the master holds when the copier is made: none, all, or near = if the price is within copy_existing_points of the master''s; decided then, never again';
 comment on column public.copiers.copy_existing_points is 'how far the follower''s price may be from the master''s open price, in points of the follower''s symbol';
 comment on column public.copiers.existing_until is 'until then quotes are awaited to decide what the master held at the start; null = that is decided';
+comment on column public.copiers.sl_mode is 'price = the master''s level; distance = as far from the copy''s own open price as the master''s is from its; fixed = sl_points away; none';
+comment on column public.copiers.tp_mode is 'price, distance, fixed (tp_points away) or none, as sl_mode';
+comment on column public.copiers.sl_points is 'for sl_mode fixed: distance from the copy''s own open price, in points of the follower''s symbol';
+comment on column public.copiers.tp_points is 'for tp_mode fixed: distance from the copy''s own open price, in points of the follower''s symbol';
+comment on column public.copiers.max_sl_points is 'farthest stop loss of a copy from its own open price, in points; holds also when the master has none';
+comment on column public.copiers.copy_pending is 'pending orders are copied as such; else their fills are copied, and their age counts from the fill';
+comment on column public.copiers.pending_grace_ms is 'how long a copied order may fill later than the master''s before it is cancelled and opened at the market';
+comment on column public.copiers.early_fill_policy is 'a copied order fills, then the master cancels its own: close the copy, or keep it (it is the user''s from then on)';
+comment on column public.copiers.comment is 'what brokers show with a copy; {master}, {ticket} and {copier} stand for what it copies';
 comment on column public.copiers.max_age_ms is 'an open seen later than this after the last look without it is refused as too_old';
 comment on column public.copiers.retry_window_s is 'how long a refused open may be tried again (market closed, requote)';
 comment on column public.copiers.no_money_policy is 'an open refused for want of money is tried once more: as it was, or with what the free margin allows (shrink)';
@@ -128,8 +150,15 @@ comment on constraint max_lots_is_positive on public.copiers is 'must be above 0
 comment on constraint max_risk_percent_in_range on public.copiers is 'must be above 0 and at most 100, or null for no limit';
 comment on constraint max_leverage_is_positive on public.copiers is 'must be above 0, or null for no limit';
 comment on constraint sanity_factor_at_least_one on public.copiers is 'must be 1 or more, or null for no limit';
-comment on constraint sl_mode_is_known on public.copiers is 'must be price or none';
-comment on constraint tp_mode_is_known on public.copiers is 'must be price or none';
+comment on constraint sl_mode_is_known on public.copiers is 'must be price, distance, fixed or none';
+comment on constraint tp_mode_is_known on public.copiers is 'must be price, distance, fixed or none';
+comment on constraint sl_points_in_range on public.copiers is 'must be 1 to 1000000 points, or null';
+comment on constraint tp_points_in_range on public.copiers is 'must be 1 to 1000000 points, or null';
+comment on constraint max_sl_points_in_range on public.copiers is 'must be 1 to 1000000 points, or null for no limit';
+comment on constraint fixed_sl_has_points on public.copiers is 'must fit together: fixed needs points';
+comment on constraint fixed_tp_has_points on public.copiers is 'must fit together: fixed needs points';
+comment on constraint pending_grace_in_range on public.copiers is 'must be 0 to 60000 milliseconds';
+comment on constraint early_fill_policy_is_known on public.copiers is 'must be close or keep';
 comment on constraint copy_existing_is_known on public.copiers is 'must be none, all or near';
 comment on constraint copy_existing_points_not_negative on public.copiers is 'must be 0 or more points';
 comment on constraint near_says_how_near on public.copiers is 'must go together: near needs a number of points';
@@ -137,7 +166,8 @@ comment on constraint max_age_in_range on public.copiers is 'must be 100 to 6000
 comment on constraint retry_window_in_range on public.copiers is 'must be 0 to 3600 seconds';
 comment on constraint no_money_policy_is_known on public.copiers is 'must be skip or shrink';
 comment on constraint max_slippage_not_negative on public.copiers is 'must be 0 or more points, or null for no limit';
-comment on constraint comment_fits_every_platform on public.copiers is 'must have at most 20 characters';
+comment on constraint comment_is_short on public.copiers is 'must have at most 60 characters';
+comment on constraint comment_placeholders_are_known on public.copiers is 'must have no braces but {master}, {ticket} and {copier}';
 comment on constraint sides_are_known on public.copiers is 'must be both, buy or sell';
 comment on constraint max_open_positions_is_positive on public.copiers is 'must be 1 or more, or null for no limit';
 comment on constraint max_open_lots_is_positive on public.copiers is 'must be above 0, or null for no limit';

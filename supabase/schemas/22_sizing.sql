@@ -80,7 +80,7 @@ declare
   v_orders numeric[] := '{}';
 begin
   v_explain := array[format('The master trades %s lots of %s.', private.plain(p_lots), p_master_symbol.name)];
-  v_stop := case when p_copier.reverse then p_tp else p_sl end;
+  v_stop := private.stop_of_copy(p_copier, p_side, p_price, case when p_copier.reverse then p_tp else p_sl end, s);
   v_rate := private.exchange_rate(s.profit_currency, p_follower.currency, p_rates);
   v_risk := abs(p_price - v_stop) * s.contract_size * v_rate;
 

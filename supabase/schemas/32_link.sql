@@ -21,6 +21,8 @@ create table public.position_links (
   asked_price numeric,
   asked_sl numeric,
   asked_tp numeric,
+  asked_expires_at timestamptz,
+  order_due_at timestamptz,
   modify_failures integer not null default 0,
   close_failures integer not null default 0,
   replan_at timestamptz,
@@ -41,9 +43,11 @@ comment on column public.position_links.master_side is 'side of the master''s po
 comment on column public.position_links.seen_master_lots is 'master volume up to which opens and increases were decided';
 comment on column public.position_links.base_master_lots is 'master volume that base_lots was sized from; reductions are base_lots x master now / base_master_lots';
 comment on column public.position_links.base_lots is 'volume held after the last fill or skipped increase';
-comment on column public.position_links.wanted_lots is 'netting followers: decided, but its deal waits until the symbol''s deal in flight is over';
 comment on column public.position_links.asked_sl is 'what was last asked of the broker, not what the broker made of it';
 comment on column public.position_links.stopped_out is 'the follower''s broker closed what it held, or some of it, for lack of margin';
+comment on column public.position_links.wanted_lots is 'decided, but it waits: netting followers for the symbol''s deal in flight, a filled order''s copy for its own order to be cancelled';
+comment on column public.position_links.asked_price is 'of a pending order; null once the copy is a position for good';
+comment on column public.position_links.order_due_at is 'copies of pending orders: when the copier itself has something to do (the master''s has filled, or expires)';
 comment on column public.position_links.replan_at is 'a refused close or modify is planned again from here on';
 
 -- the planner: links of a master position, newest generation first
@@ -52,6 +56,7 @@ create index position_links_of_master on public.position_links (master_account_i
 create index position_links_live on public.position_links (follower_account_id, symbol) where state = 'live';
 -- maintain: what is due
 create index position_links_due on public.position_links (replan_at) where state = 'live' and replan_at is not null;
+create index position_links_orders_due on public.position_links (order_due_at) where state = 'live' and order_due_at is not null;
 create index position_links_wanted on public.position_links (wanted_until) where wanted_lots is not null;
 create index position_links_of_user on public.position_links (user_id, created_at);
 create index position_links_ended on public.position_links (ended_at) where state = 'ended';

@@ -14,7 +14,8 @@ begin
   if p_lots > 0 then
     insert into private.link_legs as g (link_id, account_id, ticket, kind, lots, price)
     values (p_link, p_account, p_symbol, 'position', p_lots, p_price)
-    on conflict (link_id, ticket) do update set lots = g.lots + excluded.lots;
+    on conflict (link_id, ticket) do update set lots = g.lots + excluded.lots,
+      price = coalesce((g.lots * g.price + excluded.lots * excluded.price) / (g.lots + excluded.lots), excluded.price, g.price);
   else
     delete from private.link_legs where link_id = p_link and ticket = p_symbol and lots + p_lots <= 0;
     update private.link_legs set lots = lots + p_lots where link_id = p_link and ticket = p_symbol and lots + p_lots > 0;

@@ -13,8 +13,10 @@ select l.*, c.mode as copier_mode, fa.mode as account_mode, fa.copy_state,
   m.kind as master_kind, m.lots as master_lots, m.last_event_id as master_event_id, m.detected_at as master_detected_at,
   m.price as master_price, m.expires_at as master_expires_at,
   s.lots_min, s.lots_step,
-  private.on_tick(case when c.sl_mode = 'none' then null when c.reverse then m.tp else m.sl end, s.tick_size) as wanted_sl,
-  private.on_tick(case when c.tp_mode = 'none' then null when c.reverse then m.sl else m.tp end, s.tick_size) as wanted_tp,
+  private.wanted_level(c.sl_mode, case when c.reverse then m.tp else m.sl end, m.price, held.open_price,
+    case l.side when 'buy' then -1 else 1 end, c.sl_points, c.max_sl_points, s.digits, s.tick_size) as wanted_sl,
+  private.wanted_level(c.tp_mode, case when c.reverse then m.sl else m.tp end, m.price, held.open_price,
+    case l.side when 'buy' then 1 else -1 end, c.tp_points, null, s.digits, s.tick_size) as wanted_tp,
   private.on_tick(m.price, s.tick_size) as wanted_price,
   held.position_lots, held.order_lots, held.legs,
   flight.executions, flight.opens, flight.waiting, flight.reducing, flight.open_step
@@ -30,7 +32,9 @@ left join lateral (
 ) newer on true
 cross join lateral (
   select coalesce(sum(g.lots) filter (where g.kind = 'position'), 0) as position_lots,
-    coalesce(sum(g.lots) filter (where g.kind = 'order'), 0) as order_lots, count(*) as legs
+    coalesce(sum(g.lots) filter (where g.kind = 'order'), 0) as order_lots, count(*) as legs,
+    sum(g.lots * g.price) filter (where g.kind = 'position')
+      / nullif(sum(g.lots) filter (where g.kind = 'position' and g.price is not null), 0) as open_price
   from private.link_legs g where g.link_id = l.id
 ) held
 cross join lateral (
@@ -147,8 +151,8 @@ begin
   where s.id = any (p_links) and s.ended_at is null and q.link_id = s.id and q.finalized_at is null and q.status = 'retrying' and q.parts is null
     and case
       when s.doomed then q.action not in ('close', 'cancel')
-      when q.action = 'modify' then (q.sl, q.tp) is distinct from (s.wanted_sl, s.wanted_tp)
-      when q.action = 'amend' then (q.price, q.sl, q.tp) is distinct from (s.wanted_price, s.wanted_sl, s.wanted_tp)
+      when q.action = 'modify' then (s.asked_sl, s.asked_tp) is distinct from (s.wanted_sl, s.wanted_tp)
+      when q.action = 'amend' then (s.asked_price, s.asked_sl, s.asked_tp) is distinct from (s.wanted_price, s.wanted_sl, s.wanted_tp)
       when q.action = 'reduce' then s.waiting = s.executions and s.reducing <> s.position_lots
         - private.target_lots(s.base_lots, s.master_lots, s.base_master_lots, s.lots_step, s.lots_min, s.position_lots)
       else false end;
@@ -174,6 +178,7 @@ create function private.plan_links(p_links bigint[], p_now timestamptz) returns 
 language plpgsql security definer set search_path = '' as $$
 declare
   v_new bigint[];
+  v_orders bigint[];
   v_reduced bigint[];
   v_volumes numeric[];
   v_send_within interval := private.send_within();
@@ -182,6 +187,9 @@ begin
     select 1 from public.trade_execution_queue q where q.link_id = any (p_links) and q.finalized_at is null and q.status = 'retrying')
   then
     perform private.drop_waiting(p_links, p_now);
+  end if;
+  if exists (select 1 from public.position_links l where l.id = any (p_links) and l.ended_at is null and l.asked_price is not null) then
+    v_orders := private.mind_orders(p_links, p_now);
   end if;
   -- a reduction of the master counts as seen once it is carried out: an increase back to the old volume is then none
   if exists (
@@ -214,14 +222,18 @@ begin
         when s.master_kind = 'position' and s.position_lots - s.target >= s.lots_min
           and (s.close_failures = 0 or s.replan_at is null or s.replan_at <= p_now) then 'reduce'
         when s.master_kind = 'order' and s.order_lots > 0
-          and ((s.wanted_price, s.wanted_sl, s.wanted_tp) is distinct from (s.asked_price, s.asked_sl, s.asked_tp)
+          and ((s.wanted_price, s.wanted_sl, s.wanted_tp, s.master_expires_at)
+              is distinct from (s.asked_price, s.asked_sl, s.asked_tp, s.asked_expires_at)
             or (s.modify_failures between 1 and 2 and s.replan_at <= p_now)) then 'amend'
         when s.position_lots > 0 and ((s.wanted_sl, s.wanted_tp) is distinct from (s.asked_sl, s.asked_tp)
           or (s.modify_failures between 1 and 2 and s.replan_at <= p_now)) then 'modify'
       end as choice
     from states s
   ), steps as materialized (
-    select c.*, nextval('public.trade_execution_queue_id_seq') as step_id from choices c where c.choice is not null
+    select c.*, nextval('public.trade_execution_queue_id_seq') as step_id,
+      case when c.choice in ('modify', 'amend') then private.levels_to_ask(c.follower_account_id, c.symbol, c.side,
+        case when c.choice = 'amend' then c.wanted_price end, c.wanted_sl, c.wanted_tp, c.modify_failures, p_now) end as levels
+    from choices c where c.choice is not null
   ), legs as (  -- every step with each of its legs: joined once, by index; all that follows is a single pass over it
     select t.*, g.ticket, g.kind, g.lots as leg_lots,
       sum(g.lots) over (partition by t.id order by g.ticket desc) - g.lots as newer_lots
@@ -247,20 +259,21 @@ begin
   ), asked as (
     update public.position_links l set asked_sl = t.wanted_sl, asked_tp = t.wanted_tp,
       asked_price = case when t.choice = 'amend' then t.wanted_price else l.asked_price end,
+      asked_expires_at = case when t.choice = 'amend' then t.master_expires_at else l.asked_expires_at end,
+      order_due_at = case when t.choice = 'amend' then t.master_expires_at + interval '1 s' else l.order_due_at end,
       modify_failures = case when (t.wanted_price, t.wanted_sl, t.wanted_tp) is distinct from
         (case when t.choice = 'amend' then l.asked_price else t.wanted_price end, l.asked_sl, l.asked_tp) then 0 else l.modify_failures end,
-      replan_at = null
+      replan_at = null, warnings = private.with_level_warnings(l.warnings, (t.levels).warnings)
     from steps t
     where l.id = t.id and t.choice in ('modify', 'amend') and l.id = any (array(select i.id from steps i where i.choice in ('modify', 'amend')))
   ), placed as (
     insert into public.trade_execution_queue (step_id, after_id, link_id, lane, copier_id, user_id, account_id, master_account_id, event_id,
       action, priority, symbol, side, order_type, lots, target_lots, ticket, price, sl, tp, master_price, master_lots, expires_at,
-      vps_id, epoch, offered_at, send_before, detected_at, queued_at, updated_at)
+      warnings, vps_id, epoch, offered_at, send_before, detected_at, queued_at, updated_at)
     select t.step_id, t.after_id, t.id, t.id::text, t.copier_id, t.user_id, t.follower_account_id, t.master_account_id, t.master_event_id,
       t.action, case t.action when 'reduce' then 20 when 'modify' then 30 when 'amend' then 30 else 10 end,
       t.symbol, t.side, 'market', t.order_lots_now, t.target_lots, t.ticket, case when t.action = 'amend' then t.wanted_price end,
-      case when t.action in ('modify', 'amend') then t.wanted_sl end, case when t.action in ('modify', 'amend') then t.wanted_tp end,
-      t.master_price, t.master_lots, t.master_expires_at, v.id, case when v.id is not null then a.epoch end,
+      (t.levels).sent_sl, (t.levels).sent_tp, t.master_price, t.master_lots, t.master_expires_at, coalesce((t.levels).warnings, '{}'), v.id, case when v.id is not null then a.epoch end,
       case when v.id is not null then p_now end,
       coalesce(least(greatest(p_now, a.begins_at) + v_send_within, v.lease_expires_at), p_now), t.master_detected_at, p_now, p_now
     from orders t
@@ -275,5 +288,9 @@ begin
       set execution_id = excluded.execution_id, link_id = excluded.link_id, reason = null, detail = null where o.execution_id is null
   )
   select array_agg(id) into v_new from placed;
+  if v_orders is not null then
+    perform private.explain_executions(v_orders);
+    v_new := nullif(coalesce(v_new, '{}') || v_orders, '{}');
+  end if;
   return v_new;
 end $$;

@@ -124,10 +124,8 @@ begin
           then '{}'::jsonb
           else private.quoted_rates(array[(k.fa).id, (k.ma).id],
             array[(k.ma).currency, (k.fa).currency, (k.ms).profit_currency, (k.fs).profit_currency]) end) end as z,
-      private.on_tick(case when (k.c).sl_mode = 'none' then null when (k.c).reverse then (k.m).tp else (k.m).sl end,
-        (k.fs).tick_size) as sl,
-      private.on_tick(case when (k.c).tp_mode = 'none' then null when (k.c).reverse then (k.m).sl else (k.m).tp end,
-        (k.fs).tick_size) as tp,
+      case when k.verdict is null then private.first_levels(k.c, k.m, k.fs, k.side,
+        case when k.kind = 'increase' then private.open_price(k.link_id) end, p_now) end as levels,
       private.on_tick((k.m).price, (k.fs).tick_size) as order_price
     from checked k
     offset 0
@@ -138,18 +136,22 @@ begin
     from sized s
   ), made as (
     insert into public.position_links (id, user_id, copier_id, master_account_id, follower_account_id, master_ticket, master_side, generation,
-      symbol, side, state, reason, seen_master_lots, wanted_lots, wanted_until, asked_price, asked_sl, asked_tp, warnings, event_id,
+      symbol, side, state, reason, seen_master_lots, wanted_lots, wanted_until, asked_price, asked_sl, asked_tp, asked_expires_at, order_due_at, warnings, event_id,
       created_at, ended_at)
     overriding system value
     select d.its_link, (d.c).user_id, (d.c).id, (d.c).master_account_id, (d.c).follower_account_id, (d.m).ticket, (d.m).side, d.generation,
       (d.fs).name, d.side, case when d.reason is null then 'live' else 'ended' end, d.reason, (d.m).lots,
       case when d.reason is null and d.netting then (select sum(o) from unnest((d.z).orders) o) end,
       case when d.reason is null and d.netting then d.news_at + make_interval(secs => (d.c).max_age_ms / 1000.0) end,
-      case when (d.m).kind = 'order' then d.order_price end, d.sl, d.tp, coalesce((d.z).warnings, '{}'), (d.m).last_event_id,
+      case when (d.m).kind = 'order' then d.order_price end, (d.levels).sl, (d.levels).tp,
+      case when (d.m).kind = 'order' then (d.m).expires_at end, case when (d.m).kind = 'order' then (d.m).expires_at + interval '1 s' end,
+      coalesce((d.z).warnings || (d.levels).warnings, '{}'), (d.m).last_event_id,
       p_now, case when d.reason is not null then p_now end
     from decided d where d.kind in ('new', 'flip')
   ), grown as (
     update public.position_links l set seen_master_lots = (d.m).lots,
+      asked_sl = case when d.reason is null then (d.levels).sl else l.asked_sl end,
+      asked_tp = case when d.reason is null then (d.levels).tp else l.asked_tp end,
       wanted_lots = case when d.reason is null and d.netting then (select sum(o) from unnest((d.z).orders) o) end,
       wanted_until = case when d.reason is null and d.netting then d.news_at + make_interval(secs => (d.c).max_age_ms / 1000.0) end,
       -- a skipped increase rebases the pair
@@ -166,8 +168,8 @@ begin
       (k.ma).id, (k.m).last_event_id,
       case when k.kind = 'increase' then 'increase' when (k.m).kind = 'order' then 'place' else 'open' end, 40,
       (k.fs).name, k.side, private.copied_order_type((k.m).order_type, (k.c).reverse), o.lots,
-      case when (k.m).kind = 'order' then k.order_price end, k.sl, k.tp, (k.c).max_slippage_points, (k.m).price, (k.m).lots,
-      (k.m).expires_at, (k.c).comment, (k.z).warnings, p_now + make_interval(secs => (k.c).retry_window_s), k.vps_id, k.epoch, p_now,
+      case when (k.m).kind = 'order' then k.order_price end, (k.levels).sent_sl, (k.levels).sent_tp, (k.c).max_slippage_points, (k.m).price, (k.m).lots,
+      (k.m).expires_at, private.copy_comment(k.c, (k.m).ticket), (k.z).warnings || (k.levels).warnings, p_now + make_interval(secs => (k.c).retry_window_s), k.vps_id, k.epoch, p_now,
       least(greatest(p_now, k.begins_at) + v_send_within, k.lease_ends,
         k.news_at + make_interval(secs => (k.c).max_age_ms / 1000.0)), (k.m).detected_at, p_now, p_now
     from decided k cross join lateral unnest((k.z).orders) as o (lots)
@@ -211,7 +213,7 @@ begin
       when l.id is null and m.kind = 'order' and (not c.copy_pending or fa.mode = 'netting') then 'copied_at_fill'
       when l.id is null and (m.existing or m.first_seen_at < c.started_at) then 'existing'
       when l.id is null then 'not_copied'
-      when l.state = 'ended' and l.reason in ('closed_by_follower', 'stop_out', 'closed') then l.reason
+      when l.state = 'ended' and l.reason in ('closed_by_follower', 'stop_out', 'closed', 'master_never_filled', 'order_expired') then l.reason
       when l.state = 'ended' then 'not_copied'
       when exists (select 1 from public.trade_execution_queue q where q.link_id = l.id and q.finalized_at is null) then 'coalesced'
       when e.type = 'reduced' then 'residual_hold'

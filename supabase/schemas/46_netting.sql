@@ -82,6 +82,7 @@ language plpgsql security definer set search_path = '' as $$
 declare
   v_link public.position_links;
   v_opens boolean;
+  v_levels private.levels;
   v_action text;
   v_new bigint;
 begin
@@ -90,6 +91,7 @@ begin
   order by (e ->> 'lots')::numeric > 0 desc, l.id desc limit 1;
   -- "open" where the position may grow or a new one come of it (the end of a short copy buys); a pure reduction names the position
   v_action := case when v_opens or private.sign_of(p_side) = sign(p_net) or p_lots > abs(p_net) or p_ticket is null then 'open' when p_lots = abs(p_net) then 'close' else 'reduce' end;
+  v_levels := private.levels_to_ask(p_account, p_symbol, p_side, null, p_wish.sl, p_wish.tp, 0, p_now);
   insert into public.trade_execution_queue (step_id, link_id, lane, copier_id, user_id, account_id, master_account_id, event_id, action,
     priority, symbol, side, lots, target_lots, ticket, sl, tp, max_slippage_points, master_price, master_lots, comment, parts, warnings,
     retry_until, send_before, detected_at, queued_at, updated_at)
@@ -98,8 +100,9 @@ begin
     case when exists (select 1 from jsonb_array_elements(p_parts) e where (e ->> 'lots')::numeric < 0) then 10 else 40 end, p_symbol,
     case when v_action = 'open' then p_side when p_side = 'buy' then 'sell' else 'buy' end, p_lots,
     case when v_action <> 'open' then abs(p_net) - p_lots end, case when v_action <> 'open' then p_ticket end,
-    case when v_opens then p_wish.sl end, case when v_opens then p_wish.tp end, case when v_opens then c.max_slippage_points end, m.price,
-    v_link.seen_master_lots, c.comment, p_parts, case when p_wish.shares > 1 or p_wish.virtual then array['netting_sltp_virtual'] else '{}' end,
+    case when v_opens then v_levels.sent_sl end, case when v_opens then v_levels.sent_tp end, case when v_opens then c.max_slippage_points end, m.price,
+    v_link.seen_master_lots, private.copy_comment(c, v_link.master_ticket), p_parts,
+    case when p_wish.shares > 1 or p_wish.virtual then array['netting_sltp_virtual'] when v_opens then v_levels.warnings else '{}' end,
     p_now + make_interval(secs => c.retry_window_s), p_now, m.detected_at, p_now, p_now
   from public.copiers c left join public.positions m on m.account_id = v_link.master_account_id and m.ticket = v_link.master_ticket
   where c.id = v_link.copier_id
@@ -137,15 +140,18 @@ returns bigint
 language plpgsql security definer set search_path = '' as $$
 declare
   v_new bigint;
+  v_side text := case when p_net > 0 then 'buy' else 'sell' end;
+  v_levels private.levels := private.levels_to_ask(p_account, p_symbol, v_side, null, p_sl, p_tp,
+    (select n.modify_failures from private.net_ledgers n where n.account_id = p_account and n.symbol = p_symbol), p_now);
 begin
   update private.net_ledgers n set modify_failures = case when (n.asked_sl, n.asked_tp) is distinct from (p_sl, p_tp) then 0 else n.modify_failures end,
     asked_sl = p_sl, asked_tp = p_tp, replan_at = null
   where n.account_id = p_account and n.symbol = p_symbol;
   insert into public.trade_execution_queue (step_id, link_id, lane, copier_id, user_id, account_id, master_account_id, event_id, action,
-    priority, symbol, side, lots, ticket, sl, tp, send_before, detected_at, queued_at, updated_at)
+    priority, symbol, side, lots, ticket, sl, tp, warnings, send_before, detected_at, queued_at, updated_at)
   select nextval('public.trade_execution_queue_id_seq'), l.id, p_account || ':' || p_symbol, l.copier_id, l.user_id, p_account,
-    l.master_account_id, m.last_event_id, 'modify', 30, p_symbol, case when p_net > 0 then 'buy' else 'sell' end, abs(p_net), p_ticket, p_sl,
-    p_tp, p_now, m.detected_at, p_now, p_now
+    l.master_account_id, m.last_event_id, 'modify', 30, p_symbol, v_side, abs(p_net), p_ticket, v_levels.sent_sl, v_levels.sent_tp,
+    v_levels.warnings, p_now, m.detected_at, p_now, p_now
   from public.position_links l left join public.positions m on m.account_id = l.master_account_id and m.ticket = l.master_ticket
   where l.follower_account_id = p_account and l.symbol = p_symbol and l.state = 'live'
   order by l.id desc limit 1
@@ -204,7 +210,7 @@ begin
     perform private.decide_for_symbol(p_account, p_symbol, p_now);
     return private.plan_net(p_account, p_symbol, p_now);
   end if;
-  if v_waiting.action = 'modify' and (v_waiting.sl, v_waiting.tp) is not distinct from (v_wish.sl, v_wish.tp) and v_ticket is not null then
+  if v_waiting.action = 'modify' and (v_ledger.asked_sl, v_ledger.asked_tp) is not distinct from (v_wish.sl, v_wish.tp) and v_ticket is not null then
     return null;
   end if;
   if v_waiting.id is not null then  -- increases may have waited behind it

@@ -34,6 +34,7 @@ begin
     when not coalesce(pg_input_is_valid(r ->> 'received_at', 'timestamptz'), true) then 'received_at must be a time such as 2026-01-31T12:00:00Z'
     when not coalesce(pg_input_is_valid(r ->> 'sent_at', 'timestamptz'), true) then 'sent_at must be a time such as 2026-01-31T12:00:00Z'
     when not coalesce(pg_input_is_valid(r ->> 'done_at', 'timestamptz'), true) then 'done_at must be a time such as 2026-01-31T12:00:00Z'
+    when r ? 'quote' and not private.is_quote(r -> 'quote') then 'quote must be an object with bid and ask above 0'
     when coalesce(jsonb_typeof(r -> 'positions'), 'null') not in ('null', 'array') then 'positions must be an array'
   end;
   if v_error is null and jsonb_typeof(r -> 'positions') = 'array' then
@@ -77,7 +78,7 @@ begin
         and not exists (select 1 from private.link_legs o where o.link_id = g.link_id and o.ticket = m.replaced_by);
       delete from private.link_legs g using public.positions m
       where g.link_id = q.link_id and m.account_id = q.account_id and m.ticket = g.ticket and m.lots = 0;
-      update private.link_legs g set lots = least(g.lots, m.lots), kind = m.kind from public.positions m
+      update private.link_legs g set lots = least(g.lots, m.lots), kind = m.kind, price = m.price from public.positions m
       where g.link_id = q.link_id and m.account_id = q.account_id and m.ticket = g.ticket and m.lots > 0
         and (m.lots < g.lots or m.kind <> g.kind);
     end if;
@@ -123,6 +124,7 @@ begin
   if q.reason = 'no_money' and private.opens(q) then
     perform private.tell_no_money(q);
   end if;
+  perform private.mind_refused_levels(q);
   if q.parts is not null then
     v_opened := array(select (e ->> 'link_id')::bigint from jsonb_array_elements(q.parts) e where (e ->> 'lots')::numeric > 0);
   elsif q.action in ('open', 'increase', 'place') then
@@ -181,8 +183,9 @@ begin
       if v_opens and reason in ('no_money', 'invalid_volume') then
         next_at := private.second_attempt_at(q, reason, p_now);
         status := case when next_at is null then 'rejected' else 'retrying' end;
+      elsif private.may_mend(q, reason) and p_now <= v_limit then status := 'retrying'; next_at := p_now;
       elsif not coalesce((r ->> 'retryable')::boolean, false) then status := 'rejected';
-      elsif v_opens and next_at > v_limit then status := 'expired'; reason := 'too_old';
+      elsif v_opens and next_at > v_limit then status := 'expired'; reason := case reason when 'price_changed' then 'slippage' else 'too_old' end;
       elsif q.action in ('modify', 'amend') and q.attempt >= 3 then status := 'rejected';
       else status := 'retrying'; end if;
   end case;
@@ -235,6 +238,7 @@ begin
     end if;
   end loop;
 
+  if jsonb_typeof(r -> 'quote') = 'object' then perform private.note_quote(q.account_id, q.symbol, r -> 'quote', p_now); end if;
   v_late := (r ->> 'attempt')::integer < q.attempt;
   if q.status = 'completed' or (q.finalized_at is not null or v_late) and r ->> 'outcome' <> 'completed'
     or (r ->> 'attempt')::integer > q.attempt then
@@ -258,6 +262,7 @@ begin
     done_at = coalesce((r ->> 'done_at')::timestamptz, x.done_at),
     finalized_at = case when n.status in ('completed', 'rejected', 'expired', 'cancelled') then p_now end, updated_at = p_now
   where x.id = q.id returning * into q;
+  if q.reason = 'invalid_stops' and q.status = 'retrying' then perform private.mend_levels(q, p_now); end if;
 
   if q.status = 'completed' then
     if exists (select 1 from public.position_links l where l.id = q.link_id and l.state = 'ended') or q.parts is not null then
@@ -286,6 +291,7 @@ begin
       perform private.book_failure(q, p_now);
     end if;
   end if;
+  if q.status = 'completed' then perform private.mind_protection(q, r); end if;
   link_ids := array[q.link_id];
   if q.parts is not null then
     link_ids := link_ids || array(select (e ->> 'link_id')::bigint from jsonb_array_elements(q.parts) e);

@@ -80,6 +80,8 @@ begin
     union
     select l.follower_account_id from public.position_links l where l.wanted_lots is not null and l.wanted_until <= p_now
     union
+    select l.follower_account_id from public.position_links l where l.state = 'live' and l.order_due_at <= p_now
+    union
     select n.account_id from private.net_ledgers n where n.replan_at <= p_now
     union
     select a.id from public.trading_accounts a where a.copy_state = 'flattening'
@@ -128,7 +130,7 @@ begin
   v_links := private.judge_overdue(v_accounts, v_now);
   select coalesce(v_links, '{}') || coalesce(array_agg(l.id), '{}') into v_links from public.position_links l
   where l.follower_account_id = any (v_accounts) and l.state = 'live'
-    and (l.replan_at <= v_now or l.wanted_until <= v_now
+    and (l.replan_at <= v_now or l.wanted_until <= v_now or l.order_due_at <= v_now
       or exists (select 1 from private.net_ledgers n where n.account_id = l.follower_account_id and n.symbol = l.symbol and n.replan_at <= v_now)
       or exists (select 1 from public.trading_accounts a where a.id = l.follower_account_id and a.copy_state = 'flattening'));
   v_new := coalesce(private.requeue(v_accounts, v_now), '{}') || coalesce(private.plan_again(v_links, v_now), '{}');

@@ -53,14 +53,16 @@ begin
     select * into v_new from public.copiers c where c.id = (p_copier ->> 'id')::uuid;
     v_new := jsonb_populate_record(v_new, p_copier - 'symbols');
     perform private.refuse_contradictions(v_new);
+    perform private.refuse_contradicting_levels(p_copier, v_new);
     update public.copiers set name = v_new.name, mode = v_new.mode, sizing_mode = v_new.sizing_mode, sizing_value = v_new.sizing_value,
       contract_alignment = v_new.contract_alignment, min_policy = v_new.min_policy, max_risk_coefficient = v_new.max_risk_coefficient,
       max_policy = v_new.max_policy, max_lots = v_new.max_lots, max_risk_percent = v_new.max_risk_percent, max_leverage = v_new.max_leverage,
       max_leverage_policy = v_new.max_leverage_policy, sanity_factor = v_new.sanity_factor, reverse = v_new.reverse, sl_mode = v_new.sl_mode,
-      tp_mode = v_new.tp_mode, copy_pending = v_new.copy_pending, copy_existing = v_new.copy_existing,
-      copy_existing_points = v_new.copy_existing_points, max_age_ms = v_new.max_age_ms, retry_window_s = v_new.retry_window_s,
-      no_money_policy = v_new.no_money_policy,
-      max_slippage_points = v_new.max_slippage_points, comment = v_new.comment, sides = v_new.sides, symbols_only = v_new.symbols_only,
+      tp_mode = v_new.tp_mode, sl_points = v_new.sl_points, tp_points = v_new.tp_points, max_sl_points = v_new.max_sl_points,
+      copy_pending = v_new.copy_pending, pending_grace_ms = v_new.pending_grace_ms, early_fill_policy = v_new.early_fill_policy,
+      copy_existing = v_new.copy_existing, copy_existing_points = v_new.copy_existing_points, max_age_ms = v_new.max_age_ms,
+      retry_window_s = v_new.retry_window_s, no_money_policy = v_new.no_money_policy, max_slippage_points = v_new.max_slippage_points,
+      comment = v_new.comment, sides = v_new.sides, symbols_only = v_new.symbols_only,
       symbols_except = v_new.symbols_except, magic_only = v_new.magic_only, magic_except = v_new.magic_except,
       comment_only = v_new.comment_only, comment_except = v_new.comment_except, max_open_positions = v_new.max_open_positions,
       max_open_lots = v_new.max_open_lots, max_trades_per_day = v_new.max_trades_per_day, min_equity = v_new.min_equity,

@@ -7,13 +7,15 @@ from planner_world import World
 
 
 class NettingWorld(World):
-    """`net` is what N's broker holds: lots, + bought, - sold."""
+    """`net` is what N's broker holds: lots, + bought, - sold; `levels` the stop loss and take profit that stand on it."""
 
     net: Decimal = Decimal(0)
+    levels: tuple[Any, Any] = (None, None)
 
     def deal(self, execution: dict[str, Any], filled: Decimal | None = None) -> None:
         """The broker deals what the execution says; its one position becomes the new net."""
         if execution["action"] == "modify":
+            self.levels = (execution["sl"], execution["tp"])
             self.report(execution, positions=self.state(), filled_lots="0")
             return
         direction = 1 if (execution["side"] == "buy") == (execution["action"] == "open") else -1
@@ -21,11 +23,15 @@ class NettingWorld(World):
         if execution["action"] != "open":  # brokers take off a position only what is there
             assert execution["side"] == ("buy" if self.net > 0 else "sell"), execution
             assert volume <= abs(self.net), execution
+        before = self.net
         self.net += direction * volume
+        if before * self.net <= 0 or execution["sl"] is not None or execution["tp"] is not None:
+            self.levels = (execution["sl"], execution["tp"])
         self.report(execution, positions=self.state(), filled_lots=str(volume), price="1.10000")
 
     def state(self, **more: Any) -> list[dict[str, Any]]:
-        return [self.position(str(abs(self.net)), "sell" if self.net < 0 else "buy", "net-1", **more)]
+        sl, tp = (None if level is None else str(level) for level in self.levels)
+        return [self.position(str(abs(self.net)), "sell" if self.net < 0 else "buy", "net-1", **({"sl": sl, "tp": tp} | more))]
 
     def run(self) -> None:
         """N's broker deals everything that is queued, until nothing is."""

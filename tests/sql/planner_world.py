@@ -177,6 +177,7 @@ class World:
         if action in ("open", "increase", "place"):
             ticket = ticket or self.ticket()
             state = self.position(volume, execution["side"], ticket, symbol=execution["symbol"], tag=str(execution["id"]))
+            state |= {level: None if execution[level] is None else str(execution[level]) for level in ("sl", "tp")}
             if action == "place":
                 state |= {"kind": "order", "order_type": execution["order_type"], "price": str(execution["price"])}
             self.report(execution, positions=[state], filled_lots=volume, price="1.10000")
@@ -187,8 +188,8 @@ class World:
         )
         left = held if action in ("modify", "amend") else held - execution["lots"] if action != "cancel" else 0
         kind = "order" if action in ("cancel", "amend") else "position"
-        state = self.position(str(left), execution["side"], ticket, symbol=execution["symbol"], kind=kind,
-                              sl=None if execution["sl"] is None else str(execution["sl"]))  # fmt: skip
+        levels = {level: None if execution[level] is None else str(execution[level]) for level in ("sl", "tp")}
+        state = self.position(str(left), execution["side"], ticket, symbol=execution["symbol"], kind=kind, **levels)
         if kind == "order":
             state["order_type"] = "limit"
         self.report(execution, positions=[state], filled_lots=volume, price="1.10000")

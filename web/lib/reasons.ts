@@ -33,6 +33,10 @@ export const REASONS = {
     max_open_positions: ["the copier holds as many positions as it may", "raise the limit"],
     max_open_lots: ["the copier holds as many lots as it may", "raise the limit"],
     max_trades_per_day: ["the copier has opened as many trades today as it may", "raise the limit"],
+    slippage: [
+      "the follower's price was worse than the master's by more than max_slippage_points for as long as the open was fresh",
+      "allow more, or accept that such trades are left out",
+    ],
     too_old: [
       "the news was older than max_age_ms, or the order waited too long",
       "none: late trades are not made; resynchronise if it is wanted",
@@ -146,6 +150,11 @@ export const REASONS = {
     existing: ["the master's position was there before the copier", "none"],
     not_copied: ["the position was not copied; its opening event says why", "none"],
     copied_at_fill: ["pending orders are not copied; their fill will be", "none"],
+    master_never_filled: [
+      "the copy of an order filled, the master then cancelled its own; early_fill_policy is keep: the position is its user's",
+      "none",
+    ],
+    order_expired: ["the copy of an order has expired with its master's, or was cancelled at that time", "none"],
     closed: ["the copy is closed already", "none"],
     closed_by_follower: ["the copy was closed at the follower (by hand, stop or broker) and stays closed", "none"],
     stop_out: ["the follower's broker closed the copy for lack of margin; it stays closed", "none"],

@@ -11,7 +11,7 @@ The tag of an order is the broker's own `tag` field, so a match of tag, symbol, 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -35,6 +35,7 @@ from agent.model import (
 )
 from agent.paper.connection import Connection, PaperLost, PaperRefused
 from agent.paper.messages import MalformedMessage, decode
+from agent.paper.profile import Profile
 from agent.paper.records import Answer, BookChange, OrderRecord, Request, Traces
 from agent.paper.refusals import rejected
 from agent.platforms.bucket import OrderBucket
@@ -71,6 +72,7 @@ class _Line:
     changes: "asyncio.Queue[Changed | PaperLost | None]"
     bucket: OrderBucket | None = None
     ping: "asyncio.Task[None] | None" = None
+    profile: Profile = field(default_factory=Profile)
 
 
 class PaperAdapter:
@@ -80,7 +82,9 @@ class PaperAdapter:
         self._sent_at: dict[ExecutionId, float] = {}
 
     def capabilities(self) -> Capabilities:
-        return _CAPABILITIES
+        """As the account's broker is; before the first connection as most are."""
+        profile = Profile() if self._line is None else self._line.profile
+        return replace(_CAPABILITIES, protected_market_orders=profile.levels_on_open, timed_orders=profile.timed_orders)
 
     def bucket(self) -> OrderBucket | None:
         return None if self._line is None else self._line.bucket
@@ -126,6 +130,8 @@ class PaperAdapter:
             async with asyncio.timeout(line.read_timeout_s):
                 reply = await line.connection.call("login", token=token, login=login.login, open=opening)
             state: AccountState = decode(AccountState, reply)
+            async with asyncio.timeout(line.read_timeout_s):
+                line.profile = decode(Profile, await line.connection.call("profile"))
         except PaperRefused as error:
             # anything but a definite no may be different next time
             refusal = AdapterError if error.code == "internal" else LoginRefused
