@@ -178,11 +178,13 @@ class Ground:
         *,
         ratio: Decimal = Decimal(1),
         profile: Profile | None = None,
+        master_profile: Profile | None = None,
         **columns: object,
     ) -> AsyncIterator["Desk"]:
-        """A master and its followers, each copying at `ratio`; `profile` is how the followers' broker treats orders."""
+        """A master and its followers, each copying at `ratio`; `profile` is how the followers' broker treats orders,
+        `master_profile` how the master's does."""
         number = next(_numbers)
-        master = await self._account(f"{number}-M", master_on, None)
+        master = await self._account(f"{number}-M", master_on, master_profile)
         followers = [await self._account(f"{number}-F{n}", vps, profile) for n, vps in enumerate(followers_on, 1)]
         await self.farm.wait_connected([master, *followers])
         copies = []

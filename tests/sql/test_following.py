@@ -72,7 +72,8 @@ def test_a_rest_under_a_new_ticket_is_one_reduction_of_the_same_copy(world: Worl
 
 
 @pytest.mark.covers("P7")
-def test_a_partial_close_that_gives_the_copy_a_new_ticket_is_one_booking(world: World) -> None:
+@pytest.mark.parametrize("told", ["the new ticket", "both"])
+def test_a_partial_close_that_gives_the_copy_a_new_ticket_is_one_booking(world: World, told: str) -> None:
     world.copy("M", "F")
     p = world.opened("M", "1.00")
     (opened,) = world.open_executions("F")
@@ -81,7 +82,8 @@ def test_a_partial_close_that_gives_the_copy_a_new_ticket_is_one_booking(world: 
     (reduction,) = world.open_executions("F")
     assert reduction["ticket"] == "500"
     rest = world.position("0.70", ticket="501", replaces="500", comment="from #500")
-    world.report(reduction, positions=[rest], filled_lots="0.30", price="1.10050")
+    gone = world.position("0", ticket="500")
+    world.report(reduction, positions=[gone, rest] if told == "both" else [rest], filled_lots="0.30", price="1.10050")
     # one call: the fill and the copy's ticket stand side by side
     assert world.rows("select ticket, lots::text from private.link_legs") == [{"ticket": "501", "lots": "0.70"}]
     booked = world.rows("select status, filled_lots::text from public.trade_execution_queue where id = %s", reduction["id"])
