@@ -45,10 +45,7 @@ export const REASONS = {
       "the price is further from the master's open price than copy_existing_points",
       "none: the position is not copied; allow more points in the next copier",
     ],
-    no_quote: [
-      "there is no fresh price of the follower's symbol",
-      "see whether its market is open, then resynchronise",
-    ],
+    no_quote: ["there is no fresh price of the follower's symbol", "see whether its market is open, then resynchronise"],
     master_offline: [
       "nobody watches the master's account now, so what it holds is not known",
       "wait until it is connected, then resynchronise",
