@@ -1641,37 +1641,55 @@ begin
   return trim_scale(p)::text;
 end $$;
 
--- Units of p_to for one unit of p_from, by rates like {"EURUSD": "1.0850"}: direct, inverse, or across USD or EUR.
--- Cent currencies count as their hundredth (USC = USD / 100). Null when the rates do not say.
-create function private.exchange_rate(p_from text, p_to text, p_rates jsonb) returns numeric
+-- A quoted rate as a fraction: {rate, 1}, {1, rate} from the inverse, or null.
+create function private.quoted_fraction(p_from text, p_to text, p_rates jsonb) returns numeric[]
+language plpgsql immutable set search_path = '' as $$
+begin
+  return case when (p_rates ->> (p_from || p_to))::numeric > 0 then array[(p_rates ->> (p_from || p_to))::numeric, 1]
+    when (p_rates ->> (p_to || p_from))::numeric > 0 then array[1, (p_rates ->> (p_to || p_from))::numeric] end;
+end $$;
+
+-- Units of p_to for one unit of p_from, by rates like {"EURUSD": "1.0850"}: direct, inverse, or across USD or EUR; as {numerator, denominator},
+-- for an inverse is no decimal number. Cent currencies count as their hundredth (USC = USD / 100). Null when the rates do not say.
+create function private.exchange_fraction(p_from text, p_to text, p_rates jsonb) returns numeric[]
 language plpgsql immutable set search_path = '' as $$
 declare
   v_from text := p_from;
   v_to text := p_to;
-  v_factor numeric := 1;
-  v_rate numeric;
-  v_first numeric;
-  v_second numeric;
+  v_num numeric := 1;
+  v_den numeric := 1;
+  v_rate numeric[];
+  v_second numeric[];
   v_via text;
 begin
-  if v_from = v_to then return 1; end if;
+  if v_from = v_to then return array[1, 1]; end if;
   if v_from in ('USC', 'EUC', 'GBC') then
     v_from := case v_from when 'USC' then 'USD' when 'EUC' then 'EUR' else 'GBP' end;
-    v_factor := v_factor / 100;
+    v_den := 100;
   end if;
   if v_to in ('USC', 'EUC', 'GBC') then
     v_to := case v_to when 'USC' then 'USD' when 'EUC' then 'EUR' else 'GBP' end;
-    v_factor := v_factor * 100;
+    v_num := 100;
   end if;
-  if v_from = v_to then return v_factor; end if;
-  v_rate := coalesce((p_rates ->> (v_from || v_to))::numeric, 1 / nullif((p_rates ->> (v_to || v_from))::numeric, 0));
-  if v_rate is not null then return v_rate * v_factor; end if;
+  if v_from = v_to then return array[v_num, v_den]; end if;
+  v_rate := private.quoted_fraction(v_from, v_to, p_rates);
+  if v_rate is not null then return array[v_rate[1] * v_num, v_rate[2] * v_den]; end if;
   foreach v_via in array array['USD', 'EUR'] loop
-    v_first := coalesce((p_rates ->> (v_from || v_via))::numeric, 1 / nullif((p_rates ->> (v_via || v_from))::numeric, 0));
-    v_second := coalesce((p_rates ->> (v_via || v_to))::numeric, 1 / nullif((p_rates ->> (v_to || v_via))::numeric, 0));
-    if v_first is not null and v_second is not null then return v_first * v_second * v_factor; end if;
+    v_rate := private.quoted_fraction(v_from, v_via, p_rates);
+    v_second := private.quoted_fraction(v_via, v_to, p_rates);
+    if v_rate is not null and v_second is not null then
+      return array[v_rate[1] * v_second[1] * v_num, v_rate[2] * v_second[2] * v_den];
+    end if;
   end loop;
   return null;
+end $$;
+
+create function private.exchange_rate(p_from text, p_to text, p_rates jsonb) returns numeric
+language plpgsql immutable set search_path = '' as $$
+declare
+  v_fraction numeric[] := private.exchange_fraction(p_from, p_to, p_rates);
+begin
+  return v_fraction[1] / v_fraction[2];
 end $$;
 
 create function private.no_order(p_reason text, p_raw numeric, p_warnings text[], p_explain text[]) returns private.sizing
@@ -1693,14 +1711,15 @@ declare
   v_num numeric;           -- raw lots = v_num / v_den
   v_den numeric := 1;
   v_raw numeric;
-  v_rate numeric;          -- follower's account currency for one unit of the symbol's profit currency
+  v_rate numeric[];        -- follower's account currency for one unit of the symbol's profit currency, as a fraction
   v_master_funds numeric;
   v_follower_funds numeric;
-  v_funds_rate numeric;
+  v_funds_rate numeric[];
   v_stop numeric;          -- price of the follower's stop, at the master's price level
-  v_risk numeric;          -- money lost per lot if the stop is hit
+  v_risk numeric;          -- money lost per lot if the stop is hit, times v_rate[2]: quotients are taken only at the end
   v_limit numeric;
-  v_exposure numeric;
+  v_exposure numeric;      -- worth of one lot in the follower's currency, times v_rate[2]
+  v_master_rate numeric[];
   v_master_exposure numeric;
   v_lots numeric;
   v_cap numeric;
@@ -1710,47 +1729,55 @@ declare
 begin
   v_explain := array[format('The master trades %s lots of %s.', private.plain(p_lots), p_master_symbol.name)];
   v_stop := private.stop_of_copy(p_copier, p_side, p_price, case when p_copier.reverse then p_tp else p_sl end, s);
-  v_rate := private.exchange_rate(s.profit_currency, p_follower.currency, p_rates);
-  v_risk := abs(p_price - v_stop) * s.contract_size * v_rate;
+  v_rate := private.exchange_fraction(s.profit_currency, p_follower.currency, p_rates);
+  v_risk := abs(p_price - v_stop) * s.contract_size * v_rate[1];
 
   -- the raw size
   case p_copier.sizing_mode
     when 'multiplier' then
       v_num := p_lots * p_copier.sizing_value;
-      v_explain := v_explain || format('Times the multiplier %s = %s.', private.plain(p_copier.sizing_value), private.plain(v_num));
+      v_explain := v_explain || format('Times the multiplier %s: %s lots.', private.plain(p_copier.sizing_value), private.plain(v_num));
     when 'percentage' then
       v_num := p_lots * p_copier.sizing_value;
       v_den := 100;
-      v_explain := v_explain || format('%s %% of that is %s.', private.plain(p_copier.sizing_value), private.plain(v_num / 100));
+      v_explain := v_explain || format('%s %% of that: %s lots.', private.plain(p_copier.sizing_value), private.plain(v_num / 100));
     when 'fixed' then
       v_num := p_copier.sizing_value;
       v_explain := v_explain || format('A fixed size of %s lots is set.', private.plain(v_num));
     when 'risk_percent' then
       if v_stop is null or v_stop <= 0 or v_stop = p_price then
+        v_explain := v_explain || case when p_copier.reverse then 'It has no take profit, which would be the follower''s stop.' else 'It has no stop.' end;
         return private.no_order('no_stop_loss', null, v_warnings, v_explain);
       end if;
       if p_follower.balance is null or p_follower.balance <= 0 or v_risk is null then
+        v_explain := v_explain || 'The follower''s balance, or the rate between the currencies, is not known, too old, or not above 0.'::text;
         return private.no_order('stale_funds', null, v_warnings, v_explain);
       end if;
-      v_num := p_follower.balance * p_copier.sizing_value;
+      v_num := p_follower.balance * p_copier.sizing_value * v_rate[2];
       v_den := 100 * v_risk;
-      v_explain := v_explain || format('%s %% of the balance %s is %s %s; one lot loses %s at the stop %s.',
-        private.plain(p_copier.sizing_value), private.plain(p_follower.balance), private.plain(v_num / 100), p_follower.currency,
-        private.plain(round(v_risk, 2)), private.plain(v_stop));
+      v_explain := v_explain || format('%s %% of the balance %s %s may be lost: %s. From %s to the stop %s one lot loses %s: %s lots.',
+        private.plain(p_copier.sizing_value), private.plain(p_follower.balance), p_follower.currency, private.plain(round(v_num / (100 * v_rate[2]), 2)),
+        private.plain(p_price), private.plain(v_stop), private.plain(round(v_risk / v_rate[2], 2)), private.plain(round(v_num / v_den, 6)));
     else
       v_master_funds := case p_copier.sizing_mode when 'balance_ratio' then p_master.balance
         when 'equity_ratio' then p_master.equity else p_master.free_margin end;
       v_follower_funds := case p_copier.sizing_mode when 'balance_ratio' then p_follower.balance
         when 'equity_ratio' then p_follower.equity else p_follower.free_margin end;
-      v_funds_rate := private.exchange_rate(p_master.currency, p_follower.currency, p_rates);
+      v_funds_rate := private.exchange_fraction(p_master.currency, p_follower.currency, p_rates);
       if v_master_funds is null or v_master_funds <= 0 or v_follower_funds is null or v_follower_funds <= 0 or v_funds_rate is null then
+        v_explain := v_explain || format('The %s of the master or the follower, or the rate between their currencies, is not known, too old, or not above 0.',
+          replace(replace(p_copier.sizing_mode, '_ratio', ''), '_', ' '));
         return private.no_order('stale_funds', null, v_warnings, v_explain);
       end if;
-      v_num := p_lots * p_copier.sizing_value * v_follower_funds;
-      v_den := v_master_funds * v_funds_rate;
-      v_explain := v_explain || format('The %s is %s %s against the master''s %s %s: times %s = %s.', replace(p_copier.sizing_mode, '_', ' '),
-        private.plain(v_follower_funds), p_follower.currency, private.plain(round(v_den, 2)), p_follower.currency,
-        private.plain(round(p_copier.sizing_value * v_follower_funds / v_den, 6)), private.plain(round(v_num / v_den, 6)));
+      v_num := p_lots * p_copier.sizing_value * v_follower_funds * v_funds_rate[2];
+      v_den := v_master_funds * v_funds_rate[1];
+      v_explain := v_explain || format('The follower''s %s is %s %s, the master''s %s %s%s: a ratio of %s%s. %s lots.',
+        replace(replace(p_copier.sizing_mode, '_ratio', ''), '_', ' '), private.plain(v_follower_funds), p_follower.currency,
+        private.plain(v_master_funds), p_master.currency,
+        case when v_funds_rate[1] <> v_funds_rate[2] then format(' (%s %s)', private.plain(round(v_den / v_funds_rate[2], 2)), p_follower.currency) else '' end,
+        private.plain(round(v_follower_funds * v_funds_rate[2] / v_den, 6)),
+        case when p_copier.sizing_value <> 1 then format(', times %s', private.plain(p_copier.sizing_value)) else '' end,
+        private.plain(round(v_num / v_den, 6)));
   end case;
 
   -- contract sizes
@@ -1758,7 +1785,7 @@ begin
     if p_copier.contract_alignment then
       v_num := v_num * p_master_symbol.contract_size;
       v_den := v_den * s.contract_size;
-      v_explain := v_explain || format('One lot is %s units at the master and %s here: = %s.', private.plain(p_master_symbol.contract_size),
+      v_explain := v_explain || format('One lot is %s units at the master and %s at the follower: %s lots.', private.plain(p_master_symbol.contract_size),
         private.plain(s.contract_size), private.plain(round(v_num / v_den, 6)));
     else
       v_warnings := v_warnings || 'contract_sizes_differ'::text;
@@ -1769,65 +1796,92 @@ begin
   v_raw := v_num / v_den;
 
   -- caps on risk and leverage
-  if p_copier.max_risk_percent is not null and v_risk > 0 and p_follower.balance > 0 then
+  if p_copier.max_risk_percent is not null and (v_risk > 0 and p_follower.balance > 0) is not true then
+    v_warnings := v_warnings || 'risk_unknown'::text;
+    v_explain := v_explain || format('The limit of %s %% of risk cannot be applied: %s.', private.plain(p_copier.max_risk_percent),
+      case when v_stop > 0 and v_stop <> p_price then 'the balance or an exchange rate is not known' else 'the trade has no stop' end);
+  elsif p_copier.max_risk_percent is not null then
     v_limit := p_follower.balance * p_copier.max_risk_percent / 100;
-    if v_raw * v_risk > v_limit then
-      v_num := v_limit; v_den := v_risk; v_raw := v_num / v_den;
+    if v_num * v_risk > v_limit * v_den * v_rate[2] then
+      v_num := v_limit * v_rate[2]; v_den := v_risk; v_raw := v_num / v_den;
       v_warnings := v_warnings || 'risk_capped'::text;
-      v_explain := v_explain || format('Cut to %s: more would risk over %s %%.', private.plain(round(v_raw, 6)), private.plain(p_copier.max_risk_percent));
+      v_explain := v_explain || format('Cut to %s lots: more would risk over %s %% of the balance, which is %s %s.', private.plain(round(v_raw, 6)),
+        private.plain(p_copier.max_risk_percent), private.plain(round(v_limit, 2)), p_follower.currency);
     end if;
   end if;
-  v_exposure := s.contract_size * p_price * v_rate;  -- of one lot, in the follower's currency
+  v_exposure := s.contract_size * p_price * v_rate[1];
   if p_copier.max_leverage is not null then
     if v_exposure is null or p_follower.equity is null or p_follower.equity <= 0 then
+      v_explain := v_explain || 'The follower''s equity, or the rate between the currencies, is not known, too old, or not above 0: the leverage limit cannot be checked.'::text;
       return private.no_order('stale_funds', v_raw, v_warnings, v_explain);
     end if;
-    if v_raw * v_exposure > p_copier.max_leverage * p_follower.equity then
+    if v_num * v_exposure > p_copier.max_leverage * p_follower.equity * v_den * v_rate[2] then
+      v_explain := v_explain || format('%s lots are worth %s %s: %s times the equity %s, and the limit is %s.', private.plain(round(v_raw, 6)),
+        private.plain(round(v_raw * v_exposure / v_rate[2], 2)), p_follower.currency,
+        private.plain(round(v_raw * v_exposure / (p_follower.equity * v_rate[2]), 2)),
+        private.plain(p_follower.equity), private.plain(p_copier.max_leverage));
       if p_copier.max_leverage_policy = 'discard' then
         return private.no_order('max_leverage', v_raw, v_warnings, v_explain);
       end if;
-      v_num := p_copier.max_leverage * p_follower.equity; v_den := v_exposure; v_raw := v_num / v_den;
+      v_num := p_copier.max_leverage * p_follower.equity * v_rate[2]; v_den := v_exposure; v_raw := v_num / v_den;
       v_warnings := v_warnings || 'leverage_shrunk'::text;
-      v_explain := v_explain || format('Shrunk to %s by the leverage limit %s.', private.plain(round(v_raw, 6)), private.plain(p_copier.max_leverage));
+      v_explain := v_explain || format('Shrunk to %s lots.', private.plain(round(v_raw, 6)));
     end if;
   end if;
 
   -- floor to the step, minimum, maximum
   v_lots := div(v_num, v_den * s.lots_step) * s.lots_step;
-  v_explain := v_explain || format('Rounded down to steps of %s: %s.', private.plain(s.lots_step), private.plain(v_lots));
+  v_explain := v_explain || format('Rounded down to steps of %s: %s lots.', private.plain(s.lots_step), private.plain(v_lots));
   if v_lots < s.lots_min then
+    v_explain := v_explain || format('The smallest volume of %s is %s lots.', s.name, private.plain(s.lots_min));
     if p_copier.min_policy = 'skip' then
       return private.no_order('below_min', v_raw, v_warnings, v_explain);
     end if;
     if s.lots_min * v_den > p_copier.max_risk_coefficient * v_num then
+      v_explain := v_explain || format('That would be %s times the wanted size, and the limit is %s times.',
+        coalesce(private.plain(round(s.lots_min * v_den / nullif(v_num, 0), 1)), 'infinitely many'), private.plain(p_copier.max_risk_coefficient));
       return private.no_order('risk_coefficient', v_raw, v_warnings, v_explain);
+    end if;
+    -- the limits on risk and leverage outrank the smallest volume
+    if s.lots_min * v_exposure > p_copier.max_leverage * p_follower.equity * v_rate[2] then
+      return private.no_order('max_leverage', v_raw, v_warnings, v_explain);
+    end if;
+    if p_copier.max_risk_percent is not null and s.lots_min * v_risk * 100 > p_follower.balance * p_copier.max_risk_percent * v_rate[2] then
+      v_explain := v_explain || format('It would risk more than %s %% of the balance.', private.plain(p_copier.max_risk_percent));
+      return private.no_order('below_min', v_raw, v_warnings, v_explain);
     end if;
     v_lots := s.lots_min;
     v_warnings := v_warnings || 'forced_min'::text;
-    v_explain := v_explain || format('Raised to the minimum %s.', private.plain(s.lots_min));
+    v_explain := v_explain || format('Raised to it: that is %s times the wanted size.', private.plain(round(s.lots_min * v_den / v_num, 1)));
   end if;
   if p_copier.max_lots < v_lots then
     v_lots := div(p_copier.max_lots, s.lots_step) * s.lots_step;
     if v_lots < s.lots_min then
+      v_explain := v_explain || format('The copier''s maximum of %s lots is below the smallest volume %s.', private.plain(p_copier.max_lots), private.plain(s.lots_min));
       return private.no_order('below_min', v_raw, v_warnings, v_explain);
     end if;
     v_warnings := v_warnings || 'capped'::text;
-    v_explain := v_explain || format('Cut to the copier''s maximum: %s.', private.plain(v_lots));
+    v_explain := v_explain || format('Cut to the copier''s maximum: %s lots.', private.plain(v_lots));
   end if;
   v_cap := div(s.lots_max, s.lots_step) * s.lots_step;
   if v_lots > v_cap and p_copier.max_policy = 'cap' then
     v_lots := v_cap;
     v_warnings := v_warnings || 'capped'::text;
-    v_explain := v_explain || format('Cut to the symbol''s maximum: %s.', private.plain(v_lots));
+    v_explain := v_explain || format('Cut to the largest volume of one order: %s lots.', private.plain(v_lots));
   end if;
 
   -- exposure against the master's own
-  if p_copier.sanity_factor is not null and p_master.equity > 0 and p_follower.equity > 0 and v_exposure is not null then
-    v_master_exposure := p_lots * p_master_symbol.contract_size * p_price
-      * private.exchange_rate(p_master_symbol.profit_currency, p_master.currency, p_rates);
-    if v_lots * v_exposure * p_master.equity > p_copier.sanity_factor * v_master_exposure * p_follower.equity then
-      return private.no_order('sanity', v_raw, v_warnings, v_explain);
-    end if;
+  v_master_rate := private.exchange_fraction(p_master_symbol.profit_currency, p_master.currency, p_rates);
+  v_master_exposure := p_lots * p_master_symbol.contract_size * p_price * v_master_rate[1];
+  if p_copier.sanity_factor is not null and (p_master.equity > 0 and p_follower.equity > 0 and v_exposure > 0 and v_master_exposure > 0) is not true then
+    v_warnings := v_warnings || 'sanity_unchecked'::text;
+    v_explain := v_explain || 'The exposure could not be compared with the master''s own: an equity or exchange rate is not known.'::text;
+  elsif v_lots * v_exposure * v_master_rate[2] * p_master.equity > p_copier.sanity_factor * v_master_exposure * v_rate[2] * p_follower.equity then
+    v_explain := v_explain || format('The trade would be worth %s %% of the equity, the master''s own %s %%: more than %s times as much.',
+      private.plain(round(100 * v_lots * v_exposure / (p_follower.equity * v_rate[2]), 1)),
+      private.plain(round(100 * v_master_exposure / (p_master.equity * v_master_rate[2]), 1)),
+      private.plain(p_copier.sanity_factor));
+    return private.no_order('sanity', v_raw, v_warnings, v_explain);
   end if;
 
   -- one order, or several
@@ -1863,6 +1917,27 @@ create function private.funds_of(p jsonb) returns private.funds
 language plpgsql immutable set search_path = '' as $$
 begin
   return jsonb_populate_record(null::private.funds, p);
+end $$;
+
+-- The words and ranges of a request's copier: what the table's CHECKs say of a saved one.
+create function private.check_sizing_words(c public.copiers) returns void
+language plpgsql immutable set search_path = '' as $$
+declare
+  v_wrong text := case
+    when c.sizing_mode not in ('multiplier', 'percentage', 'fixed', 'balance_ratio', 'equity_ratio', 'free_margin_ratio', 'risk_percent') is not false then
+      'sizing_mode must be multiplier, percentage, fixed, balance_ratio, equity_ratio, free_margin_ratio or risk_percent'
+    when c.sizing_value > 0 is not true then 'sizing_value must be above 0'
+    when c.min_policy in ('skip', 'force_min') is not true then 'min_policy must be skip or force_min'
+    when c.max_policy in ('cap', 'split') is not true then 'max_policy must be cap or split'
+    when c.max_leverage_policy in ('discard', 'shrink') is not true then 'max_leverage_policy must be discard or shrink'
+    when c.max_risk_coefficient >= 1 is not true then 'max_risk_coefficient must be 1 or more'
+    when c.max_lots <= 0 then 'max_lots must be above 0' when c.max_risk_percent <= 0 then 'max_risk_percent must be above 0'
+    when c.max_leverage <= 0 then 'max_leverage must be above 0' when c.sanity_factor < 1 then 'sanity_factor must be 1 or more'
+    when c.reverse is null or c.contract_alignment is null then 'reverse and contract_alignment must be true or false' end;
+begin
+  if v_wrong is not null then
+    raise exception using errcode = 'TC001', message = 'preview_copy: copier.' || v_wrong, hint = 'See docs/protocol.md for the form of a request.';
+  end if;
 end $$;
 
 -- What preview_copy answers; errors TC001 name the field that is missing or not as documented.
@@ -1907,6 +1982,7 @@ begin
   end loop;
   begin
     v_copier := jsonb_populate_record(private.default_copier(), coalesce(p_request -> 'copier', '{}'::jsonb));
+    perform private.check_sizing_words(v_copier);
     v_follower_symbol := private.symbol_of(p_request #> '{follower,symbol}');
     v_master_symbol := jsonb_populate_record(v_follower_symbol, coalesce(p_request #> '{master,symbol}', '{}'::jsonb));
     v_sizing := private.size_order(v_copier, private.funds_of(p_request -> 'master'), private.funds_of(p_request -> 'follower'),
