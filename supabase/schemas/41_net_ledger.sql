@@ -225,6 +225,25 @@ begin
   update private.net_ledgers set net_lots = net_lots + v_direction * v_booked where account_id = q.account_id and symbol = q.symbol;
 end $$;
 
+-- A deal of which another attempt had filled already (q.attempt is the one that completed it): its volume is its links' as well, more than they
+-- want, so the planner takes it off again. Returns the links; none when the report is only repeated.
+create function private.book_second_fill(q public.trade_execution_queue, r jsonb) returns bigint[]
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_dealt_again public.trade_execution_queue := q;
+begin
+  if q.status <> 'completed' or (r ->> 'attempt')::integer = q.attempt or 'filled_twice' = any (q.warnings)
+    or coalesce((r ->> 'filled_lots')::numeric, 0) = 0 then
+    return '{}';
+  end if;
+  update public.trade_execution_queue set warnings = warnings || 'filled_twice'::text where id = q.id;
+  perform private.revive_link(q);
+  q.filled_lots := (r ->> 'filled_lots')::numeric;
+  v_dealt_again.reason := 'superseded';
+  perform private.book_late(q, v_dealt_again);
+  return array(select (e ->> 'link_id')::bigint from jsonb_array_elements(q.parts) e);
+end $$;
+
 -- Takes up to p_lots in this direction off the surprises since the deal was queued; what they took from links is given back. Returns the lots.
 create function private.undo_surprises(q public.trade_execution_queue, p_direction integer, p_lots numeric) returns numeric
 language plpgsql security definer set search_path = '' as $$

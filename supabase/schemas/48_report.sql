@@ -251,12 +251,15 @@ begin
       perform private.revive_link(q);
       perform private.book_fill(q, r, p_now);
       link_ids := array[q.link_id];
+    elsif r ->> 'outcome' = 'completed' and q.parts is not null then
+      link_ids := private.book_second_fill(q, r);
     end if;
     return;
   end if;
   n := private.next_status(q, r, p_now);
   v_was := q;
   update public.trade_execution_queue x set status = n.status, reason = n.reason, message = left(r ->> 'message', 500),
+    attempt = case when n.status = 'completed' and q.parts is not null then (r ->> 'attempt')::integer else x.attempt end,
     next_attempt_at = n.next_at, adopted = x.adopted or coalesce((r ->> 'adopted')::boolean, false),
     filled_lots = coalesce((r ->> 'filled_lots')::numeric, x.filled_lots), fill_price = coalesce((r ->> 'price')::numeric, x.fill_price),
     (point_size, point_money) = (select coalesce(w.size, x.point_size), coalesce(w.money, x.point_money)

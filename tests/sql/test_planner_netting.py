@@ -49,6 +49,7 @@ def test_a_manual_deal_against_the_copy_reduces_it_first(world: NettingWorld) ->
     assert world.net == 0
 
 
+@pytest.mark.covers("P15")
 def test_a_users_own_volume_is_left_alone(world: NettingWorld) -> None:
     world.net = Decimal("1.00")
     world.send("N", world.event("opened", world.state()[0]))

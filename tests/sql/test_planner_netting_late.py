@@ -3,6 +3,7 @@
 from decimal import Decimal
 from typing import Any
 
+import pytest
 from netting_world import NettingWorld
 
 
@@ -186,3 +187,26 @@ def test_an_increase_that_made_a_waiting_reduction_needless_is_decided_at_once(w
     world.come_due()
     world.run()
     assert world.net == Decimal("0.40"), world.acts("N")
+
+
+@pytest.mark.parametrize("first", [1, 2])
+def test_two_attempts_that_both_filled_leave_no_more_than_was_wanted(world: NettingWorld, first: int) -> None:
+    """A broker that said "requote" and dealt: the second volume is the link's, too, and is sold again."""
+    world.copy("M", "N")
+    p = world.opened("M", "1.00")
+    (one,) = world.open_executions("N")
+    world.report(one, "rejected", reason="requote", retryable=True)
+    world.come_due()
+    (two,) = world.open_executions("N")
+    attempts = {1: one, 2: two}
+    assert two["attempt"] == 2
+    for attempt in (first, 3 - first):
+        fill_silently(world, attempts[attempt])
+        confess(world, attempts[attempt])
+    confess(world, one)
+    confess(world, two)  # and all of it told again
+    world.run()
+    assert (world.net, world.shares()) == (Decimal("1.00"), {"M": Decimal("1.00")}), world.acts("N")
+    assert world.executions("N")[0]["warnings"] == ["filled_twice"]
+    closes(world, ("M", p))
+    assert nothing_of_ours_is_left(world), (world.net, world.acts("N"))
