@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from supabase_server import Answer, Supabase, supabase_server
 
+from agent.account_reports import FIGURES_TOLD_EVERY
 from agent.clock import DatabaseClock, Lease, boot_time
 from agent.connection import ConnectionSettings, Parts
 from agent.connections import VPSConnectionManager
@@ -151,6 +152,22 @@ async def test_figures_that_did_not_change_are_told_again_when_the_database_asks
     looks = funds(bench)
     assert {look["equity"] for look in looks} == {"10000.00"}
     assert len({look["measured_at"] for look in looks}) == 4
+
+
+async def test_figures_that_never_change_are_told_now_and_then(bench: Bench) -> None:
+    """The database trusts only what was measured lately: an account at rest must not pass for one that nobody knows."""
+    looks = 0
+
+    async def next_look(_: float) -> None:
+        nonlocal looks
+        looks += 1
+        await asyncio.sleep(0)
+
+    bench.manager._sleep = next_look
+    bench.manager.want([await bench.account("123")])
+    await bench.server.until(lambda: len(funds(bench)) == 3)
+    assert looks >= 2 * FIGURES_TOLD_EVERY
+    assert {figures["equity"] for figures in funds(bench)} == {"10000.00"}
 
 
 async def test_figures_under_a_protection_rule_are_told_at_every_look(bench: Bench) -> None:

@@ -200,6 +200,8 @@ def test_a_rule_waits_for_the_plan_lock_before_it_holds_any_row(database: Databa
             if world.rows("select from pg_locks where not granted"):
                 break
             world.one("select pg_sleep(0.005)")
+        else:
+            raise AssertionError("nobody waits for the plan lock of a neighbour")
         world.db.execute("set local lock_timeout = '1s'")
         world.db.execute("update public.trading_accounts set name = name where name = 'F'")
         world.db.execute("update public.protection_rules set enabled = enabled where id = %s", (rule,))
