@@ -184,12 +184,15 @@ def test_the_day_of_a_dst_change_is_as_long_as_the_zone_says(
     assert world.alerts() == {"daily_loss": 2}
 
 
-def test_the_first_equity_of_the_day_is_its_start_when_nobody_saw_midnight(world: ProtectionWorld) -> None:
+@pytest.mark.parametrize(("seconds", "start"), [(60, "100000"), (60.001, "98000")])
+def test_the_first_equity_of_the_day_is_its_start_when_nobody_saw_midnight(
+    world: ProtectionWorld, seconds: float, start: str
+) -> None:
     world.rule("daily_loss", "5")
     midnight = datetime.fromisoformat("2026-01-16T00:00:00+00:00")
-    world.look_at(midnight - timedelta(seconds=61), "100000")
+    world.look_at(midnight - timedelta(seconds=seconds), "100000")
     world.look_at(midnight, "98000")
-    assert world.one("select trim_scale(day_start_equity)::text from public.protection_rules") == "98000"
+    assert world.one("select trim_scale(day_start_equity)::text from public.protection_rules") == start
     assert world.one("select day::text from public.protection_rules") == "2026-01-16"
 
 

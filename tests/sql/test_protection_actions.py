@@ -369,3 +369,18 @@ def test_a_stop_out_of_an_account_that_follows_nobody_pauses_nothing(world: Prot
     assert (world.copy_state("M"), world.copy_state("F"), world.alerts()) == ("on", "on", {"stop_out": 1})
     world.settle()
     assert world.book("F") == [("buy", "0.20"), ("buy", "1.00")]
+
+
+def test_a_rule_of_a_master_closes_its_trades_and_the_followers_follow(world: ProtectionWorld) -> None:
+    world.copy("M", "F")
+    position = world.opened("M")
+    world.settle()
+    world.rule("equity_floor", "9000", account="M")
+    world.look("9000", account="M")
+    world.look("9000", account="M")
+    (close,) = world.open_executions("M")
+    assert (close["action"], close["ticket"], close["copier_id"]) == ("close", position["ticket"], None)
+    world.settle()
+    assert (world.book("M"), world.book("F")) == ([], [])
+    world.flat("M")
+    assert (world.copy_state("M"), world.copy_state("F")) == ("off", "on")
