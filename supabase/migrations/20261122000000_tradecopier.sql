@@ -3128,7 +3128,9 @@ declare
   v_level numeric := p_from;
   v_cap numeric;
 begin
-  if p_mode = 'price' and p_cap is null then return private.on_tick(p_from, p_tick); end if;
+  if p_mode = 'price' and p_cap is null then  -- what most copiers do, for every link that is looked at: no further call
+    return case when p_tick > 0 then div(p_from + p_tick / 2, p_tick) * p_tick else p_from end;
+  end if;
   if p_mode = 'none' and p_cap is null then return null; end if;
   v_open := coalesce(p_open, private.on_tick(p_master_open, p_tick));
   v_level := case p_mode when 'price' then p_from when 'distance' then v_open + (p_from - p_master_open)
@@ -3198,6 +3200,16 @@ begin
   if p_sl is null and p_tp is null then return row(null, null, null, null, '{}'::text[])::private.levels; end if;
   select * into v_symbol from public.account_symbols s where s.account_id = p_account and s.name = p_symbol;
   return private.legal_levels(v_symbol, p_side, p_order_price, p_sl, p_tp, p_tries, p_now);
+end $$;
+
+-- The same for a copier that takes the master's levels as they are, where the broker names no distance.
+create function private.price_levels(p_sl numeric, p_tp numeric, p_tick numeric) returns private.levels
+language plpgsql immutable set search_path = '' as $$
+declare
+  v_sl numeric := case when p_tick > 0 then div(p_sl + p_tick / 2, p_tick) * p_tick else p_sl end;
+  v_tp numeric := case when p_tick > 0 then div(p_tp + p_tick / 2, p_tick) * p_tick else p_tp end;
+begin
+  return row(v_sl, v_tp, v_sl, v_tp, '{}'::text[])::private.levels;
 end $$;
 
 -- Levels of an order that opens something: from the price that it will probably get, since it must never be naked. The exact ones follow
@@ -4180,7 +4192,12 @@ begin
           then '{}'::jsonb
           else private.quoted_rates(array[(k.fa).id, (k.ma).id],
             array[(k.ma).currency, (k.fa).currency, (k.ms).profit_currency, (k.fs).profit_currency]) end) end as z,
-      case when k.verdict is null then private.first_levels(k.c, k.m, k.fs, k.side,
+      case when k.verdict is not null then null
+        when (k.c).sl_mode = 'price' and (k.c).tp_mode = 'price' and (k.c).max_sl_points is null
+          and (k.fs).stops_level_points = 0 and (k.fs).freeze_level_points = 0
+        then private.price_levels(case when (k.c).reverse then (k.m).tp else (k.m).sl end,
+          case when (k.c).reverse then (k.m).sl else (k.m).tp end, (k.fs).tick_size)
+        else private.first_levels(k.c, k.m, k.fs, k.side,
         case when k.kind = 'increase' then private.open_price(k.link_id) end, p_now) end as levels,
       private.on_tick((k.m).price, (k.fs).tick_size) as order_price
     from checked k
@@ -4225,7 +4242,7 @@ begin
       case when k.kind = 'increase' then 'increase' when (k.m).kind = 'order' then 'place' else 'open' end, 40,
       (k.fs).name, k.side, private.copied_order_type((k.m).order_type, (k.c).reverse), o.lots,
       case when (k.m).kind = 'order' then k.order_price end, (k.levels).sent_sl, (k.levels).sent_tp, (k.c).max_slippage_points, (k.m).price, (k.m).lots,
-      (k.m).expires_at, private.copy_comment(k.c, (k.m).ticket), (k.z).warnings || (k.levels).warnings, p_now + make_interval(secs => (k.c).retry_window_s), k.vps_id, k.epoch, p_now,
+      (k.m).expires_at, case when (k.c).comment like '%{%' then private.copy_comment(k.c, (k.m).ticket) else (k.c).comment end, (k.z).warnings || (k.levels).warnings, p_now + make_interval(secs => (k.c).retry_window_s), k.vps_id, k.epoch, p_now,
       least(greatest(p_now, k.begins_at) + v_send_within, k.lease_ends,
         k.news_at + make_interval(secs => (k.c).max_age_ms / 1000.0)), (k.m).detected_at, p_now, p_now
     from decided k cross join lateral unnest((k.z).orders) as o (lots)

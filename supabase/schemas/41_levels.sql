@@ -18,7 +18,9 @@ declare
   v_level numeric := p_from;
   v_cap numeric;
 begin
-  if p_mode = 'price' and p_cap is null then return private.on_tick(p_from, p_tick); end if;
+  if p_mode = 'price' and p_cap is null then  -- what most copiers do, for every link that is looked at: no further call
+    return case when p_tick > 0 then div(p_from + p_tick / 2, p_tick) * p_tick else p_from end;
+  end if;
   if p_mode = 'none' and p_cap is null then return null; end if;
   v_open := coalesce(p_open, private.on_tick(p_master_open, p_tick));
   v_level := case p_mode when 'price' then p_from when 'distance' then v_open + (p_from - p_master_open)
@@ -88,6 +90,16 @@ begin
   if p_sl is null and p_tp is null then return row(null, null, null, null, '{}'::text[])::private.levels; end if;
   select * into v_symbol from public.account_symbols s where s.account_id = p_account and s.name = p_symbol;
   return private.legal_levels(v_symbol, p_side, p_order_price, p_sl, p_tp, p_tries, p_now);
+end $$;
+
+-- The same for a copier that takes the master's levels as they are, where the broker names no distance.
+create function private.price_levels(p_sl numeric, p_tp numeric, p_tick numeric) returns private.levels
+language plpgsql immutable set search_path = '' as $$
+declare
+  v_sl numeric := case when p_tick > 0 then div(p_sl + p_tick / 2, p_tick) * p_tick else p_sl end;
+  v_tp numeric := case when p_tick > 0 then div(p_tp + p_tick / 2, p_tick) * p_tick else p_tp end;
+begin
+  return row(v_sl, v_tp, v_sl, v_tp, '{}'::text[])::private.levels;
 end $$;
 
 -- Levels of an order that opens something: from the price that it will probably get, since it must never be naked. The exact ones follow

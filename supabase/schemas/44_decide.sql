@@ -124,7 +124,12 @@ begin
           then '{}'::jsonb
           else private.quoted_rates(array[(k.fa).id, (k.ma).id],
             array[(k.ma).currency, (k.fa).currency, (k.ms).profit_currency, (k.fs).profit_currency]) end) end as z,
-      case when k.verdict is null then private.first_levels(k.c, k.m, k.fs, k.side,
+      case when k.verdict is not null then null
+        when (k.c).sl_mode = 'price' and (k.c).tp_mode = 'price' and (k.c).max_sl_points is null
+          and (k.fs).stops_level_points = 0 and (k.fs).freeze_level_points = 0
+        then private.price_levels(case when (k.c).reverse then (k.m).tp else (k.m).sl end,
+          case when (k.c).reverse then (k.m).sl else (k.m).tp end, (k.fs).tick_size)
+        else private.first_levels(k.c, k.m, k.fs, k.side,
         case when k.kind = 'increase' then private.open_price(k.link_id) end, p_now) end as levels,
       private.on_tick((k.m).price, (k.fs).tick_size) as order_price
     from checked k
@@ -169,7 +174,7 @@ begin
       case when k.kind = 'increase' then 'increase' when (k.m).kind = 'order' then 'place' else 'open' end, 40,
       (k.fs).name, k.side, private.copied_order_type((k.m).order_type, (k.c).reverse), o.lots,
       case when (k.m).kind = 'order' then k.order_price end, (k.levels).sent_sl, (k.levels).sent_tp, (k.c).max_slippage_points, (k.m).price, (k.m).lots,
-      (k.m).expires_at, private.copy_comment(k.c, (k.m).ticket), (k.z).warnings || (k.levels).warnings, p_now + make_interval(secs => (k.c).retry_window_s), k.vps_id, k.epoch, p_now,
+      (k.m).expires_at, case when (k.c).comment like '%{%' then private.copy_comment(k.c, (k.m).ticket) else (k.c).comment end, (k.z).warnings || (k.levels).warnings, p_now + make_interval(secs => (k.c).retry_window_s), k.vps_id, k.epoch, p_now,
       least(greatest(p_now, k.begins_at) + v_send_within, k.lease_ends,
         k.news_at + make_interval(secs => (k.c).max_age_ms / 1000.0)), (k.m).detected_at, p_now, p_now
     from decided k cross join lateral unnest((k.z).orders) as o (lots)

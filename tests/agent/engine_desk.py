@@ -108,6 +108,9 @@ class Desk:
     #: what the terminal is logged in to
     login: str = "1"
     bucket: OrderBucket | None = None
+    #: False: market orders with levels are refused, orders with an expiry as well
+    obliging: bool = True
+    refuses_changes: bool = False
     #: looks at a symbol's quote that find none (None: no symbol lacks one)
     looks_without_quote: int | None = None
     listeners: list["DeskAdapter"] = field(default_factory=list)
@@ -191,7 +194,8 @@ class DeskAdapter:
     def capabilities(self) -> Capabilities:
         return Capabilities(
             netting=True, hedging=True, pending_orders=True, close_by=False, retickets=False,
-            protected_market_orders=True, settle=timedelta(milliseconds=20), orders_at_once=self.desk.at_once,
+            protected_market_orders=self.desk.obliging, settle=timedelta(milliseconds=20), orders_at_once=self.desk.at_once,
+            timed_orders=self.desk.obliging, comment_max=10,
         )  # fmt: skip
 
     def bucket(self) -> OrderBucket | None:
@@ -237,6 +241,8 @@ class DeskAdapter:
         fault = self.desk.faults.pop(order.tag, None)
         if self.desk.looks_without_quote is not None:
             return Rejected(reason="no_quotes", retryable=True)
+        if order.kind == "modify" and self.desk.refuses_changes:
+            return Rejected(reason="invalid_stops", retryable=False, message="no")
         if order.tag in self.desk.refusals:
             return Rejected(reason=self.desk.refusals[order.tag], retryable=False, message="no")
         if fault == "reject":

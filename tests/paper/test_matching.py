@@ -156,6 +156,30 @@ def test_a_level_that_is_already_set_may_stay_when_the_market_came_close() -> No
     assert trading.send("modify", ticket=position.ticket, sl="1.09500", tp="1.12000").status == "done"
 
 
+def test_a_frozen_level_cannot_be_changed_any_more() -> None:
+    trading = Trading(symbols=[spec(freeze_level_points=20)])
+    position = trading.open(sl="1.09500")
+    trading.price("EURUSD", "1.09515", "1.09525")
+    assert trading.send("modify", ticket=position.ticket, sl="1.09000").reason == "invalid_stops"
+    trading.price("EURUSD", "1.09530", "1.09540")
+    assert trading.send("modify", ticket=position.ticket, sl="1.09000").status == "done"
+
+
+def test_a_market_execution_broker_takes_levels_only_afterwards() -> None:
+    trading = Trading(profile=Profile(levels_on_open=False))
+    assert trading.send("market", lots="1", sl="1.09000").reason == "invalid_stops"
+    position = trading.open()
+    assert trading.send("modify", ticket=position.ticket, sl="1.09000").status == "done"
+
+
+def test_a_broker_without_timed_orders_refuses_an_expiry() -> None:
+    trading = Trading(profile=Profile(timed_orders=False))
+    order = {"order_type": "limit", "lots": "1", "price": "1.09000"}
+    until = trading.clock.now() + timedelta(hours=1)
+    assert trading.send("pending", **order, expires_at=until).reason == "invalid_expiration"
+    assert trading.send("pending", **order).status == "done"
+
+
 def test_an_account_without_hedging_refuses_the_opposite_side() -> None:
     trading = Trading(profile=Profile(no_hedging=True))
     trading.open("buy")
