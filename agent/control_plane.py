@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from agent import json_fields, wire
+from agent import json_fields, offers, wire
 from agent.clock import DatabaseClock, Lease, boot_time
 from agent.model import AccountId, Event, Login, Mode, Report
 from agent.retry import CallFailed, CutOff, Refused, SignInRefused, Unreachable, backoff, classify, failure_of
@@ -88,13 +88,13 @@ class ControlPlane:
         """Retries until delivered; raises `BackboneRefused` (`agent.session.Backbone`)."""
         argument = {"account_id": account_id, "epoch": epoch, "events": [wire.event_to_json(event) for event in events]}
         raw = await self._deliver("queue_trade_copy", "p_events", argument, len(events))
-        return QueueAnswer(results=wire.event_results(raw.get("results")), executions=wire.executions(raw.get("executions")))
+        return QueueAnswer(results=wire.event_results(raw.get("results")), executions=offers.executions(raw.get("executions")))
 
     async def report_executions(self, reports: Sequence[Report]) -> ReportAnswer:
         """Retries until delivered; raises `BackboneRefused` (`agent.session.Backbone`)."""
         argument = {"reports": [wire.report_to_json(report) for report in reports]}
         raw = await self._deliver("report_executions", "p_reports", argument, len(reports))
-        return ReportAnswer(results=wire.report_results(raw.get("results")), executions=wire.executions(raw.get("executions")))
+        return ReportAnswer(results=wire.report_results(raw.get("results")), executions=offers.executions(raw.get("executions")))
 
     async def _deliver(self, name: str, parameter: str, argument: Mapping[str, object], items: int) -> json_fields.Json:
         """Until it arrives; what is too much for one statement goes back to the caller, who sends it in parts."""
@@ -136,12 +136,12 @@ class ControlPlane:
 
     # -- the agent itself ------------------------------------------------------------------------------------
 
-    async def heartbeat(self, figures: Mapping[str, object], lease: Lease) -> tuple[wire.Heartbeat, float]:
+    async def heartbeat(self, figures: Mapping[str, object], lease: Lease) -> tuple[offers.Heartbeat, float]:
         """One heartbeat, one attempt; renews `lease` and measures the clock. Returns the answer and the round trip in ms."""
         sent_at_boot, before = boot_time(), datetime.now(UTC)
         raw = await self.call("vps_heartbeat", "p_heartbeat", figures, patience=0, limit=HEARTBEAT_TIMEOUT)
         after = datetime.now(UTC)
-        answer = wire.heartbeat_from_json(raw)
+        answer = offers.heartbeat_from_json(raw)
         lease.renew(sent_at_boot, answer.lease_ms)
         rtt_ms = (after - before).total_seconds() * 1000
         if self._is_typical(rtt_ms):

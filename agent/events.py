@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from typing import Final, Literal, NoReturn, Protocol
 
 from agent.clock import DatabaseClock
+from agent.inbox import Broadcast, Handler, Inbox
 from agent.retry import CallFailed, backoff
 from agent.subscription import OnBroadcast, Subscription
 
@@ -22,18 +23,6 @@ EVENTS: Final = ("executions", "cancel", "tick", "assignments")
 #: seconds that a clean stop gives the sockets to say goodbye
 CLOSE_TIMEOUT: Final = 2
 State = Literal["joining", "joined", "down"]
-
-
-@dataclass(frozen=True, slots=True)
-class Broadcast:
-    """One message on the agent's own topic; `received_at` on the database's clock."""
-
-    event: str
-    payload: Mapping[str, object]
-    received_at: datetime
-
-
-Handler = Callable[[Broadcast], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +76,7 @@ class RealTimeTradeEventSystem:
         self._catch_up = catch_up
         self._settings = settings or EventSettings()
         self._sleep = sleep
-        self._inboxes: list[_Inbox] = []
+        self._inboxes: list[Inbox] = []
         self._closing: set[asyncio.Task[None]] = set()
         self._current: Subscription | None = None
         self._new_token: asyncio.Event = asyncio.Event()
@@ -107,7 +96,9 @@ class RealTimeTradeEventSystem:
 
     def add_handler(self, name: str, handler: Handler) -> None:
         """Every handler sees every message, in order, from a queue of its own: one that raises or hangs delays no other."""
-        self._inboxes.append(_Inbox(name, handler, self._settings, self._catch_up))
+        self._inboxes.append(
+            Inbox(name, handler, backlog=self._settings.backlog, timeout=self._settings.handler_timeout, catch_up=self._catch_up)
+        )
 
     @property
     def state(self) -> State:
@@ -274,39 +265,3 @@ class _Watchdog:
             return None
         self._missed = 0
         return f"the tick of {last_tick_at.isoformat()} was not heard"
-
-
-class _Inbox:
-    """One handler with a bounded queue of its own."""
-
-    def __init__(self, name: str, handler: Handler, settings: EventSettings, catch_up: Callable[[], None]) -> None:
-        self.name = name
-        self._handler = handler
-        self._timeout = settings.handler_timeout.total_seconds()
-        self._queue: asyncio.Queue[Broadcast] = asyncio.Queue(settings.backlog)
-        self._catch_up = catch_up
-        self._overflowed = False
-
-    def put(self, message: Broadcast) -> None:
-        if self._queue.full():
-            self._queue.get_nowait()
-            if not self._overflowed:
-                log.error("handler_behind", extra={"handler": self.name, "backlog": self._queue.maxsize})
-            self._overflowed = True
-        self._queue.put_nowait(message)
-
-    async def work(self) -> NoReturn:
-        while True:
-            message = await self._queue.get()
-            try:
-                async with asyncio.timeout(self._timeout):
-                    await self._handler(message)
-            except TimeoutError:
-                log.error("handler_hangs", extra={"handler": self.name, "event": message.event, "seconds": self._timeout})
-                self._catch_up()
-            except Exception:
-                log.exception("handler_failed", extra={"handler": self.name, "event": message.event})
-                self._catch_up()
-            if self._overflowed and self._queue.empty():
-                self._overflowed = False
-                self._catch_up()

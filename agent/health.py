@@ -18,14 +18,16 @@ import psutil
 from agent.clock import DatabaseClock, Lease
 from agent.json_fields import WireError
 from agent.model import AccountId, Assignment, ExecutionId, Offered
+from agent.offers import Heartbeat
 from agent.process import AgentProcess
 from agent.retry import CallFailed, Refused
-from agent.wire import Heartbeat
 
 log = logging.getLogger(__name__)
 
 #: refusals that mean that this agent is not (or no longer) one, or not the one that works as this VPS
 NOT_AN_AGENT: Final = frozenset({"TC101", "TC102", "TC110"})
+#: another process works as this VPS; asked again once, for a gateway may have delivered one heartbeat twice
+ANOTHER_PROCESS: Final = "TC110"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +142,7 @@ class HeartbeatLoop:
         self._had_lease = False
         self._failures = 0
         self._refused = False
+        self._doubted = False
         #: the last answer; set for good once there was one
         self.answer: Heartbeat | None = None
         self.answered = asyncio.Event()
@@ -184,7 +187,7 @@ class HeartbeatLoop:
     def _on_answer(self, answer: Heartbeat) -> None:
         if self._failures or self._refused:
             log.info("heartbeat_answered", extra={"failures": self._failures})
-        self._failures, self._refused = 0, False
+        self._failures, self._refused, self._doubted = 0, False, False
         self.answer = answer
         if self._process is not None:
             self._process.accepted()
@@ -199,9 +202,12 @@ class HeartbeatLoop:
         self._failures += 1
         log.error("heartbeat_refused", extra={"error": str(error), "code": error.code})
         if error.code in NOT_AN_AGENT:
+            self._lease.revoke()
+            if error.code == ANOTHER_PROCESS and not self._doubted:
+                self._doubted = True
+                return
             # Retired by an operator, or a clone works in its place: whatever is still running here is somebody else's now.
             self._refused = True
-            self._lease.revoke()
             self._connections.want(())
 
     def _watch_lease(self) -> None:

@@ -15,16 +15,17 @@ from agent.connection import Parts
 from agent.connections import VPSConnectionManager
 from agent.control_plane import ControlPlane
 from agent.engine import TradeCopyEngine
-from agent.events import Broadcast, RealTimeTradeEventSystem
+from agent.events import RealTimeTradeEventSystem
 from agent.failure import Failure
 from agent.health import HeartbeatLoop, Machine, agent_version
+from agent.inbox import Broadcast
 from agent.journal import Journal, JournalBusy, JournalError
 from agent.json_fields import WireError
+from agent.offers import execution_ids, executions
 from agent.platforms.factory import PlatformFactory
 from agent.process import AgentProcess
 from agent.retry import SignInRefused, Unreachable, backoff
 from agent.settings import Settings
-from agent.wire import execution_ids, executions
 
 log = logging.getLogger(__name__)
 

@@ -27,8 +27,8 @@ from agent.engine import EngineSettings, TradeCopyEngine
 from agent.journal import Journal
 from agent.lookout import Pace
 from agent.model import AccountId, ExecutionId, Order, Report, Ticket
+from agent.offers import executions
 from agent.orders import order_of
-from agent.wire import executions
 
 QUICK = EngineSettings(
     place_timeout=timedelta(seconds=20), pace=Pace(first=timedelta(milliseconds=5), longest=timedelta(milliseconds=20))

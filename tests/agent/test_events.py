@@ -12,7 +12,8 @@ from realtime import AsyncRealtimeChannel
 
 from agent import subscription as subscription_module
 from agent.clock import DatabaseClock
-from agent.events import EVENTS, Broadcast, EventSettings, RealTimeTradeEventSystem
+from agent.events import EVENTS, EventSettings, RealTimeTradeEventSystem
+from agent.inbox import Broadcast
 from agent.retry import Unreachable
 from agent.subscription import Subscription
 

@@ -12,8 +12,8 @@ import pytest
 from agent.clock import DatabaseClock, Lease, boot_time
 from agent.health import HealthSettings, HeartbeatLoop, Machine
 from agent.model import AccountId, Assignment, ExecutionId, Offered
+from agent.offers import Heartbeat
 from agent.retry import Refused, Unreachable
-from agent.wire import Heartbeat
 
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 EMPTY = Heartbeat(
@@ -119,6 +119,25 @@ async def test_at_rest_it_beats_often_enough_to_find_an_open_in_time(agent: Agen
 async def test_the_database_says_how_often_to_beat(agent: Agent) -> None:
     agent.answer = replace(EMPTY, heartbeat_ms=3_500)
     assert await agent.run(8) == [0, 3.5, 7]
+
+
+async def test_another_process_of_this_vps_ends_the_lease_at_once_and_the_accounts_when_it_is_sure(agent: Agent) -> None:
+    agent.lease.renew(boot_time(), 15_000)
+    other = Refused("vps_heartbeat", "another process works as this VPS", code="TC110")
+    agent.failures = [other, other]
+    await agent.run(1)
+    assert agent.lease.remaining() == 0
+    assert agent.wanted == []
+    await agent.run(2)
+    assert agent.wanted == [((), frozenset())]
+    assert agent.beats == [0, 1]  # and then every half minute
+
+
+async def test_a_heartbeat_that_a_gateway_delivered_twice_disconnects_nothing(agent: Agent) -> None:
+    agent.failures = [Refused("vps_heartbeat", "another process works as this VPS", code="TC110")]
+    await agent.run(2)
+    assert agent.wanted == [((), frozenset({AccountId("b")}))]
+    assert agent.lease.remaining() > 0
 
 
 async def test_with_something_in_flight_it_beats_every_second(agent: Agent) -> None:
