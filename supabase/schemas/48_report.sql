@@ -295,6 +295,7 @@ begin
     end if;
     if q.status in ('rejected', 'expired', 'cancelled') then
       perform private.book_failure(q, p_now);
+      if q.reason = 'fifo' then perform private.exchange_for_oldest(q, p_now); end if;
     end if;
   end if;
   if q.status = 'completed' then perform private.mind_protection(q, r); end if;

@@ -195,6 +195,31 @@ async def test_an_opposite_open_at_a_broker_without_hedging_is_refused_with_that
 
 
 @pytest.mark.covers("X14")
+async def test_at_a_fifo_broker_the_oldest_of_the_same_volume_goes_and_each_copy_keeps_its_own(
+    ground: Ground,
+) -> None:
+    home, away = await ground.vps("home"), await ground.vps("away")
+    async with ground.desk(home, [away], profile=Profile(fifo=True)) as desk:
+        older = await desk.open(lots="0.20")
+        await desk.holds(1)
+        newer = await desk.open(lots="0.20")
+        await desk.holds(2)
+        [_, second] = (await ground.paper.book(desk.follower.login)).positions
+        await desk.close(newer)
+        await desk.holds(1)
+        [left] = (await ground.paper.book(desk.follower.login)).positions
+        assert left.ticket == second.ticket
+        await desk.assert_money_laws()
+        await desk.close(older, "0.10")
+
+        async def halved() -> bool:
+            return [held.lots for held in (await ground.paper.book(desk.follower.login)).positions] == [D("0.10")]
+
+        await until(halved, "the older copy to be reduced on the ticket that it holds now")
+        await desk.close(older)
+        await desk.assert_money_laws()
+
+
 async def test_a_close_out_of_order_at_a_fifo_broker_says_why_and_is_done_when_it_may(ground: Ground) -> None:
     home, away = await ground.vps("home"), await ground.vps("away")
     async with ground.desk(home, [away], profile=Profile(fifo=True)) as desk:

@@ -541,3 +541,41 @@ def test_a_close_of_what_a_step_left_ends_when_the_step_has(world: World) -> Non
     world.fill(opened)  # it was executed after all
     world.settle()
     assert world.book("F") == []
+
+
+@pytest.mark.covers("X14")
+def test_at_a_fifo_broker_two_copies_exchange_their_tickets_and_ask_for_their_own_levels(world: World) -> None:
+    world.copy("M", "F")
+    older = world.opened("M", "0.50", sl="1.09000")
+    first = world.fill(world.open_executions("F")[0])
+    newer = world.opened("M", "0.50")
+    second = world.fill(world.open_executions("F")[0])
+    world.settle()
+    world.send("M", world.event("closed", newer | {"lots": "0"}))
+    [close] = world.open_executions("F")
+    assert close["ticket"] == second
+    world.report(close, "rejected", reason="fifo")
+    world.db.execute("update public.position_links set replan_at = now() - interval '1 s' where replan_at is not null")
+    world.db.execute("select private.maintain_executions()")
+    asked = {(one["action"], one["ticket"]): one["sl"] for one in world.open_executions("F")}
+    assert ("close", first) in asked
+    assert asked[("modify", second)] is not None
+    world.settle()
+    assert world.book("F") == [("buy", "0.50")]
+    world.send("M", world.event("closed", older | {"lots": "0"}))
+    world.settle()
+    assert world.book("F") == []
+
+
+@pytest.mark.parametrize("lots", ["0.40", "0.60"])
+def test_at_a_fifo_broker_copies_of_different_volumes_are_not_exchanged(world: World, lots: str) -> None:
+    world.copy("M", "F")
+    world.opened("M", "0.50")
+    world.settle()
+    newer = world.opened("M", lots)
+    second = world.fill(world.open_executions("F")[0])
+    world.send("M", world.event("closed", newer | {"lots": "0"}))
+    world.report(world.open_executions("F")[0], "rejected", reason="fifo")
+    world.db.execute("update public.position_links set replan_at = now() - interval '1 s' where replan_at is not null")
+    world.db.execute("select private.maintain_executions()")
+    assert [one["ticket"] for one in world.open_executions("F")] == [second]

@@ -101,7 +101,7 @@ export const REASONS = {
     ],
     fifo: [
       "the broker closes positions of one symbol only in the order of their opening",
-      "the close is tried again until the older one is closed; close that one by hand if it shall be sooner",
+      "none: an older copy of the same volume is closed in its place and the two exchange their parts; any other waits for its turn",
     ],
     unknown_symbol: ["the account has no such symbol", "map the master's symbol to one the account has"],
     position_not_found: ["the position is not there (any more)", "none: it is closed already"],
