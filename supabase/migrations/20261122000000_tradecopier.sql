@@ -3107,6 +3107,36 @@ begin
   update public.trading_accounts set snapshot_session = p_session where id = p_account.id and snapshot_session < p_session;
 end $$;
 
+-- 41_fifo.sql
+-- Brokers that close positions of one symbol only in the order of their opening (reason "fifo").
+
+-- The close of one of our tickets was refused so: if an older ticket of the same volume belongs to another copy, the two copies exchange them. What
+-- each holds stays the same, and the close that is planned again names the older one. A copy of another volume waits for its turn.
+create function private.exchange_for_oldest(q public.trade_execution_queue, p_now timestamptz) returns void
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_mine public.positions;
+  v_oldest public.positions;
+  v_other bigint;
+begin
+  select p.* into v_mine from private.link_legs g join public.positions p on p.account_id = g.account_id and p.ticket = g.ticket and p.lots > 0
+  where g.link_id = q.link_id and g.ticket = q.ticket and g.kind = 'position' and g.lots = p.lots;
+  if not found then return; end if;
+  select p.* into v_oldest from public.positions p join private.link_legs g on g.account_id = p.account_id and g.ticket = p.ticket
+  where p.account_id = q.account_id and p.lots > 0 and p.kind = 'position' and (p.symbol, p.side, p.lots) = (v_mine.symbol, v_mine.side, v_mine.lots)
+    and g.lots = p.lots and g.link_id <> q.link_id
+    and (coalesce(p.opened_at, '-infinity'), length(p.ticket), p.ticket) < (coalesce(v_mine.opened_at, '-infinity'), length(v_mine.ticket), v_mine.ticket)
+    and not exists (select 1 from public.trade_execution_queue o where o.link_id = g.link_id and o.finalized_at is null)
+  order by coalesce(p.opened_at, '-infinity'), length(p.ticket), p.ticket limit 1;
+  if not found then return; end if;
+  select g.link_id into v_other from private.link_legs g where g.account_id = q.account_id and g.ticket = v_oldest.ticket;
+  update private.link_legs g set ticket = v_oldest.ticket, price = v_oldest.price where g.link_id = q.link_id and g.ticket = v_mine.ticket;
+  update private.link_legs g set ticket = v_mine.ticket, price = v_mine.price where g.link_id = v_other and g.ticket = v_oldest.ticket;
+  -- the ticket that it holds now has the levels of the other copy: its own are asked for again
+  update public.position_links l set asked_sl = v_mine.sl, asked_tp = v_mine.tp, replan_at = p_now
+  where l.id = v_other and (l.asked_sl, l.asked_tp) is distinct from (v_mine.sl, v_mine.tp);
+end $$;
+
 -- 41_levels.sql
 -- Levels: which stop loss and take profit a copy shall have, and which of them its broker will take at this moment.
 -- What is wanted depends on settings, the master and the copy's own open price alone; it is compared with what was last asked. What is
@@ -5266,6 +5296,7 @@ begin
     end if;
     if q.status in ('rejected', 'expired', 'cancelled') then
       perform private.book_failure(q, p_now);
+      if q.reason = 'fifo' then perform private.exchange_for_oldest(q, p_now); end if;
     end if;
   end if;
   if q.status = 'completed' then perform private.mind_protection(q, r); end if;

@@ -23,5 +23,6 @@ begin
   update private.link_legs g set ticket = v_oldest.ticket, price = v_oldest.price where g.link_id = q.link_id and g.ticket = v_mine.ticket;
   update private.link_legs g set ticket = v_mine.ticket, price = v_mine.price where g.link_id = v_other and g.ticket = v_oldest.ticket;
   -- the ticket that it holds now has the levels of the other copy: its own are asked for again
-  update public.position_links l set asked_sl = v_mine.sl, asked_tp = v_mine.tp, replan_at = p_now where l.id = v_other;
+  update public.position_links l set asked_sl = v_mine.sl, asked_tp = v_mine.tp, replan_at = p_now
+  where l.id = v_other and (l.asked_sl, l.asked_tp) is distinct from (v_mine.sl, v_mine.tp);
 end $$;
