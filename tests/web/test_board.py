@@ -77,7 +77,7 @@ async def test_every_trade_is_told_with_its_fill_and_its_cost_or_with_the_reason
         if execution["account_id"] == follower.account_id:
             await desk.fills(follower, execution)  # at 1.10010
         else:
-            await desk.rejects(poor, execution, "no_money", "not enough money")
+            await desk.rejects(poor, execution, "trade_disabled", "trading is disabled")
 
     page = await open_page()
     await sign_in(page, owner)
@@ -91,7 +91,7 @@ async def test_every_trade_is_told_with_its_fill_and_its_cost_or_with_the_reason
         "not copiedbelow_min the size is under the follower's minimum; raise the multiplier, or choose the policy force_min"
     )
     await expect(told.filter(has_text="Poor")).to_contain_text(
-        "not copiedno_money not enough free margin; add funds or copy smaller"
+        "not copiedtrade_disabled trading is switched off for the symbol or the account; ask the broker"
     )
 
 
@@ -185,7 +185,7 @@ async def test_the_top_row_says_what_is_wrong_and_since_when(stack: Stack, desk:
     owner, operator = await desk.person("trader"), await desk.operator()
     master, follower = [await desk.account(owner, name) for name in ("Leader", "Copy")]
     await desk.copier(owner, master, follower)
-    await desk.rejects(follower, await desk.opens(master), "no_money", "free margin is 3.10")
+    await desk.rejects(follower, await desk.opens(master), "trade_disabled", "trading is off until Monday")
     page = await open_page()
     await sign_in(page, operator)
 
@@ -194,8 +194,8 @@ async def test_the_top_row_says_what_is_wrong_and_since_when(stack: Stack, desk:
     await expect(agents).to_contain_text("12 %")
     await expect(verdict(page)).to_contain_text("One order was rejected within the last hour")
     refused = panel(page, "Not copied, and why")
-    await expect(refused).to_contain_text("not enough free margin")
-    await expect(refused).to_contain_text("free margin is 3.10")
+    await expect(refused).to_contain_text("trading is switched off for the symbol or the account")
+    await expect(refused).to_contain_text("trading is off until Monday")
 
     async with await psycopg.AsyncConnection.connect(stack.dsn, autocommit=True) as owner_of_all:
         await owner_of_all.execute("update public.vps_instances set lease_expires_at = now() - interval '1 second' where true")
