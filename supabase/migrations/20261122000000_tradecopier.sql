@@ -1447,6 +1447,9 @@ create table public.copiers (
   max_age_ms integer not null default 5000,
   retry_window_s integer not null default 60,
   no_money_policy text not null default 'skip',
+  delay_min_ms integer not null default 0,
+  delay_max_ms integer not null default 0,
+  lots_jitter_percent numeric not null default 0,
   max_slippage_points integer,
   comment text not null default '',
   -- what is copied; closes are never filtered
@@ -1500,6 +1503,9 @@ create table public.copiers (
   constraint near_says_how_near check (copy_existing <> 'near' or copy_existing_points is not null),
   constraint max_age_in_range check (max_age_ms between 100 and 600000),
   constraint retry_window_in_range check (retry_window_s between 0 and 3600),
+  constraint delay_in_range check (delay_max_ms between 0 and 3000),
+  constraint delay_min_within_max check (delay_min_ms between 0 and delay_max_ms),
+  constraint lots_jitter_in_range check (lots_jitter_percent between 0 and 50),
   constraint no_money_policy_is_known check (no_money_policy in ('skip', 'shrink')),
   constraint max_slippage_not_negative check (max_slippage_points >= 0),
   constraint comment_is_short check (length(comment) <= 60),
@@ -1534,6 +1540,9 @@ comment on column public.copiers.early_fill_policy is 'a copied order fills, the
 comment on column public.copiers.comment is 'what brokers show with a copy; {master}, {ticket} and {copier} stand for what it copies';
 comment on column public.copiers.max_age_ms is 'an open seen later than this after the last look without it is refused as too_old';
 comment on column public.copiers.retry_window_s is 'how long a refused open may be tried again (market closed, requote)';
+comment on column public.copiers.delay_min_ms is 'with delay_max_ms: opens wait this long at least, at random between the two';
+comment on column public.copiers.delay_max_ms is 'opens of hedging followers wait up to this long; closes and levels never; 0 = none. Whether your account''s rules allow it is yours to know';
+comment on column public.copiers.lots_jitter_percent is 'sizes shrink at random by up to this; they never grow';
 comment on column public.copiers.no_money_policy is 'an open refused for want of money is tried once more: as it was, or with what the free margin allows (shrink)';
 comment on column public.copiers.sides is 'sides of the master that are copied: both, buy or sell';
 comment on column public.copiers.symbols_only is 'symbols of the master, * stands for anything; empty = all';
@@ -1577,6 +1586,9 @@ comment on constraint copy_existing_points_not_negative on public.copiers is 'mu
 comment on constraint near_says_how_near on public.copiers is 'must go together: near needs a number of points';
 comment on constraint max_age_in_range on public.copiers is 'must be 100 to 600000 milliseconds';
 comment on constraint retry_window_in_range on public.copiers is 'must be 0 to 3600 seconds';
+comment on constraint delay_in_range on public.copiers is 'must be 0 to 3000 milliseconds';
+comment on constraint delay_min_within_max on public.copiers is 'must fit together: delay_min_ms from 0 to delay_max_ms';
+comment on constraint lots_jitter_in_range on public.copiers is 'must be 0 to 50 percent';
 comment on constraint no_money_policy_is_known on public.copiers is 'must be skip or shrink';
 comment on constraint max_slippage_not_negative on public.copiers is 'must be 0 or more points, or null for no limit';
 comment on constraint comment_is_short on public.copiers is 'must have at most 60 characters';
@@ -2845,6 +2857,45 @@ begin
     return p_price;
   end if;
   return div(p_price + p_tick / 2, p_tick) * p_tick;
+end $$;
+
+-- 39_jitter.sql
+-- Opens that are to look less alike, for users whose rules allow it: a little later and a little smaller, different for every follower and trade, and
+-- the same again for the same one. Closes, reductions and levels are never touched; a size only ever shrinks, so that every limit holds.
+
+-- A number from 0 to under 1 that depends on its name alone.
+create function private.dice(p_name text) returns numeric
+language plpgsql immutable set search_path = '' as $$
+begin
+  return ((hashtextextended(p_name, 0) % 1000000 + 1000000) % 1000000) / 1000000.0;
+end $$;
+
+-- The copier with a size up to lots_jitter_percent smaller.
+create function private.jittered(p_copier public.copiers, p_ticket text, p_generation integer) returns public.copiers
+language plpgsql immutable set search_path = '' as $$
+declare
+  c public.copiers := p_copier;
+begin
+  c.sizing_value := c.sizing_value * (1 - c.lots_jitter_percent / 100 * private.dice(format('lots %s %s %s', c.id, p_ticket, p_generation)));
+  return c;
+end $$;
+
+-- Notes what was made smaller, and takes opens that shall wait out of the agents' hands: they are in nobody's until their time comes, so a close
+-- ends them at once. Returns those that go out now.
+create function private.hold_back(p_new bigint[], p_now timestamptz) returns bigint[]
+language plpgsql security definer set search_path = '' as $$
+begin
+  update public.trade_execution_queue q set warnings = q.warnings || 'lots_jittered'::text
+  from public.copiers c where q.id = any (p_new) and c.id = q.copier_id and c.lots_jitter_percent > 0;
+  update public.trade_execution_queue q set status = 'retrying', attempt = 0, next_attempt_at = w.at, queued_at = w.at, offered_at = null,
+    vps_id = null, epoch = null, warnings = q.warnings || 'delayed'::text
+  from public.copiers c
+  cross join lateral (
+    select x.id, p_now + make_interval(secs => (c.delay_min_ms + (c.delay_max_ms - c.delay_min_ms) * private.dice(format('delay %s %s', c.id, x.link_id))) / 1000.0) as at
+    from public.trade_execution_queue x where x.id = any (p_new) and x.copier_id = c.id
+  ) w
+  where q.id = w.id and c.delay_max_ms > 0;
+  return array(select q.id from public.trade_execution_queue q where q.id = any (p_new) and q.offered_at is not null);
 end $$;
 
 -- 39_point.sql
@@ -4216,7 +4267,8 @@ begin
     from pairs p
     offset 0
   ), sized as (
-    select k.*, case when k.verdict is null then private.size_order(k.c, private.fresh_funds(k.ma, v_fresh_since), private.fresh_funds(k.fa, v_fresh_since),
+    select k.*, case when k.verdict is null then private.size_order(
+        case when (k.c).lots_jitter_percent > 0 then private.jittered(k.c, (k.m).ticket, k.generation) else k.c end, private.fresh_funds(k.ma, v_fresh_since), private.fresh_funds(k.fa, v_fresh_since),
         k.ms, k.fs, (k.m).side, k.delta, (k.m).price, (k.m).sl, (k.m).tp,
         case when (k.ma).currency = (k.fa).currency and (k.fs).profit_currency = (k.fa).currency and (k.ms).profit_currency = (k.ma).currency
           then '{}'::jsonb
@@ -4294,6 +4346,10 @@ begin
       where copy_outcomes.execution_id is null
   )
   select array_agg(id) into v_new from placed;
+  if v_new is not null and exists (select 1 from public.copiers c where c.master_account_id = any (p_masters) and c.removed_at is null
+    and (c.delay_max_ms > 0 or c.lots_jitter_percent > 0)) then
+    v_new := private.hold_back(v_new, p_now);
+  end if;
   return v_new;
 end $$;
 
@@ -5415,6 +5471,9 @@ declare
   v_unoffered bigint[];
   v_rows jsonb;
 begin
+  if exists (select 1 from public.trade_execution_queue q where q.status = 'retrying' and q.next_attempt_at <= v_now and q.attempt = 0) then
+    perform private.maintain_executions();  -- opens that were held back: their time is a matter of seconds
+  end if;
   select array_agg(q.id) into v_unoffered
   from public.account_vps_assignments a
   join public.trade_execution_queue q on q.account_id = a.account_id and q.in_flight
@@ -7424,7 +7483,8 @@ begin
       tp_mode = v_new.tp_mode, sl_points = v_new.sl_points, tp_points = v_new.tp_points, max_sl_points = v_new.max_sl_points,
       copy_pending = v_new.copy_pending, pending_grace_ms = v_new.pending_grace_ms, early_fill_policy = v_new.early_fill_policy,
       copy_existing = v_new.copy_existing, copy_existing_points = v_new.copy_existing_points, max_age_ms = v_new.max_age_ms,
-      retry_window_s = v_new.retry_window_s, no_money_policy = v_new.no_money_policy, max_slippage_points = v_new.max_slippage_points,
+      retry_window_s = v_new.retry_window_s, no_money_policy = v_new.no_money_policy,
+      delay_min_ms = v_new.delay_min_ms, delay_max_ms = v_new.delay_max_ms, lots_jitter_percent = v_new.lots_jitter_percent, max_slippage_points = v_new.max_slippage_points,
       comment = v_new.comment, sides = v_new.sides, symbols_only = v_new.symbols_only,
       symbols_except = v_new.symbols_except, magic_only = v_new.magic_only, magic_except = v_new.magic_except,
       comment_only = v_new.comment_only, comment_except = v_new.comment_except, max_open_positions = v_new.max_open_positions,

@@ -34,6 +34,9 @@ create table public.copiers (
   max_age_ms integer not null default 5000,
   retry_window_s integer not null default 60,
   no_money_policy text not null default 'skip',
+  delay_min_ms integer not null default 0,
+  delay_max_ms integer not null default 0,
+  lots_jitter_percent numeric not null default 0,
   max_slippage_points integer,
   comment text not null default '',
   -- what is copied; closes are never filtered
@@ -87,6 +90,9 @@ create table public.copiers (
   constraint near_says_how_near check (copy_existing <> 'near' or copy_existing_points is not null),
   constraint max_age_in_range check (max_age_ms between 100 and 600000),
   constraint retry_window_in_range check (retry_window_s between 0 and 3600),
+  constraint delay_in_range check (delay_max_ms between 0 and 3000),
+  constraint delay_min_within_max check (delay_min_ms between 0 and delay_max_ms),
+  constraint lots_jitter_in_range check (lots_jitter_percent between 0 and 50),
   constraint no_money_policy_is_known check (no_money_policy in ('skip', 'shrink')),
   constraint max_slippage_not_negative check (max_slippage_points >= 0),
   constraint comment_is_short check (length(comment) <= 60),
@@ -121,6 +127,9 @@ comment on column public.copiers.early_fill_policy is 'a copied order fills, the
 comment on column public.copiers.comment is 'what brokers show with a copy; {master}, {ticket} and {copier} stand for what it copies';
 comment on column public.copiers.max_age_ms is 'an open seen later than this after the last look without it is refused as too_old';
 comment on column public.copiers.retry_window_s is 'how long a refused open may be tried again (market closed, requote)';
+comment on column public.copiers.delay_min_ms is 'with delay_max_ms: opens wait this long at least, at random between the two';
+comment on column public.copiers.delay_max_ms is 'opens of hedging followers wait up to this long; closes and levels never; 0 = none. Whether your account''s rules allow it is yours to know';
+comment on column public.copiers.lots_jitter_percent is 'sizes shrink at random by up to this; they never grow';
 comment on column public.copiers.no_money_policy is 'an open refused for want of money is tried once more: as it was, or with what the free margin allows (shrink)';
 comment on column public.copiers.sides is 'sides of the master that are copied: both, buy or sell';
 comment on column public.copiers.symbols_only is 'symbols of the master, * stands for anything; empty = all';
@@ -164,6 +173,9 @@ comment on constraint copy_existing_points_not_negative on public.copiers is 'mu
 comment on constraint near_says_how_near on public.copiers is 'must go together: near needs a number of points';
 comment on constraint max_age_in_range on public.copiers is 'must be 100 to 600000 milliseconds';
 comment on constraint retry_window_in_range on public.copiers is 'must be 0 to 3600 seconds';
+comment on constraint delay_in_range on public.copiers is 'must be 0 to 3000 milliseconds';
+comment on constraint delay_min_within_max on public.copiers is 'must fit together: delay_min_ms from 0 to delay_max_ms';
+comment on constraint lots_jitter_in_range on public.copiers is 'must be 0 to 50 percent';
 comment on constraint no_money_policy_is_known on public.copiers is 'must be skip or shrink';
 comment on constraint max_slippage_not_negative on public.copiers is 'must be 0 or more points, or null for no limit';
 comment on constraint comment_is_short on public.copiers is 'must have at most 60 characters';

@@ -118,7 +118,8 @@ begin
     from pairs p
     offset 0
   ), sized as (
-    select k.*, case when k.verdict is null then private.size_order(k.c, private.fresh_funds(k.ma, v_fresh_since), private.fresh_funds(k.fa, v_fresh_since),
+    select k.*, case when k.verdict is null then private.size_order(
+        case when (k.c).lots_jitter_percent > 0 then private.jittered(k.c, (k.m).ticket, k.generation) else k.c end, private.fresh_funds(k.ma, v_fresh_since), private.fresh_funds(k.fa, v_fresh_since),
         k.ms, k.fs, (k.m).side, k.delta, (k.m).price, (k.m).sl, (k.m).tp,
         case when (k.ma).currency = (k.fa).currency and (k.fs).profit_currency = (k.fa).currency and (k.ms).profit_currency = (k.ma).currency
           then '{}'::jsonb
@@ -196,6 +197,10 @@ begin
       where copy_outcomes.execution_id is null
   )
   select array_agg(id) into v_new from placed;
+  if v_new is not null and exists (select 1 from public.copiers c where c.master_account_id = any (p_masters) and c.removed_at is null
+    and (c.delay_max_ms > 0 or c.lots_jitter_percent > 0)) then
+    v_new := private.hold_back(v_new, p_now);
+  end if;
   return v_new;
 end $$;
 

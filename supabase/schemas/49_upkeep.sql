@@ -8,6 +8,9 @@ declare
   v_unoffered bigint[];
   v_rows jsonb;
 begin
+  if exists (select 1 from public.trade_execution_queue q where q.status = 'retrying' and q.next_attempt_at <= v_now and q.attempt = 0) then
+    perform private.maintain_executions();  -- opens that were held back: their time is a matter of seconds
+  end if;
   select array_agg(q.id) into v_unoffered
   from public.account_vps_assignments a
   join public.trade_execution_queue q on q.account_id = a.account_id and q.in_flight

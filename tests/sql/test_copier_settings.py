@@ -63,6 +63,12 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "max_age_in_range": ({"max_age_ms": 99}, "max_age_ms is 99, but must be 100 to 600000 milliseconds"),
     "retry_window_in_range": ({"retry_window_s": 3601}, "retry_window_s is 3601, but must be 0 to 3600 seconds"),
+    "delay_in_range": ({"delay_max_ms": 3001}, "delay_max_ms is 3001, but must be 0 to 3000 milliseconds"),
+    "delay_min_within_max": (
+        {"delay_min_ms": 500},
+        "delay_min_ms is 500 and delay_max_ms is 0, but must fit together: delay_min_ms from 0 to delay_max_ms",
+    ),
+    "lots_jitter_in_range": ({"lots_jitter_percent": "51"}, "lots_jitter_percent is 51, but must be 0 to 50 percent"),
     "no_money_policy_is_known": ({"no_money_policy": "x"}, "no_money_policy is x, but must be skip or shrink"),
     "max_slippage_not_negative": ({"max_slippage_points": -1}, "max_slippage_points is -1, but must be 0 or more points"),
     "comment_is_short": ({"comment": "x" * 61}, "must have at most 60 characters"),
