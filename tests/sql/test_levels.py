@@ -159,7 +159,7 @@ def test_a_level_is_rounded_to_the_tick(world: NettingWorld) -> None:
 @pytest.mark.parametrize(
     ("side", "sl", "tp", "expected"),
     [
-        # bid 39200.0, ask 39210.0, least distance 10.3: a buy is judged by the bid, a sell by the ask
+        # bid 39200.0, ask 39210.0, least distance 10.1: a buy is judged by the bid, a sell by the ask
         ("buy", "39195", "39205", ("39189.5", "39210.5")),  # rounded away from the price, or it would be too near again
         ("sell", "39212", "39203", ("39220.5", "39199.5")),
         ("buy", "39180", "39230", ("39180.0", "39230.0")),
@@ -169,7 +169,7 @@ def test_a_level_is_rounded_to_the_tick(world: NettingWorld) -> None:
 def test_a_level_inside_the_brokers_distance_goes_to_the_nearest_legal_one(
     world: NettingWorld, side: str, sl: str, tp: str | None, expected: tuple[str, str | None]
 ) -> None:
-    spec(world, tick_size="0.5", digits=1, stops_level_points=103, bid="39200", ask="39210")
+    spec(world, tick_size="0.5", digits=1, stops_level_points=101, bid="39200", ask="39210")
     world.copy("M", "F")
     world.opened("M", side=side, price="39205", sl=sl, tp=tp)
     sent = only(world)
@@ -194,6 +194,7 @@ def test_an_adjusted_level_is_not_asked_again_and_again(world: NettingWorld) -> 
     world.send("M", world.event("modified", p | {"sl": "1.10070"}))
     assert only(world)["sl"] == D("1.10050")
     world.fill(only(world))
+    assert world.open_executions("F") == []
     world.send("M", world.event("modified", p | {"sl": "1.10020"}))
     world.fill(only(world))
     assert link(world)["warnings"] == []
