@@ -90,15 +90,31 @@ begin
 end $$;
 
 -- Copying into the account goes on closing and opens nothing more; what is stricter already stays. The caller holds its plan lock.
+-- Opens that wait for another attempt end here: they are in nobody's hands.
 create function private.stop_opening(p_account uuid, p_reason text, p_now timestamptz) returns void
 language plpgsql security definer set search_path = '' as $$
+declare
+  q public.trade_execution_queue;
+  v_links bigint[] := '{}';
 begin
   update public.trading_accounts a set copy_state_reason = p_reason,
     copy_state = case a.copy_state when 'on' then 'monitor' else a.copy_state end,
     flatten_then = case when a.copy_state = 'flattening' then 'monitor' else a.flatten_then end
   where a.id = p_account and (a.copy_state = 'on' or a.copy_state = 'flattening' and a.flatten_then = 'on');
-  update public.trade_execution_queue q set cancel_requested_at = p_now, updated_at = p_now
-  where q.account_id = p_account and q.in_flight and private.opens(q) and q.cancel_requested_at is null;
+  for q in
+    update public.trade_execution_queue x set status = 'cancelled', reason = 'account_protected', next_attempt_at = null, finalized_at = p_now,
+      updated_at = p_now
+    where x.account_id = p_account and x.in_flight and x.status = 'retrying' and private.opens(x)
+    returning x.*
+  loop
+    perform private.book_failure(q, p_now);
+    v_links := v_links || q.link_id || array(select (e ->> 'link_id')::bigint from jsonb_array_elements(coalesce(q.parts, '[]')) e);
+  end loop;
+  update public.trade_execution_queue x set cancel_requested_at = p_now, updated_at = p_now
+  where x.account_id = p_account and x.in_flight and private.opens(x) and x.cancel_requested_at is null;
+  if cardinality(v_links) > 0 then
+    perform private.offer(private.plan_again(array_remove(v_links, null), p_now), null, clock_timestamp());
+  end if;
 end $$;
 
 -- What a rule has to tell, for people.

@@ -92,6 +92,23 @@ def test_monitor_opens_nothing_more_and_goes_on_closing(world: ProtectionWorld) 
     assert world.book("F") == [("buy", "0.20")]
 
 
+@pytest.mark.parametrize("follower", ["F", "N"])
+def test_an_open_that_waits_for_another_attempt_is_not_tried_again(world: ProtectionWorld, follower: str) -> None:
+    if follower == "N":
+        world.add_account("N", vps="b", mode="netting")
+        world.db.execute("update public.trading_accounts set session_vps_id = %s, funds_at = null", (world.vps["b"],))
+    world.copy("M", follower)
+    world.opened("M")
+    (execution,) = world.open_executions(follower)
+    world.report(execution, "rejected", reason="market_closed", retryable=True)
+    assert [e["status"] for e in world.open_executions(follower)] == ["retrying"]
+    world.rule("equity_floor", "9000", action="monitor", account=follower)
+    world.look("9000", account=follower)
+    world.look("9000", account=follower)
+    assert [(e["status"], e["reason"]) for e in world.executions(follower)] == [("cancelled", "account_protected")]
+    assert world.rows("select state, reason from public.position_links") == [{"state": "ended", "reason": "account_protected"}]
+
+
 def test_notify_changes_nothing_but_tells(world: ProtectionWorld) -> None:
     holding(world)
     world.rule("equity_floor", "9000", action="notify")
