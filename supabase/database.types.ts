@@ -363,6 +363,7 @@ export type Database = {
           open_from: string | null;
           open_until: string | null;
           pending_grace_ms: number;
+          removal: string | null;
           removed_at: string | null;
           retry_window_s: number;
           reverse: boolean;
@@ -422,6 +423,7 @@ export type Database = {
           open_from?: string | null;
           open_until?: string | null;
           pending_grace_ms?: number;
+          removal?: string | null;
           removed_at?: string | null;
           retry_window_s?: number;
           reverse?: boolean;
@@ -480,6 +482,7 @@ export type Database = {
           open_from?: string | null;
           open_until?: string | null;
           pending_grace_ms?: number;
+          removal?: string | null;
           removed_at?: string | null;
           retry_window_s?: number;
           reverse?: boolean;
@@ -631,8 +634,11 @@ export type Database = {
           order_due_at: string | null;
           reason: string | null;
           replan_at: string | null;
+          resync_lots: number | null;
           seen_master_lots: number;
           side: string | null;
+          sized_lots: number | null;
+          sized_master_lots: number | null;
           state: string;
           stopped_out: boolean;
           symbol: string | null;
@@ -664,8 +670,11 @@ export type Database = {
           order_due_at?: string | null;
           reason?: string | null;
           replan_at?: string | null;
+          resync_lots?: number | null;
           seen_master_lots: number;
           side?: string | null;
+          sized_lots?: number | null;
+          sized_master_lots?: number | null;
           state: string;
           stopped_out?: boolean;
           symbol?: string | null;
@@ -696,8 +705,11 @@ export type Database = {
           order_due_at?: string | null;
           reason?: string | null;
           replan_at?: string | null;
+          resync_lots?: number | null;
           seen_master_lots?: number;
           side?: string | null;
+          sized_lots?: number | null;
+          sized_master_lots?: number | null;
           state?: string;
           stopped_out?: boolean;
           symbol?: string | null;
@@ -742,6 +754,7 @@ export type Database = {
           opened_at: string | null;
           order_type: string | null;
           price: number;
+          released: boolean;
           replaced_by: string | null;
           seq: number;
           session: number;
@@ -773,6 +786,7 @@ export type Database = {
           opened_at?: string | null;
           order_type?: string | null;
           price: number;
+          released?: boolean;
           replaced_by?: string | null;
           seq: number;
           session: number;
@@ -803,6 +817,7 @@ export type Database = {
           opened_at?: string | null;
           order_type?: string | null;
           price?: number;
+          released?: boolean;
           replaced_by?: string | null;
           seq?: number;
           session?: number;
@@ -1406,6 +1421,31 @@ export type Database = {
           },
         ];
       };
+      trading_switch: {
+        Row: {
+          changed_at: string;
+          one: boolean;
+          reason: string;
+          settled: boolean;
+          state: string;
+        };
+        ComputedFields: never;
+        Insert: {
+          changed_at?: string;
+          one?: boolean;
+          reason?: string;
+          settled?: boolean;
+          state?: string;
+        };
+        Update: {
+          changed_at?: string;
+          one?: boolean;
+          reason?: string;
+          settled?: boolean;
+          state?: string;
+        };
+        Relationships: [];
+      };
       vps_instances: {
         Row: {
           agent_version: string | null;
@@ -1574,6 +1614,7 @@ export type Database = {
       assign_account: { Args: { p_request: Json }; Returns: Json };
       check_enrollment: { Args: { p_request: Json }; Returns: Json };
       connect_account: { Args: { p_account: Json }; Returns: Json };
+      copier_drift: { Args: { p_request: Json }; Returns: Json };
       create_enrollment_token: { Args: { p_request: Json }; Returns: Json };
       drain_vps: { Args: { p_request: Json }; Returns: Json };
       enroll_vps: { Args: { p_request: Json }; Returns: Json };
@@ -1586,16 +1627,19 @@ export type Database = {
       preview_copy: { Args: { p_request: Json }; Returns: Json };
       queue_trade_copy: { Args: { p_events: Json }; Returns: Json };
       remove_account: { Args: { p_request: Json }; Returns: Json };
+      remove_copier: { Args: { p_request: Json }; Returns: Json };
       remove_protection_rule: { Args: { p_request: Json }; Returns: Json };
       report_account_state: { Args: { p_state: Json }; Returns: Json };
       report_executions: { Args: { p_reports: Json }; Returns: Json };
       reset_protection: { Args: { p_request: Json }; Returns: Json };
+      resync_copier: { Args: { p_request: Json }; Returns: Json };
       retire_vps: { Args: { p_request: Json }; Returns: Json };
       save_copier: { Args: { p_copier: Json }; Returns: Json };
       save_protection_rule: { Args: { p_rule: Json }; Returns: Json };
       set_copier_mode: { Args: { p_request: Json }; Returns: Json };
       set_setting: { Args: { p_request: Json }; Returns: Json };
       set_symbol_alias: { Args: { p_request: Json }; Returns: Json };
+      set_trading: { Args: { p_request: Json }; Returns: Json };
       symbol_suggestions: { Args: { p_request: Json }; Returns: Json };
       update_account: { Args: { p_request: Json }; Returns: Json };
       vps_heartbeat: { Args: { p_heartbeat: Json }; Returns: Json };

@@ -7,13 +7,13 @@ import asyncio
 import os
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Protocol, Self
+from typing import Final, Protocol, Self, cast
 
 import psutil
 
@@ -268,8 +268,24 @@ class Farm:
         rule = {"account_id": account.account_id, **_as_json(settings)}
         await self.backend.rpc("save_protection_rule", "p_rule", rule, token=owner.token)
 
-    async def remove_copier(self, copier_id: str) -> None:
-        """Clearing away after a run, which no function does for users yet."""
+    async def remove_copier(self, owner: Person, copier_id: str, mode: str) -> None:
+        await self.backend.rpc("remove_copier", "p_request", {"copier_id": copier_id, "mode": mode}, token=owner.token)
+
+    async def copier_drift(self, owner: Person, copier_id: str) -> list[Mapping[str, object]]:
+        answer = await self.backend.rpc("copier_drift", "p_request", {"copier_id": copier_id}, token=owner.token)
+        return cast("list[Mapping[str, object]]", answer["items"])
+
+    async def resync_copier(
+        self, owner: Person, copier_id: str, items: Sequence[Mapping[str, object]], max_distance_points: Decimal | None
+    ) -> None:
+        """Act on differences, each with its "action". No items: there is nothing to do."""
+        far = None if max_distance_points is None else str(max_distance_points)
+        request = {"copier_id": copier_id, "items": list(items), "max_distance_points": far}
+        if items:
+            await self.backend.rpc("resync_copier", "p_request", request, token=owner.token)
+
+    async def drop_copier(self, copier_id: str) -> None:
+        """Clearing away after a run: at once, whatever is still in flight or held."""
         await self.observer.rows(REMOVE_COPIER, {"copier": copier_id})
 
     async def remove_account(self, owner: Person, account: Worked) -> None:

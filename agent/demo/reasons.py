@@ -13,6 +13,7 @@ NOTHING_TO_DO: frozenset[str] = frozenset(
         "no_change",
         "not_copied",
         "order_expired",
+        "released",
         "residual_hold",
         "stop_out",
         "superseded",

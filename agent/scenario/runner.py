@@ -17,6 +17,7 @@ from agent.scenario.script import (
     CloseBy,
     Drop,
     ExpectBook,
+    ExpectDrift,
     ExpectReasons,
     ExpectSent,
     FailOrders,
@@ -25,9 +26,12 @@ from agent.scenario.script import (
     Open,
     Place,
     Protect,
+    RemoveCopier,
     Replay,
+    Resync,
     Scenario,
     SetPrices,
+    SetTrading,
     Step,
 )
 from agent.scenario.stage import Stage
@@ -82,10 +86,8 @@ class Runner:
                 await self._act(step)
             case SetPrices(prices=prices):
                 await self._stage.set_prices(prices)
-            case ChangeCopier(index=index, columns=columns):
-                await self._stage.change_copier(index, columns)
-            case Protect(account=account, settings=settings):
-                await self._stage.protect(account, settings)
+            case ChangeCopier() | Protect() | RemoveCopier() | Resync() | SetTrading():
+                await self._set(step)
             case FailOrders(account=account, count=count, kind=kind, share=share):
                 await self._stage.paper.fault(self._login(account), kind, next_orders=count, share=share)
             case FailSnapshots(account=account, count=count, kind=snapshot):
@@ -94,9 +96,27 @@ class Runner:
                 await self._stage.drop(step)
             case Replay(events=events, account=account):
                 await self._stage.replay(account or self._scenario.copiers[0].master, events)
-            case ExpectBook() | ExpectReasons() | ExpectSent():
+            case ExpectBook() | ExpectReasons() | ExpectDrift() | ExpectSent():
                 await self._stage.settle(SETTLE_S)
                 await self._expect(step)
+            case _:
+                assert_never(step)
+
+    # --- what users and operators set -----------------------------------------------------------------------
+
+    async def _set(self, step: ChangeCopier | Protect | RemoveCopier | Resync | SetTrading) -> None:
+        match step:
+            case ChangeCopier(index=index, columns=columns):
+                await self._stage.change_copier(index, columns)
+            case Protect(account=account, settings=settings):
+                await self._stage.protect(account, settings)
+            case RemoveCopier(index=index, mode=mode):
+                await self._stage.remove_copier(index, mode)
+            case Resync(index=index, action=action, max_distance_points=far):
+                await self._stage.settle(SETTLE_S)
+                await self._stage.resync(index, action, far)
+            case SetTrading(state=state):
+                await self._stage.set_trading(state)
             case _:
                 assert_never(step)
 
@@ -171,7 +191,7 @@ class Runner:
 
     # --- what shall be --------------------------------------------------------------------------------------
 
-    async def _expect(self, step: ExpectBook | ExpectReasons | ExpectSent) -> None:
+    async def _expect(self, step: ExpectBook | ExpectReasons | ExpectDrift | ExpectSent) -> None:
         match step:
             case ExpectBook(kind=kind, books=books):
                 for name, expected in books.items():
@@ -183,6 +203,9 @@ class Runner:
                 for name, wanted in reasons.items():
                     recorded = await self._stage.reasons(name)
                     self._compare(step, reasons_fit(wanted, recorded), f"{name} recorded", _say(wanted), _say(recorded))
+            case ExpectDrift(index=index, counts=shown):
+                drift = await self._stage.drift(index)
+                self._compare(step, dict(shown) == drift, f"copier {index} shows", _say(shown), _say(drift))
             case ExpectSent(counts=counts):
                 for name, number in counts.items():
                     sent = await self._stage.sent(name)

@@ -12,6 +12,8 @@ from agent.model import Mode, OrderType, Side
 from agent.paper.profile import Profile
 from agent.paper.records import OrderFault, SnapshotFault
 
+Removal = Literal["preserve", "close_gracefully", "close_now"]
+
 #: a value of a copier's column: text, an exact number, a switch, or null
 Value = str | Decimal | bool | None
 
@@ -157,6 +159,31 @@ class Protect:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RemoveCopier:
+    index: int
+    mode: Removal
+    line: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resync:
+    """The user of a copier does this with every difference that offers it."""
+
+    index: int
+    action: Literal["copy", "close", "dismiss"]
+    max_distance_points: Decimal | None
+    line: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetTrading:
+    """The switch of the operators, for everybody."""
+
+    state: Literal["on", "monitor", "off"]
+    line: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FailOrders:
     account: str
     count: int
@@ -221,14 +248,23 @@ class ExpectReasons:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ExpectDrift:
+    """How many differences of which reason a copier's user is shown."""
+
+    index: int
+    counts: Mapping[str, int]
+    line: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ExpectSent:
     counts: Mapping[str, int]
     line: int
 
 
 Action = Open | Place | Close | Modify | Cancel | CloseBy
-Surrounding = SetPrices | ChangeCopier | Protect | FailOrders | FailSnapshots | Drop | Replay
-Expectation = ExpectBook | ExpectReasons | ExpectSent
+Surrounding = SetPrices | ChangeCopier | Protect | RemoveCopier | Resync | SetTrading | FailOrders | FailSnapshots | Drop | Replay
+Expectation = ExpectBook | ExpectReasons | ExpectDrift | ExpectSent
 Step = Action | Surrounding | Expectation
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -25,7 +26,7 @@ RECOVERY_S = 60.0
 COLUMNS = """
   select column_name from information_schema.columns where table_schema = 'public' and table_name = 'copiers'
     and column_name not in ('id', 'user_id', 'master_account_id', 'follower_account_id', 'created_at', 'updated_at',
-      'removed_at')"""
+      'removal', 'removed_at')"""
 REASONS = """
   select reason, count(*)::integer as n from (
     select o.reason from public.copy_outcomes o join public.copiers c on c.id = o.copier_id
@@ -111,6 +112,8 @@ class Stage:
         self._awaited: dict[str, int] = {}
         #: accounts under a protection rule
         self._protected: list[str] = []
+        #: whether a step has stopped the trading of everybody
+        self._stopped = False
 
     @property
     def paper(self) -> PaperClient:
@@ -141,9 +144,11 @@ class Stage:
         for outage in self._outages:
             with suppress(Failure):
                 await outage
+        if self._stopped:
+            await self.set_trading("on")
         for copier in self._copiers:
             with suppress(Failure):
-                await self._farm.remove_copier(copier)
+                await self._farm.drop_copier(copier)
         for account in self.accounts.values():
             with suppress(Failure):
                 await self._farm.remove_account(self._pool.owner, account)
@@ -187,6 +192,23 @@ class Stage:
         worked = self.accounts[account]
         await self._farm.protect(self._pool.owner, worked, settings)
         self._protected.append(worked.account_id)
+
+    async def remove_copier(self, index: int, mode: str) -> None:
+        await self._farm.remove_copier(self._pool.owner, self._copiers[index], mode)
+
+    async def drift(self, index: int) -> dict[str, int]:
+        """How many differences the copier's user is shown, by reason."""
+        items = await self._farm.copier_drift(self._pool.owner, self._copiers[index])
+        return dict(Counter(str(item["reason"]) for item in items))
+
+    async def resync(self, index: int, action: str, max_distance_points: Decimal | None) -> None:
+        items = await self._farm.copier_drift(self._pool.owner, self._copiers[index])
+        wanted = [{**item, "action": action} for item in items if action in _texts(item["actions"])]
+        await self._farm.resync_copier(self._pool.owner, self._copiers[index], wanted, max_distance_points)
+
+    async def set_trading(self, state: str) -> None:
+        await self._farm.backend.rpc("set_trading", "p_request", {"state": state, "reason": "a step of a scenario"})
+        self._stopped = state != "on"
 
     # --- faults ---------------------------------------------------------------------------------------------
 
@@ -263,6 +285,10 @@ class Stage:
         """Orders that reached the broker from the account's agent, executed or not."""
         records = await self.paper.requests(self.accounts[account].login)
         return sum(1 for record in records if record.origin == "expert")
+
+
+def _texts(value: object) -> list[str]:
+    return [str(text) for text in value] if isinstance(value, list) else []
 
 
 async def _after(seconds: float, then: Callable[[], Awaitable[None]]) -> None:

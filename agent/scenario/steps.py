@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import cast, get_args
+from typing import Literal, cast, get_args
 
 from agent.model import OrderType, Side
 from agent.paper.broker import HALF
@@ -17,6 +17,7 @@ from agent.scenario.script import (
     CloseBy,
     Drop,
     ExpectBook,
+    ExpectDrift,
     ExpectReasons,
     ExpectSent,
     FailOrders,
@@ -27,24 +28,20 @@ from agent.scenario.script import (
     Place,
     Price,
     Protect,
+    Removal,
+    RemoveCopier,
     Replay,
+    Resync,
     SetPrices,
+    SetTrading,
     Step,
     Value,
 )
 
 #: keys of steps that are not an account's name
 RESERVED = (
-    "price",
-    "copier",
-    "protection",
-    "fault",
-    "drop",
-    "replay",
-    "expect",
-    "expect_orders",
-    "expect_reasons",
-    "expect_sent",
+    *("price", "copier", "protection", "trading", "resync", "fault", "drop", "replay"),
+    *("expect", "expect_orders", "expect_reasons", "expect_drift", "expect_sent"),
 )
 PENDING = ("buy_limit", "sell_limit", "buy_stop", "sell_stop")
 SIDES = ("buy", "sell")
@@ -81,6 +78,11 @@ def read_step(
             return _change_copier(body, names, read_value)
         case "protection":
             return _protect(body, names, read_value)
+        case "trading":
+            state = cast("Literal['on', 'monitor', 'off']", body.choice("trading", ("on", "monitor", "off")))
+            return SetTrading(state=state, line=node.line)
+        case "resync":
+            return _resync(body, names)
         case "fault":
             return _fault(body, names)
         case "drop":
@@ -90,6 +92,14 @@ def read_step(
             events = _need(body, keys, "events", "replay").whole("events", least=1)
             account = keys["account"].choice("account", names.accounts) if "account" in keys else None
             return Replay(events=events, account=account, line=node.line)
+        case _ if key in RESERVED:
+            return _expectation(key, body, names, node.line)
+        case _:
+            return _action(key, body, names)
+
+
+def _expectation(key: str, body: Node, names: Names, line: int) -> Step:
+    match key:
         case "expect" | "expect_orders":
             return _expect_book(key, body, names)
         case "expect_reasons":
@@ -99,12 +109,15 @@ def read_step(
                 }
                 for account, value in body.entries(key, names.accounts).items()
             }
-            return ExpectReasons(counts=counts, line=node.line)
-        case "expect_sent":
-            sent = {account: n.whole(account, least=0) for account, n in body.entries(key, names.accounts).items()}
-            return ExpectSent(counts=sent, line=node.line)
+            return ExpectReasons(counts=counts, line=line)
+        case "expect_drift":
+            keys = body.entries(key)
+            index = _number(_need(body, keys, "copier", key), "copier", names)
+            shown = {reason: n.whole(f"the count of {reason}", least=0) for reason, n in keys.items() if reason != "copier"}
+            return ExpectDrift(index=index, counts=shown, line=line)
         case _:
-            return _action(key, body, names)
+            sent = {account: n.whole(account, least=0) for account, n in body.entries(key, names.accounts).items()}
+            return ExpectSent(counts=sent, line=line)
 
 
 def _need(node: Node, keys: Mapping[str, Node], key: str, what: str) -> Node:
@@ -200,11 +213,21 @@ def _target(account: str, node: Node, names: Names) -> str:
     )
 
 
-def _change_copier(node: Node, names: Names, read_value: Callable[[str, Node], Value]) -> ChangeCopier:
-    keys = node.entries("copier")
-    index = _need(node, keys, "set", "copier").whole("set", least=0)
+def _number(node: Node, key: str, names: Names) -> int:
+    """Which copier of the file is meant."""
+    index = node.whole(key, least=0)
     if index >= names.copiers:
-        raise keys["set"].fault(f"there is no copier {index}; the file has {names.copiers}, counted from 0")
+        raise node.fault(f"there is no copier {index}; the file has {names.copiers}, counted from 0")
+    return index
+
+
+def _change_copier(node: Node, names: Names, read_value: Callable[[str, Node], Value]) -> ChangeCopier | RemoveCopier:
+    keys = node.entries("copier")
+    if "remove" in keys:
+        keys = node.entries("copier: {remove: …}", ("remove", "mode"))
+        mode = cast("Removal", _need(node, keys, "mode", "remove").choice("mode", get_args(Removal)))
+        return RemoveCopier(index=_number(keys["remove"], "remove", names), mode=mode, line=node.line)
+    index = _number(_need(node, keys, "set", "copier"), "set", names)
     columns = {name: read_value(name, value) for name, value in keys.items() if name != "set"}
     if not columns:
         raise node.fault("copier needs what shall change, like mode: monitor")
@@ -222,6 +245,17 @@ def _protect(node: Node, names: Names, read_value: Callable[[str, Node], Value])
         _need(node, keys, key, "protection")
     settings = {name: read_value(name, value) for name, value in keys.items() if name != "account"}
     return Protect(account=account, settings=settings, line=node.line)
+
+
+def _resync(node: Node, names: Names) -> Resync:
+    keys = node.entries("resync", ("copier", "action", "max_distance_points"))
+    actions: tuple[Literal["copy", "close", "dismiss"], ...] = ("copy", "close", "dismiss")
+    action = _need(node, keys, "action", "resync").choice("action", actions)
+    far = keys["max_distance_points"].number("max_distance_points", least=ZERO) if "max_distance_points" in keys else None
+    index = _number(_need(node, keys, "copier", "resync"), "copier", names)
+    return Resync(
+        index=index, action=cast("Literal['copy', 'close', 'dismiss']", action), max_distance_points=far, line=node.line
+    )
 
 
 def _fault(node: Node, names: Names) -> FailOrders | FailSnapshots:

@@ -1473,10 +1473,12 @@ create table public.copiers (
   existing_until timestamptz,
   created_at timestamptz not null default now(),
   updated_at timestamptz not null default now(),
+  removal text,
   removed_at timestamptz,
   constraint accounts_differ check (master_account_id <> follower_account_id),
   constraint name_is_short check (length(name) <= 100),
   constraint mode_is_known check (mode in ('on', 'monitor', 'off')),
+  constraint removal_is_known check (removal in ('preserve', 'close_gracefully', 'close_now')),
   constraint sizing_mode_is_known check (sizing_mode in
     ('multiplier', 'percentage', 'fixed', 'balance_ratio', 'equity_ratio', 'free_margin_ratio', 'risk_percent')),
   constraint sizing_value_in_range check (sizing_value > 0 and sizing_value <= 100000),
@@ -1555,12 +1557,16 @@ comment on column public.copiers.max_trades_per_day is 'copies opened since midn
 comment on column public.copiers.min_equity is 'nothing is opened while the follower''s equity is below, in its currency';
 comment on column public.copiers.weekdays is 'ISO weekdays on which trades are opened, 1 = Monday, in time_zone';
 comment on column public.copiers.open_from is 'with open_until: time of day in time_zone in which trades are opened; may reach over midnight';
+comment on column public.copiers.removal is
+  'being removed: preserve = its copies are the user''s own now; close_gracefully = they end with their master''s; close_now = they are closed now';
+comment on column public.copiers.removed_at is 'since when nothing of it is left to do; set by the upkeep once its last copy has ended';
 comment on column public.copiers.started_at is 'positions of the master that were seen before are not copied';
 
 -- What each rule allows, in words: save_copier says them when a value breaks it (TC303, TC306).
 comment on constraint accounts_differ on public.copiers is 'must be two different accounts';
 comment on constraint name_is_short on public.copiers is 'must have at most 100 characters';
 comment on constraint mode_is_known on public.copiers is 'must be on, monitor or off';
+comment on constraint removal_is_known on public.copiers is 'must be preserve, close_gracefully or close_now';
 comment on constraint sizing_mode_is_known on public.copiers is 'must be multiplier, percentage, fixed, balance_ratio, equity_ratio, free_margin_ratio or risk_percent';
 comment on constraint sizing_value_in_range on public.copiers is 'must be above 0 and at most 1000 (percentage: 100000, risk_percent: 100)';
 comment on constraint sizing_value_fits_sizing_mode on public.copiers is 'must fit together: at most 100 for risk_percent, 100000 for percentage, 1000 for the others';
@@ -1602,7 +1608,11 @@ comment on constraint weekdays_are_1_to_7 on public.copiers is 'must be one or m
 comment on constraint hours_come_in_pairs on public.copiers is 'must both be given and differ, or both be left out';
 
 -- the planner: which copiers does this master feed; the follower's partners
-create unique index copiers_one_per_pair on public.copiers (master_account_id, follower_account_id) where removed_at is null;
+create index copiers_of_master on public.copiers (master_account_id) where removed_at is null;
+-- one that is being removed opens nothing: another may take its place already
+create unique index copiers_one_per_pair on public.copiers (master_account_id, follower_account_id) where removed_at is null and removal is null;
+-- upkeep: removals that may be over
+create index copiers_leaving on public.copiers (follower_account_id, id) where removal is not null and removed_at is null;
 create index copiers_of_follower on public.copiers (follower_account_id) where removed_at is null;
 create index copiers_of_user on public.copiers (user_id);
 create index copiers_with_existing on public.copiers (follower_account_id) where existing_until is not null;
@@ -1634,7 +1644,7 @@ create trigger audited after insert or update or delete on public.copiers for ea
   execute function private.audit('id', 'user_id', 'name', 'master_account_id', 'follower_account_id', 'mode', 'sizing_mode',
     'sizing_value', 'contract_alignment', 'min_policy', 'max_risk_coefficient', 'max_policy', 'max_lots', 'max_risk_percent',
     'max_leverage', 'max_leverage_policy', 'sanity_factor', 'reverse', 'sl_mode', 'tp_mode', 'sl_points', 'tp_points', 'max_sl_points', 'copy_pending', 'pending_grace_ms', 'early_fill_policy', 'max_age_ms',
-    'retry_window_s', 'max_slippage_points', 'comment', 'removed_at');
+    'retry_window_s', 'max_slippage_points', 'comment', 'removal', 'removed_at');
 create trigger audited after insert or update or delete on public.symbol_mappings for each row
   execute function private.audit('id', 'user_id', 'copier_id', 'master_symbol', 'follower_symbol');
 
@@ -2118,6 +2128,54 @@ create policy "own protection looks are readable" on public.protection_looks for
   using (user_id = (select auth.uid()) or (select private.is_operator()));
 grant select on public.protection_rules, public.protection_looks to authenticated, service_role;
 
+-- 24_trading.sql
+-- The global switch: whether copies are traded at all. One row, read once per planning call.
+
+create table public.trading_switch (
+  one boolean primary key default true,
+  state text not null default 'on',
+  reason text not null default '',
+  changed_at timestamptz not null default now(),
+  settled boolean not null default true,
+  constraint there_is_one_switch check (one),
+  constraint state_is_known check (state in ('on', 'monitor', 'off')),
+  constraint stopping_says_why check (state = 'on' or length(reason) between 3 and 200)
+);
+comment on table public.trading_switch is 'Whether copies are traded at all, for everybody. Operators turn it with set_trading().';
+comment on column public.trading_switch.state is 'on = copies are traded; monitor = nothing is opened anywhere, closes go on; off = frozen, closes included';
+comment on column public.trading_switch.reason is 'why it is not on, for all users to read';
+comment on column public.trading_switch.changed_at is 'since when';
+comment on column public.trading_switch.settled is 'whether every account has been brought in line with it; the upkeep does what is left';
+insert into public.trading_switch default values;
+
+alter table public.trading_switch enable row level security;
+create policy "everybody sees whether copies are traded" on public.trading_switch for select to authenticated using (true);
+grant select on public.trading_switch to authenticated, service_role;
+create trigger audited after insert or update or delete on public.trading_switch for each row
+  execute function private.audit('one', '', 'state', 'reason');
+
+create function private.trading_state() returns text
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return (select t.state from public.trading_switch t where t.one);
+end $$;
+
+-- Why nothing may be opened now, or null: one order of ranks for decisions, for what was decided but not yet dealt, and for users.
+create function private.shut(p_trading text, p_copy_state text, p_copy_state_reason text, p_mode text, p_removal text) returns text
+language plpgsql immutable set search_path = '' as $$
+begin
+  return case
+    when p_trading = 'off' then 'trading_stopped'
+    when p_trading = 'monitor' then 'trading_monitor'
+    when p_copy_state <> 'on' and p_copy_state_reason is not null then 'account_protected'
+    when p_copy_state = 'flattening' then 'account_flattening'
+    when p_copy_state = 'off' then 'account_off'
+    when p_copy_state = 'monitor' then 'account_monitor'
+    when p_removal is not null then 'copier_removed'
+    when p_mode = 'off' then 'copier_off'
+    when p_mode = 'monitor' then 'copier_monitor' end;
+end $$;
+
 -- 30_position.sql
 -- Positions: the mirror of what every account holds, as its agent last saw it.
 
@@ -2165,6 +2223,7 @@ create table public.positions (
   session bigint not null,
   seq bigint not null,
   existing boolean not null default false,
+  released boolean not null default false,
   absent_snapshots integer not null default 0,
   unseen_at timestamptz not null,
   detected_at timestamptz not null,
@@ -2185,6 +2244,7 @@ comment on table public.positions is
   'Mirror of what an account holds: positions and pending orders. Closed rows stay as tombstones, so that a late message cannot bring them back.';
 comment on column public.positions.session is 'with seq: number of the last message that changed or confirmed the row; a lower number never overrules it';
 comment on column public.positions.existing is 'was there in the first snapshot ever made of the account: never copied by itself';
+comment on column public.positions.released is 'was a copy and is the user''s own now: its copier was removed with preserve';
 comment on column public.positions.absent_snapshots is 'good snapshots in a row without it; two close it when history does not explain it';
 comment on column public.positions.unseen_at is 'last moment the account was seen without the open or increase: the age of the news is counted from here';
 comment on column public.positions.tag is 'number of the execution that made it, when it is a copy of ours';
@@ -2220,8 +2280,11 @@ create table public.position_links (
   seen_master_lots numeric not null,
   base_master_lots numeric,
   base_lots numeric,
+  sized_lots numeric,
+  sized_master_lots numeric,
   wanted_lots numeric,
   wanted_until timestamptz,
+  resync_lots numeric,
   asked_price numeric,
   asked_sl numeric,
   asked_tp numeric,
@@ -2247,6 +2310,10 @@ comment on column public.position_links.master_side is 'side of the master''s po
 comment on column public.position_links.seen_master_lots is 'master volume up to which opens and increases were decided';
 comment on column public.position_links.base_master_lots is 'master volume that base_lots was sized from; reductions are base_lots x master now / base_master_lots';
 comment on column public.position_links.base_lots is 'volume held after the last fill or skipped increase';
+comment on column public.position_links.reason is 'ended: why; live: why its newest increase was refused, null if it was not';
+comment on column public.position_links.sized_lots is
+  'what the settings made of sized_master_lots, decision by decision, as an exact fraction; what is held beside it is drift';
+comment on column public.position_links.resync_lots is 'its user asks for these to be added: set for one decision, within one transaction';
 comment on column public.position_links.asked_sl is 'what was last asked of the broker, not what the broker made of it';
 comment on column public.position_links.stopped_out is 'the follower''s broker closed what it held, or some of it, for lack of margin';
 comment on column public.position_links.wanted_lots is 'decided, but it waits: netting followers for the symbol''s deal in flight, a filled order''s copy for its own order to be cancelled';
@@ -3078,12 +3145,12 @@ begin
   v_flip := coalesce(v_type = 'opened' and o.closed_at is null and o.kind = 'position', false);
 
   insert into public.positions as m (account_id, ticket, user_id, kind, symbol, side, order_type, lots, price, sl, tp, magic, comment, tag,
-    opened_at, expires_at, session, seq, existing, unseen_at, detected_at, first_seen_at, changed_at, last_event_id, closed_at, close_reason)
+    opened_at, expires_at, session, seq, existing, released, unseen_at, detected_at, first_seen_at, changed_at, last_event_id, closed_at, close_reason)
   values (p_account.id, p ->> 'ticket', p_account.user_id, p ->> 'kind', p ->> 'symbol', p ->> 'side',
     case when p ->> 'kind' = 'order' then p ->> 'order_type' end, v_lots, (p ->> 'price')::numeric,
     nullif((p ->> 'sl')::numeric, 0), nullif((p ->> 'tp')::numeric, 0), p ->> 'magic', p ->> 'comment',
     coalesce((p ->> 'tag')::bigint, o.tag), (p ->> 'opened_at')::timestamptz, (p ->> 'expires_at')::timestamptz, p_session, p_seq,
-    case when v_flip then false else coalesce(o.existing, p_existing) end,
+    case when v_flip then false else coalesce(o.existing, p_existing) end, coalesce(o.released and o.closed_at is null, false),
     case when v_news then p_unseen else o.unseen_at end, p_detected,
     case when v_flip or o.ticket is null then p_now else o.first_seen_at end, p_now, p_event_id,
     case when v_lots = 0 then p_now end, case when v_lots = 0 then coalesce(p_close_reason, 'client') end)
@@ -3091,7 +3158,7 @@ begin
     kind = excluded.kind, symbol = excluded.symbol, side = excluded.side, order_type = excluded.order_type, lots = excluded.lots,
     price = excluded.price, sl = excluded.sl, tp = excluded.tp, magic = excluded.magic, comment = excluded.comment, tag = excluded.tag,
     opened_at = coalesce(excluded.opened_at, m.opened_at), expires_at = excluded.expires_at, session = excluded.session, seq = excluded.seq,
-    existing = excluded.existing, absent_snapshots = 0, unseen_at = excluded.unseen_at, detected_at = excluded.detected_at,
+    existing = excluded.existing, released = excluded.released, absent_snapshots = 0, unseen_at = excluded.unseen_at, detected_at = excluded.detected_at,
     first_seen_at = excluded.first_seen_at, changed_at = excluded.changed_at,
     last_event_id = coalesce(excluded.last_event_id, m.last_event_id), closed_at = excluded.closed_at,
     close_reason = excluded.close_reason, replaced_by = null;
@@ -3755,15 +3822,18 @@ end $$;
 -- The planner, level-triggered half: what live links hold is brought to what their master holds now.
 -- Closes, reductions, cancels and SL/TP are planned here from the state alone; opens and increases are decided once, in 44_decide.sql.
 
--- A link with everything a plan needs to know of it. "doomed": nothing of it shall be left. "frozen": its copier is off.
+-- A link with everything a plan needs to know of it. "doomed": nothing of it shall be left. "frozen": its copier, its account or all trading is off.
 -- Look-ups by id say "ended_at is null", look-ups by follower "state = 'live'"; of positions, "lots > 0" and "closed_at is null" likewise: so
 -- each fits only the index that it needs, whatever Postgres believes of a table that was empty when it planned.
 create view private.link_states with (security_invoker = true) as
-select l.*, c.mode as copier_mode, fa.mode as account_mode, fa.copy_state,
-  coalesce(fa.copy_state = 'flattening' or l.created_at <= fa.flattened_at or m.closed_at is not null or m.side <> l.master_side, false)
+select l.*, c.mode as copier_mode, c.removal, fa.mode as account_mode, fa.copy_state,
+  coalesce(fa.copy_state = 'flattening' or l.created_at <= fa.flattened_at or m.closed_at is not null or m.side <> l.master_side
+    or c.removal = 'close_now'  -- gracefully: what has not filled yet is not waited for, nor what fills after all was over
+    or c.removal = 'close_gracefully' and (c.removed_at is not null or held.order_lots > 0 and held.position_lots = 0), false)
     or newer.generation is not null as doomed,
-  fa.copy_state <> 'flattening' and l.created_at > coalesce(fa.flattened_at, '-infinity')
-    and (c.mode = 'off' or fa.copy_state = 'off' or c.removed_at is not null) as frozen,
+  (fa.copy_state <> 'flattening' and l.created_at > coalesce(fa.flattened_at, '-infinity')
+    and (c.mode = 'off' and c.removal is null or fa.copy_state = 'off'))
+    or (select t.state from public.trading_switch t where t.one) = 'off' as frozen,
   m.kind as master_kind, m.lots as master_lots, m.last_event_id as master_event_id, m.detected_at as master_detected_at,
   m.price as master_price, m.expires_at as master_expires_at,
   s.lots_min, s.lots_step,
@@ -4177,20 +4247,22 @@ begin
   return case when p_type is null then 'market' when not p_reverse then p_type when p_type = 'limit' then 'stop' else 'limit' end;
 end $$;
 
--- Pairs (copier, master position) that wait for a decision: never seen, flipped, or increased.
+-- Pairs (copier, master position) that wait for a decision: never seen, flipped, increased, or asked for by their user.
 -- p_copiers null: all copiers of the masters. An old generation of a flip must be ended or have its close in flight.
 -- p_asked: these very positions are asked for, however old: 'existing' by a copier's start, 'resync' by its user. One that was decided before
--- and is not held gets a new generation then.
+-- and is not held gets a new generation then. asked_lots: a live copy shall get just these, for its user asks.
 create function private.undecided(p_masters uuid[], p_tickets text[], p_copiers uuid[], p_asked text default null)
-returns table (copier_id uuid, master_account_id uuid, ticket text, kind text, link_id bigint, generation integer, delta numeric, close_step bigint)
+returns table (copier_id uuid, master_account_id uuid, ticket text, kind text, link_id bigint, generation integer, delta numeric, close_step bigint,
+  asked_lots numeric)
 language plpgsql stable security definer set search_path = '' as $$
 begin
   return query
   select c.id, m.account_id, m.ticket,
     case when l.id is null or p_asked is not null then 'new' when l.master_side <> m.side then 'flip' else 'increase' end,
     l.id, coalesce(l.generation, 0) + 1,
-    case when l.id is null or p_asked is not null or l.master_side <> m.side then m.lots else m.lots - l.seen_master_lots end,
-    case when l.state = 'live' then f.close_step end
+    case when l.id is null or p_asked is not null or l.master_side <> m.side or l.resync_lots is not null then m.lots
+      else m.lots - l.seen_master_lots end,
+    case when l.state = 'live' then f.close_step end, l.resync_lots
   from (select distinct u.master, u.ticket from unnest(p_masters, p_tickets) as u (master, ticket)) x
   join public.positions m on m.account_id = x.master and m.ticket = x.ticket and m.lots > 0
   join public.copiers c on c.master_account_id = x.master and c.removed_at is null and (p_copiers is null or c.id = any (p_copiers))
@@ -4210,8 +4282,27 @@ begin
     when l.id is null then not m.existing and m.first_seen_at >= c.started_at
       and (m.kind = 'position' or c.copy_pending and fa.mode = 'hedging')
     when l.master_side <> m.side then m.kind = 'position' and (l.state = 'ended' or f.close_step is not null or fa.mode = 'netting')
-    else l.state = 'live' and m.kind = 'position' and m.lots > l.seen_master_lots and f.executions = 0 and l.wanted_lots is null
+    else l.state = 'live' and m.kind = 'position' and (m.lots > l.seen_master_lots or l.resync_lots is not null) and f.executions = 0 and l.wanted_lots is null
       and (l.base_lots is not null) end;
+end $$;
+
+-- The copier, sizing exactly the lots that its user asks for; limits and caps hold all the same.
+create function private.sized_by(p_copier public.copiers, p_lots numeric) returns public.copiers
+language plpgsql immutable set search_path = '' as $$
+begin
+  p_copier.sizing_mode := 'fixed';
+  p_copier.sizing_value := p_lots;
+  return p_copier;
+end $$;
+
+-- The price that slippage is measured from when a user asks for a copy long after the master's open: the one he sees now.
+create function private.entry_price(p_symbol public.account_symbols, p_side text, p_master_price numeric, p_now timestamptz) returns numeric
+language plpgsql stable set search_path = '' as $$
+begin
+  if p_symbol.quoted_at > p_now - private.setting_s('symbol_quote_max_age_s') then
+    return coalesce(case p_side when 'buy' then p_symbol.ask else p_symbol.bid end, p_master_price);
+  end if;
+  return null;  -- whatever it is: the agent measures from the price it finds
 end $$;
 
 -- Decides every pair that waits for it, for any number of followers in one statement, and queues the orders of hedging followers;
@@ -4223,13 +4314,15 @@ declare
   v_new bigint[];
   v_fresh_since timestamptz := p_now - private.setting_s('funds_max_age_s');
   v_send_within interval := private.send_within();
+  v_trading text := private.trading_state();
 begin
   if cardinality(p_tickets) > 1 and private.limits_count(p_masters) then  -- each counts against the next
     return private.decide_in_turn(p_masters, p_tickets, p_copiers, p_now, p_asked);
   end if;
   with pairs as (
-    select u.kind, u.link_id, u.generation, u.delta, u.close_step, c, m, ma, fa, v.lease_expires_at as lease_ends, ms,
+    select u.kind, u.link_id, u.generation, u.delta, u.close_step, u.asked_lots, c, m, ma, fa, v.lease_expires_at as lease_ends, ms,
       v.id as vps_id, a.epoch, a.begins_at, private.unreachable(fa, v.lease_expires_at, p_now) as unreachable,
+      private.shut(v_trading, fa.copy_state, fa.copy_state_reason, c.mode, c.removal) as shut,
       private.filtered(c, m, (private.fresh_funds(fa, v_fresh_since)).equity, u.kind <> 'increase', p_now) as refusal,
       -- the user's mapping; else the same name with the same figures; else 38_symbol.sql decides
       case when ms.contract_size is null then null::public.account_symbols
@@ -4237,7 +4330,8 @@ begin
           and named.trade_mode not in ('close_only', 'disabled') then named
         else private.follower_symbol(fa, ms) end as fs,
       case when (m.side = 'buy') = c.reverse then 'sell' else 'buy' end as side,
-      case when p_asked is null then m.unseen_at else p_now end as news_at
+      case when p_asked is null and u.asked_lots is null then m.unseen_at else p_now end as news_at,
+      coalesce(p_asked = 'resync', false) or u.asked_lots is not null as by_user
     from private.undecided(p_masters, p_tickets, p_copiers, p_asked) u
     join public.copiers c on c.id = u.copier_id
     join public.positions m on m.account_id = u.master_account_id and m.ticket = u.ticket
@@ -4251,24 +4345,20 @@ begin
     offset 0  -- here and below: a fence, so that each row's functions are called once, without storing the wide rows
   ), checked as (
     select p.*, case
-        when (p.fa).copy_state <> 'on' and (p.fa).copy_state_reason is not null then 'account_protected'
-        when (p.fa).copy_state = 'flattening' then 'account_flattening'
-        when (p.fa).copy_state = 'off' then 'account_off'
-        when (p.fa).copy_state = 'monitor' then 'account_monitor'
-        when (p.c).mode = 'off' then 'copier_off'
-        when (p.c).mode = 'monitor' then 'copier_monitor'
+        when p.shut is not null then p.shut
         when p.news_at < p_now - make_interval(secs => (p.c).max_age_ms / 1000.0) then 'too_old'
         when p.unreachable is not null then p.unreachable
         when p.refusal is not null then p.refusal
         when (p.fs).contract_size is null or (p.fs).lots_step is null or (p.fs).lots_min is null or (p.fs).lots_max is null then 'symbol_unmapped'
         when (p.fs).trade_mode in ('close_only', 'disabled') or ((p.fs).trade_mode = 'long_only' and p.side = 'sell')
           or ((p.fs).trade_mode = 'short_only' and p.side = 'buy') then 'trade_disabled'
-        when p_asked is not null then private.asked_too_late(p_asked, p.c, p.m, p.ma, p.fs, p.side, p_now) end as verdict
+        when p_asked is not null or p.by_user then private.asked_too_late(coalesce(p_asked, 'resync'), p.c, p.m, p.ma, p.fs, p.side, p_now) end as verdict
     from pairs p
     offset 0
   ), sized as (
     select k.*, case when k.verdict is null then private.size_order(
-        case when (k.c).lots_jitter_percent > 0 then private.jittered(k.c, (k.m).ticket, k.generation) else k.c end, private.fresh_funds(k.ma, v_fresh_since), private.fresh_funds(k.fa, v_fresh_since),
+        case when k.asked_lots is not null then private.sized_by(k.c, k.asked_lots)
+          when (k.c).lots_jitter_percent > 0 then private.jittered(k.c, (k.m).ticket, k.generation) else k.c end, private.fresh_funds(k.ma, v_fresh_since), private.fresh_funds(k.fa, v_fresh_since),
         k.ms, k.fs, (k.m).side, k.delta, (k.m).price, (k.m).sl, (k.m).tp,
         case when (k.ma).currency = (k.fa).currency and (k.fs).profit_currency = (k.fa).currency and (k.ms).profit_currency = (k.ma).currency
           then '{}'::jsonb
@@ -4291,11 +4381,12 @@ begin
     from sized s
   ), made as (
     insert into public.position_links (id, user_id, copier_id, master_account_id, follower_account_id, master_ticket, master_side, generation,
-      symbol, side, state, reason, seen_master_lots, wanted_lots, wanted_until, asked_price, asked_sl, asked_tp, asked_expires_at, order_due_at, warnings, event_id,
+      symbol, side, state, reason, seen_master_lots, sized_master_lots, sized_lots, wanted_lots, wanted_until, asked_price, asked_sl, asked_tp, asked_expires_at, order_due_at, warnings, event_id,
       created_at, ended_at)
     overriding system value
     select d.its_link, (d.c).user_id, (d.c).id, (d.c).master_account_id, (d.c).follower_account_id, (d.m).ticket, (d.m).side, d.generation,
       (d.fs).name, d.side, case when d.reason is null then 'live' else 'ended' end, d.reason, (d.m).lots,
+      (d.m).lots, (select sum(o) from unnest((d.z).orders) o),
       case when d.reason is null and d.netting then (select sum(o) from unnest((d.z).orders) o) end,
       case when d.reason is null and d.netting then d.news_at + make_interval(secs => (d.c).max_age_ms / 1000.0) end,
       case when (d.m).kind = 'order' then d.order_price end, (d.levels).sl, (d.levels).tp,
@@ -4304,7 +4395,10 @@ begin
       p_now, case when d.reason is not null then p_now end
     from decided d where d.kind in ('new', 'flip')
   ), grown as (
-    update public.position_links l set seen_master_lots = (d.m).lots,
+    update public.position_links l set seen_master_lots = (d.m).lots, reason = d.reason, resync_lots = null,
+      sized_lots = case when d.reason is null and d.asked_lots is null
+        then l.sized_lots * l.seen_master_lots + l.sized_master_lots * (select sum(o) from unnest((d.z).orders) o) else l.sized_lots end,
+      sized_master_lots = case when d.reason is null and d.asked_lots is null then l.sized_master_lots * (d.m).lots else l.sized_master_lots end,
       asked_sl = case when d.reason is null then (d.levels).sl else l.asked_sl end,
       asked_tp = case when d.reason is null then (d.levels).tp else l.asked_tp end,
       wanted_lots = case when d.reason is null and d.netting then (select sum(o) from unnest((d.z).orders) o) end,
@@ -4323,10 +4417,11 @@ begin
       (k.ma).id, (k.m).last_event_id,
       case when k.kind = 'increase' then 'increase' when (k.m).kind = 'order' then 'place' else 'open' end, 40,
       (k.fs).name, k.side, private.copied_order_type((k.m).order_type, (k.c).reverse), o.lots,
-      case when (k.m).kind = 'order' then k.order_price end, (k.levels).sent_sl, (k.levels).sent_tp, (k.c).max_slippage_points, (k.m).price, (k.m).lots,
+      case when (k.m).kind = 'order' then k.order_price end, (k.levels).sent_sl, (k.levels).sent_tp, (k.c).max_slippage_points,
+      case when not k.by_user then (k.m).price else private.entry_price(k.fs, k.side, (k.m).price, p_now) end, (k.m).lots,
       (k.m).expires_at, case when (k.c).comment like '%{%' then private.copy_comment(k.c, (k.m).ticket) else (k.c).comment end, (k.z).warnings || (k.levels).warnings, p_now + make_interval(secs => (k.c).retry_window_s), k.vps_id, k.epoch, p_now,
       least(greatest(p_now, k.begins_at) + v_send_within, k.lease_ends,
-        k.news_at + make_interval(secs => (k.c).max_age_ms / 1000.0)), (k.m).detected_at, p_now, p_now
+        k.news_at + make_interval(secs => (k.c).max_age_ms / 1000.0)), case when k.by_user then p_now else (k.m).detected_at end, p_now, p_now
     from decided k cross join lateral unnest((k.z).orders) as o (lots)
     where k.reason is null and not k.netting
     returning id, event_id, copier_id, user_id, link_id
@@ -4356,6 +4451,8 @@ end $$;
 -- Gives every (event, copier) pair that nothing else has explained its one reason. The arrays: id, type and ticket of accepted events.
 create function private.explain_rest(p_account uuid, p_events bigint[], p_types text[], p_tickets text[]) returns void
 language plpgsql security definer set search_path = '' as $$
+declare
+  v_trading text := private.trading_state();
 begin
   if not exists (
     select 1 from unnest(p_events) as e (id)
@@ -4366,13 +4463,15 @@ begin
   end if;
   insert into public.copy_outcomes (event_id, copier_id, user_id, link_id, reason)
   select e.id, c.id, c.user_id, l.id, case
-      when c.mode = 'off' or c.removed_at is not null then 'copier_off'
+      when v_trading = 'off' then 'trading_stopped'
+      when c.mode = 'off' and c.removal is null then 'copier_off'
       when fa.copy_state = 'off' then 'account_off'
+      when l.id is null and c.removal is not null then 'copier_removed'
       when l.id is null and m.closed_at is not null and e.type in ('opened', 'ordered') then 'already_closed'
       when l.id is null and m.kind = 'order' and (not c.copy_pending or fa.mode = 'netting') then 'copied_at_fill'
       when l.id is null and (m.existing or m.first_seen_at < c.started_at) then 'existing'
       when l.id is null then 'not_copied'
-      when l.state = 'ended' and l.reason in ('closed_by_follower', 'stop_out', 'closed', 'master_never_filled', 'order_expired') then l.reason
+      when l.state = 'ended' and l.reason in ('closed_by_follower', 'stop_out', 'closed', 'master_never_filled', 'order_expired', 'released') then l.reason
       when l.state = 'ended' then 'not_copied'
       when exists (select 1 from public.trade_execution_queue q where q.link_id = l.id and q.finalized_at is null) then 'coalesced'
       when e.type = 'reduced' then 'residual_hold'
@@ -4419,10 +4518,11 @@ language plpgsql security definer set search_path = '' as $$
 declare
   v_new bigint[];
 begin
+  if private.trading_state() = 'off' then return '{}'; end if;
   with loose as (
     select p.*, nextval('public.trade_execution_queue_id_seq') as step_id
     from public.positions p
-    join public.trading_accounts a on a.id = p.account_id and a.copy_state = 'flattening' and (a.flatten_manual or p.tag is not null)
+    join public.trading_accounts a on a.id = p.account_id and a.copy_state = 'flattening' and (a.flatten_manual or p.tag is not null and not p.released)
     where p.account_id = p_account and p.closed_at is null
       and not exists (
         select 1 from private.link_legs g join public.position_links l on l.id = g.link_id and l.state = 'live'
@@ -4451,7 +4551,7 @@ begin
   select exists (select 1 from public.trade_execution_queue q where q.account_id = p_account and q.in_flight)
     or exists (
       select 1 from public.positions p join public.trading_accounts a on a.id = p.account_id
-      where p.account_id = p_account and p.closed_at is null and (a.flatten_manual or p.tag is not null
+      where p.account_id = p_account and p.closed_at is null and (a.flatten_manual or p.tag is not null and not p.released
         or exists (select 1 from private.link_legs g where g.account_id = p.account_id and g.ticket in (p.ticket, p.symbol))))
   into v_left;
   update public.trading_accounts a set flat_snapshots = case when v_left then 0 else a.flat_snapshots + 1 end,
@@ -4489,14 +4589,17 @@ language plpgsql security definer set search_path = '' as $$
 declare
   v_link record;
   v_reason text;
+  v_trading text := private.trading_state();
+  v_why text := (select a.copy_state_reason from public.trading_accounts a where a.id = p_account);
 begin
   for v_link in
-    select s.id, s.copier_id, s.master_event_id, s.doomed, s.frozen, s.legs, s.master_lots, s.position_lots
+    select s.id, s.copier_id, s.master_event_id, s.doomed, s.removal, x.shut, s.legs, s.master_lots, s.position_lots
     from private.link_states s
+    cross join lateral (select private.shut(v_trading, s.copy_state, v_why, s.copier_mode, s.removal) as shut) x
     where s.follower_account_id = p_account and s.symbol = p_symbol and s.state = 'live' and s.wanted_lots is not null
-      and (s.doomed or s.frozen or s.wanted_until <= p_now)
+      and (s.doomed or x.shut is not null or s.wanted_until <= p_now)
   loop
-    v_reason := case when v_link.doomed then 'already_closed' when v_link.frozen then 'copier_off' else 'too_old' end;
+    v_reason := case when v_link.doomed and v_link.removal is null then 'already_closed' else coalesce(v_link.shut, 'too_old') end;
     update public.position_links l set wanted_lots = null, wanted_until = null,
       base_lots = case when v_link.legs > 0 then v_link.position_lots end, base_master_lots = v_link.master_lots,
       state = case when v_link.legs = 0 then 'ended' else 'live' end,
@@ -5205,7 +5308,7 @@ create function private.revive_link(q public.trade_execution_queue) returns void
 language plpgsql security definer set search_path = '' as $$
 begin
   update public.position_links l set state = 'live', ended_at = null, reason = null
-  where l.state = 'ended' and private.opens(q) and (l.id = q.link_id and q.parts is null or l.id = any (array(
+  where l.state = 'ended' and l.reason is distinct from 'released' and private.opens(q) and (l.id = q.link_id and q.parts is null or l.id = any (array(
     select (e ->> 'link_id')::bigint from jsonb_array_elements(q.parts) e where (e ->> 'lots')::numeric > 0)));
 end $$;
 
@@ -5237,7 +5340,8 @@ begin
       v_limit := case when reason = 'market_closed' then q.retry_until
         else q.queued_at + coalesce((select make_interval(secs => c.max_age_ms / 1000.0) from public.copiers c where c.id = q.copier_id), interval '5 s') end;
       next_at := p_now + private.retry_delay(q.attempt, case when v_opens then 5 else 30 end);
-      if v_opens and reason in ('no_money', 'invalid_volume') then
+      if v_opens and q.cancel_requested_at is not null then status := 'rejected';  -- asked to be dropped: not tried again
+      elsif v_opens and reason in ('no_money', 'invalid_volume') then
         next_at := private.second_attempt_at(q, reason, p_now);
         status := case when next_at is null then 'rejected' else 'retrying' end;
       elsif private.may_mend(q, reason) and p_now <= v_limit then status := 'retrying'; next_at := p_now;
@@ -5267,6 +5371,7 @@ declare
   p jsonb;
   c private.change;
   v_late boolean;
+  v_ended boolean;
 begin
   link_ids := '{}';
   changes := '[]';
@@ -5304,7 +5409,7 @@ begin
     or (r ->> 'attempt')::integer > q.attempt then
     result := result || jsonb_build_object('status', 'duplicate');
     -- two attempts may both have filled after all: what either opened is held by the link
-    if r ->> 'outcome' = 'completed' and v_account.mode = 'hedging' and private.opens(q) then
+    if r ->> 'outcome' = 'completed' and v_account.mode = 'hedging' and private.opens(q) and not private.left_to_user(q, r) then
       perform private.revive_link(q);
       perform private.book_fill(q, r, p_now);
       link_ids := array[q.link_id];
@@ -5327,8 +5432,11 @@ begin
   where x.id = q.id returning * into q;
   if q.reason = 'invalid_stops' and q.status = 'retrying' then perform private.mend_levels(q, p_now); end if;
 
-  if q.status = 'completed' then
-    if exists (select 1 from public.position_links l where l.id = q.link_id and l.state = 'ended') or q.parts is not null then
+  v_ended := exists (select 1 from public.position_links l where l.id = q.link_id and l.state = 'ended');
+  if v_ended and private.left_to_user(q, r) then
+    null;
+  elsif q.status = 'completed' then
+    if v_ended or q.parts is not null then
       perform private.revive_link(q);
     end if;
     if q.parts is not null then
@@ -5338,6 +5446,7 @@ begin
         perform private.book_deal(q.account_id, q.symbol, case when q.action = 'open' then q.side when q.side = 'buy' then 'sell' else 'buy' end,
           coalesce(q.filled_lots, q.lots), q.fill_price, q.parts);
       end if;
+      perform private.drop_released_shares(q.parts);
       update private.net_ledgers k set asked_sl = coalesce(q.sl, k.asked_sl), asked_tp = coalesce(q.tp, k.asked_tp), failures = 0, replan_at = null
       where k.account_id = q.account_id and k.symbol = q.symbol;
     elsif v_account.mode = 'hedging' then
@@ -5369,6 +5478,7 @@ declare
   v_ids bigint[];
 begin
   if not exists (select 1 from public.trade_execution_queue q where q.status = 'retrying' and q.next_attempt_at <= p_now) then return null; end if;
+  if private.trading_state() = 'off' then return null; end if;
   perform private.fit_second_attempts(p_accounts, p_now);
   with due as (
     update public.trade_execution_queue q set status = 'queued', attempt = q.attempt + 1, next_attempt_at = null, offered_at = null, updated_at = p_now
@@ -6646,6 +6756,10 @@ begin
       perform private.judge_leases(p_gap);
     when 'executions' then
       perform private.maintain_executions();
+    when 'trading' then
+      perform private.settle_trading();
+    when 'removals' then
+      perform private.finish_removals();
     when 'ticks' then
       perform private.send_ticks();
     when 'health' then
@@ -6698,6 +6812,7 @@ begin
     return jsonb_build_object('ran', false);
   end if;
   select c.last_run_at into v_last_run_at from private.clockwork c where c.name = 'maintain';
+  v_errors := v_errors || private.run_part('trading', null);
   v_errors := v_errors || private.run_part('leases', clock_timestamp() - v_last_run_at);
   -- Only if nobody is placing just now: a heartbeat holds its own row, for which that one may wait.
   if private.take_turn('assign') then
@@ -6707,6 +6822,7 @@ begin
   if v_moved = 0 then
     v_errors := v_errors || private.run_part('executions', null);
   end if;
+  v_errors := v_errors || private.run_part('removals', null);
   v_errors := v_errors || private.run_part('ticks', null);
   if private.is_due('health', '15 seconds') then
     v_errors := v_errors || private.run_part('health', null);
@@ -6950,8 +7066,11 @@ returns text
 language plpgsql stable set search_path = '' as $$
 declare
   v_adverse numeric;
+  v_shut text;
 begin
-  if p_copier.mode <> 'on' then return 'copier_' || p_copier.mode; end if;
+  select private.shut(private.trading_state(), a.copy_state, a.copy_state_reason, p_copier.mode, p_copier.removal) into v_shut
+  from public.trading_accounts a where a.id = p_copier.follower_account_id;
+  if v_shut is not null then return v_shut; end if;
   -- the grace was our own wait: it does not make the news older
   if p_now > private.convertible_until(p_copier, p_master) then return 'too_old'; end if;
   if p_copier.max_slippage_points is not null then
@@ -7258,6 +7377,286 @@ create policy "agents, users and operators hear their own topic" on realtime.mes
 
 grant execute on function private.may_listen(text) to authenticated;
 
+-- 57_lifecycle.sql
+-- The end of a copier, and the end of all trading: what is on its way is called back, what is held is kept, followed or closed.
+
+-- Whether a copier alone answers for what an execution does (p_all) or opens; a netting deal may serve several.
+create function private.is_of_copier(q public.trade_execution_queue, p_copier uuid, p_all boolean) returns boolean
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  if q.parts is null then
+    return q.copier_id = p_copier;
+  end if;
+  return not exists (
+    select 1 from jsonb_array_elements(q.parts) e join public.position_links l on l.id = (e ->> 'link_id')::bigint
+    where l.copier_id <> p_copier and (p_all or (e ->> 'lots')::numeric > 0));
+end $$;
+
+-- Calls back what is on its way and not sent yet: opens, with p_all everything. What no agent has ends here, with p_reason; what one has is
+-- asked to be dropped, at once. p_copier null: of all copiers. The caller holds the plan locks of the accounts.
+create function private.withdraw(p_accounts uuid[], p_copier uuid, p_all boolean, p_reason text, p_now timestamptz) returns void
+language plpgsql security definer set search_path = '' as $$
+declare
+  q public.trade_execution_queue;
+  v_message record;
+begin
+  for q in
+    update public.trade_execution_queue x set status = 'cancelled', reason = p_reason, finalized_at = p_now, updated_at = p_now
+    where x.account_id = any (p_accounts) and x.in_flight and x.parts is null
+      and (x.status = 'retrying' or x.status = 'queued' and x.offered_at is null)
+      and (p_all or private.opens(x)) and (p_copier is null or private.is_of_copier(x, p_copier, p_all))
+    returning x.*
+  loop
+    perform private.book_failure(q, p_now);
+  end loop;
+  -- a netting deal that nobody has is taken apart by plan_net, as one that waits for another attempt
+  update public.trade_execution_queue x set status = 'retrying', next_attempt_at = p_now, updated_at = p_now
+  where x.account_id = any (p_accounts) and x.in_flight and x.parts is not null and x.status = 'queued' and x.offered_at is null;
+  for v_message in
+    with asked as (
+      update public.trade_execution_queue x set cancel_requested_at = p_now, updated_at = p_now
+      where x.account_id = any (p_accounts) and x.in_flight and x.status <> 'retrying' and x.cancel_requested_at is null
+        and (p_all or private.opens(x)) and (p_copier is null or private.is_of_copier(x, p_copier, p_all))
+      returning x.id, x.vps_id
+    )
+    select a.vps_id, jsonb_agg(a.id::text) as ids from asked a where a.vps_id is not null group by a.vps_id, a.id / 5000
+  loop
+    perform private.broadcast('vps:' || v_message.vps_id, 'cancel', jsonb_build_object('ids', v_message.ids));
+  end loop;
+end $$;
+
+-- Calls back the unsent opens of a copier that may open nothing now. The caller has locked both its accounts.
+create function private.withdraw_opens(p_copier uuid, p_now timestamptz) returns void
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_follower uuid;
+  v_shut text;
+begin
+  select fa.id, private.shut(private.trading_state(), fa.copy_state, fa.copy_state_reason, c.mode, c.removal) into v_follower, v_shut
+  from public.copiers c join public.trading_accounts fa on fa.id = c.follower_account_id where c.id = p_copier;
+  if v_shut is not null then
+    perform private.withdraw(array[v_follower], p_copier, false, v_shut, p_now);
+  end if;
+end $$;
+
+create function private.refuse_leaving(p_copier uuid) returns void
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_removal text;
+begin
+  select c.removal into v_removal from public.copiers c where c.id = p_copier;
+  if v_removal is not null then
+    raise exception using errcode = 'TC307', message = format('copier %s is being removed (%s): it cannot be changed any more', p_copier, v_removal),
+      hint = 'Change how it is removed with remove_copier, or make a new copier for the two accounts.';
+  end if;
+end $$;
+
+-- Hands a copier's live copies over to the user: their links end, their tickets are not ours any more.
+create function private.release_copies(p_copier public.copiers, p_now timestamptz) returns void
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_links bigint[] := array(
+    select l.id from public.position_links l
+    where l.follower_account_id = p_copier.follower_account_id and l.state = 'live' and l.copier_id = p_copier.id);
+begin
+  update public.positions p set released = true from private.link_legs g
+  where g.link_id = any (v_links) and p.account_id = g.account_id and p.ticket = g.ticket and p.closed_at is null;
+  -- on a netting account a leg is a share of the symbol's position: all of it is the user's only when no other copier has one
+  update public.positions p set released = true from private.link_legs g
+  where g.link_id = any (v_links) and p.account_id = g.account_id and p.symbol = g.ticket and p.closed_at is null and p.kind = 'position'
+    and exists (select 1 from public.trading_accounts a where a.id = g.account_id and a.mode = 'netting')
+    and not exists (
+      select 1 from private.link_legs o where o.account_id = g.account_id and o.ticket = g.ticket and not o.link_id = any (v_links));
+  delete from private.link_legs g where g.link_id = any (v_links);
+  update public.position_links l set state = 'ended', reason = 'released', ended_at = p_now, wanted_lots = null, wanted_until = null, replan_at = null
+  where l.id = any (v_links);
+  perform private.withdraw(array[p_copier.follower_account_id], p_copier.id, true, 'released', p_now);
+  -- a deal that the released copies had a part in is made anew without them
+  perform private.offer(private.plan_nets(v_links, p_now), null, clock_timestamp());
+end $$;
+
+-- Whether a report is about a copy that was handed over to its user: then what it opened is the user's own as well, and the row says so.
+create function private.left_to_user(q public.trade_execution_queue, r jsonb) returns boolean
+language plpgsql security definer set search_path = '' as $$
+begin
+  if q.parts is not null or not exists (
+    select 1 from public.position_links l where l.id = q.link_id and l.state = 'ended' and l.reason = 'released')
+  then
+    return false;
+  end if;
+  update public.positions p set released = true
+  from jsonb_array_elements(case when jsonb_typeof(r -> 'positions') = 'array' then r -> 'positions' else '[]' end) e
+  where p.account_id = q.account_id and p.ticket = e ->> 'ticket' and p.closed_at is null;
+  if found and private.opens(q) then
+    update public.trade_execution_queue x set warnings = array_append(array_remove(x.warnings, 'filled_after_release'), 'filled_after_release')
+    where x.id = q.id;
+    update public.position_links l set warnings = array_append(array_remove(l.warnings, 'filled_after_release'), 'filled_after_release')
+    where l.id = q.link_id;
+  end if;
+  return true;
+end $$;
+
+-- What a deal booked to links whose copies were handed over meanwhile belongs to no link: the user owns that part of the net position.
+create function private.drop_released_shares(p_parts jsonb) returns void
+language plpgsql security definer set search_path = '' as $$
+begin
+  delete from private.link_legs g using public.position_links l
+  where g.link_id = any (array(select (e ->> 'link_id')::bigint from jsonb_array_elements(p_parts) e))
+    and l.id = g.link_id and l.state = 'ended' and l.reason = 'released';
+end $$;
+
+-- Sets removed_at when nothing is left to do. The caller holds the follower's plan lock: a master's event that this copier still has to
+-- explain holds it too.
+create function private.finish_removal(p_copier uuid, p_follower uuid, p_now timestamptz) returns void
+language plpgsql security definer set search_path = '' as $$
+begin
+  update public.copiers c set removed_at = p_now, updated_at = clock_timestamp()
+  where c.id = p_copier and c.removal is not null and c.removed_at is null
+    and not exists (
+      select 1 from public.position_links l where l.follower_account_id = p_follower and l.state = 'live' and l.copier_id = p_copier)
+    and not exists (
+      select 1 from public.trade_execution_queue q where q.account_id = p_follower and q.in_flight and q.copier_id = p_copier);
+end $$;
+
+-- Upkeep: finishes the removals whose last copy has ended. What somebody else is planning waits for the next run.
+create function private.finish_removals() returns void
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_copier record;
+begin
+  for v_copier in select c.id, c.follower_account_id from public.copiers c where c.removal is not null and c.removed_at is null loop
+    perform 1 from private.plan_locks k where k.account_id = v_copier.follower_account_id for no key update skip locked;
+    if found then
+      perform private.finish_removal(v_copier.id, v_copier.follower_account_id, clock_timestamp());
+    end if;
+  end loop;
+end $$;
+
+-- {"copier_id", "mode": "preserve|close_gracefully|close_now"} -> {"copier_id", "mode", "state": "removing|removed", "copies", "waits_for"}
+-- While it is being removed the mode may be changed; repeating a call changes nothing.
+create function private.remove_copier(p_request jsonb) returns jsonb
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_user uuid := private.require_user();
+  v_id uuid := private.uuid_of(p_request, 'copier_id');
+  v_mode text := p_request ->> 'mode';
+  c public.copiers;
+  v_now timestamptz;
+begin
+  if coalesce(v_mode, '') not in ('preserve', 'close_gracefully', 'close_now') then
+    raise exception using errcode = 'TC303', message = 'remove_copier: mode must be preserve, close_gracefully or close_now',
+      hint = 'preserve: its copies become your own trades. close_gracefully: they end with their master''s. close_now: they are closed now.';
+  end if;
+  select * into c from public.copiers x where x.id = v_id and (x.user_id = v_user or private.is_operator());
+  if c.id is null then
+    raise exception using errcode = 'TC106', message = format('remove_copier: copier %s does not exist or is not yours', v_id), hint = 'Check the id.';
+  end if;
+  v_now := private.lock_accounts(array[c.master_account_id, c.follower_account_id]);
+  update public.copiers x set removal = v_mode, updated_at = clock_timestamp()
+  where x.id = v_id and x.removed_at is null and x.removal is distinct from v_mode;
+  if found then
+    select * into c from public.copiers x where x.id = v_id;
+    if v_mode = 'preserve' then
+      perform private.release_copies(c, v_now);
+    end if;
+    perform private.replan_copier(v_id, v_now);
+  end if;
+  perform private.finish_removal(v_id, c.follower_account_id, v_now);
+  return private.removal_of(v_id);
+end $$;
+
+-- How far the removal of a copier is. waits_for: what keeps its copies from being closed.
+create function private.removal_of(p_copier uuid) returns jsonb
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return (
+    select jsonb_build_object('copier_id', c.id, 'mode', c.removal, 'state', case when c.removed_at is null then 'removing' else 'removed' end,
+      'copies', x.copies, 'waits_for', case when x.copies = 0 then null when private.trading_state() = 'off' then 'trading_stopped'
+        when fa.copy_state = 'off' then 'account_off' end)
+    from public.copiers c join public.trading_accounts fa on fa.id = c.follower_account_id
+    cross join lateral (
+      select count(*) as copies from public.position_links l
+      where l.follower_account_id = c.follower_account_id and l.state = 'live' and l.copier_id = c.id) x
+    where c.id = p_copier);
+end $$;
+
+-- Everything that follows from the switch, for all accounts: unsent opens (off: everything unsent) are called back; on: what was missed of
+-- closes is done. Every plan made before has ended, every later one reads the new state. The caller has set it.
+create function private.sweep_trading(p_state text) returns void
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_accounts uuid[] := array(select k.account_id from private.plan_locks k);
+  v_now timestamptz := private.lock_accounts(v_accounts);
+begin
+  if p_state = 'on' then
+    -- what froze on its way goes on
+    update public.trade_execution_queue q set cancel_requested_at = null, updated_at = v_now
+    where q.account_id = any (v_accounts) and q.in_flight and q.cancel_requested_at is not null and not private.opens(q);
+  else
+    perform private.withdraw(v_accounts, null, p_state = 'off', case p_state when 'off' then 'trading_stopped' else 'trading_monitor' end, v_now);
+  end if;
+  perform private.offer(private.plan_again(array(select l.id from public.position_links l where l.state = 'live'), v_now), null, clock_timestamp());
+  update public.trading_switch t set settled = true where t.one and not t.settled;
+end $$;
+
+-- Upkeep: does what a turn of the switch could not do, because some plan would not let go. First of all parts, for it waits for locks.
+create function private.settle_trading() returns void
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_state text;
+begin
+  select t.state into v_state from public.trading_switch t where t.one and not t.settled for no key update;
+  if found then
+    perform private.sweep_trading(v_state);
+  end if;
+end $$;
+
+-- Operators: {"state": "on|monitor|off", "reason"} -> {"state", "reason", "changed_at", "settled"}. settled false: some plan would not let go in
+-- time; the switch holds all the same for what is planned from now on, and the upkeep does the rest.
+create function private.set_trading(p_request jsonb) returns jsonb
+language plpgsql security definer set search_path = '' set lock_timeout = '3s' set jit = off as $$
+declare
+  v_state text := p_request ->> 'state';
+  v_reason text := coalesce(private.text_of(p_request, 'reason', 200), '');
+  v_switch public.trading_switch;
+begin
+  perform private.require_operator();
+  if coalesce(v_state, '') not in ('on', 'monitor', 'off') then
+    raise exception using errcode = 'TC303', message = 'set_trading: state must be on, monitor or off',
+      hint = 'monitor: nothing is opened anywhere, closes go on. off: frozen, closes included.';
+  end if;
+  if v_state <> 'on' and length(v_reason) < 3 then
+    raise exception using errcode = 'TC303', message = format('set_trading: %s needs a reason of 3 to 200 characters', v_state),
+      hint = 'All users read it.';
+  end if;
+  update public.trading_switch t set state = v_state, reason = v_reason, settled = false,
+    changed_at = case when t.state = v_state then t.changed_at else clock_timestamp() end
+  where t.one;
+  begin
+    perform private.sweep_trading(v_state);
+  exception when lock_not_available or deadlock_detected then
+    raise warning 'set_trading: an account is being planned just now; the upkeep does the rest';
+  end;
+  select * into v_switch from public.trading_switch t where t.one;
+  insert into private.doorbells as d (topic, changed_at, due)
+  select 'user:' || a.user_id, clock_timestamp(), true from public.trading_accounts a where a.removed_at is null group by a.user_id
+  union all select 'operators', clock_timestamp(), true
+  on conflict (topic) do update set due = true, changed_at = excluded.changed_at where not d.due;
+  return jsonb_build_object('state', v_switch.state, 'reason', v_switch.reason, 'changed_at', private.rfc3339(v_switch.changed_at),
+    'settled', v_switch.settled);
+end $$;
+
+create function public.remove_copier(p_request jsonb) returns jsonb
+language sql volatile security invoker set search_path = '' as $$ select private.remove_copier(p_request) $$;
+comment on function public.remove_copier(jsonb) is
+  'Removes a copier: preserve (its copies become the user''s own), close_gracefully (they end with their master''s) or close_now.';
+create function public.set_trading(p_request jsonb) returns jsonb
+language sql volatile security invoker set search_path = '' as $$ select private.set_trading(p_request) $$;
+comment on function public.set_trading(jsonb) is 'Operators: trading of everybody on, monitor (closes only) or off (frozen), with the reason that users read.';
+revoke all on function public.remove_copier(jsonb), public.set_trading(jsonb) from public, anon;
+grant execute on function public.remove_copier(jsonb), private.remove_copier(jsonb) to authenticated;
+grant execute on function public.set_trading(jsonb), private.set_trading(jsonb) to authenticated, service_role;
+
 -- 57_suggest.sql
 -- What the dashboard shows of a copier's symbols: what is chosen, what else there is, and what to save.
 
@@ -7439,7 +7838,7 @@ begin
   end if;
   select string_agg(k, ', ') into v_unknown from jsonb_object_keys(p_copier) k
   where k <> 'symbols' and k not in (select attname from pg_catalog.pg_attribute where attrelid = 'public.copiers'::regclass and attnum > 0
-    and attname not in ('user_id', 'started_at', 'existing_until', 'created_at', 'updated_at', 'removed_at'));
+    and attname not in ('user_id', 'started_at', 'existing_until', 'created_at', 'updated_at', 'removal', 'removed_at'));
   if v_unknown is not null then
     raise exception using errcode = 'TC301', message = format('save_copier: unknown setting: %s', v_unknown),
       hint = 'The settings are the columns of the table copiers.';
@@ -7452,6 +7851,7 @@ begin
       raise exception using errcode = 'TC106', message = format('save_copier: copier %s does not exist or is not yours', p_copier ->> 'id'),
         hint = 'Check the id, or leave it out to make a new copier.';
     end if;
+    perform private.refuse_leaving((p_copier ->> 'id')::uuid);
     p_copier := p_copier - 'master_account_id' - 'follower_account_id';
   else
     v_new.master_account_id := private.uuid_of(p_copier, 'master_account_id');
@@ -7564,6 +7964,7 @@ language plpgsql security definer set search_path = '' as $$
 declare
   v_links bigint[];
 begin
+  perform private.withdraw_opens(p_copier, p_now);
   select array_agg(l.id) into v_links from public.copiers c
   join public.position_links l on l.follower_account_id = c.follower_account_id and l.copier_id = c.id and l.state = 'live'
   where c.id = p_copier;
@@ -7594,6 +7995,7 @@ begin
   if v_copier.id is null then
     raise exception using errcode = 'TC106', message = format('set_copier_mode: copier %s does not exist or is not yours', p_request ->> 'copier_id');
   end if;
+  perform private.refuse_leaving(v_copier.id);
   v_now := private.lock_accounts(array[v_copier.master_account_id, v_copier.follower_account_id]);
   update public.copiers set mode = p_request ->> 'mode', updated_at = clock_timestamp() where id = v_copier.id;
   perform private.replan_copier(v_copier.id, v_now);
@@ -8123,6 +8525,460 @@ comment on function public.reset_protection(jsonb) is 'Users: arms a protection 
 revoke all on function public.save_protection_rule(jsonb), public.remove_protection_rule(jsonb), public.reset_protection(jsonb) from public, anon;
 grant execute on function public.save_protection_rule(jsonb), public.remove_protection_rule(jsonb), public.reset_protection(jsonb),
   private.save_protection_rule(jsonb), private.remove_protection_rule(jsonb), private.reset_protection(jsonb) to authenticated;
+
+-- 59_resync.sql
+-- Resync: what a copier's follower holds and should not, or does not hold and should, and what its user does about each. Explicit, one by one:
+-- nothing here happens by itself.
+
+create table private.drift_dismissals (
+  copier_id uuid not null references public.copiers (id) on delete cascade,
+  kind text not null,
+  master_ticket text not null,
+  ticket text not null,
+  seen text not null,
+  dismissed_at timestamptz not null,
+  primary key (copier_id, kind, master_ticket, ticket)
+);
+comment on table private.drift_dismissals is 'Differences that a user does not want to see again, until something about them changes.';
+comment on column private.drift_dismissals.seen is 'what the difference was: another one is shown';
+alter table private.drift_dismissals enable row level security;
+
+create type private.drift as (
+  kind text, master_ticket text, ticket text, link_id bigint, symbol text, side text, lots numeric, held_lots numeric, target_lots numeric,
+  price numeric, price_now numeric, digits integer, reason text, actions text[], adoptable text[], seen text
+);
+comment on type private.drift is 'One difference between what a copier''s follower holds and what its master holds.';
+
+-- The follower's symbol for a trade of the master, as decide() chooses it.
+create function private.copied_symbol(p_copier public.copiers, p_symbol text) returns public.account_symbols
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_follower public.trading_accounts;
+  v_master public.account_symbols;
+  v_named public.account_symbols;
+  v_mapped text;
+begin
+  select * into v_master from public.account_symbols s where s.account_id = p_copier.master_account_id and s.name = p_symbol;
+  select y.follower_symbol into v_mapped from public.symbol_mappings y where y.copier_id = p_copier.id and y.master_symbol = p_symbol;
+  select * into v_named from public.account_symbols s where s.account_id = p_copier.follower_account_id and s.name = coalesce(v_mapped, p_symbol);
+  if v_mapped is not null or v_named.contract_size = v_master.contract_size and v_named.profit_currency = v_master.profit_currency
+    and v_named.trade_mode not in ('close_only', 'disabled') then
+    return v_named;
+  end if;
+  select * into v_follower from public.trading_accounts a where a.id = p_copier.follower_account_id;
+  return private.follower_symbol(v_follower, v_master);
+end $$;
+
+-- What an open would be made at now, by the follower's quote or else the master's; null: neither has a fresh one.
+create function private.price_now(p_copier public.copiers, p_symbol public.account_symbols, p_master_symbol text, p_side text) returns numeric
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_since timestamptz := clock_timestamp() - private.setting_s('symbol_quote_max_age_s');
+begin
+  if p_symbol.quoted_at > v_since then
+    return case p_side when 'buy' then p_symbol.ask else p_symbol.bid end;
+  end if;
+  return (
+    select case p_side when 'buy' then s.ask else s.bid end from public.account_symbols s
+    where s.account_id = p_copier.master_account_id and s.name = p_master_symbol and s.quoted_at > v_since);
+end $$;
+
+-- Whether a live link holds a ticket, or an execution is at work on it.
+create function private.is_taken(p public.positions) returns boolean
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return exists (
+      select 1 from private.link_legs g join public.position_links l on l.id = g.link_id and l.state = 'live'
+      where g.account_id = p.account_id and g.ticket = p.ticket)
+    or exists (
+      select 1 from public.trade_execution_queue q
+      where q.account_id = p.account_id and q.in_flight and (q.id = p.tag or q.ticket = p.ticket));
+end $$;
+
+-- Whether a position of the follower was opened by this copier for this position of the master.
+create function private.is_copy_of(p public.positions, p_copier uuid, p_master_ticket text) returns boolean
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return exists (
+    select 1 from public.trade_execution_queue q join public.position_links l on l.id = q.link_id
+    where q.id = p.tag and q.account_id = p.account_id and l.copier_id = p_copier and l.master_ticket = p_master_ticket);
+end $$;
+
+-- The master's positions without a live copy, each with the reason why there is none.
+create function private.missing_copies(p_copier public.copiers, p_netting boolean) returns setof private.drift
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  m record;
+  s public.account_symbols;
+  v_side text;
+  v_adoptable text[];
+  v_held boolean;
+begin
+  for m in
+    select p.*, l.id as link_id, case when l.id is null then 'existing' else l.reason end as why
+    from public.positions p
+    left join lateral (
+      select k.id, k.state, k.reason from public.position_links k
+      where k.master_account_id = p.account_id and k.master_ticket = p.ticket and k.copier_id = p_copier.id
+      order by k.generation desc limit 1
+    ) l on true
+    where p.account_id = p_copier.master_account_id and p.closed_at is null and coalesce(l.state, 'ended') = 'ended'
+      and (p.kind = 'position' or p_copier.copy_pending and not p_netting)
+    order by p.first_seen_at, p.ticket
+  loop
+    s := private.copied_symbol(p_copier, m.symbol);
+    v_side := case when (m.side = 'buy') = p_copier.reverse then 'sell' else 'buy' end;
+    select coalesce(array_agg(p.ticket order by p.opened_at, p.ticket), '{}'), coalesce(bool_or(private.is_copy_of(p, p_copier.id, m.ticket)), false)
+    into v_adoptable, v_held
+    from public.positions p
+    where p.account_id = p_copier.follower_account_id and p.closed_at is null and p.kind = 'position' and m.kind = 'position'
+      and not p_netting and p.symbol = s.name and p.side = v_side and not private.is_taken(p);
+    return next row('missing', m.ticket, null, m.link_id, m.symbol, m.side, m.lots, null, null, m.price,
+      private.price_now(p_copier, s, m.symbol, v_side), s.digits, case when v_held then 'held_already' else m.why end,
+      case when v_held then '{}' else array['copy'] end || case when v_adoptable <> '{}' then array['adopt'] else '{}' end || array['dismiss'],
+      v_adoptable, concat_ws('|', m.side, m.lots, m.link_id, v_held))::private.drift;
+  end loop;
+end $$;
+
+-- Copies of ours that no link holds any more, and whose master is closed. What its user was left with (preserve) is none of them.
+create function private.orphans(p_copier public.copiers) returns setof private.drift
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return query
+  select 'orphan', coalesce(l.master_ticket, ''), p.ticket, l.id, p.symbol, p.side, p.lots, p.lots, 0::numeric, p.price, null::numeric,
+    null::integer, 'closed', array['close', 'dismiss'], null::text[], concat_ws('|', p.side, p.lots)
+  from public.positions p
+  join public.trade_execution_queue q on q.id = p.tag and q.account_id = p.account_id and q.copier_id = p_copier.id
+  left join public.position_links l on l.id = q.link_id
+  where p.account_id = p_copier.follower_account_id and p.closed_at is null and not p.released and not private.is_taken(p)
+    and l.reason is distinct from 'master_never_filled'  -- early_fill_policy keep
+    and not exists (
+      select 1 from public.positions m where m.account_id = l.master_account_id and m.ticket = l.master_ticket and m.closed_at is null)
+  order by p.ticket;
+end $$;
+
+-- Live copies that hold something else than what the settings made of their master when it was copied: trimmed by hand, or an increase that was
+-- refused. What is in flight is none, nor what is less than the follower's minimum.
+create function private.size_mismatches(p_copier public.copiers) returns setof private.drift
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return query
+  select 'size_mismatch', s.master_ticket, (select min(g.ticket) from private.link_legs g where g.link_id = s.id), s.id, m.symbol, m.side,
+    m.lots, s.position_lots, t.lots, m.price, private.price_now(p_copier, f, m.symbol, s.side), f.digits,
+    case when s.position_lots > t.lots then coalesce(private.frozen_by(p_copier), 'coalesced')
+      when s.position_lots < private.target_lots(s.base_lots, m.lots, s.base_master_lots, s.lots_step, s.lots_min, 1e12) then 'closed_by_follower'
+      else coalesce(s.reason, 'not_copied') end,
+    array['copy', 'dismiss'], null::text[], concat_ws('|', s.position_lots, t.lots)
+  from private.link_states s
+  join public.positions m on m.account_id = s.master_account_id and m.ticket = s.master_ticket and m.closed_at is null and m.kind = 'position'
+  join public.account_symbols f on f.account_id = s.follower_account_id and f.name = s.symbol
+  cross join lateral (
+    select private.target_lots(s.sized_lots, m.lots, s.sized_master_lots, f.lots_step, f.lots_min, 1e12) as lots) t
+  where s.follower_account_id = p_copier.follower_account_id and s.state = 'live' and s.copier_id = p_copier.id and not s.doomed
+    and s.executions = 0 and s.wanted_lots is null and s.base_lots is not null and s.sized_lots is not null
+    and (t.lots - s.position_lots >= f.lots_min or s.position_lots - t.lots >= f.lots_min and s.position_lots
+      > private.target_lots(s.base_lots, m.lots, s.base_master_lots, f.lots_step, f.lots_min, s.position_lots))
+    and not exists (  -- a netting deal in flight may be this link's, too
+      select 1 from public.trade_execution_queue q
+      where s.account_mode = 'netting' and q.account_id = s.follower_account_id and q.symbol = s.symbol and q.in_flight)
+  order by s.id;
+end $$;
+
+-- What keeps even closes and reductions of a copier from being made now, or null.
+create function private.frozen_by(p_copier public.copiers) returns text
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return (
+    select case when private.trading_state() = 'off' then 'trading_stopped' when a.copy_state = 'off' then 'account_off'
+      when p_copier.mode = 'off' and p_copier.removal is null then 'copier_off' end
+    from public.trading_accounts a where a.id = p_copier.follower_account_id);
+end $$;
+
+create function private.drift_of(p_copier public.copiers) returns setof private.drift
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_netting boolean := (select a.mode = 'netting' from public.trading_accounts a where a.id = p_copier.follower_account_id);
+begin
+  return query select d.* from private.missing_copies(p_copier, v_netting) d;
+  if not v_netting then  -- which part of a net position no link holds, nobody can tell
+    return query select d.* from private.orphans(p_copier) d;
+  end if;
+  return query select d.* from private.size_mismatches(p_copier) d;
+end $$;
+
+-- The caller's copier, or any for an operator; TC106 otherwise.
+create function private.require_copier(p_function text, p_request jsonb) returns public.copiers
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_user uuid := private.require_user();
+  c public.copiers;
+begin
+  select * into c from public.copiers x
+  where x.id = private.uuid_of(p_request, 'copier_id') and (x.user_id = v_user or private.is_operator()) and x.removed_at is null;
+  if c.id is null then
+    raise exception using errcode = 'TC106', message = format('%s: copier %s does not exist or is not yours', p_function, p_request ->> 'copier_id'),
+      hint = 'Check the id.';
+  end if;
+  return c;
+end $$;
+
+-- {"copier_id", "dismissed": false} -> {"copier_id", "items": […]}, see docs/protocol.md. "dismissed": true shows the dismissed ones, too.
+create function private.copier_drift(p_request jsonb) returns jsonb
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  c public.copiers := private.require_copier('copier_drift', p_request);
+begin
+  return jsonb_build_object('copier_id', c.id, 'items', (
+    select coalesce(jsonb_agg(jsonb_build_object('kind', d.kind, 'master_ticket', nullif(d.master_ticket, ''), 'ticket', d.ticket,
+        'symbol', d.symbol, 'side', d.side, 'lots', trim_scale(d.lots)::text, 'held_lots', trim_scale(d.held_lots)::text,
+        'target_lots', trim_scale(d.target_lots)::text, 'price', trim_scale(d.price)::text, 'price_now', trim_scale(d.price_now)::text,
+        'distance_points', private.distance_points(d), 'reason', d.reason, 'actions', to_jsonb(d.actions),
+        'adoptable', to_jsonb(coalesce(d.adoptable, '{}')), 'dismissed', x.copier_id is not null)), '[]')
+    from private.drift_of(c) d
+    left join private.drift_dismissals x on x.copier_id = c.id and x.kind = d.kind and x.master_ticket = d.master_ticket
+      and x.ticket = coalesce(d.ticket, '') and x.seen = d.seen
+    where x.copier_id is null or coalesce((p_request ->> 'dismissed')::boolean, false)));
+end $$;
+
+-- How far the price has moved from the master's, whichever way; null: nobody knows.
+create function private.distance_points(d private.drift) returns numeric
+language plpgsql immutable set search_path = '' as $$
+begin
+  return trim_scale(round(abs(d.price_now - d.price) * 10::numeric ^ d.digits, 1));
+end $$;
+
+-- What is wrong with a call of resync_copier; null when nothing is.
+create function private.resync_error(p_request jsonb) returns text
+language plpgsql immutable set search_path = '' as $$
+declare
+  e jsonb;
+  v_field text;
+begin
+  if jsonb_typeof(p_request -> 'items') is distinct from 'array' or jsonb_array_length(p_request -> 'items') not between 1 and 200 then
+    return '"items" must be an array of 1 to 200 items';
+  end if;
+  if coalesce(jsonb_typeof(p_request -> 'max_distance_points'), 'null') <> 'null'
+    and coalesce(not private.is_number(p_request -> 'max_distance_points') or (p_request ->> 'max_distance_points')::numeric < 0, true) then
+    return 'max_distance_points must be a number, not negative';
+  end if;
+  for e in select value from jsonb_array_elements(p_request -> 'items') loop
+    if jsonb_typeof(e) is distinct from 'object' then return 'an item is not an object'; end if;
+    if not coalesce(case e ->> 'kind' when 'missing' then e ->> 'action' in ('copy', 'adopt', 'dismiss')
+      when 'orphan' then e ->> 'action' in ('close', 'dismiss') when 'size_mismatch' then e ->> 'action' in ('copy', 'dismiss') end, false) then
+      return format('there is no action %s for an item of kind %s: missing takes copy, adopt and dismiss; orphan close and dismiss; '
+        'size_mismatch copy and dismiss', coalesce(e ->> 'action', '(none)'), coalesce(e ->> 'kind', '(none)'));
+    end if;
+    foreach v_field in array case when e ->> 'kind' = 'orphan' then array['ticket']
+      when e ->> 'action' = 'adopt' then array['master_ticket', 'ticket'] else array['master_ticket'] end
+    loop
+      if jsonb_typeof(e -> v_field) is distinct from 'string' then
+        return format('an item of kind %s with action %s needs %s, a text', e ->> 'kind', e ->> 'action', v_field);
+      end if;
+    end loop;
+  end loop;
+  return null;
+end $$;
+
+-- Binds a position of the follower to the master's, without any order: its levels count as asked for.
+create function private.adopt_position(p_copier public.copiers, d private.drift, p_ticket text, p_now timestamptz) returns void
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_link bigint;
+  v_wanted record;
+begin
+  insert into public.position_links (user_id, copier_id, master_account_id, follower_account_id, master_ticket, master_side, generation, symbol,
+    side, state, seen_master_lots, base_master_lots, base_lots, sized_lots, sized_master_lots, warnings, event_id, created_at)
+  select p_copier.user_id, p_copier.id, m.account_id, p.account_id, m.ticket, m.side, coalesce((
+      select max(o.generation) from public.position_links o
+      where o.master_account_id = m.account_id and o.master_ticket = m.ticket and o.copier_id = p_copier.id), 0) + 1,
+    p.symbol, p.side, 'live', m.lots, m.lots, p.lots, p.lots, m.lots, array['adopted'], m.last_event_id, p_now
+  from public.positions m, public.positions p
+  where m.account_id = p_copier.master_account_id and m.ticket = d.master_ticket
+    and p.account_id = p_copier.follower_account_id and p.ticket = p_ticket
+  returning id into v_link;
+  insert into private.link_legs (link_id, account_id, ticket, kind, lots, price)
+  select v_link, p.account_id, p.ticket, p.kind, p.lots, p.price from public.positions p
+  where p.account_id = p_copier.follower_account_id and p.ticket = p_ticket;
+  update public.positions p set released = false where p.account_id = p_copier.follower_account_id and p.ticket = p_ticket and p.released;
+  select s.wanted_sl, s.wanted_tp into v_wanted from private.link_states s where s.id = v_link;
+  update public.position_links l set asked_sl = v_wanted.wanted_sl, asked_tp = v_wanted.wanted_tp where l.id = v_link;
+end $$;
+
+-- Queues the close of a copy that no link holds. Returns the new execution.
+create function private.close_orphan(p_copier public.copiers, p_ticket text, p_now timestamptz) returns bigint
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_id bigint := nextval('public.trade_execution_queue_id_seq');
+begin
+  insert into public.trade_execution_queue (id, step_id, lane, copier_id, user_id, account_id, action, priority, symbol, side, lots, target_lots,
+    ticket, send_before, queued_at, updated_at)
+  overriding system value
+  select v_id, v_id, 'orphan:' || p.ticket, p_copier.id, p.user_id, p.account_id, case p.kind when 'order' then 'cancel' else 'close' end, 10,
+    p.symbol, p.side, p.lots, 0, p.ticket, p_now, p_now, p_now
+  from public.positions p where p.account_id = p_copier.follower_account_id and p.ticket = p_ticket;
+  return v_id;
+end $$;
+
+create function private.resync_answer(p_item jsonb, p_result text, p_reason text, p_message text, p_executions bigint[]) returns jsonb
+language plpgsql immutable set search_path = '' as $$
+begin
+  return jsonb_build_object('kind', p_item ->> 'kind', 'action', p_item ->> 'action', 'master_ticket', p_item ->> 'master_ticket',
+    'ticket', p_item ->> 'ticket', 'result', p_result, 'reason', p_reason, 'message', p_message,
+    'executions', coalesce((select jsonb_agg(x::text) from unnest(p_executions) x), '[]'));
+end $$;
+
+-- Why a copy may not even be decided, or null: what is held already is not bought twice, and the price may have run away.
+create function private.copy_refused(d private.drift, p_max_distance numeric, out reason text, out message text)
+language plpgsql immutable set search_path = '' as $$
+begin
+  if not 'copy' = any (d.actions) then
+    reason := 'held_already';
+    message := format('The follower still holds a position that was opened for %s: adopt it, or close it first.', d.master_ticket);
+  elsif p_max_distance is not null and private.distance_points(d) is null then
+    reason := 'no_quote';
+    message := format('Nobody knows the price of %s now, so its distance from %s cannot be told.', d.symbol, private.plain(d.price));
+  elsif private.distance_points(d) > p_max_distance then
+    reason := 'price_moved';
+    message := format('The price is %s, %s points from the master''s %s; at most %s were allowed.', private.plain(d.price_now),
+      private.distance_points(d), private.plain(d.price), private.plain(p_max_distance));
+  end if;
+end $$;
+
+-- What came of a copy that was put before the planner: its new executions, or the reason why there are none.
+create function private.copy_answer(p_copier public.copiers, p_item jsonb, d private.drift) returns jsonb
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  l public.position_links;
+  v_executions bigint[];
+  v_detail text;
+begin
+  select * into l from public.position_links k
+  where k.master_account_id = p_copier.master_account_id and k.master_ticket = d.master_ticket and k.copier_id = p_copier.id
+  order by k.generation desc limit 1;
+  select array_agg(q.id order by q.id) into v_executions from public.trade_execution_queue q where q.link_id = l.id and q.finalized_at is null;
+  if l.state = 'live' and (v_executions is not null or l.wanted_lots is not null or exists (
+    select 1 from public.trade_execution_queue q
+    where q.account_id = l.follower_account_id and q.symbol = l.symbol and q.in_flight and q.parts @> jsonb_build_array(jsonb_build_object('link_id', l.id::text))))
+  then
+    return private.resync_answer(p_item, 'queued', null, null, v_executions);
+  end if;
+  select o.detail into v_detail from public.positions m
+  join public.copy_outcomes o on o.event_id = m.last_event_id and o.copier_id = p_copier.id and o.reason = l.reason
+  where m.account_id = p_copier.master_account_id and m.ticket = d.master_ticket;
+  return private.resync_answer(p_item, 'refused', coalesce(l.reason, private.frozen_by(p_copier), 'no_change'), v_detail, null);
+end $$;
+
+-- Whether a drift is the one that an item of a call speaks of.
+create function private.is_meant(d private.drift, p_item jsonb) returns boolean
+language plpgsql immutable set search_path = '' as $$
+begin
+  return d.kind = p_item ->> 'kind' and case d.kind when 'orphan' then d.ticket = p_item ->> 'ticket' else d.master_ticket = p_item ->> 'master_ticket' end;
+end $$;
+
+-- {"copier_id", "items": [{"kind", "master_ticket", "ticket", "action"}], "max_distance_points": null} -> {"copier_id", "items": [{…, "result":
+-- "queued|adopted|dismissed|refused|nothing_to_do", "reason", "message", "executions"}]}, one per item, in order.
+-- Longer than forty lines: it is one walk over the items.
+create function private.resync_copier(p_request jsonb) returns jsonb
+language plpgsql security definer set search_path = '' as $$
+declare
+  c public.copiers := private.require_copier('resync_copier', p_request);
+  v_error text := private.resync_error(p_request);
+  v_now timestamptz;
+  v_netting boolean;
+  v_items jsonb := '[]';
+  v_item jsonb;
+  d private.drift;
+  v_refused record;
+  v_answers jsonb := '{}';
+  v_links bigint[] := '{}';
+  v_tickets text[] := '{}';
+  v_missing text[] := '{}';
+  v_new bigint[] := '{}';
+  n integer := 0;
+begin
+  if v_error is not null then
+    raise exception using errcode = 'TC001', message = 'resync_copier: ' || v_error, hint = 'copier_drift lists the items and their actions.';
+  end if;
+  perform private.refuse_leaving(c.id);
+  v_now := private.lock_accounts(array[c.master_account_id, c.follower_account_id]);
+  c := private.require_copier('resync_copier', p_request);  -- it may have changed while we waited
+  perform private.refuse_leaving(c.id);
+  v_netting := (select a.mode = 'netting' from public.trading_accounts a where a.id = c.follower_account_id);
+
+  for v_item in select value from jsonb_array_elements(p_request -> 'items') loop
+    n := n + 1;
+    if v_netting and (v_item ->> 'action' = 'adopt' or v_item ->> 'kind' = 'orphan') then
+      raise exception using errcode = 'TC308', message = format('resync_copier: a netting account has one position per symbol, so %s is not possible',
+          case when v_item ->> 'action' = 'adopt' then 'adopting one' else 'closing what no copy holds' end),
+        hint = 'Deal it by hand at the follower; what no copy holds is never touched.';
+    end if;
+    d := null;
+    select x.* into d from private.drift_of(c) x where private.is_meant(x, v_item) limit 1;
+    v_refused := private.copy_refused(d, (p_request ->> 'max_distance_points')::numeric);
+    v_item := v_item || jsonb_build_object('n', n);
+    if d.kind is null or v_item ->> 'master_ticket' = any (v_tickets) then
+      v_answers := v_answers || jsonb_build_object(n, private.resync_answer(v_item, 'nothing_to_do', null,
+        'There is no such difference (any more): it is copied, closed or being worked on.', null));
+    elsif v_item ->> 'action' = 'dismiss' then
+      insert into private.drift_dismissals as x (copier_id, kind, master_ticket, ticket, seen, dismissed_at)
+      values (c.id, d.kind, d.master_ticket, coalesce(d.ticket, ''), d.seen, v_now)
+      on conflict (copier_id, kind, master_ticket, ticket) do update set seen = excluded.seen, dismissed_at = excluded.dismissed_at;
+      v_answers := v_answers || jsonb_build_object(n, private.resync_answer(v_item, 'dismissed', null, null, null));
+    elsif v_item ->> 'action' = 'adopt' then
+      if v_item ->> 'ticket' = any (d.adoptable) then
+        perform private.adopt_position(c, d, v_item ->> 'ticket', v_now);
+        v_answers := v_answers || jsonb_build_object(n, private.resync_answer(v_item, 'adopted', null, null, null));
+      else
+        v_answers := v_answers || jsonb_build_object(n, private.resync_answer(v_item, 'refused', 'not_adoptable', format(
+          'Position %s of the follower is closed, held by another copy, being worked on, or not of the symbol and side of %s.',
+          v_item ->> 'ticket', d.master_ticket), null));
+      end if;
+    elsif v_item ->> 'action' = 'close' then
+      if private.frozen_by(c) in ('trading_stopped', 'account_off') then
+        v_answers := v_answers || jsonb_build_object(n, private.resync_answer(v_item, 'refused', private.frozen_by(c), null, null));
+      else
+        v_new := v_new || private.close_orphan(c, d.ticket, v_now);
+        v_answers := v_answers || jsonb_build_object(n, private.resync_answer(v_item, 'queued', null, null, v_new[cardinality(v_new):]));
+      end if;
+    elsif v_refused.reason is not null and (d.kind = 'missing' or d.held_lots < d.target_lots) then
+      v_answers := v_answers || jsonb_build_object(n, private.resync_answer(v_item, 'refused', v_refused.reason, v_refused.message, null));
+    else
+      update public.position_links l set resync_lots = d.target_lots - d.held_lots
+      where l.id = d.link_id and l.ended_at is null and d.held_lots < d.target_lots;
+      v_tickets := v_tickets || d.master_ticket;
+      v_links := v_links || case when d.kind = 'size_mismatch' then d.link_id end;
+      v_missing := v_missing || case when d.kind = 'missing' then d.master_ticket end;
+      v_items := v_items || jsonb_build_array(v_item || jsonb_build_object('drift', to_jsonb(d)));
+    end if;
+  end loop;
+
+  v_missing := array_remove(v_missing, null);
+  v_links := array_remove(v_links, null);
+  v_new := v_new || coalesce(private.decide(array_fill(c.master_account_id, array[cardinality(v_missing)]), v_missing, array[c.id], v_now, 'resync'), '{}');
+  v_new := v_new || coalesce(private.plan(v_links, array_fill(c.master_account_id, array[cardinality(v_tickets)]), v_tickets, array[c.id], v_now), '{}');
+  for v_item in select value from jsonb_array_elements(v_items) loop
+    v_answers := v_answers || jsonb_build_object(v_item ->> 'n', private.copy_answer(c, v_item,
+      jsonb_populate_record(null::private.drift, v_item -> 'drift')));
+  end loop;
+  -- what was asked for and could not be decided now is not decided later
+  update public.position_links l set resync_lots = null where l.id = any (v_links) and l.resync_lots is not null;
+  perform private.offer(v_new, null, clock_timestamp());
+  delete from private.drift_dismissals x where x.copier_id = c.id and not exists (
+    select 1 from private.drift_of(c) y
+    where y.kind = x.kind and y.master_ticket = x.master_ticket and coalesce(y.ticket, '') = x.ticket and y.seen = x.seen);
+  return jsonb_build_object('copier_id', c.id, 'items', (
+    select jsonb_agg(v_answers -> i::text order by i) from generate_series(1, n) i));
+end $$;
+
+create function public.copier_drift(p_request jsonb) returns jsonb
+language sql stable security invoker set search_path = '' as $$ select private.copier_drift(p_request) $$;
+comment on function public.copier_drift(jsonb) is
+  'How what a copier''s follower holds differs from its master: missing, orphan and size_mismatch, each with the reason and what can be done.';
+create function public.resync_copier(p_request jsonb) returns jsonb
+language sql volatile security invoker set search_path = '' as $$ select private.resync_copier(p_request) $$;
+comment on function public.resync_copier(jsonb) is 'Does something about differences of copier_drift: copy, close, adopt or dismiss, each by the user''s own decision.';
+revoke all on function public.copier_drift(jsonb), public.resync_copier(jsonb) from public, anon;
+grant execute on function public.copier_drift(jsonb), private.copier_drift(jsonb), public.resync_copier(jsonb), private.resync_copier(jsonb) to authenticated;
 
 -- 60_views.sql
 -- Views for people: Studio, the dashboard, checks.

@@ -60,10 +60,12 @@ create table public.copiers (
   existing_until timestamptz,
   created_at timestamptz not null default now(),
   updated_at timestamptz not null default now(),
+  removal text,
   removed_at timestamptz,
   constraint accounts_differ check (master_account_id <> follower_account_id),
   constraint name_is_short check (length(name) <= 100),
   constraint mode_is_known check (mode in ('on', 'monitor', 'off')),
+  constraint removal_is_known check (removal in ('preserve', 'close_gracefully', 'close_now')),
   constraint sizing_mode_is_known check (sizing_mode in
     ('multiplier', 'percentage', 'fixed', 'balance_ratio', 'equity_ratio', 'free_margin_ratio', 'risk_percent')),
   constraint sizing_value_in_range check (sizing_value > 0 and sizing_value <= 100000),
@@ -142,12 +144,16 @@ comment on column public.copiers.max_trades_per_day is 'copies opened since midn
 comment on column public.copiers.min_equity is 'nothing is opened while the follower''s equity is below, in its currency';
 comment on column public.copiers.weekdays is 'ISO weekdays on which trades are opened, 1 = Monday, in time_zone';
 comment on column public.copiers.open_from is 'with open_until: time of day in time_zone in which trades are opened; may reach over midnight';
+comment on column public.copiers.removal is
+  'being removed: preserve = its copies are the user''s own now; close_gracefully = they end with their master''s; close_now = they are closed now';
+comment on column public.copiers.removed_at is 'since when nothing of it is left to do; set by the upkeep once its last copy has ended';
 comment on column public.copiers.started_at is 'positions of the master that were seen before are not copied';
 
 -- What each rule allows, in words: save_copier says them when a value breaks it (TC303, TC306).
 comment on constraint accounts_differ on public.copiers is 'must be two different accounts';
 comment on constraint name_is_short on public.copiers is 'must have at most 100 characters';
 comment on constraint mode_is_known on public.copiers is 'must be on, monitor or off';
+comment on constraint removal_is_known on public.copiers is 'must be preserve, close_gracefully or close_now';
 comment on constraint sizing_mode_is_known on public.copiers is 'must be multiplier, percentage, fixed, balance_ratio, equity_ratio, free_margin_ratio or risk_percent';
 comment on constraint sizing_value_in_range on public.copiers is 'must be above 0 and at most 1000 (percentage: 100000, risk_percent: 100)';
 comment on constraint sizing_value_fits_sizing_mode on public.copiers is 'must fit together: at most 100 for risk_percent, 100000 for percentage, 1000 for the others';
@@ -189,7 +195,11 @@ comment on constraint weekdays_are_1_to_7 on public.copiers is 'must be one or m
 comment on constraint hours_come_in_pairs on public.copiers is 'must both be given and differ, or both be left out';
 
 -- the planner: which copiers does this master feed; the follower's partners
-create unique index copiers_one_per_pair on public.copiers (master_account_id, follower_account_id) where removed_at is null;
+create index copiers_of_master on public.copiers (master_account_id) where removed_at is null;
+-- one that is being removed opens nothing: another may take its place already
+create unique index copiers_one_per_pair on public.copiers (master_account_id, follower_account_id) where removed_at is null and removal is null;
+-- upkeep: removals that may be over
+create index copiers_leaving on public.copiers (follower_account_id, id) where removal is not null and removed_at is null;
 create index copiers_of_follower on public.copiers (follower_account_id) where removed_at is null;
 create index copiers_of_user on public.copiers (user_id);
 create index copiers_with_existing on public.copiers (follower_account_id) where existing_until is not null;

@@ -44,6 +44,7 @@ create table public.positions (
   session bigint not null,
   seq bigint not null,
   existing boolean not null default false,
+  released boolean not null default false,
   absent_snapshots integer not null default 0,
   unseen_at timestamptz not null,
   detected_at timestamptz not null,
@@ -64,6 +65,7 @@ comment on table public.positions is
   'Mirror of what an account holds: positions and pending orders. Closed rows stay as tombstones, so that a late message cannot bring them back.';
 comment on column public.positions.session is 'with seq: number of the last message that changed or confirmed the row; a lower number never overrules it';
 comment on column public.positions.existing is 'was there in the first snapshot ever made of the account: never copied by itself';
+comment on column public.positions.released is 'was a copy and is the user''s own now: its copier was removed with preserve';
 comment on column public.positions.absent_snapshots is 'good snapshots in a row without it; two close it when history does not explain it';
 comment on column public.positions.unseen_at is 'last moment the account was seen without the open or increase: the age of the news is counted from here';
 comment on column public.positions.tag is 'number of the execution that made it, when it is a copy of ours';

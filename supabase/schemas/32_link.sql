@@ -16,8 +16,11 @@ create table public.position_links (
   seen_master_lots numeric not null,
   base_master_lots numeric,
   base_lots numeric,
+  sized_lots numeric,
+  sized_master_lots numeric,
   wanted_lots numeric,
   wanted_until timestamptz,
+  resync_lots numeric,
   asked_price numeric,
   asked_sl numeric,
   asked_tp numeric,
@@ -43,6 +46,10 @@ comment on column public.position_links.master_side is 'side of the master''s po
 comment on column public.position_links.seen_master_lots is 'master volume up to which opens and increases were decided';
 comment on column public.position_links.base_master_lots is 'master volume that base_lots was sized from; reductions are base_lots x master now / base_master_lots';
 comment on column public.position_links.base_lots is 'volume held after the last fill or skipped increase';
+comment on column public.position_links.reason is 'ended: why; live: why its newest increase was refused, null if it was not';
+comment on column public.position_links.sized_lots is
+  'what the settings made of sized_master_lots, decision by decision, as an exact fraction; what is held beside it is drift';
+comment on column public.position_links.resync_lots is 'its user asks for these to be added: set for one decision, within one transaction';
 comment on column public.position_links.asked_sl is 'what was last asked of the broker, not what the broker made of it';
 comment on column public.position_links.stopped_out is 'the follower''s broker closed what it held, or some of it, for lack of margin';
 comment on column public.position_links.wanted_lots is 'decided, but it waits: netting followers for the symbol''s deal in flight, a filled order''s copy for its own order to be cancelled';

@@ -1,15 +1,18 @@
 -- The planner, level-triggered half: what live links hold is brought to what their master holds now.
 -- Closes, reductions, cancels and SL/TP are planned here from the state alone; opens and increases are decided once, in 44_decide.sql.
 
--- A link with everything a plan needs to know of it. "doomed": nothing of it shall be left. "frozen": its copier is off.
+-- A link with everything a plan needs to know of it. "doomed": nothing of it shall be left. "frozen": its copier, its account or all trading is off.
 -- Look-ups by id say "ended_at is null", look-ups by follower "state = 'live'"; of positions, "lots > 0" and "closed_at is null" likewise: so
 -- each fits only the index that it needs, whatever Postgres believes of a table that was empty when it planned.
 create view private.link_states with (security_invoker = true) as
-select l.*, c.mode as copier_mode, fa.mode as account_mode, fa.copy_state,
-  coalesce(fa.copy_state = 'flattening' or l.created_at <= fa.flattened_at or m.closed_at is not null or m.side <> l.master_side, false)
+select l.*, c.mode as copier_mode, c.removal, fa.mode as account_mode, fa.copy_state,
+  coalesce(fa.copy_state = 'flattening' or l.created_at <= fa.flattened_at or m.closed_at is not null or m.side <> l.master_side
+    or c.removal = 'close_now'  -- gracefully: what has not filled yet is not waited for, nor what fills after all was over
+    or c.removal = 'close_gracefully' and (c.removed_at is not null or held.order_lots > 0 and held.position_lots = 0), false)
     or newer.generation is not null as doomed,
-  fa.copy_state <> 'flattening' and l.created_at > coalesce(fa.flattened_at, '-infinity')
-    and (c.mode = 'off' or fa.copy_state = 'off' or c.removed_at is not null) as frozen,
+  (fa.copy_state <> 'flattening' and l.created_at > coalesce(fa.flattened_at, '-infinity')
+    and (c.mode = 'off' and c.removal is null or fa.copy_state = 'off'))
+    or (select t.state from public.trading_switch t where t.one) = 'off' as frozen,
   m.kind as master_kind, m.lots as master_lots, m.last_event_id as master_event_id, m.detected_at as master_detected_at,
   m.price as master_price, m.expires_at as master_expires_at,
   s.lots_min, s.lots_step,

@@ -28,20 +28,22 @@ begin
   return case when p_type is null then 'market' when not p_reverse then p_type when p_type = 'limit' then 'stop' else 'limit' end;
 end $$;
 
--- Pairs (copier, master position) that wait for a decision: never seen, flipped, or increased.
+-- Pairs (copier, master position) that wait for a decision: never seen, flipped, increased, or asked for by their user.
 -- p_copiers null: all copiers of the masters. An old generation of a flip must be ended or have its close in flight.
 -- p_asked: these very positions are asked for, however old: 'existing' by a copier's start, 'resync' by its user. One that was decided before
--- and is not held gets a new generation then.
+-- and is not held gets a new generation then. asked_lots: a live copy shall get just these, for its user asks.
 create function private.undecided(p_masters uuid[], p_tickets text[], p_copiers uuid[], p_asked text default null)
-returns table (copier_id uuid, master_account_id uuid, ticket text, kind text, link_id bigint, generation integer, delta numeric, close_step bigint)
+returns table (copier_id uuid, master_account_id uuid, ticket text, kind text, link_id bigint, generation integer, delta numeric, close_step bigint,
+  asked_lots numeric)
 language plpgsql stable security definer set search_path = '' as $$
 begin
   return query
   select c.id, m.account_id, m.ticket,
     case when l.id is null or p_asked is not null then 'new' when l.master_side <> m.side then 'flip' else 'increase' end,
     l.id, coalesce(l.generation, 0) + 1,
-    case when l.id is null or p_asked is not null or l.master_side <> m.side then m.lots else m.lots - l.seen_master_lots end,
-    case when l.state = 'live' then f.close_step end
+    case when l.id is null or p_asked is not null or l.master_side <> m.side or l.resync_lots is not null then m.lots
+      else m.lots - l.seen_master_lots end,
+    case when l.state = 'live' then f.close_step end, l.resync_lots
   from (select distinct u.master, u.ticket from unnest(p_masters, p_tickets) as u (master, ticket)) x
   join public.positions m on m.account_id = x.master and m.ticket = x.ticket and m.lots > 0
   join public.copiers c on c.master_account_id = x.master and c.removed_at is null and (p_copiers is null or c.id = any (p_copiers))
@@ -61,8 +63,27 @@ begin
     when l.id is null then not m.existing and m.first_seen_at >= c.started_at
       and (m.kind = 'position' or c.copy_pending and fa.mode = 'hedging')
     when l.master_side <> m.side then m.kind = 'position' and (l.state = 'ended' or f.close_step is not null or fa.mode = 'netting')
-    else l.state = 'live' and m.kind = 'position' and m.lots > l.seen_master_lots and f.executions = 0 and l.wanted_lots is null
+    else l.state = 'live' and m.kind = 'position' and (m.lots > l.seen_master_lots or l.resync_lots is not null) and f.executions = 0 and l.wanted_lots is null
       and (l.base_lots is not null) end;
+end $$;
+
+-- The copier, sizing exactly the lots that its user asks for; limits and caps hold all the same.
+create function private.sized_by(p_copier public.copiers, p_lots numeric) returns public.copiers
+language plpgsql immutable set search_path = '' as $$
+begin
+  p_copier.sizing_mode := 'fixed';
+  p_copier.sizing_value := p_lots;
+  return p_copier;
+end $$;
+
+-- The price that slippage is measured from when a user asks for a copy long after the master's open: the one he sees now.
+create function private.entry_price(p_symbol public.account_symbols, p_side text, p_master_price numeric, p_now timestamptz) returns numeric
+language plpgsql stable set search_path = '' as $$
+begin
+  if p_symbol.quoted_at > p_now - private.setting_s('symbol_quote_max_age_s') then
+    return coalesce(case p_side when 'buy' then p_symbol.ask else p_symbol.bid end, p_master_price);
+  end if;
+  return null;  -- whatever it is: the agent measures from the price it finds
 end $$;
 
 -- Decides every pair that waits for it, for any number of followers in one statement, and queues the orders of hedging followers;
@@ -74,13 +95,15 @@ declare
   v_new bigint[];
   v_fresh_since timestamptz := p_now - private.setting_s('funds_max_age_s');
   v_send_within interval := private.send_within();
+  v_trading text := private.trading_state();
 begin
   if cardinality(p_tickets) > 1 and private.limits_count(p_masters) then  -- each counts against the next
     return private.decide_in_turn(p_masters, p_tickets, p_copiers, p_now, p_asked);
   end if;
   with pairs as (
-    select u.kind, u.link_id, u.generation, u.delta, u.close_step, c, m, ma, fa, v.lease_expires_at as lease_ends, ms,
+    select u.kind, u.link_id, u.generation, u.delta, u.close_step, u.asked_lots, c, m, ma, fa, v.lease_expires_at as lease_ends, ms,
       v.id as vps_id, a.epoch, a.begins_at, private.unreachable(fa, v.lease_expires_at, p_now) as unreachable,
+      private.shut(v_trading, fa.copy_state, fa.copy_state_reason, c.mode, c.removal) as shut,
       private.filtered(c, m, (private.fresh_funds(fa, v_fresh_since)).equity, u.kind <> 'increase', p_now) as refusal,
       -- the user's mapping; else the same name with the same figures; else 38_symbol.sql decides
       case when ms.contract_size is null then null::public.account_symbols
@@ -88,7 +111,8 @@ begin
           and named.trade_mode not in ('close_only', 'disabled') then named
         else private.follower_symbol(fa, ms) end as fs,
       case when (m.side = 'buy') = c.reverse then 'sell' else 'buy' end as side,
-      case when p_asked is null then m.unseen_at else p_now end as news_at
+      case when p_asked is null and u.asked_lots is null then m.unseen_at else p_now end as news_at,
+      coalesce(p_asked = 'resync', false) or u.asked_lots is not null as by_user
     from private.undecided(p_masters, p_tickets, p_copiers, p_asked) u
     join public.copiers c on c.id = u.copier_id
     join public.positions m on m.account_id = u.master_account_id and m.ticket = u.ticket
@@ -102,24 +126,20 @@ begin
     offset 0  -- here and below: a fence, so that each row's functions are called once, without storing the wide rows
   ), checked as (
     select p.*, case
-        when (p.fa).copy_state <> 'on' and (p.fa).copy_state_reason is not null then 'account_protected'
-        when (p.fa).copy_state = 'flattening' then 'account_flattening'
-        when (p.fa).copy_state = 'off' then 'account_off'
-        when (p.fa).copy_state = 'monitor' then 'account_monitor'
-        when (p.c).mode = 'off' then 'copier_off'
-        when (p.c).mode = 'monitor' then 'copier_monitor'
+        when p.shut is not null then p.shut
         when p.news_at < p_now - make_interval(secs => (p.c).max_age_ms / 1000.0) then 'too_old'
         when p.unreachable is not null then p.unreachable
         when p.refusal is not null then p.refusal
         when (p.fs).contract_size is null or (p.fs).lots_step is null or (p.fs).lots_min is null or (p.fs).lots_max is null then 'symbol_unmapped'
         when (p.fs).trade_mode in ('close_only', 'disabled') or ((p.fs).trade_mode = 'long_only' and p.side = 'sell')
           or ((p.fs).trade_mode = 'short_only' and p.side = 'buy') then 'trade_disabled'
-        when p_asked is not null then private.asked_too_late(p_asked, p.c, p.m, p.ma, p.fs, p.side, p_now) end as verdict
+        when p_asked is not null or p.by_user then private.asked_too_late(coalesce(p_asked, 'resync'), p.c, p.m, p.ma, p.fs, p.side, p_now) end as verdict
     from pairs p
     offset 0
   ), sized as (
     select k.*, case when k.verdict is null then private.size_order(
-        case when (k.c).lots_jitter_percent > 0 then private.jittered(k.c, (k.m).ticket, k.generation) else k.c end, private.fresh_funds(k.ma, v_fresh_since), private.fresh_funds(k.fa, v_fresh_since),
+        case when k.asked_lots is not null then private.sized_by(k.c, k.asked_lots)
+          when (k.c).lots_jitter_percent > 0 then private.jittered(k.c, (k.m).ticket, k.generation) else k.c end, private.fresh_funds(k.ma, v_fresh_since), private.fresh_funds(k.fa, v_fresh_since),
         k.ms, k.fs, (k.m).side, k.delta, (k.m).price, (k.m).sl, (k.m).tp,
         case when (k.ma).currency = (k.fa).currency and (k.fs).profit_currency = (k.fa).currency and (k.ms).profit_currency = (k.ma).currency
           then '{}'::jsonb
@@ -142,11 +162,12 @@ begin
     from sized s
   ), made as (
     insert into public.position_links (id, user_id, copier_id, master_account_id, follower_account_id, master_ticket, master_side, generation,
-      symbol, side, state, reason, seen_master_lots, wanted_lots, wanted_until, asked_price, asked_sl, asked_tp, asked_expires_at, order_due_at, warnings, event_id,
+      symbol, side, state, reason, seen_master_lots, sized_master_lots, sized_lots, wanted_lots, wanted_until, asked_price, asked_sl, asked_tp, asked_expires_at, order_due_at, warnings, event_id,
       created_at, ended_at)
     overriding system value
     select d.its_link, (d.c).user_id, (d.c).id, (d.c).master_account_id, (d.c).follower_account_id, (d.m).ticket, (d.m).side, d.generation,
       (d.fs).name, d.side, case when d.reason is null then 'live' else 'ended' end, d.reason, (d.m).lots,
+      (d.m).lots, (select sum(o) from unnest((d.z).orders) o),
       case when d.reason is null and d.netting then (select sum(o) from unnest((d.z).orders) o) end,
       case when d.reason is null and d.netting then d.news_at + make_interval(secs => (d.c).max_age_ms / 1000.0) end,
       case when (d.m).kind = 'order' then d.order_price end, (d.levels).sl, (d.levels).tp,
@@ -155,7 +176,10 @@ begin
       p_now, case when d.reason is not null then p_now end
     from decided d where d.kind in ('new', 'flip')
   ), grown as (
-    update public.position_links l set seen_master_lots = (d.m).lots,
+    update public.position_links l set seen_master_lots = (d.m).lots, reason = d.reason, resync_lots = null,
+      sized_lots = case when d.reason is null and d.asked_lots is null
+        then l.sized_lots * l.seen_master_lots + l.sized_master_lots * (select sum(o) from unnest((d.z).orders) o) else l.sized_lots end,
+      sized_master_lots = case when d.reason is null and d.asked_lots is null then l.sized_master_lots * (d.m).lots else l.sized_master_lots end,
       asked_sl = case when d.reason is null then (d.levels).sl else l.asked_sl end,
       asked_tp = case when d.reason is null then (d.levels).tp else l.asked_tp end,
       wanted_lots = case when d.reason is null and d.netting then (select sum(o) from unnest((d.z).orders) o) end,
@@ -174,10 +198,11 @@ begin
       (k.ma).id, (k.m).last_event_id,
       case when k.kind = 'increase' then 'increase' when (k.m).kind = 'order' then 'place' else 'open' end, 40,
       (k.fs).name, k.side, private.copied_order_type((k.m).order_type, (k.c).reverse), o.lots,
-      case when (k.m).kind = 'order' then k.order_price end, (k.levels).sent_sl, (k.levels).sent_tp, (k.c).max_slippage_points, (k.m).price, (k.m).lots,
+      case when (k.m).kind = 'order' then k.order_price end, (k.levels).sent_sl, (k.levels).sent_tp, (k.c).max_slippage_points,
+      case when not k.by_user then (k.m).price else private.entry_price(k.fs, k.side, (k.m).price, p_now) end, (k.m).lots,
       (k.m).expires_at, case when (k.c).comment like '%{%' then private.copy_comment(k.c, (k.m).ticket) else (k.c).comment end, (k.z).warnings || (k.levels).warnings, p_now + make_interval(secs => (k.c).retry_window_s), k.vps_id, k.epoch, p_now,
       least(greatest(p_now, k.begins_at) + v_send_within, k.lease_ends,
-        k.news_at + make_interval(secs => (k.c).max_age_ms / 1000.0)), (k.m).detected_at, p_now, p_now
+        k.news_at + make_interval(secs => (k.c).max_age_ms / 1000.0)), case when k.by_user then p_now else (k.m).detected_at end, p_now, p_now
     from decided k cross join lateral unnest((k.z).orders) as o (lots)
     where k.reason is null and not k.netting
     returning id, event_id, copier_id, user_id, link_id
@@ -207,6 +232,8 @@ end $$;
 -- Gives every (event, copier) pair that nothing else has explained its one reason. The arrays: id, type and ticket of accepted events.
 create function private.explain_rest(p_account uuid, p_events bigint[], p_types text[], p_tickets text[]) returns void
 language plpgsql security definer set search_path = '' as $$
+declare
+  v_trading text := private.trading_state();
 begin
   if not exists (
     select 1 from unnest(p_events) as e (id)
@@ -217,13 +244,15 @@ begin
   end if;
   insert into public.copy_outcomes (event_id, copier_id, user_id, link_id, reason)
   select e.id, c.id, c.user_id, l.id, case
-      when c.mode = 'off' or c.removed_at is not null then 'copier_off'
+      when v_trading = 'off' then 'trading_stopped'
+      when c.mode = 'off' and c.removal is null then 'copier_off'
       when fa.copy_state = 'off' then 'account_off'
+      when l.id is null and c.removal is not null then 'copier_removed'
       when l.id is null and m.closed_at is not null and e.type in ('opened', 'ordered') then 'already_closed'
       when l.id is null and m.kind = 'order' and (not c.copy_pending or fa.mode = 'netting') then 'copied_at_fill'
       when l.id is null and (m.existing or m.first_seen_at < c.started_at) then 'existing'
       when l.id is null then 'not_copied'
-      when l.state = 'ended' and l.reason in ('closed_by_follower', 'stop_out', 'closed', 'master_never_filled', 'order_expired') then l.reason
+      when l.state = 'ended' and l.reason in ('closed_by_follower', 'stop_out', 'closed', 'master_never_filled', 'order_expired', 'released') then l.reason
       when l.state = 'ended' then 'not_copied'
       when exists (select 1 from public.trade_execution_queue q where q.link_id = l.id and q.finalized_at is null) then 'coalesced'
       when e.type = 'reduced' then 'residual_hold'

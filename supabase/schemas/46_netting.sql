@@ -26,14 +26,17 @@ language plpgsql security definer set search_path = '' as $$
 declare
   v_link record;
   v_reason text;
+  v_trading text := private.trading_state();
+  v_why text := (select a.copy_state_reason from public.trading_accounts a where a.id = p_account);
 begin
   for v_link in
-    select s.id, s.copier_id, s.master_event_id, s.doomed, s.frozen, s.legs, s.master_lots, s.position_lots
+    select s.id, s.copier_id, s.master_event_id, s.doomed, s.removal, x.shut, s.legs, s.master_lots, s.position_lots
     from private.link_states s
+    cross join lateral (select private.shut(v_trading, s.copy_state, v_why, s.copier_mode, s.removal) as shut) x
     where s.follower_account_id = p_account and s.symbol = p_symbol and s.state = 'live' and s.wanted_lots is not null
-      and (s.doomed or s.frozen or s.wanted_until <= p_now)
+      and (s.doomed or x.shut is not null or s.wanted_until <= p_now)
   loop
-    v_reason := case when v_link.doomed then 'already_closed' when v_link.frozen then 'copier_off' else 'too_old' end;
+    v_reason := case when v_link.doomed and v_link.removal is null then 'already_closed' else coalesce(v_link.shut, 'too_old') end;
     update public.position_links l set wanted_lots = null, wanted_until = null,
       base_lots = case when v_link.legs > 0 then v_link.position_lots end, base_master_lots = v_link.master_lots,
       state = case when v_link.legs = 0 then 'ended' else 'live' end,

@@ -148,7 +148,7 @@ create function private.revive_link(q public.trade_execution_queue) returns void
 language plpgsql security definer set search_path = '' as $$
 begin
   update public.position_links l set state = 'live', ended_at = null, reason = null
-  where l.state = 'ended' and private.opens(q) and (l.id = q.link_id and q.parts is null or l.id = any (array(
+  where l.state = 'ended' and l.reason is distinct from 'released' and private.opens(q) and (l.id = q.link_id and q.parts is null or l.id = any (array(
     select (e ->> 'link_id')::bigint from jsonb_array_elements(q.parts) e where (e ->> 'lots')::numeric > 0)));
 end $$;
 
@@ -180,7 +180,8 @@ begin
       v_limit := case when reason = 'market_closed' then q.retry_until
         else q.queued_at + coalesce((select make_interval(secs => c.max_age_ms / 1000.0) from public.copiers c where c.id = q.copier_id), interval '5 s') end;
       next_at := p_now + private.retry_delay(q.attempt, case when v_opens then 5 else 30 end);
-      if v_opens and reason in ('no_money', 'invalid_volume') then
+      if v_opens and q.cancel_requested_at is not null then status := 'rejected';  -- asked to be dropped: not tried again
+      elsif v_opens and reason in ('no_money', 'invalid_volume') then
         next_at := private.second_attempt_at(q, reason, p_now);
         status := case when next_at is null then 'rejected' else 'retrying' end;
       elsif private.may_mend(q, reason) and p_now <= v_limit then status := 'retrying'; next_at := p_now;
@@ -210,6 +211,7 @@ declare
   p jsonb;
   c private.change;
   v_late boolean;
+  v_ended boolean;
 begin
   link_ids := '{}';
   changes := '[]';
@@ -247,7 +249,7 @@ begin
     or (r ->> 'attempt')::integer > q.attempt then
     result := result || jsonb_build_object('status', 'duplicate');
     -- two attempts may both have filled after all: what either opened is held by the link
-    if r ->> 'outcome' = 'completed' and v_account.mode = 'hedging' and private.opens(q) then
+    if r ->> 'outcome' = 'completed' and v_account.mode = 'hedging' and private.opens(q) and not private.left_to_user(q, r) then
       perform private.revive_link(q);
       perform private.book_fill(q, r, p_now);
       link_ids := array[q.link_id];
@@ -270,8 +272,11 @@ begin
   where x.id = q.id returning * into q;
   if q.reason = 'invalid_stops' and q.status = 'retrying' then perform private.mend_levels(q, p_now); end if;
 
-  if q.status = 'completed' then
-    if exists (select 1 from public.position_links l where l.id = q.link_id and l.state = 'ended') or q.parts is not null then
+  v_ended := exists (select 1 from public.position_links l where l.id = q.link_id and l.state = 'ended');
+  if v_ended and private.left_to_user(q, r) then
+    null;
+  elsif q.status = 'completed' then
+    if v_ended or q.parts is not null then
       perform private.revive_link(q);
     end if;
     if q.parts is not null then
@@ -281,6 +286,7 @@ begin
         perform private.book_deal(q.account_id, q.symbol, case when q.action = 'open' then q.side when q.side = 'buy' then 'sell' else 'buy' end,
           coalesce(q.filled_lots, q.lots), q.fill_price, q.parts);
       end if;
+      perform private.drop_released_shares(q.parts);
       update private.net_ledgers k set asked_sl = coalesce(q.sl, k.asked_sl), asked_tp = coalesce(q.tp, k.asked_tp), failures = 0, replan_at = null
       where k.account_id = q.account_id and k.symbol = q.symbol;
     elsif v_account.mode = 'hedging' then
@@ -312,6 +318,7 @@ declare
   v_ids bigint[];
 begin
   if not exists (select 1 from public.trade_execution_queue q where q.status = 'retrying' and q.next_attempt_at <= p_now) then return null; end if;
+  if private.trading_state() = 'off' then return null; end if;
   perform private.fit_second_attempts(p_accounts, p_now);
   with due as (
     update public.trade_execution_queue q set status = 'queued', attempt = q.attempt + 1, next_attempt_at = null, offered_at = null, updated_at = p_now

@@ -167,6 +167,10 @@ begin
       perform private.judge_leases(p_gap);
     when 'executions' then
       perform private.maintain_executions();
+    when 'trading' then
+      perform private.settle_trading();
+    when 'removals' then
+      perform private.finish_removals();
     when 'ticks' then
       perform private.send_ticks();
     when 'health' then
@@ -219,6 +223,7 @@ begin
     return jsonb_build_object('ran', false);
   end if;
   select c.last_run_at into v_last_run_at from private.clockwork c where c.name = 'maintain';
+  v_errors := v_errors || private.run_part('trading', null);
   v_errors := v_errors || private.run_part('leases', clock_timestamp() - v_last_run_at);
   -- Only if nobody is placing just now: a heartbeat holds its own row, for which that one may wait.
   if private.take_turn('assign') then
@@ -228,6 +233,7 @@ begin
   if v_moved = 0 then
     v_errors := v_errors || private.run_part('executions', null);
   end if;
+  v_errors := v_errors || private.run_part('removals', null);
   v_errors := v_errors || private.run_part('ticks', null);
   if private.is_due('health', '15 seconds') then
     v_errors := v_errors || private.run_part('health', null);

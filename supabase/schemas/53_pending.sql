@@ -17,8 +17,11 @@ returns text
 language plpgsql stable set search_path = '' as $$
 declare
   v_adverse numeric;
+  v_shut text;
 begin
-  if p_copier.mode <> 'on' then return 'copier_' || p_copier.mode; end if;
+  select private.shut(private.trading_state(), a.copy_state, a.copy_state_reason, p_copier.mode, p_copier.removal) into v_shut
+  from public.trading_accounts a where a.id = p_copier.follower_account_id;
+  if v_shut is not null then return v_shut; end if;
   -- the grace was our own wait: it does not make the news older
   if p_now > private.convertible_until(p_copier, p_master) then return 'too_old'; end if;
   if p_copier.max_slippage_points is not null then

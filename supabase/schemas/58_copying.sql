@@ -17,7 +17,7 @@ begin
   end if;
   select string_agg(k, ', ') into v_unknown from jsonb_object_keys(p_copier) k
   where k <> 'symbols' and k not in (select attname from pg_catalog.pg_attribute where attrelid = 'public.copiers'::regclass and attnum > 0
-    and attname not in ('user_id', 'started_at', 'existing_until', 'created_at', 'updated_at', 'removed_at'));
+    and attname not in ('user_id', 'started_at', 'existing_until', 'created_at', 'updated_at', 'removal', 'removed_at'));
   if v_unknown is not null then
     raise exception using errcode = 'TC301', message = format('save_copier: unknown setting: %s', v_unknown),
       hint = 'The settings are the columns of the table copiers.';
@@ -30,6 +30,7 @@ begin
       raise exception using errcode = 'TC106', message = format('save_copier: copier %s does not exist or is not yours', p_copier ->> 'id'),
         hint = 'Check the id, or leave it out to make a new copier.';
     end if;
+    perform private.refuse_leaving((p_copier ->> 'id')::uuid);
     p_copier := p_copier - 'master_account_id' - 'follower_account_id';
   else
     v_new.master_account_id := private.uuid_of(p_copier, 'master_account_id');
@@ -142,6 +143,7 @@ language plpgsql security definer set search_path = '' as $$
 declare
   v_links bigint[];
 begin
+  perform private.withdraw_opens(p_copier, p_now);
   select array_agg(l.id) into v_links from public.copiers c
   join public.position_links l on l.follower_account_id = c.follower_account_id and l.copier_id = c.id and l.state = 'live'
   where c.id = p_copier;
@@ -172,6 +174,7 @@ begin
   if v_copier.id is null then
     raise exception using errcode = 'TC106', message = format('set_copier_mode: copier %s does not exist or is not yours', p_request ->> 'copier_id');
   end if;
+  perform private.refuse_leaving(v_copier.id);
   v_now := private.lock_accounts(array[v_copier.master_account_id, v_copier.follower_account_id]);
   update public.copiers set mode = p_request ->> 'mode', updated_at = clock_timestamp() where id = v_copier.id;
   perform private.replan_copier(v_copier.id, v_now);

@@ -198,7 +198,7 @@ class Ground:
         finally:
             with suppress(Failure, psycopg.Error):
                 for copy in copies:
-                    await self.farm.remove_copier(copy.copier_id)
+                    await self.farm.drop_copier(copy.copier_id)
                 for account in (master, *followers):
                     await self.farm.remove_account(self.owner, account)
 

@@ -86,7 +86,7 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 #: rules that no call of save_copier can break
-UNREACHABLE = {"accounts_differ"}  # refused before, with the reason why (TC106)
+UNREACHABLE = {"accounts_differ", "removal_is_known"}  # refused before, with the reason why (TC106); no setting of save_copier
 
 
 def refused(world: World, settings: dict[str, Any]) -> tuple[str, str]:

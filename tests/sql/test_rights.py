@@ -39,9 +39,11 @@ public.system_config            -         none none       none  none        none
 public.trade_events             -         own  own        none  none        none          all      all
 public.trade_execution_queue    -         own  own        none  none        none          all      all
 public.trading_accounts         -         own  own        none  none        none          all      all
+public.trading_switch           -         all  all        all   all         all           all      all
 public.unexplained_pairs        -         own  own        none  none        none          all      all
 public.vps_instances            -         none none       none  none        none          all      all
 private.clockwork               -         -    -          -     -           -             -        -
+private.drift_dismissals        -         -    -          -     -           -             -        -
 private.doorbells               -         -    -          -     -           -             -        -
 private.event_keys              -         -    -          -     -           -             -        -
 private.link_legs               -         -    -          -     -           -             -        -
@@ -61,6 +63,7 @@ agent_session            42501     42501 42501      42501 42501       42501     
 assign_account           42501     ok    TC106      TC105 TC105       TC105         ok       ok
 check_enrollment         42501     42501 42501      42501 42501       42501         42501    ok
 connect_account          42501     ok    ok         TC105 TC105       TC105         ok       ok
+copier_drift             42501     ok    TC106      TC105 TC105       TC105         ok       42501
 create_enrollment_token  42501     TC107 TC107      TC107 TC107       TC107         ok       ok
 drain_vps                42501     TC107 TC107      TC107 TC107       TC107         ok       ok
 enroll_vps               42501     42501 42501      42501 42501       42501         42501    ok
@@ -73,16 +76,19 @@ pause_account            42501     ok    TC106      TC105 TC105       TC105     
 preview_copy             42501     ok    ok         ok    ok          ok            ok       ok
 queue_trade_copy         42501     TC101 TC101      ok    TC103       TC102         TC101    42501
 remove_account           42501     ok    TC106      TC105 TC105       TC105         TC106    ok
+remove_copier            42501     ok    TC106      TC105 TC105       TC105         ok       42501
 remove_protection_rule   42501     ok    TC106      TC105 TC105       TC105         TC106    42501
 report_account_state     42501     TC101 TC101      ok    TC103       TC102         TC101    42501
 report_executions        42501     TC101 TC101      ok    ok          TC102         TC101    42501
 reset_protection         42501     ok    TC106      TC105 TC105       TC105         TC106    42501
+resync_copier            42501     ok    TC106      TC105 TC105       TC105         ok       42501
 retire_vps               42501     TC107 TC107      TC107 TC107       TC107         ok       ok
 save_copier              42501     ok    TC106      TC105 TC105       TC105         TC106    42501
 save_protection_rule     42501     ok    TC106      TC105 TC105       TC105         TC106    42501
 set_copier_mode          42501     ok    TC106      TC105 TC105       TC105         ok       42501
 set_symbol_alias         42501     TC107 TC107      TC107 TC107       TC107         ok       ok
 symbol_suggestions       42501     ok    TC106      TC105 TC105       TC105         ok       42501
+set_trading              42501     TC107 TC107      TC107 TC107       TC107         ok       ok
 set_setting              42501     TC107 TC107      TC107 TC107       TC107         ok       ok
 update_account           42501     ok    TC106      TC105 TC105       TC105         TC106    ok
 vps_heartbeat            42501     TC101 TC101      ok    ok          TC102         TC101    42501
@@ -100,6 +106,7 @@ OWNER: Final[dict[str, LiteralString]] = {
     "public.unexplained_pairs": "(select a.user_id from public.trading_accounts a where a.id = t.account_id)",
     "public.operators": "null::uuid",
     "public.symbol_aliases": "null::uuid",
+    "public.trading_switch": "null::uuid",
     "public.system_config": "null::uuid",
     "public.enrollment_tokens": "null::uuid",
     "public.vps_instances": "null::uuid",
@@ -202,6 +209,7 @@ def payload(world: World, function: str) -> object:
         "assign_account": account,
         "check_enrollment": enrolment,
         "connect_account": {"platform": "paper", "server": "Paper", "login": "new", "user_id": world.who["user"].user_id},
+        "copier_drift": {"copier_id": world.copier},
         "create_enrollment_token": {},
         "drain_vps": vps,
         "enroll_vps": enrolment,
@@ -222,10 +230,14 @@ def payload(world: World, function: str) -> object:
         },
         "queue_trade_copy": account | {"epoch": epoch, "events": []},
         "remove_account": account,
+        "remove_copier": {"copier_id": world.copier, "mode": "close_now"},
         "remove_protection_rule": {"rule_id": rule},
         "report_account_state": account | {"epoch": epoch, "session": 1, "status": "connected"},
         "report_executions": {"reports": []},
         "reset_protection": {"rule_id": rule},
+        "resync_copier": {
+            "copier_id": world.copier, "items": [{"kind": "missing", "master_ticket": "1", "action": "copy"}],
+        },
         "retire_vps": vps,
         "save_copier": {"id": world.copier, "name": "renamed"},
         "save_protection_rule": {"id": rule, "threshold": "2"},
@@ -233,6 +245,7 @@ def payload(world: World, function: str) -> object:
         "set_setting": {"key": "lease_s", "value": 16},
         "set_symbol_alias": {"name": "XAU", "instrument": "GOLD"},
         "symbol_suggestions": {"copier_id": world.copier},
+        "set_trading": {"state": "monitor", "reason": "prices are wrong"},
         "update_account": account | {"name": "renamed"},
         "vps_heartbeat": {},
     }  # fmt: skip

@@ -204,6 +204,19 @@ async def test_the_top_row_says_what_is_wrong_and_since_when(stack: Stack, desk:
     await expect(verdict(page).get_by_role("listitem").filter(has_text="offline")).to_contain_text(re.compile(r"\d+ s ago"))
 
 
+async def test_everybody_is_told_that_trading_is_stopped_and_why(stack: Stack, desk: Desk, open_page: Opener) -> None:
+    owner = await desk.person("trader")
+    await desk.account(owner, "Leader")
+    page = await open_page()
+    await sign_in(page, owner)
+    await expect(verdict(page)).to_contain_text("All is well")
+    await stack.call("set_trading", {"p_request": {"state": "off", "reason": "the feed of broker X is wrong"}})
+    await expect(verdict(page)).to_have_attribute("data-tone", "bad")
+    await expect(verdict(page)).to_contain_text("All trading is stopped by the operators: the feed of broker X is wrong")
+    await stack.call("set_trading", {"p_request": {"state": "on"}})
+    await expect(verdict(page)).to_contain_text("All is well")
+
+
 async def test_what_cannot_be_read_is_said_and_old_figures_are_called_old(desk: Desk, open_page: Opener) -> None:
     owner = await desk.person("trader")
     await desk.account(owner, "Leader")

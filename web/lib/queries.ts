@@ -79,7 +79,7 @@ export async function isOperator({ client }: Project, user: User): Promise<boole
 
 /** Everything that the board shows, read afresh. `operator` widens the questions from the user's own rows to all. */
 export async function readBoard(project: Project, user: User, operator: boolean) {
-  const [[accounts, assignments, vpses, positions, copiers], trades, executions, unfinished, failures, refusals] =
+  const [[accounts, assignments, vpses, positions, copiers, [trading]], trades, executions, unfinished, failures, refusals] =
     await Promise.all([
       readFarm(project, user, operator),
       readTrades(project, user, operator),
@@ -88,7 +88,20 @@ export async function readBoard(project: Project, user: User, operator: boolean)
       readFailures(project, user, operator),
       readRefusals(project, user, operator),
     ]);
-  return { operator, accounts, assignments, vpses, positions, copiers, trades, executions, unfinished, failures, refusals };
+  return {
+    operator,
+    trading,
+    accounts,
+    assignments,
+    vpses,
+    positions,
+    copiers,
+    trades,
+    executions,
+    unfinished,
+    failures,
+    refusals,
+  };
 }
 
 export type BoardData = Awaited<ReturnType<typeof readBoard>>;
@@ -110,7 +123,10 @@ function readFarm({ client }: Project, user: User, operator: boolean) {
     .order("name")
     .limit(500);
   const positions = client.from("positions").select("account_id, kind").is("closed_at", null).limit(1000);
-  const copiers = client.from("copiers").select("id, name, mode, master_account_id, follower_account_id").limit(1000);
+  const copiers = client
+    .from("copiers")
+    .select("id, name, mode, removal, removed_at, master_account_id, follower_account_id")
+    .limit(1000);
   return Promise.all([
     rows("Accounts", operator ? accounts : accounts.eq("user_id", user.id)),
     rows("Assignments", client.from("account_vps_assignments").select("account_id, vps_id, epoch").limit(1000)),
@@ -127,6 +143,7 @@ function readFarm({ client }: Project, user: User, operator: boolean) {
     ),
     rows("Positions", operator ? positions : positions.eq("user_id", user.id)),
     rows("Copiers", operator ? copiers : copiers.eq("user_id", user.id)),
+    rows("The trading switch", client.from("trading_switch").select("state, reason, changed_at")),
   ]);
 }
 

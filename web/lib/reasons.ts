@@ -42,8 +42,8 @@ export const REASONS = {
       "none: late trades are not made; resynchronise if it is wanted",
     ],
     price_moved: [
-      "the price is further from the master's open price than copy_existing_points",
-      "none: the position is not copied; allow more points in the next copier",
+      "the price is further from the master's open price than copy_existing_points, or than a resync allowed",
+      "none: the position is not copied; allow more points in the next copier or resync",
     ],
     no_quote: ["there is no fresh price of the follower's symbol", "see whether its market is open, then resynchronise"],
     master_offline: [
@@ -63,6 +63,23 @@ export const REASONS = {
     ],
     copier_off: ["the copier is off, or closes only", "switch it on"],
     copier_monitor: ["the copier is off, or closes only", "switch it on"],
+    held_already: [
+      "the follower still holds a position that was opened for this one of the master",
+      "adopt it, or close it first",
+    ],
+    not_adoptable: [
+      "the position to be adopted is closed, held by another copy, being worked on, or of another symbol or side",
+      "choose one that copier_drift lists as adoptable",
+    ],
+    copier_removed: ["the copier is being removed and opens nothing any more", "make a new copier if it is wanted"],
+    trading_stopped: [
+      "an operator stopped all trading, or all opens; the reason stands on the board",
+      "wait for the operators; it is not made up for",
+    ],
+    trading_monitor: [
+      "an operator stopped all trading, or all opens; the reason stands on the board",
+      "wait for the operators; it is not made up for",
+    ],
   },
   broker: {
     requote: ["the broker offered another price instead of dealing", "retried"],
@@ -153,6 +170,7 @@ export const REASONS = {
     ],
     order_expired: ["the copy of an order has expired with its master's, or was cancelled at that time", "none"],
     closed: ["the copy is closed already", "none"],
+    released: ["its copier was removed with preserve: the copy is the user's own trade now", "none"],
     closed_by_follower: ["the copy was closed at the follower (by hand, stop or broker) and stays closed", "none"],
     stop_out: ["the follower's broker closed the copy for lack of margin; it stays closed", "none"],
   },

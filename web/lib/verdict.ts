@@ -14,6 +14,7 @@ const HOUR_MS = 3_600_000;
 
 export function judge(board: BoardData, unexplained: Unexplained | null, now: number): Verdict {
   const findings = [
+    ...ofTrading(board),
     ...ofAgents(board, now),
     ...ofAccounts(board),
     ...ofFlight(board, now),
@@ -32,6 +33,18 @@ export function isLeaseOver(vps: { lease_expires_at: string; status: string }, n
 }
 
 const weight = (tone: Tone) => ({ bad: 2, warn: 1, ok: 0, idle: 0 })[tone];
+
+function ofTrading({ trading }: BoardData): Finding[] {
+  if (!trading || trading.state === "on") return [];
+  const what = trading.state === "off" ? "All trading is stopped" : "Nothing is opened anywhere";
+  return [
+    {
+      tone: trading.state === "off" ? "bad" : "warn",
+      text: `${what} by the operators: ${trading.reason}`,
+      since: trading.changed_at,
+    },
+  ];
+}
 
 function ofAgents({ vpses }: BoardData, now: number): Finding[] {
   const gone = vpses.filter((vps) => vps.status === "offline" || isLeaseOver(vps, now));
@@ -113,7 +126,7 @@ function calm({ accounts, vpses, copiers, operator }: BoardData): { tone: Tone; 
   }
   const connected = accounts.filter((account) => account.status === "connected").length;
   const farm = operator ? ` ${plural(vpses.length, "agent")} online,` : "";
-  const on = copiers.filter((copier) => copier.mode === "on").length;
+  const on = copiers.filter((copier) => copier.mode === "on" && !copier.removal && !copier.removed_at).length;
   return {
     tone: "ok",
     text: `All is well:${farm} ${connected} of ${plural(accounts.length, "account")} connected, ${plural(on, "copier")} on`,
