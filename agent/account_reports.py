@@ -22,8 +22,8 @@ FIGURES_EVERY: Final = 5
 FIGURES_TOLD_EVERY: Final = 20
 #: looks after which quotes that did not move are told again: the database does not rely on old ones
 QUOTES_AGAIN_EVERY: Final = 20
-#: an account with no more symbols than this reports all of them, others only those that are watched or held
-FEW_SYMBOLS: Final = 80
+#: specs told at once: by the report after a login besides what is watched and held, and by each look after it until all are told
+SPECS_AT_ONCE: Final = 80
 READ_TIMEOUT: Final = 10
 
 StateReport = dict[str, object]
@@ -54,6 +54,8 @@ class AccountReports:
         self._watched: frozenset[str] = frozenset(watch)
         self._specs: dict[str, SymbolSpec] = {}
         self._unknown: set[str] = set()
+        #: symbols of the account whose specs are still to be told: without them nothing can be copied into it
+        self._untold: list[str] = []
         self._quotes: dict[str, Quote] = {}
         self._figures: AccountState | None = None
         self._looks = 0
@@ -75,8 +77,8 @@ class AccountReports:
         adapter = self._session.adapter
         names = await adapter.symbols()
         held = [position.symbol for position in await adapter.positions()]
-        few = names if len(names) <= FEW_SYMBOLS else ()
-        fresh = await self._read_specs({*few, *self._watched, *held})
+        fresh = await self._read_specs({*names[:SPECS_AT_ONCE], *self._watched, *held})
+        self._untold = [name for name in names if name not in fresh]
         # A quote of a symbol without its specification would have the whole report refused.
         quotes = await self._read_quotes(fresh.keys() & {*self._watched, *held})
         await self._send(state, fresh, quotes)
@@ -106,7 +108,8 @@ class AccountReports:
         """`figures`: read the account's, too; `told`: report them even if they are the same."""
         doubtful = frozenset(self._session.doubtful)
         new_names = self._watched - self._specs.keys() - self._unknown
-        specs = await self._read_specs(new_names | doubtful)
+        more = self._untold[:SPECS_AT_ONCE]
+        specs = await self._read_specs(new_names.union(doubtful, more))
         quotes = await self._read_quotes(self._watched & (self._specs.keys() | specs.keys()))
         state = await self._session.adapter.account() if figures else None
         if state is not None:
@@ -116,6 +119,7 @@ class AccountReports:
         if specs or quotes or state is not None:
             await self._send(state, specs, quotes)
         self._session.doubtful.difference_update(doubtful)
+        del self._untold[: len(more)]
 
     async def _read_specs(self, names: Iterable[str]) -> dict[str, SymbolSpec]:
         found: dict[str, SymbolSpec] = {}

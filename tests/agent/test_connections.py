@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 from supabase_server import Answer, Supabase, supabase_server
 
-from agent.account_reports import FIGURES_TOLD_EVERY
+from agent.account_reports import FIGURES_TOLD_EVERY, SPECS_AT_ONCE
 from agent.clock import DatabaseClock, Lease, boot_time
 from agent.connection import ConnectionSettings, Parts
 from agent.connections import VPSConnectionManager
 from agent.control_plane import ControlPlane
 from agent.engine import TradeCopyEngine
 from agent.journal import Journal
-from agent.model import AccountId, Assignment
+from agent.model import AccountId, Assignment, SymbolSpec
 from agent.paper.client import PaperClient
 from agent.paper.process import PaperProcess
 from agent.platforms.factory import PlatformFactory
@@ -362,3 +362,22 @@ def descriptions(bench: Bench) -> list[list[dict[str, Any]]]:
     """What the reports say of symbols, those that say more than a price."""
     told = [[s for s in state["p_state"].get("symbols", []) if s.get("lots_step")] for state in states(bench)]
     return [symbols for symbols in told if symbols]
+
+
+async def test_all_symbols_of_a_broker_with_many_are_described_a_part_at_a_time(bench: Bench) -> None:
+    """Nothing can be copied into a symbol that the database does not know, and nobody watches it before."""
+    names = tuple(f"X{number:03}" for number in range(2 * SPECS_AT_ONCE + 10))
+
+    class Many(PaperAdapter):
+        async def symbols(self) -> tuple[str, ...]:
+            return names
+
+        async def symbol(self, name: str) -> SymbolSpec | None:
+            return await super().symbol("EURUSD")
+
+    manager = bench.manager
+    manager._parts = replace(manager._parts, create_adapter=lambda _: Many())
+    account = await bench.account("121")
+    manager.want([account])
+    await bench.server.until(lambda: {*names} <= {symbol["name"] for told in descriptions(bench) for symbol in told})
+    assert max(len(told) for told in descriptions(bench)) <= SPECS_AT_ONCE + len(account.watch_symbols)
