@@ -17,7 +17,7 @@ async def at_the_broker(desk: Desk) -> None:
     await desk.ground.paper.wait_for_request(desk.follower.login, await desk.first_execution(), timeout=20)
 
 
-async def orders(desk: Desk) -> list[tuple[str, Decimal]]:
+async def orders(desk: Desk) -> list[tuple[str, Decimal | None]]:
     return [(record.kind, record.lots) for record in await desk.sent()]
 
 
