@@ -40,11 +40,10 @@ def shown(printed: str) -> dict[str, str]:
     return {line.split()[0]: line.split()[-1] for line in printed.splitlines() if line[:1] in "LPSXR"}
 
 
-def test_no_test_names_a_row_that_the_list_does_not_have() -> None:
+def test_every_row_of_the_list_is_shown_by_a_test() -> None:
     done = scenarios()
-    assert "does not have" not in done.stderr, done.stderr
-    assert "cannot be collected" not in done.stderr, done.stderr
-    assert len(shown(done.stdout)) == ROWS.count("\n| L") + sum(ROWS.count(f"\n| {kind}") for kind in "PSXR")
+    assert done.returncode == 0, done.stderr
+    assert len(shown(done.stdout)) == sum(ROWS.count(f"\n| {kind}") for kind in "LPSXR")
 
 
 def test_a_row_without_a_test_is_blank_and_fails(tmp_path: Path) -> None:
