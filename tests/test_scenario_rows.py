@@ -37,7 +37,7 @@ def scenarios(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 def shown(printed: str) -> dict[str, str]:
     """Row id → the first test printed beside it."""
-    return {line.split()[0]: line.split()[-1] for line in printed.splitlines() if line[:1] in "LPSXR"}
+    return {line.split()[0]: line.split()[-1] for line in printed.splitlines() if line and line[0] in "LPSXR"}
 
 
 def test_every_row_of_the_list_is_shown_by_a_test() -> None:
