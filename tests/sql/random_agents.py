@@ -180,6 +180,10 @@ class Agents:
     def partial(self, a: int, b: int, c: int) -> None:
         if row := self._start(a):
             self.doubts.pairs.update(self._opens(row))
+            if (
+                row["action"] == "reduce" and row["link_id"] is not None
+            ):  # the rest may be needless by now, and what is gone is gone
+                self.doubts.pairs.add(self.pair(row["link_id"], row["follower"]))
             self._finish(row, self._do(row, Decimal("0.6")))
 
     def _finish(self, row: Row, done: Done, *, adopted: bool = False) -> None:

@@ -115,6 +115,8 @@ class Course:
     lots: Decimal = Decimal(0)
     low: Decimal = Decimal(0)
     high: Decimal = Decimal(0)
+    #: everything that was ever decided, reductions left out
+    total: Decimal = Decimal(0)
     #: the open may have been decided later than its event: it waited for the end of the other side
     late: bool = False
     slack: int = 0
@@ -133,7 +135,7 @@ class Course:
         if lots == 0:
             self.low = self.high = Decimal(0)
         elif not same:
-            self.low = self.high = self.setting.size(lots, side)
+            self.low = self.high = self.total = self.setting.size(lots, side)
             self.late, self.slack = known or self.side is not None, 0
             self.decisions += 1
         else:
@@ -144,10 +146,13 @@ class Course:
     def _change(self, lots: Decimal, side: str) -> None:
         decided_now = self.setting.size(lots, side)
         if lots < self.lots:
-            self.low, self.high = self.low * lots / self.lots, self.high * lots / self.lots
+            self.low *= lots / self.lots
+            if self.setting.rounds_only or self.slack == 0:
+                self.high *= lots / self.lots  # else the increase may have been decided after it, or both as one
         elif lots > self.lots and (self.high > 0 or self.late):
             more = self.setting.size(lots - self.lots, side)
-            self.high += more
+            self.total += more
+            self.high = self.high + more if self.setting.rounds_only else self.total
             self.low += more if self.setting.rounds_only else 0
             self.slack += 0 if self.setting.exact else 2
         if self.late:
@@ -155,7 +160,7 @@ class Course:
 
     def end(self) -> None:
         """Flattened: until it flips, nothing of it is held."""
-        self.low = self.high = Decimal(0)
+        self.low = self.high = self.total = Decimal(0)
         self.late = False
 
     def bounds(self) -> tuple[Decimal, Decimal]:
