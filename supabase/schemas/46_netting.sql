@@ -184,6 +184,7 @@ begin
   perform private.book_net(p_account, p_symbol, p_now);
   if v_waiting.parts is not null then perform private.give_back(v_waiting); end if;
   perform private.drop_wanted(p_account, p_symbol, p_now);
+  perform private.serve_from_excess(p_account, p_symbol);
   select * into v_ledger from private.net_ledgers where account_id = p_account and symbol = p_symbol;
   v_wish := private.net_wish(p_account, p_symbol, v_ledger.net_lots, p_now);
   select p.ticket into v_ticket from public.positions p

@@ -210,3 +210,37 @@ def test_two_attempts_that_both_filled_leave_no_more_than_was_wanted(world: Nett
     assert world.executions("N")[0]["warnings"] == ["filled_twice"]
     closes(world, ("M", p))
     assert nothing_of_ours_is_left(world), (world.net, world.acts("N"))
+
+
+def test_a_deal_refused_for_now_that_filled_while_another_took_over_its_part(world: NettingWorld) -> None:
+    world.copy("M", "N", max_age_ms=60000)
+    p = world.opened("M", "0.10")
+    (first,) = world.open_executions("N")
+    q = world.opened("M", "0.20")
+    world.report(first, "rejected", reason="requote", retryable=True)
+    (both,) = world.open_executions("N")
+    assert f"{both['lots']:.2f}" == "0.30"
+    fill_silently(world, first)
+    confess(world, first)
+    world.run()
+    assert world.net == Decimal("0.30"), world.acts("N")
+    closes(world, ("M", p), ("M", q))
+    assert nothing_of_ours_is_left(world), (world.net, world.acts("N"))
+
+
+def test_what_a_late_deal_dealt_too_much_serves_an_increase(world: NettingWorld) -> None:
+    world.copy("M", "N", max_age_ms=60000)
+    p = world.opened("M", "0.10")
+    world.run()
+    world.send("M", world.event("modified", p | {"side": "sell"}))
+    world.net -= Decimal("0.10")
+    world.send("N", world.event("closed", world.state()[0]))  # the user closes the old side himself
+    flip = given_up(world)
+    fill_silently(world, flip)
+    confess(world, flip)
+    (excess,) = world.open_executions("N")
+    assert (excess["side"], f"{excess['lots']:.2f}") == ("sell", "0.10")  # a reduction of the sold position
+    world.report(excess, "rejected", reason="requote", retryable=True)
+    world.send("M", world.event("increased", p | {"side": "sell", "lots": "0.20"}))
+    world.run()
+    assert (world.net, world.shares()) == (Decimal("-0.20"), {"M": Decimal("0.20")}), world.acts("N")
