@@ -3576,6 +3576,22 @@ begin
   where n.account_id = p_account and n.symbol = p_symbol;
 end $$;
 
+-- What a link holds beyond its base (a late deal dealt too much) serves an increase that waits: that much need not be dealt again.
+create function private.serve_from_excess(p_account uuid, p_symbol text) returns void
+language plpgsql security definer set search_path = '' as $$
+begin
+  update public.position_links l set base_lots = l.base_lots + e.lots, wanted_lots = nullif(l.wanted_lots - e.lots, 0),
+    base_master_lots = case when e.lots = l.wanted_lots then l.seen_master_lots else l.base_master_lots end,
+    wanted_until = case when e.lots < l.wanted_lots then l.wanted_until end
+  from (
+    select x.id, least(x.wanted_lots, sum(g.lots) - x.base_lots) as lots
+    from public.position_links x join private.link_legs g on g.link_id = x.id
+    where x.follower_account_id = p_account and x.symbol = p_symbol and x.state = 'live' and x.wanted_lots > 0 and x.base_lots is not null
+    group by x.id having sum(g.lots) > x.base_lots
+  ) e
+  where l.id = e.id;
+end $$;
+
 create function private.newest(p_entries jsonb, p_count integer) returns jsonb
 language plpgsql immutable set search_path = '' as $$
 begin
@@ -3605,14 +3621,15 @@ begin
   loop
     v_lots := case when v_part.with_deal then least(abs(v_part.lots), v_left) else abs(v_part.lots) end;
     if v_part.with_deal then v_left := v_left - v_lots; end if;
+    if v_part.lots > 0 then  -- a fill rebases the pair; what a link held beyond its base already is not wanted now either
+      update public.position_links l set base_master_lots = v_part.master_lots, base_lots = nullif(v_lots + (
+        select coalesce(least(sum(g.lots), l.base_lots), 0) from private.link_legs g where g.link_id = l.id), 0)
+      where l.id = v_part.link_id;
+    end if;
     if v_lots > 0 then
       perform private.book_share(v_part.link_id, p_account, p_symbol, v_lots * sign(v_part.lots), p_price);
     end if;
-    if v_part.lots > 0 then  -- a fill rebases the pair
-      update public.position_links l set base_master_lots = v_part.master_lots,
-        base_lots = (select sum(g.lots) from private.link_legs g where g.link_id = l.id)
-      where l.id = v_part.link_id;
-    elsif v_part.reduced_to is not null then
+    if v_part.lots < 0 and v_part.reduced_to is not null then
       perform private.see_reduction(v_part.link_id, v_part.reduced_to);
     end if;
   end loop;
@@ -3710,7 +3727,7 @@ begin
   update public.position_links x set wanted_lots = case when p_dealt_again then nullif(x.wanted_lots - v_counts, 0) else x.wanted_lots end,
     wanted_until = case when p_dealt_again and x.wanted_lots = v_counts then null else x.wanted_until end,
     -- what was given up has rebased the link already: now it is held after all
-    base_lots = case when v_held = 0 then p_lots else coalesce(x.base_lots, 0) + v_counts end,
+    base_lots = case when v_held = 0 then v_counts else coalesce(x.base_lots, 0) + v_counts end,
     base_master_lots = case when v_held = 0 then p_master_lots else coalesce(x.base_master_lots, p_master_lots) end
   where x.id = p_link;
 end $$;
@@ -4747,6 +4764,7 @@ begin
   perform private.book_net(p_account, p_symbol, p_now);
   if v_waiting.parts is not null then perform private.give_back(v_waiting); end if;
   perform private.drop_wanted(p_account, p_symbol, p_now);
+  perform private.serve_from_excess(p_account, p_symbol);
   select * into v_ledger from private.net_ledgers where account_id = p_account and symbol = p_symbol;
   v_wish := private.net_wish(p_account, p_symbol, v_ledger.net_lots, p_now);
   select p.ticket into v_ticket from public.positions p

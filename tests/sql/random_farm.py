@@ -32,7 +32,7 @@ OF_MASTERS = (
 OF_MASTERS += ["reticket", "hold", "deliver", "repeat", "snapshot", "blink", "move", "mode"]
 OF_AGENTS = ["done"] * 9 + ["partial", "refuse", "refuse_for_now", "expire", "after_all", "lose", "found"]
 OF_AGENTS += ["late", "late_in", "report_again", "time", "time"]
-OF_FOLLOWERS = ["blink_there", "move_there", "pause", "flatten"]
+OF_FOLLOWERS = ["blink_there", "move_there", "pause", "flatten", "trading"]
 OF_USERS = {"H": ["order_fills", "user_trims", "user_closes", "user_opens"], "N": ["user_deals"], "C": []}
 
 
@@ -86,6 +86,8 @@ class Farm:
         self.agents.delaying = False
         for copier in self.settings:
             self.masters.set_mode(copier, "on")
+        if ("", "") in self.doubts.silent:
+            self.followers.set_trading("on")
         for key in [key for key in self.doubts.silent if not key[0] and key[1] not in self.masters.flattening]:
             self.followers.set_state(key[1], "on")
         for _ in range(200):

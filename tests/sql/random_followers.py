@@ -100,6 +100,16 @@ class Followers:
         self.world.as_user("pause_account", {"account_id": self.world.accounts[name], "state": state})
         self.masters.hear(("", name), silent=state != "on")
 
+    def trading(self, a: int, b: int, c: int) -> None:
+        """Operators stop all trading, or let it go on."""
+        if c >= 5:
+            self.set_trading(("on", "monitor", "off", "on")[b % 4])
+
+    def set_trading(self, state: str) -> None:
+        self.world.db.execute("update public.trading_switch set state = %s, reason = 'a test' where one", (state,))
+        self.world.db.execute("select private.sweep_trading(%s)", (state,))
+        self.masters.hear(("", ""), silent=state != "on")
+
     def flatten(self, a: int, b: int, c: int) -> None:
         name = self._pausable(a)
         if c < 6:

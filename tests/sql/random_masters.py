@@ -35,7 +35,7 @@ class Doubts:
     silent: set[tuple[str, str]] = field(default_factory=set)
 
     def is_silent(self, pair: Pair) -> bool:
-        return pair[:2] in self.silent or ("", pair.follower) in self.silent
+        return not self.silent.isdisjoint((pair[:2], ("", pair.follower), ("", "")))
 
 
 class QuietWorld(World):
@@ -279,8 +279,8 @@ class Masters:
         """Nothing is opened for these copiers from now on, or is again."""
         if silent:
             self.doubts.silent.add(key)
-            if self.world.open_executions(key[1]):  # an increase or a flip may wait behind it: it is refused
-                self.doubts.pairs.update(pair for pair in self.courses if key in (pair[:2], ("", pair.follower)))
+            if self.world.open_executions(key[1] or None):  # an increase or a flip may wait behind it: it is refused
+                self.doubts.pairs.update(pair for pair in self.courses if key in (pair[:2], ("", pair.follower), ("", "")))
         else:
             self.doubts.silent.discard(key)
 
