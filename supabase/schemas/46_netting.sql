@@ -284,7 +284,7 @@ begin
     and not s.doomed and s.master_lots < l.seen_master_lots and l.base_lots is not null and l.wanted_lots is null
     and s.position_lots <= private.target_lots(l.base_lots, s.master_lots, l.base_master_lots, s.lots_step, s.lots_min, s.position_lots)
     and not exists (select 1 from public.trade_execution_queue q
-      where q.account_id = p_account and q.symbol = p_symbol and q.in_flight and q.status <> 'retrying');
+      where q.account_id = p_account and q.symbol = p_symbol and q.in_flight and (q.status <> 'retrying' or private.opens(q)));
 end $$;
 
 -- The whole planner. p_links: live links to look at; p_masters and p_tickets: master positions that may wait for a decision, of the

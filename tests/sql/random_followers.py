@@ -19,6 +19,8 @@ class Followers:
         self.names = names
         #: how much the user dealt on N in all, whatever the side
         self.own_on_net = Decimal(0)
+        #: all trading was stopped once
+        self.stopped = False
         world.db.execute("update public.trading_accounts set funds_at = now() + interval '1 day'")
         world.db.execute("update public.account_symbols set lots_max = %s", (lots_max,))
 
@@ -97,6 +99,8 @@ class Followers:
             self.set_state(name, ("on", "monitor", "off", "on")[b % 4])
 
     def set_state(self, name: str, state: str) -> None:
+        if state != "on":
+            self.masters.doubt_waiting(("", name))
         self.world.as_user("pause_account", {"account_id": self.world.accounts[name], "state": state})
         self.masters.hear(("", name), silent=state != "on")
 
@@ -106,6 +110,9 @@ class Followers:
             self.set_trading(("on", "monitor", "off", "on")[b % 4])
 
     def set_trading(self, state: str) -> None:
+        self.stopped = True
+        if state != "on":
+            self.masters.doubt_waiting(("", ""))
         self.world.db.execute("update public.trading_switch set state = %s, reason = 'a test' where one", (state,))
         self.world.db.execute("select private.sweep_trading(%s)", (state,))
         self.masters.hear(("", ""), silent=state != "on")

@@ -266,6 +266,8 @@ class Masters:
     # -- settings ----------------------------------------------------------------------------------------------
 
     def set_mode(self, copier: tuple[str, str], mode: str) -> None:
+        if mode != "on":
+            self.doubt_waiting(copier)
         self.world.as_user("set_copier_mode", {"copier_id": self.world.copiers[">".join(copier)], "mode": mode})
         self.hear(copier, silent=mode != "on")
         self.frozen.pop(copier, None)
@@ -275,12 +277,15 @@ class Masters:
     def last_execution(self) -> int:
         return int(self.world.one("select coalesce(max(id), 0) from public.trade_execution_queue"))
 
+    def doubt_waiting(self, key: tuple[str, str]) -> None:
+        """These copiers are about to stop: an open, an increase or a flip that is not done yet may be refused."""
+        if self.world.open_executions(key[1] or None):
+            self.doubts.pairs.update(pair for pair in self.courses if key in (pair[:2], ("", pair.follower), ("", "")))
+
     def hear(self, key: tuple[str, str], *, silent: bool) -> None:
         """Nothing is opened for these copiers from now on, or is again."""
         if silent:
             self.doubts.silent.add(key)
-            if self.world.open_executions(key[1] or None):  # an increase or a flip may wait behind it: it is refused
-                self.doubts.pairs.update(pair for pair in self.courses if key in (pair[:2], ("", pair.follower), ("", "")))
         else:
             self.doubts.silent.discard(key)
 

@@ -244,3 +244,16 @@ def test_what_a_late_deal_dealt_too_much_serves_an_increase(world: NettingWorld)
     world.send("M", world.event("increased", p | {"side": "sell", "lots": "0.20"}))
     world.run()
     assert (world.net, world.shares()) == (Decimal("-0.20"), {"M": Decimal("0.20")}), world.acts("N")
+
+
+def test_a_master_that_reduces_while_its_increase_waits_for_another_attempt(world: NettingWorld) -> None:
+    world.copy("M", "N", max_age_ms=60000)
+    p = world.opened("M", "0.10")
+    world.run()
+    world.send("M", world.event("increased", p | {"lots": "0.20"}))
+    (increase,) = world.open_executions("N")
+    world.report(increase, "rejected", reason="requote", retryable=True)
+    world.send("M", world.event("reduced", p | {"lots": "0.10"}))
+    world.come_due()
+    world.run()
+    assert (world.net, world.shares()) == (Decimal("0.10"), {"M": Decimal("0.10")}), world.acts("N")
