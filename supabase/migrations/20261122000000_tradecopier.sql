@@ -4187,6 +4187,13 @@ language plpgsql stable security definer set search_path = '' as $$
 declare
   v_load record;
 begin
+  -- most copiers filter nothing: one look
+  if p_copier.sides = 'both' and p_copier.open_from is null and p_copier.weekdays @> '{1,2,3,4,5,6,7}' and p_copier.min_equity is null
+    and p_copier.symbols_only = '{}' and p_copier.symbols_except = '{}' and p_copier.magic_only = '{}' and p_copier.magic_except = '{}'
+    and p_copier.comment_only = '{}' and p_copier.comment_except = '{}' and p_copier.max_open_positions is null
+    and p_copier.max_open_lots is null and p_copier.max_trades_per_day is null then
+    return null;
+  end if;
   if p_copier.sides not in ('both', p_position.side) then return 'side_filtered'; end if;
   if cardinality(p_copier.symbols_only) > 0 and not private.matches_any(p_position.symbol, p_copier.symbols_only)
     or private.matches_any(p_position.symbol, p_copier.symbols_except) then
@@ -4879,8 +4886,11 @@ begin
     perform private.book_links(p_links);
     v_new := private.plan_links(p_links, p_now);
   end if;
-  -- after a report there is rarely something to decide: asking first is cheaper than deciding nothing
-  if p_links is null or exists (select 1 from private.undecided(p_masters, p_tickets, p_copiers)) then
+  -- what the master has closed waits for no decision; after a report, too, there is rarely one: asking first is cheaper than deciding nothing
+  if p_links is null or exists (
+      select 1 from unnest(p_masters, p_tickets) as u (master, ticket)
+      join public.positions m on m.account_id = u.master and m.ticket = u.ticket and m.lots > 0)
+    and exists (select 1 from private.undecided(p_masters, p_tickets, p_copiers)) then
     v_new := coalesce(v_new, '{}') || coalesce(private.decide(p_masters, p_tickets, p_copiers, p_now), '{}');
   end if;
   select array_agg(l.id) into v_decided from public.position_links l

@@ -48,6 +48,13 @@ language plpgsql stable security definer set search_path = '' as $$
 declare
   v_load record;
 begin
+  -- most copiers filter nothing: one look
+  if p_copier.sides = 'both' and p_copier.open_from is null and p_copier.weekdays @> '{1,2,3,4,5,6,7}' and p_copier.min_equity is null
+    and p_copier.symbols_only = '{}' and p_copier.symbols_except = '{}' and p_copier.magic_only = '{}' and p_copier.magic_except = '{}'
+    and p_copier.comment_only = '{}' and p_copier.comment_except = '{}' and p_copier.max_open_positions is null
+    and p_copier.max_open_lots is null and p_copier.max_trades_per_day is null then
+    return null;
+  end if;
   if p_copier.sides not in ('both', p_position.side) then return 'side_filtered'; end if;
   if cardinality(p_copier.symbols_only) > 0 and not private.matches_any(p_position.symbol, p_copier.symbols_only)
     or private.matches_any(p_position.symbol, p_copier.symbols_except) then

@@ -299,8 +299,11 @@ begin
     perform private.book_links(p_links);
     v_new := private.plan_links(p_links, p_now);
   end if;
-  -- after a report there is rarely something to decide: asking first is cheaper than deciding nothing
-  if p_links is null or exists (select 1 from private.undecided(p_masters, p_tickets, p_copiers)) then
+  -- what the master has closed waits for no decision; after a report, too, there is rarely one: asking first is cheaper than deciding nothing
+  if p_links is null or exists (
+      select 1 from unnest(p_masters, p_tickets) as u (master, ticket)
+      join public.positions m on m.account_id = u.master and m.ticket = u.ticket and m.lots > 0)
+    and exists (select 1 from private.undecided(p_masters, p_tickets, p_copiers)) then
     v_new := coalesce(v_new, '{}') || coalesce(private.decide(p_masters, p_tickets, p_copiers, p_now), '{}');
   end if;
   select array_agg(l.id) into v_decided from public.position_links l
