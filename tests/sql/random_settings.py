@@ -153,7 +153,7 @@ class Course:
             more = self.setting.size(lots - self.lots, side)
             self.total += more
             self.high = self.high + more if self.setting.rounds_only else self.total
-            self.low += more if self.setting.rounds_only else 0
+            self.low += more if self.setting.rounds_only and self.low > 0 else 0
             self.slack += 0 if self.setting.exact else 2
         if self.late:
             self.low, self.high = min(self.low, decided_now), max(self.high, decided_now)
