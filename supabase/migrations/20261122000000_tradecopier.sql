@@ -3250,9 +3250,11 @@ begin
   select g.link_id into v_other from private.link_legs g where g.account_id = q.account_id and g.ticket = v_oldest.ticket;
   update private.link_legs g set ticket = v_oldest.ticket, price = v_oldest.price where g.link_id = q.link_id and g.ticket = v_mine.ticket;
   update private.link_legs g set ticket = v_mine.ticket, price = v_mine.price where g.link_id = v_other and g.ticket = v_oldest.ticket;
-  -- the ticket that it holds now has the levels of the other copy: its own are asked for again
+  -- the ticket that each holds now has the levels of the other copy: its own are asked for again
   update public.position_links l set asked_sl = v_mine.sl, asked_tp = v_mine.tp, replan_at = p_now
   where l.id = v_other and (l.asked_sl, l.asked_tp) is distinct from (v_mine.sl, v_mine.tp);
+  update public.position_links l set asked_sl = v_oldest.sl, asked_tp = v_oldest.tp  -- after a reduction some of it stays
+  where l.id = q.link_id and l.ended_at is null and (l.asked_sl, l.asked_tp) is distinct from (v_oldest.sl, v_oldest.tp);
 end $$;
 
 -- 41_levels.sql
@@ -3609,6 +3611,7 @@ declare
   v_part record;
   v_left numeric := p_filled;
   v_lots numeric;
+  v_beyond numeric := 0;
 begin
   select v_left + coalesce(sum(abs((e ->> 'lots')::numeric)), 0) into v_left
   from jsonb_array_elements(p_parts) e
@@ -3626,6 +3629,9 @@ begin
         select coalesce(least(sum(g.lots), l.base_lots), 0) from private.link_legs g where g.link_id = l.id), 0)
       where l.id = v_part.link_id;
     end if;
+    if v_part.lots < 0 and v_part.with_deal then
+      v_beyond := v_beyond + greatest(0, v_lots - (select coalesce(sum(g.lots), 0) from private.link_legs g where g.link_id = v_part.link_id));
+    end if;
     if v_lots > 0 then
       perform private.book_share(v_part.link_id, p_account, p_symbol, v_lots * sign(v_part.lots), p_price);
     end if;
@@ -3634,6 +3640,20 @@ begin
     end if;
   end loop;
   update private.net_ledgers set net_lots = net_lots + p_filled * private.sign_of(p_side) where account_id = p_account and symbol = p_symbol;
+  if v_beyond > 0 then
+    perform private.book_beyond(p_account, p_symbol, private.sign_of(p_side), v_beyond);
+  end if;
+end $$;
+
+-- A deal took more off a link than it still held (an earlier one had filled late, while it was under way). As far as no link and no volume of
+-- the user's own stands for that, it is left unbooked: book_net finds it, and takes it from the links that hold, or they would close it twice.
+create function private.book_beyond(p_account uuid, p_symbol text, p_direction integer, p_lots numeric) returns void
+language plpgsql security definer set search_path = '' as $$
+begin
+  update private.net_ledgers n set net_lots = n.net_lots - p_direction * least(p_lots, greatest(0, p_direction * (n.net_lots - (
+    select coalesce(sum(g.lots * private.sign_of(l.side)), 0) from private.link_legs g join public.position_links l on l.id = g.link_id
+    where g.account_id = p_account and g.ticket = p_symbol))))
+  where n.account_id = p_account and n.symbol = p_symbol;
 end $$;
 
 -- Books the parts of a deal that was given up and filled after all. Meanwhile its reductions may have been repeated: each link gives what it
@@ -3992,6 +4012,7 @@ begin
   where s.id = any (p_links) and s.ended_at is null and q.link_id = s.id and q.finalized_at is null and q.status = 'retrying' and q.parts is null
     and case
       when s.doomed then q.action not in ('close', 'cancel')
+      when q.action = 'close' then true  -- its copier is to go gracefully after all, or its master was not closed
       when q.action = 'modify' then (s.asked_sl, s.asked_tp) is distinct from (s.wanted_sl, s.wanted_tp)
       when q.action = 'amend' then (s.asked_price, s.asked_sl, s.asked_tp) is distinct from (s.wanted_price, s.wanted_sl, s.wanted_tp)
       when q.action = 'reduce' then s.waiting = s.executions and s.reducing <> s.position_lots
@@ -4546,7 +4567,8 @@ begin
   with loose as (
     select p.*, nextval('public.trade_execution_queue_id_seq') as step_id
     from public.positions p
-    join public.trading_accounts a on a.id = p.account_id and a.copy_state = 'flattening' and (a.flatten_manual or p.tag is not null and not p.released)
+    join public.trading_accounts a on a.id = p.account_id and a.copy_state = 'flattening'
+      and (a.flatten_manual or a.mode = 'hedging' and p.tag is not null and not p.released)  -- of a net position, ours is what links hold
     where p.account_id = p_account and p.closed_at is null
       and not exists (
         select 1 from private.link_legs g join public.position_links l on l.id = g.link_id and l.state = 'live'
@@ -4575,7 +4597,7 @@ begin
   select exists (select 1 from public.trade_execution_queue q where q.account_id = p_account and q.in_flight)
     or exists (
       select 1 from public.positions p join public.trading_accounts a on a.id = p.account_id
-      where p.account_id = p_account and p.closed_at is null and (a.flatten_manual or p.tag is not null and not p.released
+      where p.account_id = p_account and p.closed_at is null and (a.flatten_manual or a.mode = 'hedging' and p.tag is not null and not p.released
         or exists (select 1 from private.link_legs g where g.account_id = p.account_id and g.ticket in (p.ticket, p.symbol))))
   into v_left;
   update public.trading_accounts a set flat_snapshots = case when v_left then 0 else a.flat_snapshots + 1 end,
@@ -4625,7 +4647,8 @@ begin
   loop
     v_reason := case when v_link.doomed and v_link.removal is null then 'already_closed' else coalesce(v_link.shut, 'too_old') end;
     update public.position_links l set wanted_lots = null, wanted_until = null,
-      base_lots = case when v_link.legs > 0 then v_link.position_lots end, base_master_lots = v_link.master_lots,
+      base_lots = case when v_link.legs > 0 then v_link.position_lots end,
+      base_master_lots = coalesce(nullif(v_link.master_lots, 0), l.base_master_lots),  -- a closed master's 0 is nothing to divide by
       state = case when v_link.legs = 0 then 'ended' else 'live' end,
       reason = case when v_link.legs = 0 then v_reason else l.reason end,
       ended_at = case when v_link.legs = 0 then p_now end
@@ -5610,7 +5633,11 @@ declare
   v_rows jsonb;
 begin
   if exists (select 1 from public.trade_execution_queue q where q.status = 'retrying' and q.next_attempt_at <= v_now and q.attempt = 0) then
-    perform private.maintain_executions();  -- opens that were held back: their time is a matter of seconds
+    begin
+      perform private.maintain_executions();  -- opens that were held back: their time is a matter of seconds
+    exception when others then  -- the lease must be renewed all the same
+      raise warning 'outstanding_executions: % (%)', sqlerrm, sqlstate;
+    end;
   end if;
   select array_agg(q.id) into v_unoffered
   from public.account_vps_assignments a

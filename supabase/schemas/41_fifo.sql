@@ -22,7 +22,9 @@ begin
   select g.link_id into v_other from private.link_legs g where g.account_id = q.account_id and g.ticket = v_oldest.ticket;
   update private.link_legs g set ticket = v_oldest.ticket, price = v_oldest.price where g.link_id = q.link_id and g.ticket = v_mine.ticket;
   update private.link_legs g set ticket = v_mine.ticket, price = v_mine.price where g.link_id = v_other and g.ticket = v_oldest.ticket;
-  -- the ticket that it holds now has the levels of the other copy: its own are asked for again
+  -- the ticket that each holds now has the levels of the other copy: its own are asked for again
   update public.position_links l set asked_sl = v_mine.sl, asked_tp = v_mine.tp, replan_at = p_now
   where l.id = v_other and (l.asked_sl, l.asked_tp) is distinct from (v_mine.sl, v_mine.tp);
+  update public.position_links l set asked_sl = v_oldest.sl, asked_tp = v_oldest.tp  -- after a reduction some of it stays
+  where l.id = q.link_id and l.ended_at is null and (l.asked_sl, l.asked_tp) is distinct from (v_oldest.sl, v_oldest.tp);
 end $$;

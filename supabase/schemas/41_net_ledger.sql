@@ -96,6 +96,7 @@ declare
   v_part record;
   v_left numeric := p_filled;
   v_lots numeric;
+  v_beyond numeric := 0;
 begin
   select v_left + coalesce(sum(abs((e ->> 'lots')::numeric)), 0) into v_left
   from jsonb_array_elements(p_parts) e
@@ -113,6 +114,9 @@ begin
         select coalesce(least(sum(g.lots), l.base_lots), 0) from private.link_legs g where g.link_id = l.id), 0)
       where l.id = v_part.link_id;
     end if;
+    if v_part.lots < 0 and v_part.with_deal then
+      v_beyond := v_beyond + greatest(0, v_lots - (select coalesce(sum(g.lots), 0) from private.link_legs g where g.link_id = v_part.link_id));
+    end if;
     if v_lots > 0 then
       perform private.book_share(v_part.link_id, p_account, p_symbol, v_lots * sign(v_part.lots), p_price);
     end if;
@@ -121,6 +125,20 @@ begin
     end if;
   end loop;
   update private.net_ledgers set net_lots = net_lots + p_filled * private.sign_of(p_side) where account_id = p_account and symbol = p_symbol;
+  if v_beyond > 0 then
+    perform private.book_beyond(p_account, p_symbol, private.sign_of(p_side), v_beyond);
+  end if;
+end $$;
+
+-- A deal took more off a link than it still held (an earlier one had filled late, while it was under way). As far as no link and no volume of
+-- the user's own stands for that, it is left unbooked: book_net finds it, and takes it from the links that hold, or they would close it twice.
+create function private.book_beyond(p_account uuid, p_symbol text, p_direction integer, p_lots numeric) returns void
+language plpgsql security definer set search_path = '' as $$
+begin
+  update private.net_ledgers n set net_lots = n.net_lots - p_direction * least(p_lots, greatest(0, p_direction * (n.net_lots - (
+    select coalesce(sum(g.lots * private.sign_of(l.side)), 0) from private.link_legs g join public.position_links l on l.id = g.link_id
+    where g.account_id = p_account and g.ticket = p_symbol))))
+  where n.account_id = p_account and n.symbol = p_symbol;
 end $$;
 
 -- Books the parts of a deal that was given up and filled after all. Meanwhile its reductions may have been repeated: each link gives what it

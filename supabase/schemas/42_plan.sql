@@ -154,6 +154,7 @@ begin
   where s.id = any (p_links) and s.ended_at is null and q.link_id = s.id and q.finalized_at is null and q.status = 'retrying' and q.parts is null
     and case
       when s.doomed then q.action not in ('close', 'cancel')
+      when q.action = 'close' then true  -- its copier is to go gracefully after all, or its master was not closed
       when q.action = 'modify' then (s.asked_sl, s.asked_tp) is distinct from (s.wanted_sl, s.wanted_tp)
       when q.action = 'amend' then (s.asked_price, s.asked_sl, s.asked_tp) is distinct from (s.wanted_price, s.wanted_sl, s.wanted_tp)
       when q.action = 'reduce' then s.waiting = s.executions and s.reducing <> s.position_lots

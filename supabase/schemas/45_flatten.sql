@@ -30,7 +30,8 @@ begin
   with loose as (
     select p.*, nextval('public.trade_execution_queue_id_seq') as step_id
     from public.positions p
-    join public.trading_accounts a on a.id = p.account_id and a.copy_state = 'flattening' and (a.flatten_manual or p.tag is not null and not p.released)
+    join public.trading_accounts a on a.id = p.account_id and a.copy_state = 'flattening'
+      and (a.flatten_manual or a.mode = 'hedging' and p.tag is not null and not p.released)  -- of a net position, ours is what links hold
     where p.account_id = p_account and p.closed_at is null
       and not exists (
         select 1 from private.link_legs g join public.position_links l on l.id = g.link_id and l.state = 'live'
@@ -59,7 +60,7 @@ begin
   select exists (select 1 from public.trade_execution_queue q where q.account_id = p_account and q.in_flight)
     or exists (
       select 1 from public.positions p join public.trading_accounts a on a.id = p.account_id
-      where p.account_id = p_account and p.closed_at is null and (a.flatten_manual or p.tag is not null and not p.released
+      where p.account_id = p_account and p.closed_at is null and (a.flatten_manual or a.mode = 'hedging' and p.tag is not null and not p.released
         or exists (select 1 from private.link_legs g where g.account_id = p.account_id and g.ticket in (p.ticket, p.symbol))))
   into v_left;
   update public.trading_accounts a set flat_snapshots = case when v_left then 0 else a.flat_snapshots + 1 end,

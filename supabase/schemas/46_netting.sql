@@ -38,7 +38,8 @@ begin
   loop
     v_reason := case when v_link.doomed and v_link.removal is null then 'already_closed' else coalesce(v_link.shut, 'too_old') end;
     update public.position_links l set wanted_lots = null, wanted_until = null,
-      base_lots = case when v_link.legs > 0 then v_link.position_lots end, base_master_lots = v_link.master_lots,
+      base_lots = case when v_link.legs > 0 then v_link.position_lots end,
+      base_master_lots = coalesce(nullif(v_link.master_lots, 0), l.base_master_lots),  -- a closed master's 0 is nothing to divide by
       state = case when v_link.legs = 0 then 'ended' else 'live' end,
       reason = case when v_link.legs = 0 then v_reason else l.reason end,
       ended_at = case when v_link.legs = 0 then p_now end

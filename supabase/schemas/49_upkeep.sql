@@ -9,7 +9,11 @@ declare
   v_rows jsonb;
 begin
   if exists (select 1 from public.trade_execution_queue q where q.status = 'retrying' and q.next_attempt_at <= v_now and q.attempt = 0) then
-    perform private.maintain_executions();  -- opens that were held back: their time is a matter of seconds
+    begin
+      perform private.maintain_executions();  -- opens that were held back: their time is a matter of seconds
+    exception when others then  -- the lease must be renewed all the same
+      raise warning 'outstanding_executions: % (%)', sqlerrm, sqlstate;
+    end;
   end if;
   select array_agg(q.id) into v_unoffered
   from public.account_vps_assignments a

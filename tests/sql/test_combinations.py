@@ -1,0 +1,170 @@
+"""Features that meet: each is tested where it belongs, here two of them want different things of one copy."""
+
+from collections.abc import Iterator
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from netting_world import NettingWorld
+
+from agent.local.database import Database
+
+D = Decimal
+
+
+@pytest.fixture
+def world(database: Database) -> Iterator[NettingWorld]:
+    with database.connect() as connection:
+        w = NettingWorld(connection)
+        w.add_account("M", vps="a")
+        w.add_account("M2", vps="a")
+        w.add_account("F", vps="b")
+        w.add_account("N", vps="b", mode="netting")
+        yield w
+        assert w.unexplained() == 0
+
+
+def remove(world: NettingWorld, mode: str, pair: str = "M>F") -> Any:
+    return world.as_user("remove_copier", {"copier_id": world.copiers[pair], "mode": mode})
+
+
+# -- netting -----------------------------------------------------------------------------------------------------
+
+
+def test_a_reduction_that_fills_late_is_booked_although_its_master_has_closed_meanwhile(world: NettingWorld) -> None:
+    """What its link was sized from stays known, or no report would be taken; what is sold twice is taken from who holds."""
+    world.copy("M", "N")
+    world.copy("M2", "N")
+    p = world.opened("M", "1.00")
+    world.run()
+    q = world.opened("M2", "1.00")
+    world.run()
+    world.send("M", world.event("reduced", p | {"lots": "0.50"}))
+    (reduction,) = world.open_executions("N")
+    world.report(reduction, "rejected", reason="market_closed", retryable=True)
+    world.send("M", world.event("increased", p | {"lots": "2.00"}))
+    (increase,) = [e for e in world.open_executions("N") if e["id"] != reduction["id"]]
+    world.report(increase, "rejected", reason="market_closed", retryable=True)
+    world.send("M", world.event("closed", p | {"lots": "0"}))
+    world.deal(reduction)
+    world.come_due()
+    world.run()
+    assert world.shares() == {"M2": world.net}
+    world.send("M2", world.event("closed", q | {"lots": "0"}))
+    world.run()
+    assert world.net == 0
+
+
+@pytest.mark.parametrize("how", ["pause", "switch", "removal", "copier"])
+def test_an_open_that_waits_for_its_deal_is_given_up_when_nothing_may_be_opened(world: NettingWorld, how: str) -> None:
+    world.copy("M", "N")
+    world.copy("M2", "N")
+    world.opened("M2", "1.00")
+    (first,) = world.open_executions("N")
+    world.opened("M", "0.40")
+    assert len(world.open_executions("N")) == 1
+    if how == "pause":
+        world.as_user("pause_account", {"account_id": world.accounts["N"], "state": "monitor"})
+    elif how == "switch":
+        world.db.execute("select private.stop_opening(%s, 'equity_floor', clock_timestamp())", (world.accounts["N"],))
+    elif how == "removal":
+        remove(world, "close_gracefully", "M>N")
+    else:
+        world.as_user("set_copier_mode", {"copier_id": world.copiers["M>N"], "mode": "monitor"})
+    world.deal(first)
+    world.come_due()
+    assert world.open_executions("N") == []
+    assert world.net == D("1.00")
+
+
+def test_flattening_leaves_the_users_part_of_a_net_position_that_a_copy_opened(world: NettingWorld) -> None:
+    """The position has the tag of the copy, yet the volume beyond the copy's share is its user's own."""
+    world.copy("M", "N")
+    world.opened("M", "1.00")
+    (first,) = world.open_executions("N")
+    world.net = D("1.00")
+    world.report(first, positions=world.state(tag=str(first["id"])), filled_lots="1.00", price="1.10000")
+    world.net = D("1.30")
+    world.send("N", world.event("increased", *world.state(tag=str(first["id"]))))
+    world.as_user("flatten_account", {"account_id": world.accounts["N"]})
+    world.run()
+    world.db.execute("select private.maintain_executions()")
+    world.run()
+    assert world.net == D("0.30")
+    for _ in range(2):
+        world.send("N", world.event("snapshot", positions=world.state(tag=str(first["id"]))))
+    assert world.one("select copy_state from public.trading_accounts where id = %s", world.accounts["N"]) == "off"
+
+
+# -- removal -----------------------------------------------------------------------------------------------------
+
+
+def test_a_close_that_waits_is_dropped_when_the_copier_is_to_go_gracefully_after_all(world: NettingWorld) -> None:
+    world.copy("M", "F")
+    p = world.opened("M", "1.00")
+    world.settle()
+    remove(world, "close_now")
+    (close,) = world.open_executions("F")
+    world.report(close, "rejected", reason="market_closed", retryable=True)
+    remove(world, "close_gracefully")
+    world.come_due()
+    world.settle()
+    assert world.book("F") == [("buy", "1.00")]
+    world.send("M", world.event("closed", p | {"lots": "0"}))
+    world.settle()
+    assert world.book("F") == []
+
+
+# -- pending orders ----------------------------------------------------------------------------------------------
+
+
+def test_a_copy_that_was_left_to_its_user_is_not_taken_back_by_a_repeated_report(world: NettingWorld) -> None:
+    world.copy("M", "F", early_fill_policy="keep")
+    order = world.position("1.00", kind="order", order_type="limit", price="1.09000")
+    world.send("M", world.event("ordered", order))
+    (place,) = world.open_executions("F")
+    ticket = world.fill(place)
+    filled = world.position("1.00", "buy", ticket, tag=str(place["id"]), price="1.09000")
+    world.send("F", world.event("opened", filled))
+    world.send("M", world.event("cancelled", order | {"lots": "0"}))
+    assert world.one("select reason from public.position_links") == "master_never_filled"
+    world.report(place, positions=[filled], filled_lots="1.00", price="1.09000")
+    world.settle()
+    assert world.book("F") == [("buy", "1.00")]
+    assert world.one("select reason from public.position_links") == "master_never_filled"
+
+
+# -- brokers that close in order ---------------------------------------------------------------------------------
+
+
+def test_tickets_exchanged_for_a_reduction_get_the_levels_of_their_new_copies(world: NettingWorld) -> None:
+    world.copy("M", "F")
+    world.opened("M", "1.00", sl="1.05000")
+    first = world.fill(world.open_executions("F")[0])
+    p = world.opened("M", "1.00", sl="1.09000")
+    world.settle()
+    world.send("M", world.event("reduced", p | {"lots": "0.40"}))
+    (reduction,) = world.open_executions("F")
+    world.report(reduction, "rejected", reason="fifo")
+    for _ in range(3):
+        world.come_due()
+        world.settle()
+    asked = [(e["ticket"], e["sl"]) for e in world.executions("F") if e["action"] == "modify"]
+    assert sorted(asked) == [(first, D("1.09000")), (reduction["ticket"], D("1.05000"))]
+    assert world.book("F") == [("buy", "0.40"), ("buy", "1.00")]
+
+
+# -- heartbeats --------------------------------------------------------------------------------------------------
+
+
+def test_a_heartbeat_goes_on_when_the_upkeep_of_opens_fails(world: NettingWorld) -> None:
+    """A lease that is not renewed moves every account of the VPS: no single order may do that."""
+    world.copy("M", "F", delay_min_ms=1000, delay_max_ms=3000)
+    world.opened("M", "0.10")
+    world.db.execute("update public.trade_execution_queue set next_attempt_at = now() where status = 'retrying'")
+    world.db.execute(
+        "create or replace function private.fit_second_attempts(p_accounts uuid[], p_now timestamptz) returns void"
+        " language plpgsql as $$ begin raise division_by_zero; end $$"
+    )
+    beat = world.call(world.agents["b"], "vps_heartbeat", {})
+    assert beat["executions"] == []
