@@ -4011,6 +4011,8 @@ begin
   from private.link_states s
   where s.id = any (p_links) and s.ended_at is null and q.link_id = s.id and q.finalized_at is null and q.status = 'retrying' and q.parts is null
     and case
+      -- frozen by its copier or account: nothing is done until it thaws, then it is planned anew (while all trading is off, nothing is requeued)
+      when s.frozen and q.action not in ('open', 'increase', 'place') and private.trading_state() <> 'off' then true
       when s.doomed then q.action not in ('close', 'cancel')
       when q.action = 'close' then true  -- its copier is to go gracefully after all, or its master was not closed
       when q.action = 'modify' then (s.asked_sl, s.asked_tp) is distinct from (s.wanted_sl, s.wanted_tp)
@@ -7531,13 +7533,18 @@ begin
 end $$;
 
 -- Whether a report is about a copy that was handed over to its user: then what it opened is the user's own as well, and the row says so.
+-- Or about one that ended, and whose position its user has bound to another copy (resync): it stays there, and is not held twice.
 create function private.left_to_user(q public.trade_execution_queue, r jsonb) returns boolean
 language plpgsql security definer set search_path = '' as $$
 begin
-  if q.parts is not null or not exists (
-    select 1 from public.position_links l where l.id = q.link_id and l.state = 'ended' and l.reason = 'released')
-  then
+  if q.parts is not null or not exists (select 1 from public.position_links l where l.id = q.link_id and l.state = 'ended') then
     return false;
+  end if;
+  if not exists (select 1 from public.position_links l where l.id = q.link_id and l.reason = 'released') then
+    return exists (
+      select 1 from jsonb_array_elements(case when jsonb_typeof(r -> 'positions') = 'array' then r -> 'positions' else '[]' end) e
+      join private.link_legs g on g.account_id = q.account_id and g.ticket = e ->> 'ticket' and g.link_id <> q.link_id
+      join public.position_links l on l.id = g.link_id and l.ended_at is null);
   end if;
   update public.positions p set released = true
   from jsonb_array_elements(case when jsonb_typeof(r -> 'positions') = 'array' then r -> 'positions' else '[]' end) e
@@ -8217,7 +8224,7 @@ begin
 end $$;
 
 -- Copying into the account goes on closing and opens nothing more; what is stricter already stays. The caller holds its plan lock.
--- Opens that wait for another attempt end here: they are in nobody's hands.
+-- Opens that wait for another attempt, or for an agent, end here: they are in nobody's hands.
 create function private.stop_opening(p_account uuid, p_reason text, p_now timestamptz) returns void
 language plpgsql security definer set search_path = '' as $$
 declare
@@ -8231,7 +8238,7 @@ begin
   for q in
     update public.trade_execution_queue x set status = 'cancelled', reason = 'account_protected', next_attempt_at = null, finalized_at = p_now,
       updated_at = p_now
-    where x.account_id = p_account and x.in_flight and x.status = 'retrying' and private.opens(x)
+    where x.account_id = p_account and x.in_flight and (x.status = 'retrying' or x.status = 'queued' and x.offered_at is null) and private.opens(x)
     returning x.*
   loop
     perform private.book_failure(q, p_now);

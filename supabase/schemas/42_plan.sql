@@ -153,6 +153,8 @@ begin
   from private.link_states s
   where s.id = any (p_links) and s.ended_at is null and q.link_id = s.id and q.finalized_at is null and q.status = 'retrying' and q.parts is null
     and case
+      -- frozen by its copier or account: nothing is done until it thaws, then it is planned anew (while all trading is off, nothing is requeued)
+      when s.frozen and q.action not in ('open', 'increase', 'place') and private.trading_state() <> 'off' then true
       when s.doomed then q.action not in ('close', 'cancel')
       when q.action = 'close' then true  -- its copier is to go gracefully after all, or its master was not closed
       when q.action = 'modify' then (s.asked_sl, s.asked_tp) is distinct from (s.wanted_sl, s.wanted_tp)

@@ -96,13 +96,18 @@ begin
 end $$;
 
 -- Whether a report is about a copy that was handed over to its user: then what it opened is the user's own as well, and the row says so.
+-- Or about one that ended, and whose position its user has bound to another copy (resync): it stays there, and is not held twice.
 create function private.left_to_user(q public.trade_execution_queue, r jsonb) returns boolean
 language plpgsql security definer set search_path = '' as $$
 begin
-  if q.parts is not null or not exists (
-    select 1 from public.position_links l where l.id = q.link_id and l.state = 'ended' and l.reason = 'released')
-  then
+  if q.parts is not null or not exists (select 1 from public.position_links l where l.id = q.link_id and l.state = 'ended') then
     return false;
+  end if;
+  if not exists (select 1 from public.position_links l where l.id = q.link_id and l.reason = 'released') then
+    return exists (
+      select 1 from jsonb_array_elements(case when jsonb_typeof(r -> 'positions') = 'array' then r -> 'positions' else '[]' end) e
+      join private.link_legs g on g.account_id = q.account_id and g.ticket = e ->> 'ticket' and g.link_id <> q.link_id
+      join public.position_links l on l.id = g.link_id and l.ended_at is null);
   end if;
   update public.positions p set released = true
   from jsonb_array_elements(case when jsonb_typeof(r -> 'positions') = 'array' then r -> 'positions' else '[]' end) e

@@ -90,7 +90,7 @@ begin
 end $$;
 
 -- Copying into the account goes on closing and opens nothing more; what is stricter already stays. The caller holds its plan lock.
--- Opens that wait for another attempt end here: they are in nobody's hands.
+-- Opens that wait for another attempt, or for an agent, end here: they are in nobody's hands.
 create function private.stop_opening(p_account uuid, p_reason text, p_now timestamptz) returns void
 language plpgsql security definer set search_path = '' as $$
 declare
@@ -104,7 +104,7 @@ begin
   for q in
     update public.trade_execution_queue x set status = 'cancelled', reason = 'account_protected', next_attempt_at = null, finalized_at = p_now,
       updated_at = p_now
-    where x.account_id = p_account and x.in_flight and x.status = 'retrying' and private.opens(x)
+    where x.account_id = p_account and x.in_flight and (x.status = 'retrying' or x.status = 'queued' and x.offered_at is null) and private.opens(x)
     returning x.*
   loop
     perform private.book_failure(q, p_now);

@@ -168,3 +168,67 @@ def test_a_heartbeat_goes_on_when_the_upkeep_of_opens_fails(world: NettingWorld)
     )
     beat = world.call(world.agents["b"], "vps_heartbeat", {})
     assert beat["executions"] == []
+
+
+# -- switched off ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["account", "copier"])
+def test_a_close_that_waits_is_frozen_with_its_copy_and_made_when_it_thaws(world: NettingWorld, how: str) -> None:
+    """Off leaves everything alone: also what was to be closed as soon as the market opens."""
+
+    def switch(state: str) -> None:
+        if how == "account":
+            world.as_user("pause_account", {"account_id": world.accounts["F"], "state": state})
+        else:
+            world.as_user("set_copier_mode", {"copier_id": world.copiers["M>F"], "mode": state})
+
+    world.copy("M", "F")
+    p = world.opened("M", "1.00")
+    world.settle()
+    world.send("M", world.event("closed", p | {"lots": "0"}))
+    (close,) = world.open_executions("F")
+    world.report(close, "rejected", reason="market_closed", retryable=True)
+    switch("off")
+    world.come_due()
+    world.settle()
+    assert world.book("F") == [("buy", "1.00")]
+    switch("on")
+    world.come_due()
+    world.settle()
+    assert world.book("F") == []
+
+
+# -- resync ------------------------------------------------------------------------------------------------------
+
+
+def test_a_late_report_does_not_take_an_adopted_copy_from_its_link(world: NettingWorld) -> None:
+    """Its open was given up, the user adopted what was there, then its fill is reported: it is held once, nothing is closed."""
+    world.copy("M", "F")
+    p = world.opened("M", "1.00")
+    (first,) = world.open_executions("F")
+    world.report(first, "expired", reason="too_old")
+    mine = world.position("1.00", tag=str(first["id"]))
+    world.send("F", world.event("opened", mine))
+    item = {"kind": "missing", "master_ticket": p["ticket"], "ticket": mine["ticket"], "action": "adopt"}
+    answer = world.as_user("resync_copier", {"copier_id": world.copiers["M>F"], "items": [item]})
+    assert answer["items"][0]["result"] == "adopted"
+    world.report(first, positions=[mine], filled_lots="1.00", price="1.10000")
+    world.settle()
+    assert world.book("F") == [("buy", "1.00")]
+    assert world.one("select count(*)::int from public.position_links where state = 'live'") == 1
+    world.send("M", world.event("closed", p | {"lots": "0"}))
+    world.settle()
+    assert world.book("F") == []
+    assert len([e for e in world.executions("F") if e["action"] == "close"]) == 1
+
+
+# -- protection --------------------------------------------------------------------------------------------------
+
+
+def test_an_open_that_no_agent_had_yet_is_not_given_to_one_after_protection(world: NettingWorld) -> None:
+    world.copy("M", "F")
+    world.opened("M", "1.00")
+    world.db.execute("update public.trade_execution_queue set offered_at = null, vps_id = null where finalized_at is null")
+    world.db.execute("select private.stop_opening(%s, 'equity_floor', clock_timestamp())", (world.accounts["F"],))
+    assert world.call(world.agents["b"], "vps_heartbeat", {})["executions"] == []
