@@ -100,6 +100,19 @@ begin
   end if;
 end $$;
 
+-- A fill of an execution that is completed already: held by its link, yet beyond what it was to open, so that the planner takes it off again.
+create function private.book_filled_again(q public.trade_execution_queue, r jsonb, p_now timestamptz) returns void
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_was public.position_links;
+begin
+  select * into v_was from public.position_links l where l.id = q.link_id;
+  perform private.book_fill(q, r, p_now);
+  update public.position_links l set base_master_lots = v_was.base_master_lots,
+    base_lots = least(l.base_lots, v_was.base_lots + greatest(0, q.lots - coalesce(q.filled_lots, q.lots)))
+  where l.id = q.link_id and l.base_lots > v_was.base_lots;
+end $$;
+
 -- An order that came to nothing: an open's link ends with its reason, a close or modify waits for its next time.
 create function private.book_failure(q public.trade_execution_queue, p_now timestamptz) returns void
 language plpgsql security definer set search_path = '' as $$
@@ -251,7 +264,7 @@ begin
     -- two attempts may both have filled after all: what either opened is held by the link
     if r ->> 'outcome' = 'completed' and v_account.mode = 'hedging' and private.opens(q) and not private.left_to_user(q, r) then
       perform private.revive_link(q);
-      perform private.book_fill(q, r, p_now);
+      perform private.book_filled_again(q, r, p_now);
       link_ids := array[q.link_id];
     elsif r ->> 'outcome' = 'completed' and q.parts is not null then
       link_ids := private.book_second_fill(q, r);

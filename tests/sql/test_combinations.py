@@ -232,3 +232,27 @@ def test_an_open_that_no_agent_had_yet_is_not_given_to_one_after_protection(worl
     world.db.execute("update public.trade_execution_queue set offered_at = null, vps_id = null where finalized_at is null")
     world.db.execute("select private.stop_opening(%s, 'equity_floor', clock_timestamp())", (world.accounts["F"],))
     assert world.call(world.agents["b"], "vps_heartbeat", {})["executions"] == []
+
+
+# -- second attempts ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_two_attempts_that_both_fill_leave_one_copy(world: NettingWorld, order: tuple[int, int]) -> None:
+    """A broker said no and did it all the same: twice the size is not what was asked for, and follows the master no better."""
+    world.copy("M", "F")
+    p = world.opened("M", "1.00")
+    (first,) = world.open_executions("F")
+    world.report(first, "rejected", reason="price_changed", retryable=True)
+    world.come_due()
+    (second,) = world.open_executions("F")
+    for n in order:
+        world.fill((first, second)[n])
+    world.settle()
+    assert world.book("F") == [("buy", "1.00")]
+    world.send("M", world.event("reduced", p | {"lots": "0.50"}))
+    world.settle()
+    assert world.book("F") == [("buy", "0.50")]
+    world.send("M", world.event("closed", p | {"lots": "0"}))
+    world.settle()
+    assert world.book("F") == []
