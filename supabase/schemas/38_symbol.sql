@@ -77,6 +77,7 @@ begin
     order by x.account_id, x.roots desc, x.prefix, x.suffix
   ) f
   where a.id = f.account_id and (a.symbol_prefix, a.symbol_suffix) is distinct from (f.prefix, f.suffix);
+  perform private.forget_choices(array(select distinct n.account_id from new_symbols n));
   return null;
 end $$;
 create trigger learn_affixes after insert on public.account_symbols
@@ -176,6 +177,57 @@ begin
     return v_symbol;
   end if;
   return null;
+end $$;
+
+-- What follower_symbol() last answered: looking through a broker's names costs ten times as much as looking one up.
+create table private.symbol_choices (
+  follower_account_id uuid not null references public.trading_accounts (id) on delete cascade,
+  master_account_id uuid not null references public.trading_accounts (id) on delete cascade,
+  master_symbol text not null,
+  follower_symbol text not null,
+  primary key (follower_account_id, master_account_id, master_symbol)
+);
+comment on table private.symbol_choices is
+  'The follower''s symbol for a master''s, as last found by name. Forgotten when symbols of either account come or change, and when a name of an instrument does.';
+create index symbol_choices_of_master on private.symbol_choices (master_account_id);
+alter table private.symbol_choices enable row level security;
+
+create function private.forget_choices(p_accounts uuid[]) returns void
+language plpgsql security definer set search_path = '' as $$
+begin
+  delete from private.symbol_choices where follower_account_id = any (p_accounts);
+  delete from private.symbol_choices where master_account_id = any (p_accounts);
+end $$;
+
+create function private.forget_choices_of_symbol() returns trigger
+language plpgsql security definer set search_path = '' as $$
+begin
+  perform private.forget_choices(array[new.account_id]);
+  return null;
+end $$;
+create trigger forget_choices after update on public.account_symbols for each row
+  when ((old.contract_size, old.profit_currency, old.trade_mode) is distinct from (new.contract_size, new.profit_currency, new.trade_mode))
+  execute function private.forget_choices_of_symbol();
+
+-- follower_symbol(), remembered. What is remembered must still fit.
+create function private.choose_symbol(p_follower public.trading_accounts, p_master public.account_symbols) returns public.account_symbols
+language plpgsql volatile security definer set search_path = '' as $$
+declare
+  v_symbol public.account_symbols;
+begin
+  select s.* into v_symbol from private.symbol_choices c
+  join public.account_symbols s on s.account_id = c.follower_account_id and s.name = c.follower_symbol
+  where c.follower_account_id = p_follower.id and c.master_account_id = p_master.account_id and c.master_symbol = p_master.name;
+  if v_symbol.name is not null and private.misfit(p_master, v_symbol) is null then
+    return v_symbol;
+  end if;
+  v_symbol := private.follower_symbol(p_follower, p_master);
+  if v_symbol.name is not null then
+    insert into private.symbol_choices (follower_account_id, master_account_id, master_symbol, follower_symbol)
+    values (p_follower.id, p_master.account_id, p_master.name, v_symbol.name)
+    on conflict (follower_account_id, master_account_id, master_symbol) do update set follower_symbol = excluded.follower_symbol;
+  end if;
+  return v_symbol;
 end $$;
 
 -- Mid prices of every pair of the currencies that the accounts themselves quote, as {"EURUSD": "1.0850"}.

@@ -109,7 +109,7 @@ begin
       case when ms.contract_size is null then null::public.account_symbols
         when y.copier_id is not null or named.contract_size = ms.contract_size and named.profit_currency = ms.profit_currency
           and named.trade_mode not in ('close_only', 'disabled') then named
-        else private.follower_symbol(fa, ms) end as fs,
+        else private.choose_symbol(fa, ms) end as fs,
       case when (m.side = 'buy') = c.reverse then 'sell' else 'buy' end as side,
       case when p_asked is null and u.asked_lots is null then m.unseen_at else p_now end as news_at,
       coalesce(p_asked = 'resync', false) or u.asked_lots is not null as by_user

@@ -130,6 +130,7 @@ begin
     insert into public.symbol_aliases (name, instrument) values (v_name, v_instrument)
     on conflict (name) do update set instrument = excluded.instrument;
   end if;
+  delete from private.symbol_choices where master_symbol is not null;
   return jsonb_build_object('name', v_name, 'instrument', v_instrument);
 end $$;
 

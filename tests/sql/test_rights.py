@@ -47,6 +47,7 @@ private.drift_dismissals        -         -    -          -     -           -   
 private.doorbells               -         -    -          -     -           -             -        -
 private.event_keys              -         -    -          -     -           -             -        -
 private.link_legs               -         -    -          -     -           -             -        -
+private.symbol_choices           -         -    -          -     -           -             -        -
 private.link_states             -         -    -          -     -           -             -        -
 private.net_ledgers             -         -    -          -     -           -             -        -
 private.plan_locks              -         -    -          -     -           -             -        -

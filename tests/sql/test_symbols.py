@@ -200,3 +200,45 @@ def test_aliases_name_one_instrument_each(world: World) -> None:
     names = {r["name"] for r in rows}
     assert {r["instrument"] for r in rows} <= names
     assert [r for r in rows if r["root"] != r["name"]] == []
+
+
+def remembered(world: World) -> list[str]:
+    return [row["follower_symbol"] for row in world.rows("select follower_symbol from private.symbol_choices")]
+
+
+def test_what_was_found_by_name_is_remembered_until_symbols_change(world: World) -> None:
+    has(world, "F", "EURUSD.r")
+    world.copy("M", "F")
+    assert [copied_into(world, "EURUSD"), copied_into(world, "EURUSD")] == ["EURUSD.r", "EURUSD.r"]
+    assert remembered(world) == ["EURUSD.r"]
+    world.db.execute("update public.account_symbols set bid = bid, quoted_at = now() where name like 'EURUSD%'")
+    assert remembered(world) == ["EURUSD.r"]
+    has(world, "F", "EURUSD.pro")
+    assert remembered(world) == []
+    assert copied_into(world, "EURUSD") is None  # now one is as good as the other
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "update public.account_symbols set contract_size = 1000 where name = 'EURUSD.r'",
+        "update public.account_symbols set profit_currency = 'EUR' where name = 'EURUSD.r'",
+        "update public.account_symbols set bid = 2.2, ask = 2.2 where name = 'EURUSD.r'",
+        "delete from public.account_symbols where name = 'EURUSD.r'",
+    ],
+)
+def test_what_is_remembered_and_fits_no_more_is_not_traded(world: World, change: str) -> None:
+    has(world, "F", "EURUSD.r")
+    world.copy("M", "F")
+    assert copied_into(world, "EURUSD") == "EURUSD.r"
+    world.db.execute(change)
+    assert copied_into(world, "EURUSD") is None
+
+
+def test_what_is_remembered_gives_way_when_it_may_be_traded_no_more(world: World) -> None:
+    has(world, "F", "EURUSD.r", "GBPUSD.r", "EURUSD.pro")
+    world.db.execute("update public.account_symbols set trade_mode = 'disabled' where name = 'EURUSD.pro'")
+    world.copy("M", "F")
+    assert copied_into(world, "EURUSD") == "EURUSD.r"
+    world.db.execute("update public.account_symbols set trade_mode = case name when 'EURUSD.pro' then 'full' else 'disabled' end")
+    assert copied_into(world, "EURUSD") == "EURUSD.pro"
