@@ -248,7 +248,7 @@ async def test_two_stacks_do_not_share_a_folder(stack: "Stack") -> None:
 
 
 KILLED = """
-import asyncio, os, sys
+import asyncio, os, signal, sys
 from pathlib import Path
 from agent.local.stack import Stack
 
@@ -257,6 +257,7 @@ async def main():
         print("up", stack.url, flush=True)
         await asyncio.sleep(100)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests in the background has it ignored
 asyncio.run(main())
 """
 
