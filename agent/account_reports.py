@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Final, NoReturn, Protocol
 
@@ -24,6 +24,10 @@ FIGURES_TOLD_EVERY: Final = 20
 QUOTES_AGAIN_EVERY: Final = 20
 #: specs told at once: by the report after a login besides what is watched and held, and by each look after it until all are told
 SPECS_AT_ONCE: Final = 80
+#: looks between two at the quotes that convert the account's money: sizes of copies depend on them, not on their last digit
+CONVERSIONS_EVERY: Final = 30
+#: accounts that are kept in cents of a currency
+CENTS: Final = {"USC": "USD", "EUC": "EUR", "GBC": "GBP"}
 READ_TIMEOUT: Final = 10
 
 StateReport = dict[str, object]
@@ -57,6 +61,7 @@ class AccountReports:
         #: symbols of the account whose specs are still to be told: without them nothing can be copied into it
         self._untold: list[str] = []
         self._quotes: dict[str, Quote] = {}
+        self._currency = ""
         self._figures: AccountState | None = None
         self._looks = 0
         self._told_at_look = 0
@@ -75,12 +80,13 @@ class AccountReports:
     async def first(self, state: AccountState) -> None:
         """The report after a login: figures, and the specs of every symbol that matters. Raises `AdapterError`, `CallFailed`."""
         adapter = self._session.adapter
+        self._currency = CENTS.get(state.currency, state.currency)
         names = await adapter.symbols()
         held = [position.symbol for position in await adapter.positions()]
         fresh = await self._read_specs({*names[:SPECS_AT_ONCE], *self._watched, *held})
         self._untold = [name for name in names if name not in fresh]
         # A quote of a symbol without its specification would have the whole report refused.
-        quotes = await self._read_quotes(fresh.keys() & {*self._watched, *held})
+        quotes = await self._read_quotes(fresh.keys() & {*self._watched, *held, *self._conversions(fresh)})
         await self._send(state, fresh, quotes)
 
     async def keep(self) -> NoReturn:
@@ -110,7 +116,9 @@ class AccountReports:
         new_names = self._watched - self._specs.keys() - self._unknown
         more = self._untold[:SPECS_AT_ONCE]
         specs = await self._read_specs(new_names.union(doubtful, more))
-        quotes = await self._read_quotes(self._watched & (self._specs.keys() | specs.keys()))
+        wanted = self._watched & (self._specs.keys() | specs.keys())
+        due = self._specs | specs if self._looks % CONVERSIONS_EVERY == 0 else specs
+        quotes = await self._read_quotes({*wanted, *self._conversions(due)})
         state = await self._session.adapter.account() if figures else None
         if state is not None:
             self._session.check_login(state)
@@ -120,6 +128,17 @@ class AccountReports:
             await self._send(state, specs, quotes)
         self._session.doubtful.difference_update(doubtful)
         del self._untold[: len(more)]
+
+    def _conversions(self, specs: Mapping[str, SymbolSpec]) -> Iterator[str]:
+        """Pairs of the account's currency with another: by their quotes the database turns profits and funds into one money."""
+        for name, spec in specs.items():
+            pair = spec.margin_currency + spec.profit_currency
+            if (
+                self._currency in (spec.margin_currency, spec.profit_currency)
+                and pair in name.upper()
+                and spec.margin_currency != spec.profit_currency
+            ):
+                yield name
 
     async def _read_specs(self, names: Iterable[str]) -> dict[str, SymbolSpec]:
         found: dict[str, SymbolSpec] = {}

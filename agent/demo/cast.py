@@ -14,6 +14,8 @@ from agent.model import SymbolSpec
 from agent.paper.profile import Profile
 from agent.paper.specs import DEFAULT_PRICES, REFERENCE_USD, infer_spec
 
+#: what the demo's brokers quote: the usual, and the pair that turns the francs of one follower into dollars
+DEMO_PRICES: Final = {**DEFAULT_PRICES, "USDCHF": (Decimal("0.89000"), Decimal("0.89012"))}
 MASTER: Final = "master"
 MASTER_BALANCE: Final = Decimal(1_000_000)
 
@@ -70,7 +72,7 @@ def root_of(name: str) -> str:
 
 def trading_cast() -> Cast:
     """For a master who trades by himself in the usual instruments."""
-    specs = {name: infer_spec(name) for name in DEFAULT_PRICES}
+    specs = {name: infer_spec(name) for name in DEMO_PRICES}
     return _cast(specs, lambda size: MASTER_BALANCE * size(Decimal(1)), smallest=Decimal("0.10"))
 
 

@@ -15,7 +15,7 @@ from typing import Final
 from rich.console import Console
 
 from agent.demo.backend import Person
-from agent.demo.cast import Cast, replaying_cast, trading_cast
+from agent.demo.cast import DEMO_PRICES, Cast, replaying_cast, trading_cast
 from agent.demo.figures import Copying, measure
 from agent.demo.quiet import Hanging, Worked
 from agent.demo.replay import Replay
@@ -106,7 +106,7 @@ async def _put_up(shelter: Shelter, cast: Cast, out: Console, say: Callable[[str
     await shelter.stack.call("grant_operator", {"p_email": EMAIL})  # the page shows the agents, too
     shelter.stack.show_login(owner.email, owner.password)
     vpses = await farm.add_vpses(VPS_NAMES)
-    await farm.paper.set_prices(DEFAULT_PRICES)
+    await farm.paper.set_prices(DEMO_PRICES)
     master = await farm.open_account(cast.master, owner.user_id, vpses[0])
     copiers = []
     for follower in cast.followers:

@@ -381,3 +381,14 @@ async def test_all_symbols_of_a_broker_with_many_are_described_a_part_at_a_time(
     manager.want([account])
     await bench.server.until(lambda: {*names} <= {symbol["name"] for told in descriptions(bench) for symbol in told})
     assert max(len(told) for told in descriptions(bench)) <= SPECS_AT_ONCE + len(account.watch_symbols)
+
+
+async def test_the_pairs_that_convert_an_accounts_money_are_quoted_though_nobody_trades_them(bench: Bench) -> None:
+    """Without them a copy between currencies could not be sized: its master trades something else."""
+    prices = {"EURUSD": ("1.1", "1.1001"), "GBPUSD": ("1.27", "1.2701"), "USDJPY": ("150", "150.01"), "XAUUSD": ("2400", "2401")}
+    await bench.paper.set_prices({name: (Decimal(bid), Decimal(ask)) for name, (bid, ask) in prices.items()})
+    account = replace(await bench.account("122"), watch_symbols=())
+    bench.manager.want([account])
+    await bench.until_status(account, "connected")
+    quoted = {symbol["name"] for symbol in states(bench)[0]["p_state"]["symbols"] if symbol.get("bid")}
+    assert quoted == {"EURUSD", "GBPUSD", "USDJPY"}
