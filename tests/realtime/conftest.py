@@ -12,6 +12,7 @@ from realtime_hall import POLICIES, Hall, Opener, serving, verify
 from realtime_peers import ClientName, Node
 
 from agent.local.database import Database
+from agent.local.lodging import temporary_folder
 from agent.local.postgres import PostgresServer
 from agent.local.realtime import Limits, RealtimeServer
 from agent.local.schema import apply_platform
@@ -91,10 +92,7 @@ def topic() -> str:
 
 
 @pytest.fixture(scope="module")
-def lone_postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
+def lone_postgres() -> Iterator[PostgresServer]:
     """A server of its own, for tests that stop it."""
-    folder = tmp_path_factory.mktemp("lone")
-    for path in (folder, *folder.parents[:3]):
-        path.chmod(path.stat().st_mode | 0o011)  # the server may run as another user
-    with PostgresServer(folder, durable=False) as server:
+    with temporary_folder() as folder, PostgresServer(folder, durable=False) as server:
         yield server
