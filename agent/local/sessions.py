@@ -73,8 +73,9 @@ class Sessions:
                 # The client went away: Postgres may still be at work on this connection.
                 await _discard(connection)
                 raise
-            except psycopg.OperationalError as error:
-                if connection.closed or connection.broken:
+            except (psycopg.Error, OSError) as error:
+                if connection.closed or _lost(error):
+                    await _discard(connection)
                     await self.forget()
                     raise DatabaseAway(str(error)) from error
                 raise
@@ -107,12 +108,24 @@ class Sessions:
                 AsyncConnection.connect(self._dsn, autocommit=True, prepare_threshold=0, application_name=self._application_name),
                 CONNECT_SECONDS,
             )
-        except (psycopg.OperationalError, TimeoutError) as error:
+        except (psycopg.Error, OSError, TimeoutError) as error:
             raise DatabaseAway(str(error)) from error
         connection.prepared_max = 500
         connection.adapters.register_dumper(JsonBody, _JsonBodyDumper)
         connection.adapters.register_loader("json", _RawLoader)
         return connection
+
+
+def _lost(error: psycopg.Error | OSError) -> bool:
+    """Whether an error took its connection along: Postgres is going down, or the error is not Postgres's own (no SQLSTATE).
+
+    psycopg may not have noticed yet that such a connection is closed. A parameter that cannot be sent is our mistake, not a loss.
+    """
+    if isinstance(error, OSError):
+        return True
+    if error.sqlstate is None:
+        return isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError, psycopg.InternalError))
+    return error.sqlstate.startswith(("08", "57P0"))
 
 
 async def _discard(connection: AsyncConnection) -> None:
