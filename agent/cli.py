@@ -1,10 +1,11 @@
 """The command `tradecopier`. Sub-commands are imported when they are used, so that each starts fast."""
 
 import importlib
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, NoReturn
+from typing import Final, NoReturn, TextIO
 
 import click
 
@@ -96,6 +97,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         _say("interrupted")
         return 130
+    except BrokenPipeError:
+        return 1
     except Exception as error:
         if debug:
             raise
@@ -139,4 +142,17 @@ def _say(line: str) -> None:
 
 def main() -> NoReturn:
     """Entry point of the console script."""
-    sys.exit(run())
+    status = run()
+    for stream in (sys.stdout, sys.stderr):
+        _drain(stream)
+    sys.exit(status)
+
+
+def _drain(stream: TextIO) -> None:
+    """Print what is left; if the reader went away (`| head`), lead it to nowhere, so that Python's own flush cannot fail."""
+    try:
+        stream.flush()
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)

@@ -43,6 +43,19 @@ class Options:
     kill_vps: bool = False
 
 
+class Outlet(Console):
+    """Standard output. When its reader goes away (`| head`), `gone` is called and nothing more is printed."""
+
+    def __init__(self, gone: Callable[[], None]) -> None:
+        super().__init__()
+        self._gone = gone
+
+    def on_broken_pipe(self) -> None:
+        """Rich would raise SystemExit here, which leaves the tasks of a running loop hanging."""
+        self.quiet = True
+        self._gone()
+
+
 @dataclass(slots=True)
 class Scene:
     """The running demo."""
@@ -59,10 +72,10 @@ class Scene:
 
 
 async def run_demo(options: Options, console: Console | None = None) -> dict[str, object]:
-    """Run a demo and return its figures. Ctrl-C (or SIGTERM) ends the trading; the figures are still taken."""
-    out = console or Console()
+    """Run a demo and return its figures. Ctrl-C, SIGTERM or a reader that goes away ends the trading; figures are still taken."""
     cast = trading_cast() if options.statement is None else replaying_cast(options.statement)
     with _stopped_by_signals() as stop:
+        out = console or Outlet(stop.set)
         async with _scene(cast, out) as scene:
             begun = time.monotonic()
             failover = Failover(scene) if options.kill_vps else None

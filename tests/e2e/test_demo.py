@@ -93,3 +93,24 @@ def test_ctrl_c_ends_the_demo_and_leaves_nothing_running(tmp_path: Path) -> None
     _, alive = psutil.wait_procs(family.values(), timeout=10)
     assert alive == []
     assert_nothing_wrong(figures(file))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes break differently there")
+def test_a_reader_that_goes_away_ends_the_demo_like_ctrl_c(tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    with (tmp_path / "errors").open("w+") as errors:
+        process = subprocess.Popen(
+            [*COMMAND, "demo", "--json", str(file)], stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True
+        )
+        assert process.stdout is not None
+        try:
+            assert any(line.startswith("login") for line in process.stdout)
+            family = psutil.Process(process.pid).children(recursive=True)
+            process.stdout.close()
+            assert process.wait(timeout=120) == 0
+        finally:
+            process.kill()
+        errors.seek(0)
+        assert errors.read() == f"figures written to {file}\n"
+    assert figures(file)["divergence"] == {"missing": 0, "orphan": 0, "volume_mismatch": 0}
+    assert not [child for child in family if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
