@@ -138,7 +138,7 @@ class EventOutbox:
         if any(result.missing for result in answer.results):
             self._on_missing()
         for event, result in zip(batch, answer.results, strict=False):
-            if result.status == "refused":
+            if result.status in ("refused", "kept"):
                 self._refused(event, result.code, result.error)
             elif event.type == "snapshot" and not self.opened.is_set():
                 await self._add_history()
@@ -153,7 +153,9 @@ class EventOutbox:
     def _refused(self, event: Event, code: str | None, error: str | None) -> None:
         if event.type == "snapshot" and not self.opened.is_set():
             # Without it nothing of this session is planned on. The account says so, and shows itself again in a while.
-            self._session.trouble("snapshot", f"snapshot_refused: the database refused what the account holds ({code}: {error})")
+            self._session.trouble(
+                "snapshot", f"snapshot_refused: the database cannot take what the account holds ({code}: {error})"
+            )
             asyncio.get_running_loop().call_later(self._retry_after, self._on_missing)
         log.error(
             "event_refused",

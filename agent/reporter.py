@@ -92,9 +92,9 @@ class Reporter:
             return
         self._size.went_well()
         for result in answer.results:
-            if result.status == "refused":
+            if result.status in ("refused", "kept"):
                 log.error(
-                    "report_refused",
+                    "report_refused" if result.status == "refused" else "report_kept",
                     extra={"execution_id": result.execution_id, "code": result.code, "error": result.error},
                 )
         self._done(batch)

@@ -15,6 +15,9 @@ from agent.book import Book, Flight
 from agent.model import AccountId, AccountState, Event, ExecutionId, Mode, Offered, Position, Report
 from agent.platforms.protocol import AccountChanged, Adapter
 
+EventStatus = Literal["accepted", "duplicate", "history", "refused", "kept"]
+ReportStatus = Literal["accepted", "duplicate", "refused", "kept"]
+
 #: refusals that concern the whole account: this agent must stop working it (docs/protocol.md)
 ACCOUNT_REFUSALS = frozenset({"TC101", "TC102", "TC103", "TC208"})
 #: the lease ran out, after an outage of the database for example: the next heartbeat renews it, and the same call succeeds
@@ -46,10 +49,11 @@ class BackboneCutOff(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventResult:
-    """What became of one event. `refused` carries a code; `history` means stored, not applied."""
+    """What became of one event. `refused` carries a code; `history` means stored, not applied; `kept` that the database failed
+    on it, holds it and takes it later by itself."""
 
     event_key: str
-    status: Literal["accepted", "duplicate", "history", "refused"]
+    status: EventStatus
     code: str | None = None
     error: str | None = None
     #: a snapshot's: tickets that the database holds open and it lacks; a second good snapshot closes them
@@ -58,10 +62,10 @@ class EventResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportResult:
-    """What became of one report."""
+    """What became of one report. `kept`: the database failed on it, holds it and takes it later by itself."""
 
     execution_id: ExecutionId
-    status: Literal["accepted", "duplicate", "refused"]
+    status: ReportStatus
     code: str | None = None
     error: str | None = None
 

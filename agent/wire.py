@@ -3,14 +3,14 @@
 Hand-written because it is the hot path. Encoders give what `dumps` takes, decoders take what `loads` gives and raise `WireError`.
 """
 
-from typing import Literal, cast
+from typing import cast, get_args
 
 from agent.json_fields import Json, as_list, as_object, integer, one_of, optional_text
 from agent.model import Event, ExecutionId, Position, Quote, Report, SymbolSpec
-from agent.session import EventResult, ReportResult
+from agent.session import EventResult, EventStatus, ReportResult, ReportStatus
 
-EVENT_STATUSES = frozenset({"accepted", "duplicate", "history", "refused"})
-REPORT_STATUSES = frozenset({"accepted", "duplicate", "refused"})
+EVENT_STATUSES = frozenset(get_args(EventStatus))
+REPORT_STATUSES = frozenset(get_args(ReportStatus))
 
 
 def position_to_json(position: Position) -> dict[str, object]:
@@ -112,7 +112,7 @@ def event_results(value: object) -> tuple[EventResult, ...]:
 def _event_result(raw: Json) -> EventResult:
     return EventResult(
         event_key=optional_text(raw, "event_key") or "",
-        status=cast(Literal["accepted", "duplicate", "history", "refused"], one_of(raw, "status", EVENT_STATUSES)),
+        status=cast(EventStatus, one_of(raw, "status", EVENT_STATUSES)),
         code=optional_text(raw, "code"),
         error=optional_text(raw, "error"),
         missing=tuple(str(ticket) for ticket in as_list(raw.get("missing") or [], "missing")),
@@ -126,7 +126,7 @@ def report_results(value: object) -> tuple[ReportResult, ...]:
 def _report_result(raw: Json) -> ReportResult:
     return ReportResult(
         execution_id=ExecutionId(integer(raw, "execution_id", 0)),
-        status=cast(Literal["accepted", "duplicate", "refused"], one_of(raw, "status", REPORT_STATUSES)),
+        status=cast(ReportStatus, one_of(raw, "status", REPORT_STATUSES)),
         code=optional_text(raw, "code"),
         error=optional_text(raw, "error"),
     )

@@ -2,7 +2,7 @@
 
 import itertools
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,11 +32,22 @@ def template_database(postgres_server: PostgresServer) -> Database:
 
 
 @pytest.fixture
-def database(postgres_server: PostgresServer, template_database: Database) -> Iterator[Database]:
-    """A fresh database with the project's schema: `.dsn` (superuser), `.connect()`, `.connect_async()`, `.dsn_of(role)`."""
+def database(request: pytest.FixtureRequest, postgres_server: PostgresServer, template_database: Database) -> Iterator[Database]:
+    """A fresh database with the project's schema: `.dsn` (superuser), `.connect()`, `.connect_async()`, `.dsn_of(role)`.
+
+    The planner survives faults of its own code, so that a test would not see them: at the end there must have been none, but
+    where a test plants them (mark `plants_faults`).
+    """
     copy = Database.create(postgres_server, f"test_{os.getpid()}_{next(_numbers)}", template_database)
     yield copy
+    faults: Sequence[object] = [] if request.node.get_closest_marker("plants_faults") else faults_of(copy)
     copy.drop()
+    assert not faults, "the planner's own code failed"
+
+
+def faults_of(database: Database) -> Sequence[object]:
+    with database.connect() as connection:
+        return connection.execute("select message from public.alerts where kind = 'planner'").fetchall()
 
 
 @pytest.fixture

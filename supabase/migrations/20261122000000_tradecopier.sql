@@ -2978,6 +2978,59 @@ begin
   return div(p_price + p_tick / 2, p_tick) * p_tick;
 end $$;
 
+-- 39_fault.sql
+-- Faults: what the planner's own code failed on. One report, event or copy that makes it raise is set aside here, with all that is needed to do
+-- it again, so that it holds up nothing else and nothing of it is lost. Usually empty. 49_apart.sql works it off.
+
+create table private.faults (
+  account_id uuid not null references public.trading_accounts (id) on delete cascade,
+  kind text not null,
+  subject text not null,
+  body jsonb not null default '{}',
+  error text not null,
+  context text,
+  times integer not null default 1,
+  first_at timestamptz not null,
+  last_at timestamptz not null,
+  retry_at timestamptz not null,
+  primary key (account_id, kind, subject),
+  constraint kind_is_known check (kind in
+    ('report', 'event', 'changes', 'decision', 'explain', 'link', 'offer', 'overdue', 'retries', 'flatten', 'existing'))
+);
+comment on table private.faults is 'What the planner''s own code raised an exception for: kept, tried again by itself, gone once it succeeds. Each raised an alert.';
+comment on column private.faults.account_id is 'whose plan lock, and whose followers'', trying again needs';
+comment on column private.faults.kind is
+  'report, event: the whole entry is in body. changes: of a master, made by reports. decision: a ticket and a copier. explain: events that wait for decisions.'
+  ' link: a copy. offer: an execution nobody was given. overdue, retries, flatten, existing: parts of an account''s upkeep';
+comment on column private.faults.subject is 'which one: execution and attempt with their number, session:seq, ticket and copier, link, execution';
+comment on column private.faults.context is 'where in the code';
+
+-- maintain: what is due
+create index faults_due on private.faults (retry_at);
+alter table private.faults enable row level security;
+
+-- Whether an error is a fault of our own code. Refusals (TC) are answers; what only this moment made fail is for the caller to repeat.
+create function private.is_fault(p_state text) returns boolean
+language plpgsql immutable set search_path = '' as $$
+begin
+  return left(p_state, 2) not in ('TC', '08', '40', '53', '57', '58') and p_state <> '55P03';
+end $$;
+
+-- Sets it aside, or counts that it failed again: after 5 s, doubling up to a minute. Its alert goes to the owner of p_concerns; operators see all.
+create function private.note_fault(p_account uuid, p_kind text, p_subject text, p_body jsonb, p_concerns uuid, p_what text, p_error text, p_context text,
+  p_now timestamptz) returns void
+language plpgsql security definer set search_path = '' as $$
+begin
+  raise warning 'planner fault, %: % (account %) %', p_what, p_error, p_account, p_context;
+  insert into private.faults as f (account_id, kind, subject, body, error, context, first_at, last_at, retry_at)
+  values (p_account, p_kind, p_subject, coalesce(p_body, '{}'), p_error, p_context, p_now, p_now, p_now + interval '5 s')
+  on conflict (account_id, kind, subject) do update set body = excluded.body, error = excluded.error, context = excluded.context,
+    times = f.times + 1, last_at = p_now, retry_at = p_now + make_interval(secs => least(60, 5 * 2 ^ least(f.times, 10)));
+  perform private.raise_alert(p_concerns, 'planner', 'planner_fault', 'critical', format(
+    'The copier''s own code failed on %s. It is kept and tried again by itself, everything else goes on; tell the operators: %s', p_what, p_error),
+    jsonb_build_object('kind', p_kind, 'subject', p_subject, 'error', p_error));
+end $$;
+
 -- 39_jitter.sql
 -- Opens that are to look less alike, for users whose rules allow it: a little later and a little smaller, different for every follower and trade, and
 -- the same again for the same one. Closes, reductions and levels are never touched; a size only ever shrinks, so that every limit holds.
@@ -5189,14 +5242,25 @@ begin
   return v_now;
 end $$;
 
--- Its settings hold for all that it calls: plans are made once, when tables may be tiny, and must serve when they are large.
-create function private.queue_trade_copy(p_events jsonb) returns jsonb
-language plpgsql security definer set search_path = ''
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set enable_material = off set jit = off as $$
+-- Plans what events changed, and gives each of their pairs its reason.
+create function private.plan_events(p_account uuid, p_events bigint[], p_types text[], p_tickets text[], p_now timestamptz) returns bigint[]
+language plpgsql security definer set search_path = '' as $$
 declare
-  v_vps uuid := private.agent_vps();
+  v_links bigint[] := private.links_of_tickets(p_account, p_tickets);
+  v_new bigint[] := private.plan(v_links, array_fill(p_account, array[cardinality(p_tickets)]), p_tickets, null, p_now);
+begin
+  -- a decision may have waited for this: an increase for the fill of an order of ours, a flip for the end of what was held
+  v_new := coalesce(v_new, '{}') || coalesce(private.plan_again(array(
+    select l.id from public.position_links l where l.id = any (v_links) and l.follower_account_id = p_account), p_now), '{}');
+  perform private.explain_rest(p_account, p_events, p_types, p_tickets);
+  return v_new;
+end $$;
+
+-- Takes events and plans; the whole answer. p_apart: each by itself, because something among them made the planner fail (49_apart.sql).
+create function private.take_events(p_vps uuid, p_account uuid, p_events jsonb, p_apart boolean, p_now timestamptz) returns jsonb
+language plpgsql security definer set search_path = '' as $$
+declare
   v_account public.trading_accounts;
-  v_now timestamptz;
   v_results jsonb := '[]';
   v_result jsonb;
   v_event jsonb;
@@ -5204,9 +5268,52 @@ declare
   v_events bigint[] := '{}';
   v_types text[] := '{}';
   v_repeated bigint[] := '{}';
-  v_links bigint[];
   v_new bigint[];
   v_again jsonb := '[]';
+begin
+  select * into v_account from public.trading_accounts where id = p_account;
+  for v_event in select value from jsonb_array_elements(p_events) loop
+    if p_apart then
+      v_result := private.take_event_apart(v_account, v_event, p_now);
+      v_new := coalesce(v_new, '{}') || array(select jsonb_array_elements_text(v_result -> 'executions')::bigint);
+    else
+      v_result := private.take_event(v_account, v_event, p_now);
+    end if;
+    if v_result ->> 'status' = 'duplicate' then
+      v_repeated := v_repeated || array(select jsonb_array_elements_text(v_result -> 'events')::bigint);
+    elsif v_result ? 'tickets' then
+      v_tickets := v_tickets || array(select jsonb_array_elements_text(v_result -> 'tickets'));
+      v_events := v_events || array(select jsonb_array_elements_text(v_result -> 'events')::bigint);
+      v_types := v_types || array(select jsonb_array_elements_text(v_result -> 'types'));
+      if v_event ->> 'type' = 'snapshot' then
+        v_account.snapshot_session := greatest(v_account.snapshot_session, (v_event ->> 'session')::bigint);
+      end if;
+    end if;
+    v_results := v_results || (v_result - array['tickets', 'events', 'types', 'executions']);
+  end loop;
+  if cardinality(v_tickets) > 0 and not p_apart then
+    v_new := private.plan_events(p_account, v_events, v_types, v_tickets, p_now);
+  end if;
+  if v_account.copy_state = 'flattening' then
+    v_new := coalesce(v_new, '{}') || case when p_apart then private.try_step(p_account, 'flatten', '', '{}', p_now)
+      else private.plan_flatten(p_account, p_now) end;
+  end if;
+  if cardinality(v_repeated) > 0 then
+    select coalesce(jsonb_agg(private.execution_json(q)), '[]') into v_again from public.trade_execution_queue q
+    where q.event_id = any (v_repeated) and q.finalized_at is null and q.vps_id = p_vps;
+  end if;
+  return jsonb_build_object('results', v_results, 'executions',
+    case when p_apart then private.offer_apart(v_new, p_vps, clock_timestamp()) else private.offer(v_new, p_vps, clock_timestamp()) end || v_again,
+    'server_time', private.rfc3339(clock_timestamp()));
+end $$;
+
+-- Its settings hold for all that it calls: plans are made once, when tables may be tiny, and must serve when they are large.
+create function private.queue_trade_copy(p_events jsonb) returns jsonb
+language plpgsql security definer set search_path = ''
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set enable_material = off set jit = off as $$
+declare
+  v_vps uuid := private.agent_vps();
+  v_now timestamptz;
 begin
   if octet_length(p_events::text) > 1000000 then
     raise exception using errcode = 'TC002', message = 'queue_trade_copy: the payload is over 1 MB', hint = 'Send fewer events in one call.';
@@ -5219,39 +5326,13 @@ begin
   perform private.require_assignment(v_vps, (p_events ->> 'account_id')::uuid, (p_events ->> 'epoch')::bigint);
   v_now := private.lock_with_followers(array[(p_events ->> 'account_id')::uuid]);
   perform private.require_assignment(v_vps, (p_events ->> 'account_id')::uuid, (p_events ->> 'epoch')::bigint);  -- it may have moved meanwhile
-
-  select * into v_account from public.trading_accounts where id = (p_events ->> 'account_id')::uuid;
-  for v_event in select value from jsonb_array_elements(p_events -> 'events') loop
-    v_result := private.take_event(v_account, v_event, v_now);
-    if v_result ->> 'status' = 'duplicate' then
-      v_repeated := v_repeated || array(select jsonb_array_elements_text(v_result -> 'events')::bigint);
-    elsif v_result ? 'tickets' then
-      v_tickets := v_tickets || array(select jsonb_array_elements_text(v_result -> 'tickets'));
-      v_events := v_events || array(select jsonb_array_elements_text(v_result -> 'events')::bigint);
-      v_types := v_types || array(select jsonb_array_elements_text(v_result -> 'types'));
-      if v_event ->> 'type' = 'snapshot' then
-        v_account.snapshot_session := greatest(v_account.snapshot_session, (v_event ->> 'session')::bigint);
-      end if;
-    end if;
-    v_results := v_results || (v_result - array['tickets', 'events', 'types']);
-  end loop;
-  if cardinality(v_tickets) > 0 then
-    v_links := private.links_of_tickets(v_account.id, v_tickets);
-    v_new := private.plan(v_links, array_fill(v_account.id, array[cardinality(v_tickets)]), v_tickets, null, v_now);
-    -- a decision may have waited for this: an increase for the fill of an order of ours, a flip for the end of what was held
-    v_new := coalesce(v_new, '{}') || coalesce(private.plan_again(array(
-      select l.id from public.position_links l where l.id = any (v_links) and l.follower_account_id = v_account.id), v_now), '{}');
-    perform private.explain_rest(v_account.id, v_events, v_types, v_tickets);
-  end if;
-  if v_account.copy_state = 'flattening' then
-    v_new := coalesce(v_new, '{}') || private.plan_flatten(v_account.id, v_now);
-  end if;
-  if cardinality(v_repeated) > 0 then
-    select coalesce(jsonb_agg(private.execution_json(q)), '[]') into v_again from public.trade_execution_queue q
-    where q.event_id = any (v_repeated) and q.finalized_at is null and q.vps_id = v_vps;
-  end if;
-  return jsonb_build_object('results', v_results, 'executions', private.offer(v_new, v_vps, clock_timestamp()) || v_again,
-    'server_time', private.rfc3339(clock_timestamp()));
+  begin
+    return private.take_events(v_vps, (p_events ->> 'account_id')::uuid, p_events -> 'events', false, v_now);
+  exception when others then
+    if not private.is_fault(sqlstate) then raise; end if;
+    raise warning 'queue_trade_copy: one by one, for %: %', sqlstate, sqlerrm;
+  end;
+  return private.take_events(v_vps, (p_events ->> 'account_id')::uuid, p_events -> 'events', true, v_now);
 end $$;
 
 create function public.queue_trade_copy(p_events jsonb) returns jsonb
@@ -5478,6 +5559,13 @@ begin
   if status <> 'retrying' then next_at := null; end if;
 end $$;
 
+-- Whether a VPS may speak of an execution: it works the account, or was given the execution when it did.
+create function private.was_given(q public.trade_execution_queue, p_vps uuid) returns boolean
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return q.vps_id = p_vps or exists (select 1 from public.account_vps_assignments a where a.account_id = q.account_id and a.vps_id = p_vps);
+end $$;
+
 -- Takes one report; returns its result. Adds to p_links what is to be planned and to p_changes what changed on the account.
 create function private.take_report(p_vps uuid, r jsonb, p_now timestamptz, out result jsonb, out link_ids bigint[], out changes jsonb)
 language plpgsql security definer set search_path = '' as $$
@@ -5496,9 +5584,7 @@ begin
   result := jsonb_build_object('execution_id', r ->> 'execution_id', 'status', 'refused', 'code', 'TC411', 'error', private.report_error(r));
   if result ->> 'error' is not null then return; end if;
   select * into q from public.trade_execution_queue where id = (r ->> 'execution_id')::bigint for update;
-  if q.id is null or q.account_id::text is distinct from r ->> 'account_id' or not exists (
-    select 1 from public.account_vps_assignments a where a.account_id = q.account_id and a.vps_id = p_vps) and q.vps_id is distinct from p_vps
-  then
+  if q.id is null or q.account_id::text is distinct from r ->> 'account_id' or not private.was_given(q, p_vps) then
     result := result || jsonb_build_object('code', 'TC106', 'error', format('execution %s was never given to this VPS', r ->> 'execution_id'));
     return;
   end if;
@@ -5638,20 +5724,52 @@ begin
   return v_new;
 end $$;
 
-create function private.report_executions(p_reports jsonb) returns jsonb
-language plpgsql security definer set search_path = ''
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set enable_material = off set jit = off as $$
+-- Takes reports and plans; the whole answer. p_apart: each by itself, because something among them made the planner fail (49_apart.sql).
+create function private.take_reports(p_vps uuid, p_reports jsonb, p_accounts uuid[], p_apart boolean, p_now timestamptz) returns jsonb
+language plpgsql security definer set search_path = '' as $$
 declare
-  v_vps uuid := private.agent_vps();
-  v_now timestamptz;
   v_report jsonb;
   v_taken record;
   v_results jsonb := '[]';
   v_links bigint[] := '{}';
   v_changes jsonb := '{}';
   v_account text;
+  v_new bigint[] := '{}';
+begin
+  for v_report in select value from jsonb_array_elements(p_reports) loop
+    if p_apart then
+      v_taken := private.take_report_apart(p_vps, v_report, p_now);
+      v_new := v_new || v_taken.executions;
+    else
+      v_taken := private.take_report(p_vps, v_report, p_now);
+      v_links := v_links || v_taken.link_ids;
+      if v_taken.changes <> '[]' then
+        v_account := v_report ->> 'account_id';
+        v_changes := v_changes || jsonb_build_object(v_account, coalesce(v_changes -> v_account, '[]') || v_taken.changes);
+      end if;
+    end if;
+    v_results := v_results || v_taken.result;
+  end loop;
+  if p_apart then
+    v_new := v_new || private.requeue_apart(p_accounts, p_now);
+    return jsonb_build_object('results', v_results, 'executions', private.offer_apart(v_new, p_vps, clock_timestamp()),
+      'server_time', private.rfc3339(clock_timestamp()));
+  end if;
+  v_new := coalesce(private.plan_again(private.settle(v_links, p_now), p_now), '{}') || coalesce(private.requeue(p_accounts, p_now), '{}');
+  for v_account in select jsonb_object_keys(v_changes) loop
+    v_new := v_new || coalesce(private.plan_changes(v_account::uuid, v_changes -> v_account, p_now), '{}');
+  end loop;
+  return jsonb_build_object('results', v_results, 'executions', private.offer(v_new, p_vps, clock_timestamp()),
+    'server_time', private.rfc3339(clock_timestamp()));
+end $$;
+
+create function private.report_executions(p_reports jsonb) returns jsonb
+language plpgsql security definer set search_path = ''
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set enable_material = off set jit = off as $$
+declare
+  v_vps uuid := private.agent_vps();
+  v_now timestamptz;
   v_accounts uuid[];
-  v_new bigint[];
 begin
   if octet_length(p_reports::text) > 1000000 then
     raise exception using errcode = 'TC002', message = 'report_executions: the payload is over 1 MB', hint = 'Send fewer reports in one call.';
@@ -5662,22 +5780,13 @@ begin
   select array_agg(distinct (e ->> 'account_id')::uuid) into v_accounts from jsonb_array_elements(p_reports -> 'reports') e
   where pg_input_is_valid(e ->> 'account_id', 'uuid');
   v_now := private.lock_with_followers(v_accounts);
-
-  for v_report in select value from jsonb_array_elements(p_reports -> 'reports') loop
-    v_taken := private.take_report(v_vps, v_report, v_now);
-    v_results := v_results || v_taken.result;
-    v_links := v_links || v_taken.link_ids;
-    if v_taken.changes <> '[]' then
-      v_account := v_report ->> 'account_id';
-      v_changes := v_changes || jsonb_build_object(v_account, coalesce(v_changes -> v_account, '[]') || v_taken.changes);
-    end if;
-  end loop;
-  v_new := coalesce(private.plan_again(private.settle(v_links, v_now), v_now), '{}') || coalesce(private.requeue(v_accounts, v_now), '{}');
-  for v_account in select jsonb_object_keys(v_changes) loop
-    v_new := v_new || coalesce(private.plan_changes(v_account::uuid, v_changes -> v_account, v_now), '{}');
-  end loop;
-  return jsonb_build_object('results', v_results, 'executions', private.offer(v_new, v_vps, clock_timestamp()),
-    'server_time', private.rfc3339(clock_timestamp()));
+  begin
+    return private.take_reports(v_vps, p_reports -> 'reports', v_accounts, false, v_now);
+  exception when others then
+    if not private.is_fault(sqlstate) then raise; end if;
+    raise warning 'report_executions: one by one, for %: %', sqlstate, sqlerrm;
+  end;
+  return private.take_reports(v_vps, p_reports -> 'reports', v_accounts, true, v_now);
 end $$;
 
 create function public.report_executions(p_reports jsonb) returns jsonb
@@ -5688,6 +5797,362 @@ revoke all on function public.report_executions(jsonb) from public, anon;
 grant execute on function public.report_executions(jsonb) to authenticated;
 grant execute on function private.report_executions(jsonb) to authenticated;
 
+-- 49_apart.sql
+-- One by one: how calls and upkeep go on when the planner's own code fails on something. Whoever plans tries everything at once, as ever; only when
+-- that raises is it done over in parts, each in a subtransaction, and what still fails is set aside (39_fault.sql) and tried again by the upkeep.
+
+-- Plans links, those that fail by themselves: in halves, so that one among many costs little.
+create function private.plan_links_apart(p_links bigint[], p_now timestamptz) returns bigint[]
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_new bigint[];
+  v_half integer := cardinality(p_links) / 2;
+  v_account uuid;
+  v_context text;
+begin
+  if coalesce(cardinality(p_links), 0) = 0 then return '{}'; end if;
+  begin
+    v_new := private.plan_again(private.settle(p_links, p_now), p_now);
+    delete from private.faults f where f.kind = 'link' and f.subject = any (p_links::text[]);
+    return coalesce(v_new, '{}');
+  exception when others then
+    if not private.is_fault(sqlstate) then raise; end if;
+    if v_half = 0 then
+      get stacked diagnostics v_context = pg_exception_context;
+      select l.follower_account_id into v_account from public.position_links l where l.id = p_links[1];
+      perform private.note_fault(v_account, 'link', p_links[1]::text, null, v_account, format('copy %s', p_links[1]), sqlerrm, v_context, p_now);
+      return '{}';
+    end if;
+  end;
+  return private.plan_links_apart(p_links[:v_half], p_now) || private.plan_links_apart(p_links[v_half + 1:], p_now);
+end $$;
+
+-- Plans what a position of a master asks of these copiers, those that fail by themselves.
+create function private.decide_apart(p_account uuid, p_ticket text, p_copiers uuid[], p_now timestamptz) returns bigint[]
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_new bigint[];
+  v_half integer := cardinality(p_copiers) / 2;
+  v_follower uuid;
+  v_context text;
+begin
+  if coalesce(cardinality(p_copiers), 0) = 0 then return '{}'; end if;
+  begin
+    v_new := private.plan((
+      select array_agg(l.id) from public.position_links l
+      where l.master_account_id = p_account and l.master_ticket = p_ticket and l.copier_id = any (p_copiers) and l.ended_at is null),
+      array[p_account], array[p_ticket], p_copiers, p_now);
+    delete from private.faults f
+    where f.account_id = p_account and f.kind = 'decision' and f.subject = any (array(select p_ticket || ' ' || c from unnest(p_copiers) c));
+    return coalesce(v_new, '{}');
+  exception when others then
+    if not private.is_fault(sqlstate) then raise; end if;
+    if v_half = 0 then
+      get stacked diagnostics v_context = pg_exception_context;
+      select c.follower_account_id into v_follower from public.copiers c where c.id = p_copiers[1];
+      perform private.note_fault(p_account, 'decision', p_ticket || ' ' || p_copiers[1],
+        jsonb_build_object('ticket', p_ticket, 'copier_id', p_copiers[1]), v_follower, format('the copy of position %s', p_ticket), sqlerrm, v_context, p_now);
+      return '{}';
+    end if;
+  end;
+  return private.decide_apart(p_account, p_ticket, p_copiers[:v_half], p_now) || private.decide_apart(p_account, p_ticket, p_copiers[v_half + 1:], p_now);
+end $$;
+
+-- Plans what one event changed: {"tickets", "events", "types"} of take_event. Reasons are given once every decision on the ticket is made.
+create function private.plan_event_apart(p_account uuid, p_taken jsonb, p_now timestamptz) returns bigint[]
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_new bigint[] := '{}';
+  v_ticket text;
+begin
+  for v_ticket in select distinct value from jsonb_array_elements_text(p_taken -> 'tickets') loop
+    v_new := v_new || private.decide_apart(p_account, v_ticket, array(
+      select c.id from public.copiers c where c.master_account_id = p_account and c.removed_at is null
+      union
+      select l.copier_id from public.position_links l
+      where l.master_account_id = p_account and l.master_ticket = v_ticket and l.ended_at is null), p_now);
+    v_new := v_new || private.plan_links_apart(array(
+      select l.id from public.position_links l
+      where l.id = any (private.links_of_tickets(p_account, array[v_ticket])) and l.follower_account_id = p_account), p_now);
+    insert into private.faults as f (account_id, kind, subject, body, error, first_at, last_at, retry_at)
+    select p_account, 'explain', v_ticket, jsonb_object_agg(u.event, u.type), 'waits for its decisions', p_now, p_now, p_now
+    from jsonb_array_elements_text(p_taken -> 'events') with ordinality as n (event, i)
+    join lateral (select n.event, p_taken -> 'types' ->> (n.i - 1)::integer, p_taken -> 'tickets' ->> (n.i - 1)::integer) u (event, type, ticket) on true
+    where u.ticket = v_ticket
+    on conflict (account_id, kind, subject) do update set body = f.body || excluded.body;
+    v_new := v_new || private.try_step(p_account, 'explain', v_ticket, null, p_now);
+  end loop;
+  return v_new;
+end $$;
+
+-- One part of the work on an account; what came of it, and "executions" that it made. Raises what went wrong. Longer than forty lines, for it lists them.
+create function private.do_step(p_account uuid, p_kind text, p_subject text, p_body jsonb, p_now timestamptz) returns jsonb
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_account public.trading_accounts;
+  v_body jsonb := p_body;
+  v_done jsonb := '{}';
+  v_taken record;
+  v_new bigint[];
+begin
+  case p_kind
+    when 'event' then
+      select * into v_account from public.trading_accounts where id = p_account;
+      v_done := private.take_event(v_account, p_body, p_now);
+      if v_done ? 'tickets' then v_new := private.plan_event_apart(p_account, v_done, p_now); end if;
+    when 'report' then
+      v_taken := private.take_report((p_body ->> 'vps_id')::uuid, p_body -> 'report', p_now);
+      v_done := v_taken.result;
+      v_new := private.plan_links_apart(array(select distinct x from unnest(v_taken.link_ids) x where x is not null), p_now);
+      if v_taken.changes <> '[]' then v_new := v_new || private.try_step(p_account, 'changes', p_subject, v_taken.changes, p_now); end if;
+    when 'changes' then
+      v_new := private.plan_changes(p_account, p_body, p_now);
+    when 'explain' then
+      if not exists (select 1 from private.faults f where f.account_id = p_account and f.kind = 'decision' and f.body ->> 'ticket' = p_subject) then
+        select f.body into v_body from private.faults f where f.account_id = p_account and f.kind = 'explain' and f.subject = p_subject;
+        perform private.explain_rest(p_account, array_agg(e.key::bigint), array_agg(e.value), array_agg(p_subject)) from jsonb_each_text(v_body) e;
+      else
+        v_done := '{"waits": true}';
+      end if;
+    when 'offer' then
+      perform private.offer(array[p_subject::bigint], null, clock_timestamp());
+    when 'overdue' then
+      v_new := private.plan_links_apart(private.judge_overdue(array[p_account], p_now), p_now);
+    when 'retries' then
+      v_new := private.requeue(array[p_account], p_now);
+    when 'flatten' then
+      v_new := private.plan_flatten(p_account, p_now);
+    when 'existing' then
+      v_new := private.decide_waiting_existing(array[p_account], p_now);
+  end case;
+  return v_done || jsonb_build_object('executions', to_jsonb(coalesce(v_new, '{}')));
+end $$;
+
+-- Does it in a subtransaction: null, and set aside with an alert, when it fails; if it was set aside, that is over when it succeeds.
+create function private.attempt(p_account uuid, p_kind text, p_subject text, p_body jsonb, p_now timestamptz) returns jsonb
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_done jsonb;
+  v_context text;
+begin
+  v_done := private.do_step(p_account, p_kind, p_subject, p_body, p_now);
+  if not v_done ? 'waits' then
+    delete from private.faults f where f.account_id = p_account and f.kind = p_kind and f.subject = p_subject;
+  end if;
+  return v_done;
+exception when others then
+  if not private.is_fault(sqlstate) then raise; end if;
+  get stacked diagnostics v_context = pg_exception_context;
+  perform private.note_fault(p_account, p_kind, p_subject,
+    coalesce(p_body, (select f.body from private.faults f where f.account_id = p_account and f.kind = p_kind and f.subject = p_subject)), p_account,
+    case p_kind when 'report' then format('the report of execution %s', p_body -> 'report' ->> 'execution_id') when 'event' then format('event %s', p_subject)
+      when 'changes' then 'what its own copies changed' when 'explain' then format('the reasons of position %s', p_subject)
+      when 'offer' then format('handing out execution %s', p_subject) else format('the upkeep of the account (%s)', p_kind) end,
+    sqlerrm, v_context, p_now);
+  return null;
+end $$;
+
+create function private.try_step(p_account uuid, p_kind text, p_subject text, p_body jsonb, p_now timestamptz) returns bigint[]
+language plpgsql security definer set search_path = '' as $$
+begin
+  return array(select jsonb_array_elements_text(private.attempt(p_account, p_kind, p_subject, p_body, p_now) -> 'executions')::bigint);
+end $$;
+
+-- An event by itself. What the mirror cannot take is kept whole, and taken later under its own number and times: by then it may be history. Of
+-- snapshots only the newest is kept.
+create function private.take_event_apart(p_account public.trading_accounts, e jsonb, p_now timestamptz) returns jsonb
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_key text := coalesce((e ->> 'session') || ':' || (e ->> 'seq'), md5(e::text));
+begin
+  return coalesce(private.attempt(p_account.id, 'event', case when e ->> 'type' = 'snapshot' then 'snapshot' else v_key end, e, p_now), jsonb_build_object('event_key', v_key, 'status', 'kept', 'code', 'TC420',
+    'error', 'the planner failed on this event; it is kept and tried again by itself'));
+end $$;
+
+-- What a report that cannot be booked says, as far as it goes by itself: the mirror, and what the broker did. The execution stays in flight, so
+-- that nothing else is planned on what is not booked.
+create function private.keep_facts(q public.trade_execution_queue, r jsonb, p_subject text, p_now timestamptz) returns bigint[]
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_account public.trading_accounts;
+  p jsonb;
+  c private.change;
+  v_changes jsonb := '[]';
+begin
+  select * into v_account from public.trading_accounts where id = q.account_id;
+  if (r ->> 'session')::bigint > v_account.session then return '{}'; end if;
+  update public.trade_execution_queue x set filled_lots = coalesce((r ->> 'filled_lots')::numeric, x.filled_lots),
+    fill_price = coalesce((r ->> 'price')::numeric, x.fill_price), received_at = coalesce((r ->> 'received_at')::timestamptz, x.received_at),
+    sent_at = coalesce((r ->> 'sent_at')::timestamptz, x.sent_at), done_at = coalesce((r ->> 'done_at')::timestamptz, x.done_at),
+    message = format('reported %s; the planner failed on the report, which is kept and tried again', r ->> 'outcome'), updated_at = p_now
+  where x.id = q.id and x.finalized_at is null;
+  begin
+    for p in
+      select value from jsonb_array_elements(case when jsonb_typeof(r -> 'positions') = 'array' then r -> 'positions' else '[]' end)
+      order by value ->> 'replaces' is null
+    loop
+      c := private.apply_position(v_account, (r ->> 'session')::bigint, (r ->> 'seq')::bigint, p,
+        coalesce((r ->> 'done_at')::timestamptz, p_now), coalesce((r ->> 'sent_at')::timestamptz, p_now), false, null, null, p_now);
+      if c.applied and (c.type <> 'modified' or q.action = 'modify') then
+        v_changes := v_changes || jsonb_build_object('position', p, 'type', c.type, 'previous_lots', c.previous_lots, 'price', r -> 'price');
+      end if;
+    end loop;
+  exception when others then
+    if not private.is_fault(sqlstate) then raise; end if;
+    return '{}';
+  end;
+  -- said once: when the report itself is taken, the mirror knows it already
+  return case when v_changes = '[]' then '{}' else private.try_step(q.account_id, 'changes', p_subject, v_changes, p_now) end;
+end $$;
+
+-- A report by itself. One that cannot be booked is kept whole; its execution stays in flight until it is.
+create function private.take_report_apart(p_vps uuid, r jsonb, p_now timestamptz, out result jsonb, out executions bigint[])
+language plpgsql security definer set search_path = '' as $$
+declare
+  q public.trade_execution_queue;
+  v_subject text := format('%s:%s %s:%s', r ->> 'execution_id', r ->> 'attempt', r ->> 'session', r ->> 'seq');
+  v_done jsonb;
+begin
+  executions := '{}';
+  if pg_input_is_valid(r ->> 'execution_id', 'bigint') then
+    select * into q from public.trade_execution_queue where id = (r ->> 'execution_id')::bigint for update;
+  end if;
+  if q.id is null or q.account_id::text is distinct from r ->> 'account_id' or not private.was_given(q, p_vps) then
+    result := (private.take_report(p_vps, r, p_now)).result;  -- refused
+    return;
+  end if;
+  v_done := private.attempt(q.account_id, 'report', v_subject, jsonb_build_object('vps_id', p_vps, 'report', r), p_now);
+  if v_done is null then
+    begin
+      executions := private.keep_facts(q, r, v_subject, p_now);
+    exception when others then
+      if not private.is_fault(sqlstate) then raise; end if;  -- the report is kept, that must do
+    end;
+    result := jsonb_build_object('execution_id', q.id::text, 'status', 'kept', 'code', 'TC420',
+      'error', 'the planner failed on this report; it is kept and tried again by itself');
+  else
+    executions := array(select jsonb_array_elements_text(v_done -> 'executions')::bigint);
+    result := v_done - 'executions';
+  end if;
+end $$;
+
+create function private.requeue_apart(p_accounts uuid[], p_now timestamptz) returns bigint[]
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_new bigint[] := '{}';
+  v_account uuid;
+begin
+  foreach v_account in array coalesce(p_accounts, '{}') loop
+    v_new := v_new || private.try_step(v_account, 'retries', '', null, p_now);
+  end loop;
+  return v_new;
+end $$;
+
+-- offer(), for executions among which one may not be offered: that one stays with nobody and is tried again.
+create function private.offer_apart(p_executions bigint[], p_caller uuid, p_now timestamptz) returns jsonb
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_own jsonb := '[]';
+  v_id bigint;
+  v_account uuid;
+  v_context text;
+begin
+  begin
+    return private.offer(p_executions, p_caller, p_now);
+  exception when others then
+    if not private.is_fault(sqlstate) then raise; end if;
+  end;
+  foreach v_id in array p_executions loop
+    begin
+      v_own := v_own || private.offer(array[v_id], p_caller, p_now);
+    exception when others then
+      if not private.is_fault(sqlstate) then raise; end if;
+      get stacked diagnostics v_context = pg_exception_context;
+      select q.account_id into v_account from public.trade_execution_queue q where q.id = v_id;
+      perform private.note_fault(v_account, 'offer', v_id::text, null, v_account, format('handing out execution %s', v_id), sqlerrm, v_context, p_now);
+    end;
+  end loop;
+  return v_own;
+end $$;
+
+-- Executions that heartbeats leave out: reported, and the report waits to be booked; or they cannot be handed out.
+create function private.set_aside_executions() returns bigint[]
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return array(
+    select case f.kind when 'report' then (f.body -> 'report' ->> 'execution_id')::bigint else f.subject::bigint end
+    from private.faults f where f.kind in ('report', 'offer'));
+end $$;
+
+-- Executions as agents read them, for a heartbeat: one that cannot be read out does not keep a VPS from its lease.
+create function private.executions_apart(p_executions bigint[]) returns jsonb
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_rows jsonb := '[]';
+  v_context text;
+  q public.trade_execution_queue;
+begin
+  for q in select * from public.trade_execution_queue x where x.id = any (p_executions) order by x.priority, x.id loop
+    begin
+      v_rows := v_rows || private.execution_json(q);
+    exception when others then
+      if not private.is_fault(sqlstate) then raise; end if;
+      get stacked diagnostics v_context = pg_exception_context;
+      perform private.note_fault(q.account_id, 'offer', q.id::text, null, q.account_id, format('handing out execution %s', q.id), sqlerrm, v_context,
+        clock_timestamp());
+    end;
+  end loop;
+  return v_rows;
+end $$;
+
+-- The upkeep of accounts, part by part; what waits to be tried again is left for its time.
+create function private.keep_up_apart(p_accounts uuid[], p_now timestamptz) returns bigint[]
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_new bigint[] := '{}';
+  v_account uuid;
+  v_part text;
+begin
+  foreach v_account in array p_accounts loop
+    foreach v_part in array array['overdue', 'retries', 'flatten', 'existing'] loop
+      continue when exists (select 1 from private.faults f where f.account_id = v_account and f.kind = v_part)
+        or v_part = 'flatten' and not exists (select 1 from public.trading_accounts a where a.id = v_account and a.copy_state = 'flattening');
+      v_new := v_new || private.try_step(v_account, v_part, '', null, p_now);
+    end loop;
+    v_new := v_new || private.plan_links_apart(array(
+      select l from unnest(private.links_due(array[v_account], p_now)) l
+      where not exists (select 1 from private.faults f where f.account_id = v_account and f.kind = 'link' and f.subject = l::text)), p_now);
+  end loop;
+  return v_new;
+end $$;
+
+-- Tries again what was set aside and is due, of accounts whose locks, with their followers', the caller holds. Reports and events come in the order
+-- in which they failed; reasons last.
+create function private.retry_faults(p_accounts uuid[], p_now timestamptz) returns bigint[]
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_new bigint[] := '{}';
+  f private.faults;
+begin
+  if not exists (select 1 from private.faults x where x.retry_at <= p_now) then return v_new; end if;
+  for f in
+    select * from private.faults x where x.account_id = any (p_accounts) and x.retry_at <= p_now
+    order by x.kind = 'explain', x.first_at, x.subject limit 200
+  loop
+    continue when not private.with_followers(array[f.account_id]) <@ p_accounts;
+    if f.kind = 'link' then
+      v_new := v_new || private.plan_links_apart(array[f.subject::bigint], p_now);
+      delete from private.faults x
+      where x.kind = 'link' and x.subject = f.subject and not exists (select 1 from public.position_links l where l.id = f.subject::bigint);
+    elsif f.kind = 'decision' then
+      v_new := v_new || private.decide_apart(f.account_id, f.body ->> 'ticket', array[(f.body ->> 'copier_id')::uuid], p_now);
+    else
+      v_new := v_new || private.try_step(f.account_id, f.kind, f.subject, f.body, p_now);
+    end if;
+  end loop;
+  return v_new;
+end $$;
+
 -- 49_upkeep.sql
 -- Upkeep of executions and links: what heartbeats hand out, and what time itself changes.
 
@@ -5697,6 +6162,7 @@ language plpgsql security definer set search_path = '' as $$
 declare
   v_now timestamptz := clock_timestamp();
   v_unoffered bigint[];
+  v_aside bigint[];
   v_rows jsonb;
 begin
   if exists (select 1 from public.trade_execution_queue q where q.status = 'retrying' and q.next_attempt_at <= v_now and q.attempt = 0) then
@@ -5706,18 +6172,27 @@ begin
       raise warning 'outstanding_executions: % (%)', sqlerrm, sqlstate;
     end;
   end if;
+  v_aside := private.set_aside_executions();
   select array_agg(q.id) into v_unoffered
   from public.account_vps_assignments a
   join public.trade_execution_queue q on q.account_id = a.account_id and q.in_flight
   where a.vps_id = p_vps and q.status = 'queued' and q.offered_at is null
-    and (not private.opens(q) or q.queued_at > v_now - interval '5 s');
+    and (not private.opens(q) or q.queued_at > v_now - interval '5 s') and q.id <> all (v_aside);
   if v_unoffered is not null then
-    perform private.offer(v_unoffered, p_vps, v_now);
+    perform private.offer_apart(v_unoffered, p_vps, v_now);
   end if;
-  select coalesce(jsonb_agg(private.execution_json(q) order by q.priority, q.id), '[]') into v_rows
-  from public.account_vps_assignments a
-  join public.trade_execution_queue q on q.account_id = a.account_id and q.in_flight
-  where a.vps_id = p_vps and q.status in ('queued', 'executing', 'unknown') and q.offered_at is not null;
+  begin
+    select coalesce(jsonb_agg(private.execution_json(q) order by q.priority, q.id), '[]') into v_rows
+    from public.account_vps_assignments a
+    join public.trade_execution_queue q on q.account_id = a.account_id and q.in_flight
+    where a.vps_id = p_vps and q.status in ('queued', 'executing', 'unknown') and q.offered_at is not null and q.id <> all (v_aside);
+  exception when others then
+    if not private.is_fault(sqlstate) then raise; end if;
+    v_rows := private.executions_apart(array(
+      select q.id from public.account_vps_assignments a
+      join public.trade_execution_queue q on q.account_id = a.account_id and q.in_flight
+      where a.vps_id = p_vps and q.status in ('queued', 'executing', 'unknown') and q.offered_at is not null and q.id <> all (v_aside)));
+  end;
   return v_rows;
 end $$;
 
@@ -5785,6 +6260,8 @@ begin
     select a.id from public.trading_accounts a where a.copy_state = 'flattening'
     union
     select c.follower_account_id from public.copiers c where c.existing_until is not null
+    union
+    select unnest(private.with_followers(array(select f.account_id from private.faults f where f.retry_at <= p_now)))
   ) d;
   return array(select account_id from private.plan_locks where account_id = any (v_due) order by account_id for no key update skip locked);
 end $$;
@@ -5813,30 +6290,58 @@ begin
   return v_links;
 end $$;
 
+-- Live links that time, or their account's state, asks to look at again.
+create function private.links_due(p_accounts uuid[], p_now timestamptz) returns bigint[]
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return array(select l.id from public.position_links l
+  where l.follower_account_id = any (p_accounts) and l.state = 'live'
+    and (l.replan_at <= p_now or l.wanted_until <= p_now or l.order_due_at <= p_now
+      or exists (select 1 from private.net_ledgers n where n.account_id = l.follower_account_id and n.symbol = l.symbol and n.replan_at <= p_now)
+      or exists (select 1 from public.trading_accounts a where a.id = l.follower_account_id and a.copy_state = 'flattening')));
+end $$;
+
+create function private.keep_up(p_accounts uuid[], p_now timestamptz) returns bigint[]
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_links bigint[] := private.judge_overdue(p_accounts, p_now);
+  v_new bigint[];
+  v_account uuid;
+begin
+  v_links := coalesce(v_links, '{}') || private.links_due(p_accounts, p_now);
+  v_new := coalesce(private.requeue(p_accounts, p_now), '{}') || coalesce(private.plan_again(v_links, p_now), '{}');
+  for v_account in select a.id from public.trading_accounts a where a.id = any (p_accounts) and a.copy_state = 'flattening' loop
+    v_new := v_new || private.plan_flatten(v_account, p_now);
+  end loop;
+  return v_new || private.decide_waiting_existing(p_accounts, p_now);
+end $$;
+
 -- What time changes: retries, deadlines, links that wait, flattening accounts. Called by maintain() and by heartbeats; safe to run at once.
+-- All accounts at once, unless the planner fails on something, or did lately: then part by part.
 create function private.maintain_executions() returns void
 language plpgsql security definer set search_path = ''
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set enable_material = off set jit = off as $$
 declare
   v_accounts uuid[] := private.lock_due(clock_timestamp());
   v_now timestamptz := clock_timestamp();
-  v_links bigint[];
   v_new bigint[];
-  v_account uuid;
+  v_whole boolean;
 begin
   if v_accounts is null or cardinality(v_accounts) = 0 then return; end if;
-  v_links := private.judge_overdue(v_accounts, v_now);
-  select coalesce(v_links, '{}') || coalesce(array_agg(l.id), '{}') into v_links from public.position_links l
-  where l.follower_account_id = any (v_accounts) and l.state = 'live'
-    and (l.replan_at <= v_now or l.wanted_until <= v_now or l.order_due_at <= v_now
-      or exists (select 1 from private.net_ledgers n where n.account_id = l.follower_account_id and n.symbol = l.symbol and n.replan_at <= v_now)
-      or exists (select 1 from public.trading_accounts a where a.id = l.follower_account_id and a.copy_state = 'flattening'));
-  v_new := coalesce(private.requeue(v_accounts, v_now), '{}') || coalesce(private.plan_again(v_links, v_now), '{}');
-  for v_account in select a.id from public.trading_accounts a where a.id = any (v_accounts) and a.copy_state = 'flattening' loop
-    v_new := v_new || private.plan_flatten(v_account, v_now);
-  end loop;
-  v_new := v_new || private.decide_waiting_existing(v_accounts, v_now);
-  perform private.offer(v_new, null, clock_timestamp());
+  v_whole := not exists (select 1 from private.faults f where f.account_id = any (v_accounts));
+  if v_whole then
+    begin
+      v_new := private.keep_up(v_accounts, v_now);
+    exception when others then
+      if not private.is_fault(sqlstate) then raise; end if;
+      raise warning 'maintain_executions: part by part, for %: %', sqlstate, sqlerrm;
+      v_whole := false;
+    end;
+  end if;
+  if not v_whole then
+    v_new := private.keep_up_apart(v_accounts, v_now) || private.retry_faults(v_accounts, v_now);
+  end if;
+  perform private.offer_apart(v_new, null, clock_timestamp());
 end $$;
 
 -- 50_heartbeat.sql
@@ -7722,7 +8227,7 @@ begin
   else
     perform private.withdraw(v_accounts, null, p_state = 'off', case p_state when 'off' then 'trading_stopped' else 'trading_monitor' end, v_now);
   end if;
-  perform private.offer(private.plan_again(array(select l.id from public.position_links l where l.state = 'live'), v_now), null, clock_timestamp());
+  perform private.offer_apart(private.plan_links_apart(array(select l.id from public.position_links l where l.state = 'live'), v_now), null, clock_timestamp());
   update public.trading_switch t set settled = true where t.one and not t.settled;
 end $$;
 

@@ -195,14 +195,25 @@ begin
   return v_now;
 end $$;
 
--- Its settings hold for all that it calls: plans are made once, when tables may be tiny, and must serve when they are large.
-create function private.queue_trade_copy(p_events jsonb) returns jsonb
-language plpgsql security definer set search_path = ''
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set enable_material = off set jit = off as $$
+-- Plans what events changed, and gives each of their pairs its reason.
+create function private.plan_events(p_account uuid, p_events bigint[], p_types text[], p_tickets text[], p_now timestamptz) returns bigint[]
+language plpgsql security definer set search_path = '' as $$
 declare
-  v_vps uuid := private.agent_vps();
+  v_links bigint[] := private.links_of_tickets(p_account, p_tickets);
+  v_new bigint[] := private.plan(v_links, array_fill(p_account, array[cardinality(p_tickets)]), p_tickets, null, p_now);
+begin
+  -- a decision may have waited for this: an increase for the fill of an order of ours, a flip for the end of what was held
+  v_new := coalesce(v_new, '{}') || coalesce(private.plan_again(array(
+    select l.id from public.position_links l where l.id = any (v_links) and l.follower_account_id = p_account), p_now), '{}');
+  perform private.explain_rest(p_account, p_events, p_types, p_tickets);
+  return v_new;
+end $$;
+
+-- Takes events and plans; the whole answer. p_apart: each by itself, because something among them made the planner fail (49_apart.sql).
+create function private.take_events(p_vps uuid, p_account uuid, p_events jsonb, p_apart boolean, p_now timestamptz) returns jsonb
+language plpgsql security definer set search_path = '' as $$
+declare
   v_account public.trading_accounts;
-  v_now timestamptz;
   v_results jsonb := '[]';
   v_result jsonb;
   v_event jsonb;
@@ -210,9 +221,52 @@ declare
   v_events bigint[] := '{}';
   v_types text[] := '{}';
   v_repeated bigint[] := '{}';
-  v_links bigint[];
   v_new bigint[];
   v_again jsonb := '[]';
+begin
+  select * into v_account from public.trading_accounts where id = p_account;
+  for v_event in select value from jsonb_array_elements(p_events) loop
+    if p_apart then
+      v_result := private.take_event_apart(v_account, v_event, p_now);
+      v_new := coalesce(v_new, '{}') || array(select jsonb_array_elements_text(v_result -> 'executions')::bigint);
+    else
+      v_result := private.take_event(v_account, v_event, p_now);
+    end if;
+    if v_result ->> 'status' = 'duplicate' then
+      v_repeated := v_repeated || array(select jsonb_array_elements_text(v_result -> 'events')::bigint);
+    elsif v_result ? 'tickets' then
+      v_tickets := v_tickets || array(select jsonb_array_elements_text(v_result -> 'tickets'));
+      v_events := v_events || array(select jsonb_array_elements_text(v_result -> 'events')::bigint);
+      v_types := v_types || array(select jsonb_array_elements_text(v_result -> 'types'));
+      if v_event ->> 'type' = 'snapshot' then
+        v_account.snapshot_session := greatest(v_account.snapshot_session, (v_event ->> 'session')::bigint);
+      end if;
+    end if;
+    v_results := v_results || (v_result - array['tickets', 'events', 'types', 'executions']);
+  end loop;
+  if cardinality(v_tickets) > 0 and not p_apart then
+    v_new := private.plan_events(p_account, v_events, v_types, v_tickets, p_now);
+  end if;
+  if v_account.copy_state = 'flattening' then
+    v_new := coalesce(v_new, '{}') || case when p_apart then private.try_step(p_account, 'flatten', '', '{}', p_now)
+      else private.plan_flatten(p_account, p_now) end;
+  end if;
+  if cardinality(v_repeated) > 0 then
+    select coalesce(jsonb_agg(private.execution_json(q)), '[]') into v_again from public.trade_execution_queue q
+    where q.event_id = any (v_repeated) and q.finalized_at is null and q.vps_id = p_vps;
+  end if;
+  return jsonb_build_object('results', v_results, 'executions',
+    case when p_apart then private.offer_apart(v_new, p_vps, clock_timestamp()) else private.offer(v_new, p_vps, clock_timestamp()) end || v_again,
+    'server_time', private.rfc3339(clock_timestamp()));
+end $$;
+
+-- Its settings hold for all that it calls: plans are made once, when tables may be tiny, and must serve when they are large.
+create function private.queue_trade_copy(p_events jsonb) returns jsonb
+language plpgsql security definer set search_path = ''
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set enable_material = off set jit = off as $$
+declare
+  v_vps uuid := private.agent_vps();
+  v_now timestamptz;
 begin
   if octet_length(p_events::text) > 1000000 then
     raise exception using errcode = 'TC002', message = 'queue_trade_copy: the payload is over 1 MB', hint = 'Send fewer events in one call.';
@@ -225,39 +279,13 @@ begin
   perform private.require_assignment(v_vps, (p_events ->> 'account_id')::uuid, (p_events ->> 'epoch')::bigint);
   v_now := private.lock_with_followers(array[(p_events ->> 'account_id')::uuid]);
   perform private.require_assignment(v_vps, (p_events ->> 'account_id')::uuid, (p_events ->> 'epoch')::bigint);  -- it may have moved meanwhile
-
-  select * into v_account from public.trading_accounts where id = (p_events ->> 'account_id')::uuid;
-  for v_event in select value from jsonb_array_elements(p_events -> 'events') loop
-    v_result := private.take_event(v_account, v_event, v_now);
-    if v_result ->> 'status' = 'duplicate' then
-      v_repeated := v_repeated || array(select jsonb_array_elements_text(v_result -> 'events')::bigint);
-    elsif v_result ? 'tickets' then
-      v_tickets := v_tickets || array(select jsonb_array_elements_text(v_result -> 'tickets'));
-      v_events := v_events || array(select jsonb_array_elements_text(v_result -> 'events')::bigint);
-      v_types := v_types || array(select jsonb_array_elements_text(v_result -> 'types'));
-      if v_event ->> 'type' = 'snapshot' then
-        v_account.snapshot_session := greatest(v_account.snapshot_session, (v_event ->> 'session')::bigint);
-      end if;
-    end if;
-    v_results := v_results || (v_result - array['tickets', 'events', 'types']);
-  end loop;
-  if cardinality(v_tickets) > 0 then
-    v_links := private.links_of_tickets(v_account.id, v_tickets);
-    v_new := private.plan(v_links, array_fill(v_account.id, array[cardinality(v_tickets)]), v_tickets, null, v_now);
-    -- a decision may have waited for this: an increase for the fill of an order of ours, a flip for the end of what was held
-    v_new := coalesce(v_new, '{}') || coalesce(private.plan_again(array(
-      select l.id from public.position_links l where l.id = any (v_links) and l.follower_account_id = v_account.id), v_now), '{}');
-    perform private.explain_rest(v_account.id, v_events, v_types, v_tickets);
-  end if;
-  if v_account.copy_state = 'flattening' then
-    v_new := coalesce(v_new, '{}') || private.plan_flatten(v_account.id, v_now);
-  end if;
-  if cardinality(v_repeated) > 0 then
-    select coalesce(jsonb_agg(private.execution_json(q)), '[]') into v_again from public.trade_execution_queue q
-    where q.event_id = any (v_repeated) and q.finalized_at is null and q.vps_id = v_vps;
-  end if;
-  return jsonb_build_object('results', v_results, 'executions', private.offer(v_new, v_vps, clock_timestamp()) || v_again,
-    'server_time', private.rfc3339(clock_timestamp()));
+  begin
+    return private.take_events(v_vps, (p_events ->> 'account_id')::uuid, p_events -> 'events', false, v_now);
+  exception when others then
+    if not private.is_fault(sqlstate) then raise; end if;
+    raise warning 'queue_trade_copy: one by one, for %: %', sqlstate, sqlerrm;
+  end;
+  return private.take_events(v_vps, (p_events ->> 'account_id')::uuid, p_events -> 'events', true, v_now);
 end $$;
 
 create function public.queue_trade_copy(p_events jsonb) returns jsonb

@@ -213,6 +213,13 @@ begin
   if status <> 'retrying' then next_at := null; end if;
 end $$;
 
+-- Whether a VPS may speak of an execution: it works the account, or was given the execution when it did.
+create function private.was_given(q public.trade_execution_queue, p_vps uuid) returns boolean
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return q.vps_id = p_vps or exists (select 1 from public.account_vps_assignments a where a.account_id = q.account_id and a.vps_id = p_vps);
+end $$;
+
 -- Takes one report; returns its result. Adds to p_links what is to be planned and to p_changes what changed on the account.
 create function private.take_report(p_vps uuid, r jsonb, p_now timestamptz, out result jsonb, out link_ids bigint[], out changes jsonb)
 language plpgsql security definer set search_path = '' as $$
@@ -231,9 +238,7 @@ begin
   result := jsonb_build_object('execution_id', r ->> 'execution_id', 'status', 'refused', 'code', 'TC411', 'error', private.report_error(r));
   if result ->> 'error' is not null then return; end if;
   select * into q from public.trade_execution_queue where id = (r ->> 'execution_id')::bigint for update;
-  if q.id is null or q.account_id::text is distinct from r ->> 'account_id' or not exists (
-    select 1 from public.account_vps_assignments a where a.account_id = q.account_id and a.vps_id = p_vps) and q.vps_id is distinct from p_vps
-  then
+  if q.id is null or q.account_id::text is distinct from r ->> 'account_id' or not private.was_given(q, p_vps) then
     result := result || jsonb_build_object('code', 'TC106', 'error', format('execution %s was never given to this VPS', r ->> 'execution_id'));
     return;
   end if;
@@ -373,20 +378,52 @@ begin
   return v_new;
 end $$;
 
-create function private.report_executions(p_reports jsonb) returns jsonb
-language plpgsql security definer set search_path = ''
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set enable_material = off set jit = off as $$
+-- Takes reports and plans; the whole answer. p_apart: each by itself, because something among them made the planner fail (49_apart.sql).
+create function private.take_reports(p_vps uuid, p_reports jsonb, p_accounts uuid[], p_apart boolean, p_now timestamptz) returns jsonb
+language plpgsql security definer set search_path = '' as $$
 declare
-  v_vps uuid := private.agent_vps();
-  v_now timestamptz;
   v_report jsonb;
   v_taken record;
   v_results jsonb := '[]';
   v_links bigint[] := '{}';
   v_changes jsonb := '{}';
   v_account text;
+  v_new bigint[] := '{}';
+begin
+  for v_report in select value from jsonb_array_elements(p_reports) loop
+    if p_apart then
+      v_taken := private.take_report_apart(p_vps, v_report, p_now);
+      v_new := v_new || v_taken.executions;
+    else
+      v_taken := private.take_report(p_vps, v_report, p_now);
+      v_links := v_links || v_taken.link_ids;
+      if v_taken.changes <> '[]' then
+        v_account := v_report ->> 'account_id';
+        v_changes := v_changes || jsonb_build_object(v_account, coalesce(v_changes -> v_account, '[]') || v_taken.changes);
+      end if;
+    end if;
+    v_results := v_results || v_taken.result;
+  end loop;
+  if p_apart then
+    v_new := v_new || private.requeue_apart(p_accounts, p_now);
+    return jsonb_build_object('results', v_results, 'executions', private.offer_apart(v_new, p_vps, clock_timestamp()),
+      'server_time', private.rfc3339(clock_timestamp()));
+  end if;
+  v_new := coalesce(private.plan_again(private.settle(v_links, p_now), p_now), '{}') || coalesce(private.requeue(p_accounts, p_now), '{}');
+  for v_account in select jsonb_object_keys(v_changes) loop
+    v_new := v_new || coalesce(private.plan_changes(v_account::uuid, v_changes -> v_account, p_now), '{}');
+  end loop;
+  return jsonb_build_object('results', v_results, 'executions', private.offer(v_new, p_vps, clock_timestamp()),
+    'server_time', private.rfc3339(clock_timestamp()));
+end $$;
+
+create function private.report_executions(p_reports jsonb) returns jsonb
+language plpgsql security definer set search_path = ''
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set enable_material = off set jit = off as $$
+declare
+  v_vps uuid := private.agent_vps();
+  v_now timestamptz;
   v_accounts uuid[];
-  v_new bigint[];
 begin
   if octet_length(p_reports::text) > 1000000 then
     raise exception using errcode = 'TC002', message = 'report_executions: the payload is over 1 MB', hint = 'Send fewer reports in one call.';
@@ -397,22 +434,13 @@ begin
   select array_agg(distinct (e ->> 'account_id')::uuid) into v_accounts from jsonb_array_elements(p_reports -> 'reports') e
   where pg_input_is_valid(e ->> 'account_id', 'uuid');
   v_now := private.lock_with_followers(v_accounts);
-
-  for v_report in select value from jsonb_array_elements(p_reports -> 'reports') loop
-    v_taken := private.take_report(v_vps, v_report, v_now);
-    v_results := v_results || v_taken.result;
-    v_links := v_links || v_taken.link_ids;
-    if v_taken.changes <> '[]' then
-      v_account := v_report ->> 'account_id';
-      v_changes := v_changes || jsonb_build_object(v_account, coalesce(v_changes -> v_account, '[]') || v_taken.changes);
-    end if;
-  end loop;
-  v_new := coalesce(private.plan_again(private.settle(v_links, v_now), v_now), '{}') || coalesce(private.requeue(v_accounts, v_now), '{}');
-  for v_account in select jsonb_object_keys(v_changes) loop
-    v_new := v_new || coalesce(private.plan_changes(v_account::uuid, v_changes -> v_account, v_now), '{}');
-  end loop;
-  return jsonb_build_object('results', v_results, 'executions', private.offer(v_new, v_vps, clock_timestamp()),
-    'server_time', private.rfc3339(clock_timestamp()));
+  begin
+    return private.take_reports(v_vps, p_reports -> 'reports', v_accounts, false, v_now);
+  exception when others then
+    if not private.is_fault(sqlstate) then raise; end if;
+    raise warning 'report_executions: one by one, for %: %', sqlstate, sqlerrm;
+  end;
+  return private.take_reports(v_vps, p_reports -> 'reports', v_accounts, true, v_now);
 end $$;
 
 create function public.report_executions(p_reports jsonb) returns jsonb

@@ -6,6 +6,7 @@ language plpgsql security definer set search_path = '' as $$
 declare
   v_now timestamptz := clock_timestamp();
   v_unoffered bigint[];
+  v_aside bigint[];
   v_rows jsonb;
 begin
   if exists (select 1 from public.trade_execution_queue q where q.status = 'retrying' and q.next_attempt_at <= v_now and q.attempt = 0) then
@@ -15,18 +16,27 @@ begin
       raise warning 'outstanding_executions: % (%)', sqlerrm, sqlstate;
     end;
   end if;
+  v_aside := private.set_aside_executions();
   select array_agg(q.id) into v_unoffered
   from public.account_vps_assignments a
   join public.trade_execution_queue q on q.account_id = a.account_id and q.in_flight
   where a.vps_id = p_vps and q.status = 'queued' and q.offered_at is null
-    and (not private.opens(q) or q.queued_at > v_now - interval '5 s');
+    and (not private.opens(q) or q.queued_at > v_now - interval '5 s') and q.id <> all (v_aside);
   if v_unoffered is not null then
-    perform private.offer(v_unoffered, p_vps, v_now);
+    perform private.offer_apart(v_unoffered, p_vps, v_now);
   end if;
-  select coalesce(jsonb_agg(private.execution_json(q) order by q.priority, q.id), '[]') into v_rows
-  from public.account_vps_assignments a
-  join public.trade_execution_queue q on q.account_id = a.account_id and q.in_flight
-  where a.vps_id = p_vps and q.status in ('queued', 'executing', 'unknown') and q.offered_at is not null;
+  begin
+    select coalesce(jsonb_agg(private.execution_json(q) order by q.priority, q.id), '[]') into v_rows
+    from public.account_vps_assignments a
+    join public.trade_execution_queue q on q.account_id = a.account_id and q.in_flight
+    where a.vps_id = p_vps and q.status in ('queued', 'executing', 'unknown') and q.offered_at is not null and q.id <> all (v_aside);
+  exception when others then
+    if not private.is_fault(sqlstate) then raise; end if;
+    v_rows := private.executions_apart(array(
+      select q.id from public.account_vps_assignments a
+      join public.trade_execution_queue q on q.account_id = a.account_id and q.in_flight
+      where a.vps_id = p_vps and q.status in ('queued', 'executing', 'unknown') and q.offered_at is not null and q.id <> all (v_aside)));
+  end;
   return v_rows;
 end $$;
 
@@ -94,6 +104,8 @@ begin
     select a.id from public.trading_accounts a where a.copy_state = 'flattening'
     union
     select c.follower_account_id from public.copiers c where c.existing_until is not null
+    union
+    select unnest(private.with_followers(array(select f.account_id from private.faults f where f.retry_at <= p_now)))
   ) d;
   return array(select account_id from private.plan_locks where account_id = any (v_due) order by account_id for no key update skip locked);
 end $$;
@@ -122,28 +134,56 @@ begin
   return v_links;
 end $$;
 
+-- Live links that time, or their account's state, asks to look at again.
+create function private.links_due(p_accounts uuid[], p_now timestamptz) returns bigint[]
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return array(select l.id from public.position_links l
+  where l.follower_account_id = any (p_accounts) and l.state = 'live'
+    and (l.replan_at <= p_now or l.wanted_until <= p_now or l.order_due_at <= p_now
+      or exists (select 1 from private.net_ledgers n where n.account_id = l.follower_account_id and n.symbol = l.symbol and n.replan_at <= p_now)
+      or exists (select 1 from public.trading_accounts a where a.id = l.follower_account_id and a.copy_state = 'flattening')));
+end $$;
+
+create function private.keep_up(p_accounts uuid[], p_now timestamptz) returns bigint[]
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_links bigint[] := private.judge_overdue(p_accounts, p_now);
+  v_new bigint[];
+  v_account uuid;
+begin
+  v_links := coalesce(v_links, '{}') || private.links_due(p_accounts, p_now);
+  v_new := coalesce(private.requeue(p_accounts, p_now), '{}') || coalesce(private.plan_again(v_links, p_now), '{}');
+  for v_account in select a.id from public.trading_accounts a where a.id = any (p_accounts) and a.copy_state = 'flattening' loop
+    v_new := v_new || private.plan_flatten(v_account, p_now);
+  end loop;
+  return v_new || private.decide_waiting_existing(p_accounts, p_now);
+end $$;
+
 -- What time changes: retries, deadlines, links that wait, flattening accounts. Called by maintain() and by heartbeats; safe to run at once.
+-- All accounts at once, unless the planner fails on something, or did lately: then part by part.
 create function private.maintain_executions() returns void
 language plpgsql security definer set search_path = ''
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set enable_material = off set jit = off as $$
 declare
   v_accounts uuid[] := private.lock_due(clock_timestamp());
   v_now timestamptz := clock_timestamp();
-  v_links bigint[];
   v_new bigint[];
-  v_account uuid;
+  v_whole boolean;
 begin
   if v_accounts is null or cardinality(v_accounts) = 0 then return; end if;
-  v_links := private.judge_overdue(v_accounts, v_now);
-  select coalesce(v_links, '{}') || coalesce(array_agg(l.id), '{}') into v_links from public.position_links l
-  where l.follower_account_id = any (v_accounts) and l.state = 'live'
-    and (l.replan_at <= v_now or l.wanted_until <= v_now or l.order_due_at <= v_now
-      or exists (select 1 from private.net_ledgers n where n.account_id = l.follower_account_id and n.symbol = l.symbol and n.replan_at <= v_now)
-      or exists (select 1 from public.trading_accounts a where a.id = l.follower_account_id and a.copy_state = 'flattening'));
-  v_new := coalesce(private.requeue(v_accounts, v_now), '{}') || coalesce(private.plan_again(v_links, v_now), '{}');
-  for v_account in select a.id from public.trading_accounts a where a.id = any (v_accounts) and a.copy_state = 'flattening' loop
-    v_new := v_new || private.plan_flatten(v_account, v_now);
-  end loop;
-  v_new := v_new || private.decide_waiting_existing(v_accounts, v_now);
-  perform private.offer(v_new, null, clock_timestamp());
+  v_whole := not exists (select 1 from private.faults f where f.account_id = any (v_accounts));
+  if v_whole then
+    begin
+      v_new := private.keep_up(v_accounts, v_now);
+    exception when others then
+      if not private.is_fault(sqlstate) then raise; end if;
+      raise warning 'maintain_executions: part by part, for %: %', sqlstate, sqlerrm;
+      v_whole := false;
+    end;
+  end if;
+  if not v_whole then
+    v_new := private.keep_up_apart(v_accounts, v_now) || private.retry_faults(v_accounts, v_now);
+  end if;
+  perform private.offer_apart(v_new, null, clock_timestamp());
 end $$;

@@ -220,7 +220,7 @@ begin
   else
     perform private.withdraw(v_accounts, null, p_state = 'off', case p_state when 'off' then 'trading_stopped' else 'trading_monitor' end, v_now);
   end if;
-  perform private.offer(private.plan_again(array(select l.id from public.position_links l where l.state = 'live'), v_now), null, clock_timestamp());
+  perform private.offer_apart(private.plan_links_apart(array(select l.id from public.position_links l where l.state = 'live'), v_now), null, clock_timestamp());
   update public.trading_switch t set settled = true where t.one and not t.settled;
 end $$;
 

@@ -285,6 +285,10 @@ class FakeDatabase:
     #: more items in one call than this take longer than a statement may
     bears: int = 1_000_000
     cut_off: int = 0
+    #: what is said of an event that is refused: `refused`, or `kept`
+    refusal: Literal["refused", "kept"] = "refused"
+    #: what is said of every report
+    report_status: Literal["accepted", "kept"] = "accepted"
     #: events of these types are refused, one by one
     refuse_types: set[str] = field(default_factory=set)
     hold_events: asyncio.Event | None = None
@@ -302,7 +306,7 @@ class FakeDatabase:
         self.events += events
         return QueueAnswer(
             results=tuple(
-                EventResult(event_key=f"{e.session}:{e.seq}", status="refused", code="TC401", error="position.lots")
+                EventResult(event_key=f"{e.session}:{e.seq}", status=self.refusal, code="TC401", error="position.lots")
                 if e.type in self.refuse_types
                 else EventResult(event_key=f"{e.session}:{e.seq}", status="accepted")
                 for e in events
@@ -320,7 +324,7 @@ class FakeDatabase:
         self._measure(len(reports))
         self.calls.append(len(reports))
         self.reports += reports
-        return ReportAnswer(results=tuple(ReportResult(execution_id=r.execution_id, status="accepted") for r in reports))
+        return ReportAnswer(results=tuple(ReportResult(execution_id=r.execution_id, status=self.report_status) for r in reports))
 
     def outcome(self, number: int) -> str | None:
         """The last outcome told of an execution, with its reason."""

@@ -72,6 +72,15 @@ async def test_an_open_is_sent_once_and_reported_with_what_it_made(farm: Farm) -
     assert farm.desk.tags == [1]
 
 
+async def test_a_report_that_the_database_keeps_is_delivered_and_said_aloud(farm: Farm, caplog: pytest.LogCaptureFixture) -> None:
+    farm.database.report_status = "kept"
+    farm.engine.submit([execution(1)])
+    await eventually(lambda: farm.engine.in_flight == 0)
+    assert [report.execution_id for report in farm.database.reports] == [1]
+    assert "report_kept" in caplog.text
+    assert await farm.journal.undelivered_reports() == []
+
+
 async def test_duplicates_from_every_source_are_dropped(farm: Farm) -> None:
     gate = farm.desk.gates[1] = asyncio.Event()
     told = execution(1)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from engine_desk import ACCOUNT, Desk, DeskAdapter, FakeDatabase, eventually, execution, open_session, position, running_lease
@@ -452,8 +453,11 @@ async def test_events_are_sent_in_parts_that_the_database_bears(scene: Scene) ->
     assert max(scene.database.calls) <= 4
 
 
-async def test_a_refused_first_snapshot_degrades_the_account_and_is_tried_again(tmp_path: Path) -> None:
-    database = FakeDatabase(refuse_types={"snapshot"})
+@pytest.mark.parametrize("refusal", ["refused", "kept"])
+async def test_a_first_snapshot_that_is_not_taken_degrades_the_account_and_is_tried_again(
+    tmp_path: Path, refusal: Literal["refused", "kept"]
+) -> None:
+    database = FakeDatabase(refuse_types={"snapshot"}, refusal=refusal)
     async with stage(tmp_path) as opened:
         scene = await opened(
             Desk(), database=database, ready=False, settings=replace(QUICK, retry_after=timedelta(milliseconds=20))

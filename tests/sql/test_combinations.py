@@ -157,6 +157,7 @@ def test_tickets_exchanged_for_a_reduction_get_the_levels_of_their_new_copies(wo
 # -- heartbeats --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.plants_faults
 def test_a_heartbeat_goes_on_when_the_upkeep_of_opens_fails(world: NettingWorld) -> None:
     """A lease that is not renewed moves every account of the VPS: no single order may do that."""
     world.copy("M", "F", delay_min_ms=1000, delay_max_ms=3000)

@@ -46,6 +46,7 @@ private.clockwork               -         -    -          -     -           -   
 private.drift_dismissals        -         -    -          -     -           -             -        -
 private.doorbells               -         -    -          -     -           -             -        -
 private.event_keys              -         -    -          -     -           -             -        -
+private.faults                  -         -    -          -     -           -             -        -
 private.link_legs               -         -    -          -     -           -             -        -
 private.symbol_choices           -         -    -          -     -           -             -        -
 private.link_states             -         -    -          -     -           -             -        -
