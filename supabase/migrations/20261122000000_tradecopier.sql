@@ -2363,13 +2363,18 @@ create table private.net_ledgers (
   failures integer not null default 0,
   replan_at timestamptz,
   surprises jsonb not null default '[]',
+  surplus_lots numeric not null default 0,
+  surplus_link_id bigint,
   primary key (account_id, symbol)
 );
 comment on table private.net_ledgers is
   'Netting followers: the signed net volume that was last booked to links. What the broker''s net differs by is booked before anything is planned.';
 comment on column private.net_ledgers.failures is 'refusals in a row of deals that only reduce; the next waits until replan_at';
 comment on column private.net_ledgers.surprises is
-  'the newest changes of the net that no deal of ours explained: [{"link_id": taken from, or null, "lots": signed, "at"}]; a deal that was given up and filled after all may explain one';
+  'the newest changes of the net that no deal of ours explained: [{"link_id": taken from, or null, "lots": signed, "at", "surplus": taken from that}]; a deal that was given up and filled after all may explain one';
+comment on column private.net_ledgers.surplus_lots is
+  'signed: what our deals moved and no link can have (two attempts filled, a reduction dealt twice); part of net_lots, and dealt back';
+comment on column private.net_ledgers.surplus_link_id is 'the link whose deal left the surplus: planning that one plans it';
 create index net_ledgers_due on private.net_ledgers (replan_at) where replan_at is not null;
 alter table private.net_ledgers enable row level security;
 
@@ -2560,7 +2565,7 @@ comment on table public.trade_execution_queue is
 comment on column public.trade_execution_queue.step_id is 'executions of one step (a split open, all legs of a close) share it';
 comment on column public.trade_execution_queue.after_id is 'step that must have ended first';
 comment on column public.trade_execution_queue.lane is 'executions of one lane run in order: a link, or the symbol of a netting account';
-comment on column public.trade_execution_queue.parts is 'netting deal: [{"link_id","lots"}], lots signed: + more of the link, - less of it';
+comment on column public.trade_execution_queue.parts is 'netting deal: [{"link_id","lots"}], lots signed: + more of the link, - less of it; without a link: the account''s surplus';
 comment on column public.trade_execution_queue.master_lots is 'master volume that the size was computed from';
 comment on column public.trade_execution_queue.offered_at is 'when an agent could have received it; from then on only a report finalises it';
 comment on column public.trade_execution_queue.send_before is 'deadline of this attempt, checked by the last process before the broker';
@@ -3658,13 +3663,20 @@ language plpgsql security definer set search_path = '' as $$
 declare
   v_net numeric := private.mirror_net(p_account, p_symbol);
   v_change numeric;
+  v_surplus numeric;
   v_leg record;
   v_take numeric;
   v_surprises jsonb := '[]';
 begin
   insert into private.net_ledgers (account_id, symbol) values (p_account, p_symbol) on conflict do nothing;
-  select v_net - net_lots into v_change from private.net_ledgers where account_id = p_account and symbol = p_symbol;
+  select v_net - net_lots, surplus_lots into v_change, v_surplus from private.net_ledgers where account_id = p_account and symbol = p_symbol;
   if v_change = 0 then return; end if;
+  v_take := least(abs(v_change), greatest(0, -sign(v_change) * v_surplus));
+  if v_take > 0 then  -- the user, or a stop, has done what we were about to
+    perform private.book_surplus(p_account, p_symbol, v_take * sign(v_change));
+    v_surprises := v_surprises || jsonb_build_object('link_id', null, 'lots', (v_take * sign(v_change))::text, 'at', p_now, 'surplus', true);
+    v_change := v_change - v_take * sign(v_change);
+  end if;
   for v_leg in
     select g.link_id, g.lots from private.link_legs g join public.position_links l on l.id = g.link_id
     where g.account_id = p_account and g.ticket = p_symbol and l.state = 'live' and private.sign_of(l.side) = -sign(v_change)
@@ -3683,22 +3695,6 @@ begin
   where n.account_id = p_account and n.symbol = p_symbol;
 end $$;
 
--- What a link holds beyond its base (a late deal dealt too much) serves an increase that waits: that much need not be dealt again.
-create function private.serve_from_excess(p_account uuid, p_symbol text) returns void
-language plpgsql security definer set search_path = '' as $$
-begin
-  update public.position_links l set base_lots = l.base_lots + e.lots, wanted_lots = nullif(l.wanted_lots - e.lots, 0),
-    base_master_lots = case when e.lots = l.wanted_lots then l.seen_master_lots else l.base_master_lots end,
-    wanted_until = case when e.lots < l.wanted_lots then l.wanted_until end
-  from (
-    select x.id, least(x.wanted_lots, sum(g.lots) - x.base_lots) as lots
-    from public.position_links x join private.link_legs g on g.link_id = x.id
-    where x.follower_account_id = p_account and x.symbol = p_symbol and x.state = 'live' and x.wanted_lots > 0 and x.base_lots is not null
-    group by x.id having sum(g.lots) > x.base_lots
-  ) e
-  where l.id = e.id;
-end $$;
-
 create function private.newest(p_entries jsonb, p_count integer) returns jsonb
 language plpgsql immutable set search_path = '' as $$
 begin
@@ -3707,196 +3703,173 @@ begin
     where e.n > jsonb_array_length(p_entries) - p_count), '[]');
 end $$;
 
--- Books a finished (or purely internal) deal: parts against its direction are settled in full, those with it get the fill,
--- reductions first.
-create function private.book_deal(p_account uuid, p_symbol text, p_side text, p_filled numeric, p_price numeric, p_parts jsonb)
-returns void
+-- What our deals moved and no link can have (an open dealt twice, a reduction of what is gone already) is the account's surplus, signed like
+-- its net: the next deal moves it back. p_link: the deal's, which says whose it was.
+create function private.book_surplus(p_account uuid, p_symbol text, p_lots numeric, p_link bigint default null) returns void
+language plpgsql security definer set search_path = '' as $$
+begin
+  update private.net_ledgers set surplus_lots = surplus_lots + p_lots, surplus_link_id = coalesce(p_link, surplus_link_id)
+  where account_id = p_account and symbol = p_symbol and p_lots <> 0;
+end $$;
+
+-- Books a filled (or purely internal) deal. Each part gets what the deal was sent for, as far as its link can still have it: parts against the
+-- deal in full, those with it from the fill, reductions first. Whatever the links cannot have is surplus, so nothing of a fill is ever nobody's.
+-- p_when: 'in_time', 'given_up' (its verdict was no fill), 'dealt_again' (what it was to open was put into another deal).
+create function private.book_deal(p_account uuid, p_symbol text, p_direction integer, p_filled numeric, p_price numeric, p_parts jsonb,
+  p_when text default 'in_time') returns void
 language plpgsql security definer set search_path = '' as $$
 declare
   v_part record;
-  v_left numeric := p_filled;
+  v_room numeric;
   v_lots numeric;
-  v_beyond numeric := 0;
+  v_surplus numeric := p_filled * p_direction;
 begin
-  select v_left + coalesce(sum(abs((e ->> 'lots')::numeric)), 0) into v_left
-  from jsonb_array_elements(p_parts) e
-  where private.sign_of(e ->> 'side') * sign((e ->> 'lots')::numeric) <> private.sign_of(p_side);
+  select p_filled + coalesce(sum(abs((e ->> 'lots')::numeric)), 0) into v_room from jsonb_array_elements(p_parts) e
+  where private.sign_of(e ->> 'side') * sign((e ->> 'lots')::numeric) <> p_direction;
   for v_part in
-    select (e ->> 'link_id')::bigint as link_id, (e ->> 'lots')::numeric as lots, (e ->> 'master_lots')::numeric as master_lots,
-      (e ->> 'reduced_to')::numeric as reduced_to,
-      private.sign_of(e ->> 'side') * sign((e ->> 'lots')::numeric) = private.sign_of(p_side) as with_deal
+    select e as body, (e ->> 'link_id')::bigint as link_id, (e ->> 'lots')::numeric > 0 as opens,
+      private.sign_of(e ->> 'side') * sign((e ->> 'lots')::numeric) as direction
     from jsonb_array_elements(p_parts) e order by (e ->> 'lots')::numeric > 0, (e ->> 'link_id')::bigint
   loop
-    v_lots := case when v_part.with_deal then least(abs(v_part.lots), v_left) else abs(v_part.lots) end;
-    if v_part.with_deal then v_left := v_left - v_lots; end if;
-    if v_part.lots > 0 then  -- a fill rebases the pair; what a link held beyond its base already is not wanted now either
-      update public.position_links l set base_master_lots = v_part.master_lots, base_lots = nullif(v_lots + (
-        select coalesce(least(sum(g.lots), l.base_lots), 0) from private.link_legs g where g.link_id = l.id), 0)
-      where l.id = v_part.link_id;
+    v_lots := case when v_part.opens then (v_part.body ->> 'lots')::numeric
+      else private.possible_lots(v_part.body, p_account, p_symbol, p_when <> 'in_time') end;
+    if v_part.direction = p_direction then
+      v_lots := least(v_lots, v_room);
+      v_room := v_room - v_lots;
     end if;
-    if v_part.lots < 0 and v_part.with_deal then
-      v_beyond := v_beyond + greatest(0, v_lots - (select coalesce(sum(g.lots), 0) from private.link_legs g where g.link_id = v_part.link_id));
+    if v_part.opens then
+      v_lots := private.book_open(v_part.body, p_account, p_symbol, v_lots, p_price, p_when);
+    elsif v_part.link_id is null then
+      perform private.book_surplus(p_account, p_symbol, v_lots * v_part.direction);
+    else
+      perform private.book_reduction(v_part.body, p_account, p_symbol, v_lots, p_when);
     end if;
-    if v_lots > 0 then
-      perform private.book_share(v_part.link_id, p_account, p_symbol, v_lots * sign(v_part.lots), p_price);
-    end if;
-    if v_part.lots < 0 and v_part.reduced_to is not null then
-      perform private.see_reduction(v_part.link_id, v_part.reduced_to);
-    end if;
+    v_surplus := v_surplus - v_lots * v_part.direction;
   end loop;
-  update private.net_ledgers set net_lots = net_lots + p_filled * private.sign_of(p_side) where account_id = p_account and symbol = p_symbol;
-  if v_beyond > 0 then
-    perform private.book_beyond(p_account, p_symbol, private.sign_of(p_side), v_beyond);
+  update private.net_ledgers set net_lots = net_lots + p_filled * p_direction where account_id = p_account and symbol = p_symbol;
+  perform private.book_surplus(p_account, p_symbol, v_surplus, (
+    select max((e ->> 'link_id')::bigint) from jsonb_array_elements(p_parts) e));
+end $$;
+
+-- What a reduction can still take: what its link holds beyond the target that the deal was sent for, or, of a late one, beyond its target now:
+-- it may have been repeated, or taken back by the master. Of a surplus, what is left of it; of a copy that was handed over, what its user has.
+create function private.possible_lots(p_part jsonb, p_account uuid, p_symbol text, p_late boolean) returns numeric
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_lots numeric := abs((p_part ->> 'lots')::numeric);
+  v_link bigint := (p_part ->> 'link_id')::bigint;
+begin
+  if v_link is null then
+    return (
+      select least(v_lots, greatest(0, n.surplus_lots * private.sign_of(p_part ->> 'side'))) from private.net_ledgers n
+      where n.account_id = p_account and n.symbol = p_symbol);
+  end if;
+  if exists (select 1 from public.position_links l where l.id = v_link and l.state = 'ended' and l.reason = 'released') then
+    return v_lots;
+  end if;
+  return coalesce((
+    select least(v_lots, greatest(0, s.position_lots - case
+        when not p_late and (p_part ->> 'reduced_to' is null or s.base_lots is null) or p_late and s.doomed then 0
+        when s.base_lots is null or s.master_kind <> 'position' then s.position_lots
+        else private.target_lots(s.base_lots, case when p_late then s.master_lots else (p_part ->> 'reduced_to')::numeric end,
+          s.base_master_lots, s.lots_step, s.lots_min, s.position_lots) end))
+    from private.link_states s where s.id = v_link and s.ended_at is null), 0);
+end $$;
+
+create function private.book_reduction(p_part jsonb, p_account uuid, p_symbol text, p_lots numeric, p_when text) returns void
+language plpgsql security definer set search_path = '' as $$
+begin
+  perform private.book_share((p_part ->> 'link_id')::bigint, p_account, p_symbol, -p_lots, null);
+  if p_when = 'in_time' and p_part ->> 'reduced_to' is not null then  -- a late one is seen when the link is as small as its master now
+    perform private.see_reduction((p_part ->> 'link_id')::bigint, (p_part ->> 'reduced_to')::numeric, (p_part ->> 'master_lots')::numeric);
   end if;
 end $$;
 
--- A deal took more off a link than it still held (an earlier one had filled late, while it was under way). As far as no link and no volume of
--- the user's own stands for that, it is left unbooked: book_net finds it, and takes it from the links that hold, or they would close it twice.
-create function private.book_beyond(p_account uuid, p_symbol text, p_direction integer, p_lots numeric) returns void
-language plpgsql security definer set search_path = '' as $$
-begin
-  update private.net_ledgers n set net_lots = n.net_lots - p_direction * least(p_lots, greatest(0, p_direction * (n.net_lots - (
-    select coalesce(sum(g.lots * private.sign_of(l.side)), 0) from private.link_legs g join public.position_links l on l.id = g.link_id
-    where g.account_id = p_account and g.ticket = p_symbol))))
-  where n.account_id = p_account and n.symbol = p_symbol;
-end $$;
-
--- Books the parts of a deal that was given up and filled after all. Meanwhile its reductions may have been repeated: each link gives what it
--- holds beyond its target now. What the deal then has too much goes first to the opens against it, which are less by that, then to its last
--- open, beyond what was asked: the planner takes it off again. Returns the lots that found a link.
-create function private.book_late_parts(p_account uuid, p_symbol text, p_direction integer, p_filled numeric, p_price numeric, p_parts jsonb,
-  p_dealt_again boolean) returns numeric
-language plpgsql security definer set search_path = '' as $$
-declare
-  v_part record;
-  v_left numeric;
-  v_excess numeric;
-  v_lots numeric;
-  v_booked numeric := 0;
-begin
-  with parts as (
-    select private.sign_of(e ->> 'side') * sign((e ->> 'lots')::numeric) = p_direction as with_deal,
-      (e ->> 'lots')::numeric > 0 as opens, private.possible_lots(e, p_symbol) as lots
-    from jsonb_array_elements(p_parts) e
-  )
-  select p_filled + coalesce(sum(lots) filter (where not with_deal), 0), coalesce(sum(lots) filter (where with_deal), 0)
-  into v_left, v_excess from parts;
-  v_excess := greatest(0, v_left - v_excess);
-  for v_part in
-    select (e ->> 'link_id')::bigint as link_id, (e ->> 'lots')::numeric > 0 as opens, private.possible_lots(e, p_symbol) as lots,
-      (e ->> 'master_lots')::numeric as master_lots, (e ->> 'reduced_to')::numeric as reduced_to, w.with_deal,
-      row_number() over (partition by w.with_deal order by (e ->> 'lots')::numeric > 0 desc, (e ->> 'link_id')::bigint desc) = 1 as last
-    from jsonb_array_elements(p_parts) e
-    cross join lateral (select private.sign_of(e ->> 'side') * sign((e ->> 'lots')::numeric) = p_direction as with_deal) w
-    order by w.with_deal, (e ->> 'lots')::numeric > 0, (e ->> 'link_id')::bigint
-  loop
-    v_lots := v_part.lots;
-    if v_part.with_deal then
-      v_lots := least(v_lots, v_left);
-      v_left := v_left - v_lots;
-    elsif v_part.opens then
-      v_lots := greatest(0, v_lots - v_excess);
-      v_left := v_left - (v_part.lots - v_lots);
-      v_excess := v_excess - (v_part.lots - v_lots);
-    end if;
-    if v_part.opens then
-      perform private.open_late(v_part.link_id, p_account, p_symbol, v_lots, v_part.master_lots, p_price, p_dealt_again);
-      if v_part.with_deal and v_part.last and v_left > 0 then
-        perform private.book_share(v_part.link_id, p_account, p_symbol, v_left, p_price);
-        v_lots := v_lots + v_left;
-        v_left := 0;
-      end if;
-    elsif v_lots > 0 then
-      perform private.book_share(v_part.link_id, p_account, p_symbol, -v_lots, p_price);
-    end if;
-    if not v_part.opens and v_part.reduced_to is not null then
-      perform private.see_reduction(v_part.link_id, v_part.reduced_to);
-    end if;
-    v_booked := v_booked + case when v_part.with_deal then v_lots else -v_lots end;
-  end loop;
-  return v_booked;
-end $$;
-
--- What a part of a late deal can still do: an open all of it, a reduction what its link holds beyond its target.
-create function private.possible_lots(p_part jsonb, p_symbol text) returns numeric
-language plpgsql stable security definer set search_path = '' as $$
-declare
-  v_lots numeric := (p_part ->> 'lots')::numeric;
-begin
-  if v_lots > 0 then return v_lots; end if;
-  return coalesce((
-    select least(-v_lots, g.lots - case when p_part ->> 'reduced_to' is null or l.base_lots is null then 0 else private.target_lots(
-      l.base_lots, (p_part ->> 'reduced_to')::numeric, l.base_master_lots, s.lots_step, s.lots_min, g.lots) end)
-    from private.link_legs g
-    join public.position_links l on l.id = g.link_id
-    join public.account_symbols s on s.account_id = g.account_id and s.name = p_symbol
-    where g.link_id = (p_part ->> 'link_id')::bigint and g.ticket = p_symbol), 0);
-end $$;
-
--- A link gets what was given up for it. p_dealt_again: it has been wanted again since, so it counts only as far as it still is.
-create function private.open_late(p_link bigint, p_account uuid, p_symbol text, p_lots numeric, p_master_lots numeric, p_price numeric,
-  p_dealt_again boolean) returns void
+-- A link gets what a deal opened for it, and lives again if it was given up. What was dealt again counts only as far as it is still wanted.
+-- Returns the lots that the link took.
+create function private.book_open(p_part jsonb, p_account uuid, p_symbol text, p_lots numeric, p_price numeric, p_when text) returns numeric
 language plpgsql security definer set search_path = '' as $$
 declare
   l public.position_links;
-  v_counts numeric := p_lots;
+  v_lots numeric := p_lots;
+  v_master_lots numeric := (p_part ->> 'master_lots')::numeric;
   v_held numeric;
 begin
-  if p_lots <= 0 then return; end if;
-  select * into l from public.position_links where id = p_link;
-  select coalesce(sum(g.lots), 0) into v_held from private.link_legs g where g.link_id = p_link;
-  perform private.book_share(p_link, p_account, p_symbol, p_lots, p_price);
-  if p_dealt_again then
-    v_counts := least(p_lots, coalesce(l.wanted_lots, 0));
+  select * into l from public.position_links x where x.id = (p_part ->> 'link_id')::bigint;
+  if p_when = 'dealt_again' then v_lots := least(p_lots, coalesce(l.wanted_lots, 0)); end if;
+  if p_when <> 'in_time' and v_lots = 0 then return 0; end if;
+  select coalesce(sum(g.lots), 0) into v_held from private.link_legs g where g.link_id = l.id;
+  if v_lots > 0 then
+    perform private.book_share(l.id, p_account, p_symbol, v_lots, p_price);
+    update public.position_links x set state = 'live', ended_at = null, reason = null
+    where x.id = l.id and x.state = 'ended' and x.reason is distinct from 'released';
   end if;
-  update public.position_links x set wanted_lots = case when p_dealt_again then nullif(x.wanted_lots - v_counts, 0) else x.wanted_lots end,
-    wanted_until = case when p_dealt_again and x.wanted_lots = v_counts then null else x.wanted_until end,
-    -- what was given up has rebased the link already: now it is held after all
-    base_lots = case when v_held = 0 then v_counts else coalesce(x.base_lots, 0) + v_counts end,
-    base_master_lots = case when v_held = 0 then p_master_lots else coalesce(x.base_master_lots, p_master_lots) end
-  where x.id = p_link;
+  if p_when = 'given_up' then  -- that has rebased the link already: now it is held after all
+    update public.position_links x set base_lots = case when v_held = 0 then v_lots else coalesce(x.base_lots, 0) + v_lots end,
+      base_master_lots = case when v_held = 0 then v_master_lots else coalesce(x.base_master_lots, v_master_lots) end
+    where x.id = l.id;
+  else
+    update public.position_links x set base_master_lots = v_master_lots, base_lots = nullif(v_lots + least(v_held, coalesce(x.base_lots, 0)), 0),
+      wanted_lots = case when p_when = 'dealt_again' then nullif(x.wanted_lots - v_lots, 0) else x.wanted_lots end,
+      wanted_until = case when p_when <> 'dealt_again' or x.wanted_lots > v_lots then x.wanted_until end
+    where x.id = l.id;
+  end if;
+  return v_lots;
 end $$;
 
--- Books a deal whose verdict was no fill, and which filled after all. Its volume may be among the surprises already: then these were none.
--- p_was: the execution before this report.
-create function private.book_late(q public.trade_execution_queue, p_was public.trade_execution_queue) returns void
+-- Which way an execution moves the net: an order by ticket names the position's side.
+create function private.direction_of(q public.trade_execution_queue) returns integer
+language plpgsql immutable set search_path = '' as $$
+begin
+  return private.sign_of(q.side) * case when q.action = 'open' then 1 else -1 end;
+end $$;
+
+-- Books a deal that was reported as filled. p_was: the execution before this report.
+create function private.book_fill_of_net(q public.trade_execution_queue, p_was public.trade_execution_queue, p_late boolean) returns void
+language plpgsql security definer set search_path = '' as $$
+begin
+  if p_late or p_was.finalized_at is not null or p_was.status = 'retrying' then
+    perform private.book_late(q, case when p_was.reason = 'superseded' then 'dealt_again' when p_was.finalized_at is not null then 'given_up'
+      else 'in_time' end);
+  else
+    perform private.book_deal(q.account_id, q.symbol, private.direction_of(q), coalesce(q.filled_lots, q.lots), q.fill_price, q.parts);
+  end if;
+end $$;
+
+-- Books a fill that nobody waited for any more. Its volume may be among the surprises already: then these were none.
+create function private.book_late(q public.trade_execution_queue, p_when text) returns void
 language plpgsql security definer set search_path = '' as $$
 declare
-  v_direction integer := private.sign_of(q.side) * case when q.action = 'open' then 1 else -1 end;
-  v_booked numeric;
-  v_net numeric;
+  v_direction integer := private.direction_of(q);
+  v_filled numeric := coalesce(q.filled_lots, q.lots);
   v_beyond numeric;
+  v_known numeric;
 begin
   insert into private.net_ledgers (account_id, symbol) values (q.account_id, q.symbol) on conflict do nothing;
-  v_booked := private.book_late_parts(q.account_id, q.symbol, v_direction, coalesce(q.filled_lots, q.lots), q.fill_price, q.parts,
-    coalesce(p_was.reason = 'superseded', false));
-  select net_lots into v_net from private.net_ledgers where account_id = q.account_id and symbol = q.symbol;
   -- the mirror has taken the report: what it shows and the ledger does not is this fill, unless another deal is under way
   v_beyond := case when exists (
       select 1 from public.trade_execution_queue o
       where o.account_id = q.account_id and o.symbol = q.symbol and o.in_flight and o.status <> 'retrying') then 0
-    else greatest(0, (private.mirror_net(q.account_id, q.symbol) - v_net) * v_direction) end;
-  v_booked := v_booked - private.undo_surprises(q, v_direction, greatest(0, v_booked - v_beyond));
-  update private.net_ledgers set net_lots = net_lots + v_direction * v_booked where account_id = q.account_id and symbol = q.symbol;
+    else greatest(0, (private.mirror_net(q.account_id, q.symbol) - (
+      select n.net_lots from private.net_ledgers n where n.account_id = q.account_id and n.symbol = q.symbol)) * v_direction) end;
+  v_known := private.undo_surprises(q, v_direction, greatest(0, v_filled - v_beyond));
+  perform private.book_deal(q.account_id, q.symbol, v_direction, v_filled, q.fill_price, q.parts, p_when);
+  update private.net_ledgers set net_lots = net_lots - v_direction * v_known where account_id = q.account_id and symbol = q.symbol;
 end $$;
 
--- A deal of which another attempt had filled already (q.attempt is the one that completed it): its volume is its links' as well, more than they
--- want, so the planner takes it off again. Returns the links; none when the report is only repeated.
+-- A deal of which another attempt had filled already (q.attempt is the one that completed it). Returns its links; none when the report is only
+-- repeated.
 create function private.book_second_fill(q public.trade_execution_queue, r jsonb) returns bigint[]
 language plpgsql security definer set search_path = '' as $$
-declare
-  v_dealt_again public.trade_execution_queue := q;
 begin
   if q.status <> 'completed' or (r ->> 'attempt')::integer = q.attempt or 'filled_twice' = any (q.warnings)
     or coalesce((r ->> 'filled_lots')::numeric, 0) = 0 then
     return '{}';
   end if;
   update public.trade_execution_queue set warnings = warnings || 'filled_twice'::text where id = q.id;
-  perform private.revive_link(q);
   q.filled_lots := (r ->> 'filled_lots')::numeric;
-  v_dealt_again.reason := 'superseded';
-  perform private.book_late(q, v_dealt_again);
-  return array(select (e ->> 'link_id')::bigint from jsonb_array_elements(q.parts) e);
+  perform private.book_late(q, 'dealt_again');
+  return array(select coalesce(e ->> 'link_id', e ->> 'surplus_of')::bigint from jsonb_array_elements(q.parts) e);
 end $$;
 
 -- Takes up to p_lots in this direction off the surprises since the deal was queued; what they took from links is given back. Returns the lots.
@@ -3914,7 +3887,9 @@ begin
   loop
     v_take := case when (e ->> 'at')::timestamptz >= q.queued_at and sign((e ->> 'lots')::numeric) = p_direction
       then least(v_left, abs((e ->> 'lots')::numeric)) else 0 end;
-    if v_take > 0 and e ->> 'link_id' is not null then
+    if v_take > 0 and e ? 'surplus' then
+      perform private.book_surplus(q.account_id, q.symbol, -v_take * p_direction);
+    elsif v_take > 0 and e ->> 'link_id' is not null then
       perform private.book_share((e ->> 'link_id')::bigint, q.account_id, q.symbol, v_take, null);
       update public.position_links set state = 'live', ended_at = null, reason = null
       where id = (e ->> 'link_id')::bigint and state = 'ended';
@@ -4022,11 +3997,11 @@ begin
 end $$;
 
 -- A reduction to what the master had when it was planned (p_master_lots) has been carried out: what the master adds to that, and be it while the
--- reduction was under way, is an increase.
-create function private.see_reduction(p_link bigint, p_master_lots numeric) returns void
+-- reduction was under way, is an increase. p_seen: what was seen when it was planned; what was decided since is seen still.
+create function private.see_reduction(p_link bigint, p_master_lots numeric, p_seen numeric default null) returns void
 language plpgsql security definer set search_path = '' as $$
 begin
-  update public.position_links l set seen_master_lots = p_master_lots
+  update public.position_links l set seen_master_lots = p_master_lots + greatest(0, l.seen_master_lots - coalesce(p_seen, l.seen_master_lots))
   from public.account_symbols s, (select coalesce(sum(g.lots), 0) as lots from private.link_legs g where g.link_id = p_link) held
   where l.id = p_link and l.ended_at is null and l.seen_master_lots > p_master_lots and l.base_lots is not null
     and s.account_id = l.follower_account_id and s.name = l.symbol
@@ -4706,6 +4681,7 @@ begin
       select 1 from public.positions p join public.trading_accounts a on a.id = p.account_id
       where p.account_id = p_account and p.closed_at is null and (a.flatten_manual or a.mode = 'hedging' and p.tag is not null and not p.released
         or exists (select 1 from private.link_legs g where g.account_id = p.account_id and g.ticket in (p.ticket, p.symbol))))
+    or exists (select 1 from private.net_ledgers n where n.account_id = p_account and n.surplus_lots <> 0)
   into v_left;
   update public.trading_accounts a set flat_snapshots = case when v_left then 0 else a.flat_snapshots + 1 end,
     copy_state = case when not v_left and a.flat_snapshots >= 1 then a.flatten_then else a.copy_state end,
@@ -4765,6 +4741,15 @@ begin
   end loop;
 end $$;
 
+-- What our deals moved and no link has, as far as it may be moved back now.
+create function private.surplus_to_deal(p_account uuid, p_symbol text) returns numeric
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return coalesce((
+    select n.surplus_lots from private.net_ledgers n join public.trading_accounts a on a.id = n.account_id
+    where n.account_id = p_account and n.symbol = p_symbol and a.copy_state <> 'off' and private.trading_state() <> 'off'), 0);
+end $$;
+
 create type private.wish as (parts jsonb, sum numeric, opens boolean, shares integer, sl numeric, tp numeric, virtual boolean);
 comment on type private.wish is 'What the links of a netting symbol want together.';
 
@@ -4775,6 +4760,7 @@ language plpgsql security definer set search_path = '' as $$
 declare
   w private.wish;
   v_after numeric;
+  v_surplus numeric := private.surplus_to_deal(p_account, p_symbol);
 begin
   select coalesce(sum(d.delta * private.sign_of(d.side)), 0),
     coalesce(jsonb_agg(jsonb_build_object('link_id', d.link_id::text, 'side', d.side, 'lots', d.delta::text,
@@ -4785,6 +4771,11 @@ begin
     min(d.wanted_sl) filter (where d.held + d.delta > 0), min(d.wanted_tp) filter (where d.held + d.delta > 0)
   into w.sum, w.parts, w.opens, w.shares, v_after, w.sl, w.tp
   from private.net_deltas(p_account, p_symbol, p_now) d join public.position_links l on l.id = d.link_id;
+  if v_surplus <> 0 then
+    w.sum := w.sum - v_surplus;
+    w.parts := w.parts || jsonb_build_object('link_id', null, 'side', case when v_surplus > 0 then 'buy' else 'sell' end, 'lots', (-abs(v_surplus))::text,
+      'surplus_of', (select n.surplus_link_id::text from private.net_ledgers n where n.account_id = p_account and n.symbol = p_symbol));
+  end if;
   w.virtual := false;
   if w.shares <> 1 or p_net + w.sum <> v_after then
     w.virtual := w.sl is not null or w.tp is not null;
@@ -4815,17 +4806,19 @@ begin
   insert into public.trade_execution_queue (step_id, link_id, lane, copier_id, user_id, account_id, master_account_id, event_id, action,
     priority, symbol, side, lots, target_lots, ticket, sl, tp, max_slippage_points, master_price, master_lots, comment, parts, warnings,
     retry_until, send_before, detected_at, queued_at, updated_at)
-  select nextval('public.trade_execution_queue_id_seq'), v_link.id, p_account || ':' || p_symbol, v_link.copier_id, v_link.user_id, p_account,
+  select nextval('public.trade_execution_queue_id_seq'), v_link.id, p_account || ':' || p_symbol, v_link.copier_id, a.user_id, p_account,
     v_link.master_account_id, m.last_event_id, v_action,
     case when exists (select 1 from jsonb_array_elements(p_parts) e where (e ->> 'lots')::numeric < 0) then 10 else 40 end, p_symbol,
     case when v_action = 'open' then p_side when p_side = 'buy' then 'sell' else 'buy' end, p_lots,
     case when v_action <> 'open' then abs(p_net) - p_lots end, case when v_action <> 'open' then p_ticket end,
     case when v_opens then v_levels.sent_sl end, case when v_opens then v_levels.sent_tp end, case when v_opens then c.max_slippage_points end, m.price,
-    v_link.seen_master_lots, private.copy_comment(c, v_link.master_ticket), p_parts,
+    v_link.seen_master_lots, coalesce(private.copy_comment(c, v_link.master_ticket), ''), p_parts,
     case when p_wish.shares > 1 or p_wish.virtual then array['netting_sltp_virtual'] when v_opens then v_levels.warnings else '{}' end,
     p_now + make_interval(secs => c.retry_window_s), p_now, m.detected_at, p_now, p_now
-  from public.copiers c left join public.positions m on m.account_id = v_link.master_account_id and m.ticket = v_link.master_ticket
-  where c.id = v_link.copier_id
+  from public.trading_accounts a
+  left join public.copiers c on c.id = v_link.copier_id  -- none when a surplus is all of it
+  left join public.positions m on m.account_id = v_link.master_account_id and m.ticket = v_link.master_ticket
+  where a.id = p_account
   returning id into v_new;
   update public.position_links l set wanted_lots = nullif(w.lots - coalesce((e ->> 'lots')::numeric, 0), 0),
     wanted_until = case when w.lots > coalesce((e ->> 'lots')::numeric, 0) then l.wanted_until end
@@ -4901,9 +4894,11 @@ begin
   perform private.book_net(p_account, p_symbol, p_now);
   if v_waiting.parts is not null then perform private.give_back(v_waiting); end if;
   perform private.drop_wanted(p_account, p_symbol, p_now);
-  perform private.serve_from_excess(p_account, p_symbol);
   select * into v_ledger from private.net_ledgers where account_id = p_account and symbol = p_symbol;
   v_wish := private.net_wish(p_account, p_symbol, v_ledger.net_lots, p_now);
+  if v_ledger.surplus_lots <> private.surplus_to_deal(p_account, p_symbol) then  -- nobody else would come back to it
+    update private.net_ledgers set replan_at = p_now + interval '30 s' where account_id = p_account and symbol = p_symbol;
+  end if;
   select p.ticket into v_ticket from public.positions p
   where p.account_id = p_account and p.symbol = p_symbol and p.closed_at is null and p.kind = 'position' limit 1;
   select s.lots_min, div(s.lots_max, s.lots_step) * s.lots_step into v_min, v_max
@@ -4925,7 +4920,7 @@ begin
   end if;
   if v_wish.sum = 0 and v_wish.parts <> '[]' then  -- the links settle among themselves
     perform private.supersede(v_waiting.id, p_now);
-    perform private.book_deal(p_account, p_symbol, 'buy', 0, null, v_wish.parts);
+    perform private.book_deal(p_account, p_symbol, 1, 0, null, v_wish.parts);
     update public.position_links l set wanted_lots = null, wanted_until = null from jsonb_array_elements(v_wish.parts) e
     where l.id = (e ->> 'link_id')::bigint;
     perform private.decide_for_symbol(p_account, p_symbol, p_now);
@@ -5507,8 +5502,7 @@ create function private.revive_link(q public.trade_execution_queue) returns void
 language plpgsql security definer set search_path = '' as $$
 begin
   update public.position_links l set state = 'live', ended_at = null, reason = null
-  where l.state = 'ended' and l.reason is distinct from 'released' and private.opens(q) and (l.id = q.link_id and q.parts is null or l.id = any (array(
-    select (e ->> 'link_id')::bigint from jsonb_array_elements(q.parts) e where (e ->> 'lots')::numeric > 0)));
+  where l.id = q.link_id and l.state = 'ended' and l.reason is distinct from 'released' and private.opens(q);
 end $$;
 
 -- Status after a report: final, or on to another attempt. Closes, reductions and SL/TP are tried for ever; opens within their limits.
@@ -5640,16 +5634,11 @@ begin
   if v_ended and private.left_to_user(q, r) then
     null;
   elsif q.status = 'completed' then
-    if v_ended or q.parts is not null then
+    if v_ended and q.parts is null then
       perform private.revive_link(q);
     end if;
     if q.parts is not null then
-      if v_was.finalized_at is not null or v_was.status = 'retrying' or v_late then
-        perform private.book_late(q, v_was);
-      else
-        perform private.book_deal(q.account_id, q.symbol, case when q.action = 'open' then q.side when q.side = 'buy' then 'sell' else 'buy' end,
-          coalesce(q.filled_lots, q.lots), q.fill_price, q.parts);
-      end if;
+      perform private.book_fill_of_net(q, v_was, v_late);
       perform private.drop_released_shares(q.parts);
       update private.net_ledgers k set asked_sl = coalesce(q.sl, k.asked_sl), asked_tp = coalesce(q.tp, k.asked_tp), failures = 0, replan_at = null
       where k.account_id = q.account_id and k.symbol = q.symbol;
@@ -5671,7 +5660,7 @@ begin
   if q.status = 'completed' then perform private.mind_protection(q, r); end if;
   link_ids := array[q.link_id];
   if q.parts is not null then
-    link_ids := link_ids || array(select (e ->> 'link_id')::bigint from jsonb_array_elements(q.parts) e);
+    link_ids := link_ids || array(select coalesce(e ->> 'link_id', e ->> 'surplus_of')::bigint from jsonb_array_elements(q.parts) e);
   end if;
 end $$;
 
@@ -6290,7 +6279,7 @@ begin
   return v_links;
 end $$;
 
--- Live links that time, or their account's state, asks to look at again.
+-- Live links that time, or their account's state, asks to look at again; and for a netting account's surplus the link that left it.
 create function private.links_due(p_accounts uuid[], p_now timestamptz) returns bigint[]
 language plpgsql stable security definer set search_path = '' as $$
 begin
@@ -6298,7 +6287,9 @@ begin
   where l.follower_account_id = any (p_accounts) and l.state = 'live'
     and (l.replan_at <= p_now or l.wanted_until <= p_now or l.order_due_at <= p_now
       or exists (select 1 from private.net_ledgers n where n.account_id = l.follower_account_id and n.symbol = l.symbol and n.replan_at <= p_now)
-      or exists (select 1 from public.trading_accounts a where a.id = l.follower_account_id and a.copy_state = 'flattening')));
+      or exists (select 1 from public.trading_accounts a where a.id = l.follower_account_id and a.copy_state = 'flattening')))
+  || array(select n.surplus_link_id from private.net_ledgers n
+    where n.account_id = any (p_accounts) and n.surplus_lots <> 0 and n.replan_at <= p_now);
 end $$;
 
 create function private.keep_up(p_accounts uuid[], p_now timestamptz) returns bigint[]
@@ -8015,8 +8006,8 @@ begin
     return q.copier_id = p_copier;
   end if;
   return not exists (
-    select 1 from jsonb_array_elements(q.parts) e join public.position_links l on l.id = (e ->> 'link_id')::bigint
-    where l.copier_id <> p_copier and (p_all or (e ->> 'lots')::numeric > 0));
+    select 1 from jsonb_array_elements(q.parts) e left join public.position_links l on l.id = (e ->> 'link_id')::bigint
+    where l.copier_id is distinct from p_copier and (p_all or (e ->> 'lots')::numeric > 0));
 end $$;
 
 -- Calls back what is on its way and not sent yet: opens, with p_all everything. What no agent has ends here, with p_reason; what one has is

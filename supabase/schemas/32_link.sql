@@ -99,12 +99,17 @@ create table private.net_ledgers (
   failures integer not null default 0,
   replan_at timestamptz,
   surprises jsonb not null default '[]',
+  surplus_lots numeric not null default 0,
+  surplus_link_id bigint,
   primary key (account_id, symbol)
 );
 comment on table private.net_ledgers is
   'Netting followers: the signed net volume that was last booked to links. What the broker''s net differs by is booked before anything is planned.';
 comment on column private.net_ledgers.failures is 'refusals in a row of deals that only reduce; the next waits until replan_at';
 comment on column private.net_ledgers.surprises is
-  'the newest changes of the net that no deal of ours explained: [{"link_id": taken from, or null, "lots": signed, "at"}]; a deal that was given up and filled after all may explain one';
+  'the newest changes of the net that no deal of ours explained: [{"link_id": taken from, or null, "lots": signed, "at", "surplus": taken from that}]; a deal that was given up and filled after all may explain one';
+comment on column private.net_ledgers.surplus_lots is
+  'signed: what our deals moved and no link can have (two attempts filled, a reduction dealt twice); part of net_lots, and dealt back';
+comment on column private.net_ledgers.surplus_link_id is 'the link whose deal left the surplus: planning that one plans it';
 create index net_ledgers_due on private.net_ledgers (replan_at) where replan_at is not null;
 alter table private.net_ledgers enable row level security;

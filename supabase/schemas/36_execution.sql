@@ -72,7 +72,7 @@ comment on table public.trade_execution_queue is
 comment on column public.trade_execution_queue.step_id is 'executions of one step (a split open, all legs of a close) share it';
 comment on column public.trade_execution_queue.after_id is 'step that must have ended first';
 comment on column public.trade_execution_queue.lane is 'executions of one lane run in order: a link, or the symbol of a netting account';
-comment on column public.trade_execution_queue.parts is 'netting deal: [{"link_id","lots"}], lots signed: + more of the link, - less of it';
+comment on column public.trade_execution_queue.parts is 'netting deal: [{"link_id","lots"}], lots signed: + more of the link, - less of it; without a link: the account''s surplus';
 comment on column public.trade_execution_queue.master_lots is 'master volume that the size was computed from';
 comment on column public.trade_execution_queue.offered_at is 'when an agent could have received it; from then on only a report finalises it';
 comment on column public.trade_execution_queue.send_before is 'deadline of this attempt, checked by the last process before the broker';

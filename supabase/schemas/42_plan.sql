@@ -59,11 +59,11 @@ begin
 end $$;
 
 -- A reduction to what the master had when it was planned (p_master_lots) has been carried out: what the master adds to that, and be it while the
--- reduction was under way, is an increase.
-create function private.see_reduction(p_link bigint, p_master_lots numeric) returns void
+-- reduction was under way, is an increase. p_seen: what was seen when it was planned; what was decided since is seen still.
+create function private.see_reduction(p_link bigint, p_master_lots numeric, p_seen numeric default null) returns void
 language plpgsql security definer set search_path = '' as $$
 begin
-  update public.position_links l set seen_master_lots = p_master_lots
+  update public.position_links l set seen_master_lots = p_master_lots + greatest(0, l.seen_master_lots - coalesce(p_seen, l.seen_master_lots))
   from public.account_symbols s, (select coalesce(sum(g.lots), 0) as lots from private.link_legs g where g.link_id = p_link) held
   where l.id = p_link and l.ended_at is null and l.seen_master_lots > p_master_lots and l.base_lots is not null
     and s.account_id = l.follower_account_id and s.name = l.symbol

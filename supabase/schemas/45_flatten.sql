@@ -62,6 +62,7 @@ begin
       select 1 from public.positions p join public.trading_accounts a on a.id = p.account_id
       where p.account_id = p_account and p.closed_at is null and (a.flatten_manual or a.mode = 'hedging' and p.tag is not null and not p.released
         or exists (select 1 from private.link_legs g where g.account_id = p.account_id and g.ticket in (p.ticket, p.symbol))))
+    or exists (select 1 from private.net_ledgers n where n.account_id = p_account and n.surplus_lots <> 0)
   into v_left;
   update public.trading_accounts a set flat_snapshots = case when v_left then 0 else a.flat_snapshots + 1 end,
     copy_state = case when not v_left and a.flat_snapshots >= 1 then a.flatten_then else a.copy_state end,

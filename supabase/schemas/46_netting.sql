@@ -49,6 +49,15 @@ begin
   end loop;
 end $$;
 
+-- What our deals moved and no link has, as far as it may be moved back now.
+create function private.surplus_to_deal(p_account uuid, p_symbol text) returns numeric
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return coalesce((
+    select n.surplus_lots from private.net_ledgers n join public.trading_accounts a on a.id = n.account_id
+    where n.account_id = p_account and n.symbol = p_symbol and a.copy_state <> 'off' and private.trading_state() <> 'off'), 0);
+end $$;
+
 create type private.wish as (parts jsonb, sum numeric, opens boolean, shares integer, sl numeric, tp numeric, virtual boolean);
 comment on type private.wish is 'What the links of a netting symbol want together.';
 
@@ -59,6 +68,7 @@ language plpgsql security definer set search_path = '' as $$
 declare
   w private.wish;
   v_after numeric;
+  v_surplus numeric := private.surplus_to_deal(p_account, p_symbol);
 begin
   select coalesce(sum(d.delta * private.sign_of(d.side)), 0),
     coalesce(jsonb_agg(jsonb_build_object('link_id', d.link_id::text, 'side', d.side, 'lots', d.delta::text,
@@ -69,6 +79,11 @@ begin
     min(d.wanted_sl) filter (where d.held + d.delta > 0), min(d.wanted_tp) filter (where d.held + d.delta > 0)
   into w.sum, w.parts, w.opens, w.shares, v_after, w.sl, w.tp
   from private.net_deltas(p_account, p_symbol, p_now) d join public.position_links l on l.id = d.link_id;
+  if v_surplus <> 0 then
+    w.sum := w.sum - v_surplus;
+    w.parts := w.parts || jsonb_build_object('link_id', null, 'side', case when v_surplus > 0 then 'buy' else 'sell' end, 'lots', (-abs(v_surplus))::text,
+      'surplus_of', (select n.surplus_link_id::text from private.net_ledgers n where n.account_id = p_account and n.symbol = p_symbol));
+  end if;
   w.virtual := false;
   if w.shares <> 1 or p_net + w.sum <> v_after then
     w.virtual := w.sl is not null or w.tp is not null;
@@ -99,17 +114,19 @@ begin
   insert into public.trade_execution_queue (step_id, link_id, lane, copier_id, user_id, account_id, master_account_id, event_id, action,
     priority, symbol, side, lots, target_lots, ticket, sl, tp, max_slippage_points, master_price, master_lots, comment, parts, warnings,
     retry_until, send_before, detected_at, queued_at, updated_at)
-  select nextval('public.trade_execution_queue_id_seq'), v_link.id, p_account || ':' || p_symbol, v_link.copier_id, v_link.user_id, p_account,
+  select nextval('public.trade_execution_queue_id_seq'), v_link.id, p_account || ':' || p_symbol, v_link.copier_id, a.user_id, p_account,
     v_link.master_account_id, m.last_event_id, v_action,
     case when exists (select 1 from jsonb_array_elements(p_parts) e where (e ->> 'lots')::numeric < 0) then 10 else 40 end, p_symbol,
     case when v_action = 'open' then p_side when p_side = 'buy' then 'sell' else 'buy' end, p_lots,
     case when v_action <> 'open' then abs(p_net) - p_lots end, case when v_action <> 'open' then p_ticket end,
     case when v_opens then v_levels.sent_sl end, case when v_opens then v_levels.sent_tp end, case when v_opens then c.max_slippage_points end, m.price,
-    v_link.seen_master_lots, private.copy_comment(c, v_link.master_ticket), p_parts,
+    v_link.seen_master_lots, coalesce(private.copy_comment(c, v_link.master_ticket), ''), p_parts,
     case when p_wish.shares > 1 or p_wish.virtual then array['netting_sltp_virtual'] when v_opens then v_levels.warnings else '{}' end,
     p_now + make_interval(secs => c.retry_window_s), p_now, m.detected_at, p_now, p_now
-  from public.copiers c left join public.positions m on m.account_id = v_link.master_account_id and m.ticket = v_link.master_ticket
-  where c.id = v_link.copier_id
+  from public.trading_accounts a
+  left join public.copiers c on c.id = v_link.copier_id  -- none when a surplus is all of it
+  left join public.positions m on m.account_id = v_link.master_account_id and m.ticket = v_link.master_ticket
+  where a.id = p_account
   returning id into v_new;
   update public.position_links l set wanted_lots = nullif(w.lots - coalesce((e ->> 'lots')::numeric, 0), 0),
     wanted_until = case when w.lots > coalesce((e ->> 'lots')::numeric, 0) then l.wanted_until end
@@ -185,9 +202,11 @@ begin
   perform private.book_net(p_account, p_symbol, p_now);
   if v_waiting.parts is not null then perform private.give_back(v_waiting); end if;
   perform private.drop_wanted(p_account, p_symbol, p_now);
-  perform private.serve_from_excess(p_account, p_symbol);
   select * into v_ledger from private.net_ledgers where account_id = p_account and symbol = p_symbol;
   v_wish := private.net_wish(p_account, p_symbol, v_ledger.net_lots, p_now);
+  if v_ledger.surplus_lots <> private.surplus_to_deal(p_account, p_symbol) then  -- nobody else would come back to it
+    update private.net_ledgers set replan_at = p_now + interval '30 s' where account_id = p_account and symbol = p_symbol;
+  end if;
   select p.ticket into v_ticket from public.positions p
   where p.account_id = p_account and p.symbol = p_symbol and p.closed_at is null and p.kind = 'position' limit 1;
   select s.lots_min, div(s.lots_max, s.lots_step) * s.lots_step into v_min, v_max
@@ -209,7 +228,7 @@ begin
   end if;
   if v_wish.sum = 0 and v_wish.parts <> '[]' then  -- the links settle among themselves
     perform private.supersede(v_waiting.id, p_now);
-    perform private.book_deal(p_account, p_symbol, 'buy', 0, null, v_wish.parts);
+    perform private.book_deal(p_account, p_symbol, 1, 0, null, v_wish.parts);
     update public.position_links l set wanted_lots = null, wanted_until = null from jsonb_array_elements(v_wish.parts) e
     where l.id = (e ->> 'link_id')::bigint;
     perform private.decide_for_symbol(p_account, p_symbol, p_now);

@@ -161,8 +161,7 @@ create function private.revive_link(q public.trade_execution_queue) returns void
 language plpgsql security definer set search_path = '' as $$
 begin
   update public.position_links l set state = 'live', ended_at = null, reason = null
-  where l.state = 'ended' and l.reason is distinct from 'released' and private.opens(q) and (l.id = q.link_id and q.parts is null or l.id = any (array(
-    select (e ->> 'link_id')::bigint from jsonb_array_elements(q.parts) e where (e ->> 'lots')::numeric > 0)));
+  where l.id = q.link_id and l.state = 'ended' and l.reason is distinct from 'released' and private.opens(q);
 end $$;
 
 -- Status after a report: final, or on to another attempt. Closes, reductions and SL/TP are tried for ever; opens within their limits.
@@ -294,16 +293,11 @@ begin
   if v_ended and private.left_to_user(q, r) then
     null;
   elsif q.status = 'completed' then
-    if v_ended or q.parts is not null then
+    if v_ended and q.parts is null then
       perform private.revive_link(q);
     end if;
     if q.parts is not null then
-      if v_was.finalized_at is not null or v_was.status = 'retrying' or v_late then
-        perform private.book_late(q, v_was);
-      else
-        perform private.book_deal(q.account_id, q.symbol, case when q.action = 'open' then q.side when q.side = 'buy' then 'sell' else 'buy' end,
-          coalesce(q.filled_lots, q.lots), q.fill_price, q.parts);
-      end if;
+      perform private.book_fill_of_net(q, v_was, v_late);
       perform private.drop_released_shares(q.parts);
       update private.net_ledgers k set asked_sl = coalesce(q.sl, k.asked_sl), asked_tp = coalesce(q.tp, k.asked_tp), failures = 0, replan_at = null
       where k.account_id = q.account_id and k.symbol = q.symbol;
@@ -325,7 +319,7 @@ begin
   if q.status = 'completed' then perform private.mind_protection(q, r); end if;
   link_ids := array[q.link_id];
   if q.parts is not null then
-    link_ids := link_ids || array(select (e ->> 'link_id')::bigint from jsonb_array_elements(q.parts) e);
+    link_ids := link_ids || array(select coalesce(e ->> 'link_id', e ->> 'surplus_of')::bigint from jsonb_array_elements(q.parts) e);
   end if;
 end $$;
 

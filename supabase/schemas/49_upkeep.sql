@@ -134,7 +134,7 @@ begin
   return v_links;
 end $$;
 
--- Live links that time, or their account's state, asks to look at again.
+-- Live links that time, or their account's state, asks to look at again; and for a netting account's surplus the link that left it.
 create function private.links_due(p_accounts uuid[], p_now timestamptz) returns bigint[]
 language plpgsql stable security definer set search_path = '' as $$
 begin
@@ -142,7 +142,9 @@ begin
   where l.follower_account_id = any (p_accounts) and l.state = 'live'
     and (l.replan_at <= p_now or l.wanted_until <= p_now or l.order_due_at <= p_now
       or exists (select 1 from private.net_ledgers n where n.account_id = l.follower_account_id and n.symbol = l.symbol and n.replan_at <= p_now)
-      or exists (select 1 from public.trading_accounts a where a.id = l.follower_account_id and a.copy_state = 'flattening')));
+      or exists (select 1 from public.trading_accounts a where a.id = l.follower_account_id and a.copy_state = 'flattening')))
+  || array(select n.surplus_link_id from private.net_ledgers n
+    where n.account_id = any (p_accounts) and n.surplus_lots <> 0 and n.replan_at <= p_now);
 end $$;
 
 create function private.keep_up(p_accounts uuid[], p_now timestamptz) returns bigint[]

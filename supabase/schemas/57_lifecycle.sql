@@ -8,8 +8,8 @@ begin
     return q.copier_id = p_copier;
   end if;
   return not exists (
-    select 1 from jsonb_array_elements(q.parts) e join public.position_links l on l.id = (e ->> 'link_id')::bigint
-    where l.copier_id <> p_copier and (p_all or (e ->> 'lots')::numeric > 0));
+    select 1 from jsonb_array_elements(q.parts) e left join public.position_links l on l.id = (e ->> 'link_id')::bigint
+    where l.copier_id is distinct from p_copier and (p_all or (e ->> 'lots')::numeric > 0));
 end $$;
 
 -- Calls back what is on its way and not sent yet: opens, with p_all everything. What no agent has ends here, with p_reason; what one has is

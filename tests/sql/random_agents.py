@@ -75,8 +75,9 @@ class Agents:
         for row in rows:
             if row["id"] > self.masters.flattening.get(row["follower"], row["id"]):
                 assert not self._opens(row), f"{row['action']} on {row['follower']}, which is being flattened"
-            links: list[int | None] = [int(p["link_id"]) for p in row["parts"] or ()]
-            if not links and row["action"] != "modify":
+            links: list[int | None] = [int(p["link_id"]) for p in row["parts"] or () if p["link_id"]]
+            of_surplus = any(p["link_id"] is None for p in row["parts"] or ())
+            if not links and not of_surplus and row["action"] != "modify":
                 links = [row["link_id"]]
             for pair in [self.pair(link, row["follower"]) for link in links if link is not None]:
                 assert row["id"] <= self.masters.frozen.get(pair[:2], row["id"]), f"{row['action']} for {pair}, which is off"

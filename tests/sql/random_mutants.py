@@ -81,7 +81,7 @@ MUTANTS = [
            [OPEN2, ("reduce", 1, 0, 0)], sizing=(0, 4)),
     Mutant("a reduction aims at another volume", "target_lots", (("p_base * p_master_now", "p_base * p_master_base"),), "N",
            [OPEN2, ("reticket", 1, 0, 0)], common=True),
-    Mutant("what was filled late is booked twice", "book_late", (("greatest(0, v_booked - v_beyond)", "0"),), "N",
+    Mutant("what was filled late is booked twice", "book_late", (("greatest(0, v_filled - v_beyond)", "0"),), "N",
            LATE_FILL, sizing=(5, 0)),
     Mutant("a doomed share is kept", "net_deltas", (("then -s.position_lots", "then 0"),), "N",
            [OPEN2, ("flip", 1, 0, 0)], common=True),

@@ -7,13 +7,14 @@ the shortest list of steps, which then belongs into a test of its own.
 import os
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import psycopg
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from random_farm import CHAIN, COPIERS, Farm, Step, how_many_choices, verbs
+from random_findings import FINDINGS, Finding
 from random_masters import QuietWorld
 from random_mutants import MUTANTS, Mutant, random_example
 from random_settings import BALANCES
@@ -94,6 +95,23 @@ def test_followers_hold_what_the_settings_say(
             play(world, followers, choices, steps)
 
         holds()
+
+
+@pytest.fixture(scope="module")
+def farms(postgres_server: PostgresServer, template_database: Database) -> Iterator[dict[str, QuietWorld]]:
+    """A farm for every kind that has findings."""
+    with ExitStack() as open_farms:
+        kinds = sorted({finding.followers for finding in FINDINGS})
+        yield {kind: open_farms.enter_context(furnished(postgres_server, template_database, kind)) for kind in kinds}
+
+
+def finding_name(finding: Finding) -> str:
+    return finding.name
+
+
+@pytest.mark.parametrize("finding", FINDINGS, ids=finding_name)
+def test_what_was_found_once_stays_mended(farms: dict[str, QuietWorld], finding: Finding) -> None:
+    play(farms[finding.followers], finding.followers, finding.choices, finding.steps)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,27 @@
+"""Examples on which the random test once failed, each shrunk to its shortest: the planner shall never fail on them again."""
+
+from typing import NamedTuple
+
+from random_farm import Step
+
+
+class Finding(NamedTuple):
+    name: str
+    followers: str
+    choices: list[int]
+    steps: list[Step]
+
+
+FINDINGS = [
+    Finding("a late reduction that the master had taken back", "HN", [0] * 24 + [7],
+            [("open", 1, 0, 0), ("increase", 0, 0, 0), ("open", 1, 0, 0), ("done", 0, 0, 0), ("increase", 0, 0, 0),
+             ("done", 0, 0, 0), ("open", 0, 1, 0), ("reduce", 0, 0, 0), ("flip", 1, 0, 0), ("done", 0, 0, 0),
+             ("done", 0, 0, 0), ("open", 0, 0, 1), ("open", 0, 0, 1), ("open", 1, 0, 0), ("increase", 0, 0, 0),
+             ("done", 1, 0, 0), ("increase", 0, 0, 0), ("refuse", 1, 0, 0), ("after_all", 0, 0, 0)]),
+    Finding("a close dealt twice took the volume of another copy", "HN", [0] * 25,
+            [("open", 0, 7, 1), ("mode", 0, 1, 0), *[("open", 0, 0, 0)] * 4, ("done", 0, 0, 0), ("done", 0, 0, 0),
+             ("flip", 0, 1, 1), ("done", 0, 2, 0), ("refuse", 2, 0, 2), ("after_all", 2, 6, 7)]),
+    Finding("a close dealt twice was taken for the user's own", "HN", [0] * 25,
+            [("open", 0, 7, 1), ("mode", 0, 1, 0), *[("open", 0, 0, 0)] * 4, ("done", 0, 0, 0), ("done", 0, 0, 0),
+             ("flip", 0, 0, 0), ("done", 0, 1, 1), ("refuse", 2, 0, 4), ("after_all", 2, 6, 7)]),
+]  # fmt: skip
