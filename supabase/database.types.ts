@@ -634,6 +634,7 @@ export type Database = {
           order_due_at: string | null;
           reason: string | null;
           replan_at: string | null;
+          rest_lots: number | null;
           resync_lots: number | null;
           seen_master_lots: number;
           side: string | null;
@@ -670,6 +671,7 @@ export type Database = {
           order_due_at?: string | null;
           reason?: string | null;
           replan_at?: string | null;
+          rest_lots?: number | null;
           resync_lots?: number | null;
           seen_master_lots: number;
           side?: string | null;
@@ -705,6 +707,7 @@ export type Database = {
           order_due_at?: string | null;
           reason?: string | null;
           replan_at?: string | null;
+          rest_lots?: number | null;
           resync_lots?: number | null;
           seen_master_lots?: number;
           side?: string | null;

@@ -2284,6 +2284,7 @@ create table public.position_links (
   sized_master_lots numeric,
   wanted_lots numeric,
   wanted_until timestamptz,
+  rest_lots numeric,
   resync_lots numeric,
   asked_price numeric,
   asked_sl numeric,
@@ -2317,6 +2318,8 @@ comment on column public.position_links.resync_lots is 'its user asks for these 
 comment on column public.position_links.asked_sl is 'what was last asked of the broker, not what the broker made of it';
 comment on column public.position_links.stopped_out is 'the follower''s broker closed what it held, or some of it, for lack of margin';
 comment on column public.position_links.wanted_lots is 'decided, but it waits: netting followers for the symbol''s deal in flight, a filled order''s copy for its own order to be cancelled';
+comment on column public.position_links.rest_lots is
+  'netting followers: of wanted_lots, the rest of an open that takes several orders; once the first has filled, base_lots counts it as if it were held';
 comment on column public.position_links.asked_price is 'of a pending order; null once the copy is a position for good';
 comment on column public.position_links.order_due_at is 'copies of pending orders: when the copier itself has something to do (the master''s has filled, or expires)';
 comment on column public.position_links.replan_at is 'a refused close or modify is planned again from here on';
@@ -3793,9 +3796,12 @@ declare
   l public.position_links;
   v_lots numeric := p_lots;
   v_master_lots numeric := (p_part ->> 'master_lots')::numeric;
+  v_counted numeric := (p_part ->> 'counted')::numeric;
+  v_rest numeric;
   v_held numeric;
 begin
   select * into l from public.position_links x where x.id = (p_part ->> 'link_id')::bigint;
+  v_rest := coalesce(l.rest_lots, 0);
   if p_when = 'dealt_again' then v_lots := least(p_lots, coalesce(l.wanted_lots, 0)); end if;
   if p_when <> 'in_time' and v_lots = 0 then return 0; end if;
   select coalesce(sum(g.lots), 0) into v_held from private.link_legs g where g.link_id = l.id;
@@ -3808,10 +3814,19 @@ begin
     update public.position_links x set base_lots = case when v_held = 0 then v_lots else coalesce(x.base_lots, 0) + v_lots end,
       base_master_lots = case when v_held = 0 then v_master_lots else coalesce(x.base_master_lots, v_master_lots) end
     where x.id = l.id;
-  else
-    update public.position_links x set base_master_lots = v_master_lots, base_lots = nullif(v_lots + least(v_held, coalesce(x.base_lots, 0)), 0),
-      wanted_lots = case when p_when = 'dealt_again' then nullif(x.wanted_lots - v_lots, 0) else x.wanted_lots end,
-      wanted_until = case when p_when <> 'dealt_again' or x.wanted_lots > v_lots then x.wanted_until end
+  elsif p_when = 'dealt_again' then
+    update public.position_links x set wanted_lots = nullif(x.wanted_lots - v_lots, 0), rest_lots = nullif(x.rest_lots - v_lots, 0),
+      wanted_until = case when x.wanted_lots > v_lots then x.wanted_until end,
+      base_lots = case when x.rest_lots is not null then x.base_lots else v_lots + least(v_held, coalesce(x.base_lots, 0)) end,
+      base_master_lots = case when x.rest_lots is not null then x.base_master_lots else v_master_lots end
+    where x.id = l.id;
+  elsif v_counted is not null and v_lots = (p_part ->> 'lots')::numeric then
+    update public.position_links x set base_lots = x.base_lots - v_counted + v_lots + v_rest,
+      base_master_lots = case when v_lots + v_rest > v_counted then v_master_lots else x.base_master_lots end
+    where x.id = l.id;
+  else  -- a fill rebases the pair, to what is held now and the rest that is still to be dealt
+    update public.position_links x set base_master_lots = v_master_lots,
+      base_lots = nullif(v_lots + least(v_held, coalesce(x.base_lots, 0)) + v_rest, 0)
     where x.id = l.id;
   end if;
   return v_lots;
@@ -3907,7 +3922,8 @@ end $$;
 create function private.give_back(q public.trade_execution_queue) returns void
 language plpgsql security definer set search_path = '' as $$
 begin
-  update public.position_links l set wanted_lots = coalesce(l.wanted_lots, 0) + (e ->> 'lots')::numeric, wanted_until = (e ->> 'until')::timestamptz
+  update public.position_links l set wanted_lots = coalesce(l.wanted_lots, 0) + (e ->> 'lots')::numeric, wanted_until = (e ->> 'until')::timestamptz,
+    rest_lots = case when e ->> 'counted' is not null then coalesce(l.rest_lots, 0) + (e ->> 'lots')::numeric end
   from jsonb_array_elements(q.parts) e
   where l.id = (e ->> 'link_id')::bigint and l.ended_at is null and (e ->> 'lots')::numeric > 0;
 end $$;
@@ -4729,7 +4745,7 @@ begin
       and (s.doomed or x.shut is not null or s.wanted_until <= p_now)
   loop
     v_reason := case when v_link.doomed and v_link.removal is null then 'already_closed' else coalesce(v_link.shut, 'too_old') end;
-    update public.position_links l set wanted_lots = null, wanted_until = null,
+    update public.position_links l set wanted_lots = null, wanted_until = null, rest_lots = null,
       base_lots = case when v_link.legs > 0 then v_link.position_lots end,
       base_master_lots = coalesce(nullif(v_link.master_lots, 0), l.base_master_lots),  -- a closed master's 0 is nothing to divide by
       state = case when v_link.legs = 0 then 'ended' else 'live' end,
@@ -4739,6 +4755,42 @@ begin
     update public.copy_outcomes set reason = v_reason
     where event_id = v_link.master_event_id and copier_id = v_link.copier_id and execution_id is null and reason = 'coalesced';
   end loop;
+end $$;
+
+-- The rest of an open of several orders shrinks with its master: what is held and the rest together follow it, as if all had been dealt at once.
+create function private.shrink_rests(p_account uuid, p_symbol text) returns void
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_link record;
+  v_rest numeric;
+  v_any boolean := false;
+begin
+  for v_link in
+    select s.id, s.rest_lots, s.wanted_lots, s.position_lots,
+      private.target_lots(s.base_lots, s.master_lots, s.base_master_lots, s.lots_step, s.lots_min, s.base_lots) as lots
+    from private.link_states s
+    where s.follower_account_id = p_account and s.symbol = p_symbol and s.state = 'live' and s.rest_lots is not null
+      and s.base_lots is not null and s.master_kind = 'position' and not s.doomed and not s.frozen
+  loop
+    v_rest := least(v_link.rest_lots, v_link.wanted_lots, greatest(0, v_link.lots - v_link.position_lots));
+    update public.position_links l set rest_lots = nullif(v_rest, 0), wanted_lots = nullif(l.wanted_lots - v_link.rest_lots + v_rest, 0),
+      wanted_until = case when l.wanted_lots > v_link.rest_lots - v_rest then l.wanted_until end
+    where l.id = v_link.id and v_rest < v_link.rest_lots;
+    v_any := true;
+  end loop;
+  if v_any then perform private.see_reductions(p_account, p_symbol); end if;  -- the copy may be as small as its master already
+end $$;
+
+-- What a deal opens is no longer wanted, nor what a wish reduces; the rest of a cut part still is. p_wish: what was wished for, p_parts: what of it is dealt.
+create function private.take_from_wanted(p_wish jsonb, p_parts jsonb) returns void
+language plpgsql security definer set search_path = '' as $$
+begin
+  update public.position_links l set wanted_lots = nullif(w.rest, 0), wanted_until = case when w.rest > 0 then l.wanted_until end,
+    rest_lots = case when e is not null then nullif(w.rest, 0) when l.rest_lots is not null then nullif(least(l.rest_lots, w.rest), 0) end
+  from jsonb_array_elements(p_wish) x
+  left join jsonb_array_elements(p_parts) e on e ->> 'link_id' = x ->> 'link_id' and (e ->> 'lots')::numeric > 0  -- none: it had no room
+  cross join lateral (select greatest((x ->> 'lots')::numeric, 0) - coalesce((e ->> 'lots')::numeric, 0) as rest) w
+  where l.id = (x ->> 'link_id')::bigint;
 end $$;
 
 -- What our deals moved and no link has, as far as it may be moved back now.
@@ -4764,8 +4816,8 @@ declare
 begin
   select coalesce(sum(d.delta * private.sign_of(d.side)), 0),
     coalesce(jsonb_agg(jsonb_build_object('link_id', d.link_id::text, 'side', d.side, 'lots', d.delta::text,
-      'master_lots', l.seen_master_lots::text, 'reduced_to', case when d.delta < 0 then d.reduced_to::text end,
-      'until', l.wanted_until) order by d.link_id) filter (where d.delta <> 0), '[]'),
+      'reduced_to', case when d.delta < 0 then d.reduced_to::text end, 'until', l.wanted_until, 'counted', l.rest_lots::text,
+      'master_lots', case when l.rest_lots is not null then least(l.seen_master_lots, d.reduced_to) else l.seen_master_lots end::text) order by d.link_id) filter (where d.delta <> 0), '[]'),
     coalesce(bool_or(d.delta > 0), false), count(*) filter (where d.held + d.delta > 0),
     coalesce(sum((d.held + d.delta) * private.sign_of(d.side)), 0),
     min(d.wanted_sl) filter (where d.held + d.delta > 0), min(d.wanted_tp) filter (where d.held + d.delta > 0)
@@ -4820,12 +4872,7 @@ begin
   left join public.positions m on m.account_id = v_link.master_account_id and m.ticket = v_link.master_ticket
   where a.id = p_account
   returning id into v_new;
-  update public.position_links l set wanted_lots = nullif(w.lots - coalesce((e ->> 'lots')::numeric, 0), 0),
-    wanted_until = case when w.lots > coalesce((e ->> 'lots')::numeric, 0) then l.wanted_until end
-  from jsonb_array_elements(p_wish.parts) x
-  cross join lateral (select greatest((x ->> 'lots')::numeric, 0) as lots) w
-  left join jsonb_array_elements(p_parts) e on e ->> 'link_id' = x ->> 'link_id' and (e ->> 'lots')::numeric > 0
-  where l.id = (x ->> 'link_id')::bigint;
+  perform private.take_from_wanted(p_wish.parts, p_parts);
   -- every link of the deal is explained by it
   insert into public.copy_outcomes as o (event_id, copier_id, user_id, link_id, execution_id)
   select distinct on (m.last_event_id, l.copier_id) m.last_event_id, l.copier_id, l.user_id, l.id, v_new
@@ -4894,6 +4941,7 @@ begin
   perform private.book_net(p_account, p_symbol, p_now);
   if v_waiting.parts is not null then perform private.give_back(v_waiting); end if;
   perform private.drop_wanted(p_account, p_symbol, p_now);
+  perform private.shrink_rests(p_account, p_symbol);
   select * into v_ledger from private.net_ledgers where account_id = p_account and symbol = p_symbol;
   v_wish := private.net_wish(p_account, p_symbol, v_ledger.net_lots, p_now);
   if v_ledger.surplus_lots <> private.surplus_to_deal(p_account, p_symbol) then  -- nobody else would come back to it
@@ -4909,8 +4957,7 @@ begin
 
   if v_wish.sum <> 0 and v_lots >= v_min then
     if v_waiting.parts = v_parts then  -- nothing has changed: it keeps waiting for its next attempt
-      update public.position_links l set wanted_lots = null, wanted_until = null from jsonb_array_elements(v_parts) e
-      where l.id = (e ->> 'link_id')::bigint;
+      perform private.take_from_wanted(v_wish.parts, v_parts);
       return null;
     end if;
     perform private.supersede(v_waiting.id, p_now);
@@ -4920,9 +4967,8 @@ begin
   end if;
   if v_wish.sum = 0 and v_wish.parts <> '[]' then  -- the links settle among themselves
     perform private.supersede(v_waiting.id, p_now);
+    perform private.take_from_wanted(v_wish.parts, v_wish.parts);
     perform private.book_deal(p_account, p_symbol, 1, 0, null, v_wish.parts);
-    update public.position_links l set wanted_lots = null, wanted_until = null from jsonb_array_elements(v_wish.parts) e
-    where l.id = (e ->> 'link_id')::bigint;
     perform private.decide_for_symbol(p_account, p_symbol, p_now);
     return private.plan_net(p_account, p_symbol, p_now);
   end if;
@@ -5481,6 +5527,7 @@ begin
   perform private.mind_refused_levels(q);
   if q.parts is not null then
     v_opened := array(select (e ->> 'link_id')::bigint from jsonb_array_elements(q.parts) e where (e ->> 'lots')::numeric > 0);
+    update public.position_links l set rest_lots = null where l.id = any (v_opened) and l.rest_lots is not null;
   elsif q.action in ('open', 'increase', 'place') then
     v_opened := array[q.link_id];
   end if;

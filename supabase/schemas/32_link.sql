@@ -20,6 +20,7 @@ create table public.position_links (
   sized_master_lots numeric,
   wanted_lots numeric,
   wanted_until timestamptz,
+  rest_lots numeric,
   resync_lots numeric,
   asked_price numeric,
   asked_sl numeric,
@@ -53,6 +54,8 @@ comment on column public.position_links.resync_lots is 'its user asks for these 
 comment on column public.position_links.asked_sl is 'what was last asked of the broker, not what the broker made of it';
 comment on column public.position_links.stopped_out is 'the follower''s broker closed what it held, or some of it, for lack of margin';
 comment on column public.position_links.wanted_lots is 'decided, but it waits: netting followers for the symbol''s deal in flight, a filled order''s copy for its own order to be cancelled';
+comment on column public.position_links.rest_lots is
+  'netting followers: of wanted_lots, the rest of an open that takes several orders; once the first has filled, base_lots counts it as if it were held';
 comment on column public.position_links.asked_price is 'of a pending order; null once the copy is a position for good';
 comment on column public.position_links.order_due_at is 'copies of pending orders: when the copier itself has something to do (the master''s has filled, or expires)';
 comment on column public.position_links.replan_at is 'a refused close or modify is planned again from here on';

@@ -168,9 +168,12 @@ declare
   l public.position_links;
   v_lots numeric := p_lots;
   v_master_lots numeric := (p_part ->> 'master_lots')::numeric;
+  v_counted numeric := (p_part ->> 'counted')::numeric;
+  v_rest numeric;
   v_held numeric;
 begin
   select * into l from public.position_links x where x.id = (p_part ->> 'link_id')::bigint;
+  v_rest := coalesce(l.rest_lots, 0);
   if p_when = 'dealt_again' then v_lots := least(p_lots, coalesce(l.wanted_lots, 0)); end if;
   if p_when <> 'in_time' and v_lots = 0 then return 0; end if;
   select coalesce(sum(g.lots), 0) into v_held from private.link_legs g where g.link_id = l.id;
@@ -183,10 +186,19 @@ begin
     update public.position_links x set base_lots = case when v_held = 0 then v_lots else coalesce(x.base_lots, 0) + v_lots end,
       base_master_lots = case when v_held = 0 then v_master_lots else coalesce(x.base_master_lots, v_master_lots) end
     where x.id = l.id;
-  else
-    update public.position_links x set base_master_lots = v_master_lots, base_lots = nullif(v_lots + least(v_held, coalesce(x.base_lots, 0)), 0),
-      wanted_lots = case when p_when = 'dealt_again' then nullif(x.wanted_lots - v_lots, 0) else x.wanted_lots end,
-      wanted_until = case when p_when <> 'dealt_again' or x.wanted_lots > v_lots then x.wanted_until end
+  elsif p_when = 'dealt_again' then
+    update public.position_links x set wanted_lots = nullif(x.wanted_lots - v_lots, 0), rest_lots = nullif(x.rest_lots - v_lots, 0),
+      wanted_until = case when x.wanted_lots > v_lots then x.wanted_until end,
+      base_lots = case when x.rest_lots is not null then x.base_lots else v_lots + least(v_held, coalesce(x.base_lots, 0)) end,
+      base_master_lots = case when x.rest_lots is not null then x.base_master_lots else v_master_lots end
+    where x.id = l.id;
+  elsif v_counted is not null and v_lots = (p_part ->> 'lots')::numeric then
+    update public.position_links x set base_lots = x.base_lots - v_counted + v_lots + v_rest,
+      base_master_lots = case when v_lots + v_rest > v_counted then v_master_lots else x.base_master_lots end
+    where x.id = l.id;
+  else  -- a fill rebases the pair, to what is held now and the rest that is still to be dealt
+    update public.position_links x set base_master_lots = v_master_lots,
+      base_lots = nullif(v_lots + least(v_held, coalesce(x.base_lots, 0)) + v_rest, 0)
     where x.id = l.id;
   end if;
   return v_lots;
@@ -282,7 +294,8 @@ end $$;
 create function private.give_back(q public.trade_execution_queue) returns void
 language plpgsql security definer set search_path = '' as $$
 begin
-  update public.position_links l set wanted_lots = coalesce(l.wanted_lots, 0) + (e ->> 'lots')::numeric, wanted_until = (e ->> 'until')::timestamptz
+  update public.position_links l set wanted_lots = coalesce(l.wanted_lots, 0) + (e ->> 'lots')::numeric, wanted_until = (e ->> 'until')::timestamptz,
+    rest_lots = case when e ->> 'counted' is not null then coalesce(l.rest_lots, 0) + (e ->> 'lots')::numeric end
   from jsonb_array_elements(q.parts) e
   where l.id = (e ->> 'link_id')::bigint and l.ended_at is null and (e ->> 'lots')::numeric > 0;
 end $$;

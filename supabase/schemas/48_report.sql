@@ -140,6 +140,7 @@ begin
   perform private.mind_refused_levels(q);
   if q.parts is not null then
     v_opened := array(select (e ->> 'link_id')::bigint from jsonb_array_elements(q.parts) e where (e ->> 'lots')::numeric > 0);
+    update public.position_links l set rest_lots = null where l.id = any (v_opened) and l.rest_lots is not null;
   elsif q.action in ('open', 'increase', 'place') then
     v_opened := array[q.link_id];
   end if;

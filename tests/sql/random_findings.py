@@ -24,4 +24,6 @@ FINDINGS = [
     Finding("a close dealt twice was taken for the user's own", "HN", [0] * 25,
             [("open", 0, 7, 1), ("mode", 0, 1, 0), *[("open", 0, 0, 0)] * 4, ("done", 0, 0, 0), ("done", 0, 0, 0),
              ("flip", 0, 0, 0), ("done", 0, 1, 1), ("refuse", 2, 0, 4), ("after_all", 2, 6, 7)]),
+    Finding("the rest of an open of several orders did not shrink with its master", "N", [7] + [0] * 12,
+            [*[("open", 0, 0, 0)] * 10, ("open", 1, 1, 0), ("reduce", 1, 0, 0)]),
 ]  # fmt: skip

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import ROUND_FLOOR, Decimal
+from fractions import Fraction
+from math import floor
 from typing import Any
 
 CENT = Decimal("0.01")
@@ -113,10 +115,10 @@ class Course:
     seq: tuple[int, int] = (0, 0)
     side: str | None = None
     lots: Decimal = Decimal(0)
-    low: Decimal = Decimal(0)
-    high: Decimal = Decimal(0)
+    low: Fraction = Fraction(0)  # a third of 0.30 is 0.10, not less
+    high: Fraction = Fraction(0)
     #: everything that was ever decided, reductions left out
-    total: Decimal = Decimal(0)
+    total: Fraction = Fraction(0)
     #: the open may have been decided later than its event: it waited for the end of the other side
     late: bool = False
     slack: int = 0
@@ -133,9 +135,9 @@ class Course:
         flipped = known and side != self.side
         self.seq, self.ticket = seq, position["ticket"]
         if lots == 0:
-            self.low = self.high = Decimal(0)
+            self.low = self.high = Fraction(0)
         elif not same:
-            self.low = self.high = self.total = self.setting.size(lots, side)
+            self.low = self.high = self.total = Fraction(self.setting.size(lots, side))
             self.late, self.slack = known or self.side is not None, 0
             self.decisions += 1
         else:
@@ -144,13 +146,15 @@ class Course:
         return flipped
 
     def _change(self, lots: Decimal, side: str) -> None:
-        decided_now = self.setting.size(lots, side)
+        decided_now = Fraction(self.setting.size(lots, side))
         if lots < self.lots:
-            self.low *= lots / self.lots
+            self.low *= Fraction(lots) / Fraction(self.lots)
             if self.setting.rounds_only or self.slack == 0:
-                self.high *= lots / self.lots  # else the increase may have been decided after it, or both as one
+                self.high *= Fraction(lots) / Fraction(
+                    self.lots
+                )  # else the increase may have been decided after it, or both as one
         elif lots > self.lots and (self.high > 0 or self.late):
-            more = self.setting.size(lots - self.lots, side)
+            more = Fraction(self.setting.size(lots - self.lots, side))
             self.total += more
             self.high = self.high + more if self.setting.rounds_only else self.total
             self.low += more if self.setting.rounds_only and self.low > 0 else 0
@@ -160,10 +164,11 @@ class Course:
 
     def end(self) -> None:
         """Flattened: until it flips, nothing of it is held."""
-        self.low = self.high = self.total = Decimal(0)
+        self.low = self.high = self.total = Fraction(0)
         self.late = False
 
     def bounds(self) -> tuple[Decimal, Decimal]:
         """The least and the most that may be held. A reduction never takes the last of it."""
-        least, most = floored(self.low) - self.slack * CENT, floored(self.high) + self.slack * CENT
+        least, most = (Decimal(floor(lots * 100)) / 100 for lots in (self.low, self.high))
+        least, most = least - self.slack * CENT, most + self.slack * CENT
         return (max(least, CENT) if self.low > 0 else Decimal(0)), (max(most, CENT) if self.high > 0 else Decimal(0))

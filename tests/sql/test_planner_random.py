@@ -98,11 +98,11 @@ def test_followers_hold_what_the_settings_say(
 
 
 @pytest.fixture(scope="module")
-def farms(postgres_server: PostgresServer, template_database: Database) -> Iterator[dict[str, QuietWorld]]:
-    """A farm for every kind that has findings."""
-    with ExitStack() as open_farms:
-        kinds = sorted({finding.followers for finding in FINDINGS})
-        yield {kind: open_farms.enter_context(furnished(postgres_server, template_database, kind)) for kind in kinds}
+def worlds(postgres_server: PostgresServer, template_database: Database) -> Iterator[dict[str, QuietWorld]]:
+    """A farm of every kind that mutants and findings need."""
+    with ExitStack() as farms:
+        kinds = sorted({mutant.followers for mutant in MUTANTS} | {finding.followers for finding in FINDINGS})
+        yield {kind: farms.enter_context(furnished(postgres_server, template_database, kind)) for kind in kinds}
 
 
 def finding_name(finding: Finding) -> str:
@@ -110,18 +110,8 @@ def finding_name(finding: Finding) -> str:
 
 
 @pytest.mark.parametrize("finding", FINDINGS, ids=finding_name)
-def test_what_was_found_once_stays_mended(farms: dict[str, QuietWorld], finding: Finding) -> None:
-    play(farms[finding.followers], finding.followers, finding.choices, finding.steps)
-
-
-@pytest.fixture(scope="module")
-def worlds(postgres_server: PostgresServer, template_database: Database) -> Iterator[dict[str, QuietWorld]]:
-    """A farm with a hedging follower and one with a netting follower, for planners that err."""
-    with (
-        furnished(postgres_server, template_database, "H") as hedging,
-        furnished(postgres_server, template_database, "N") as netting,
-    ):
-        yield {"H": hedging, "N": netting}
+def test_what_was_found_once_stays_mended(worlds: dict[str, QuietWorld], finding: Finding) -> None:
+    play(worlds[finding.followers], finding.followers, finding.choices, finding.steps)
 
 
 @contextmanager
