@@ -168,16 +168,12 @@ begin
     ) x);
 end $$;
 
--- Followers of an account, and the account itself: whose plan locks a change of it needs.
+-- Followers of an account, and the account itself: whose plan locks a change of it needs. Some may be named twice.
 create function private.with_followers(p_accounts uuid[]) returns uuid[]
 language plpgsql stable security definer set search_path = '' as $$
 begin
-  return (
-    select array_agg(distinct id) from (
-      select unnest(p_accounts) as id
-      union
-      select c.follower_account_id from public.copiers c where c.master_account_id = any (p_accounts) and c.removed_at is null
-    ) x);
+  return p_accounts || array(
+    select c.follower_account_id from public.copiers c where c.master_account_id = any (p_accounts) and c.removed_at is null);
 end $$;
 
 -- Locks them and returns the moment after the last wait. A copier that was made while we waited brings its follower in; no other can come

@@ -377,7 +377,9 @@ end $$;
 create function private.take_reports(p_vps uuid, p_reports jsonb, p_accounts uuid[], p_apart boolean, p_now timestamptz) returns jsonb
 language plpgsql security definer set search_path = '' as $$
 declare
+  v_taken_at_once bigint[] := '{}';
   v_report jsonb;
+  v_number bigint;
   v_taken record;
   v_results jsonb := '[]';
   v_links bigint[] := '{}';
@@ -385,7 +387,15 @@ declare
   v_account text;
   v_new bigint[] := '{}';
 begin
-  for v_report in select value from jsonb_array_elements(p_reports) loop
+  if not p_apart and p_reports @> '[{"outcome": "completed"}]' then
+    select coalesce(u.taken, '{}'), coalesce(u.results, '[]'), coalesce(u.link_ids, '{}') into v_taken_at_once, v_results, v_links
+    from private.take_usual_reports(p_vps, p_reports, p_now) u;
+  end if;
+  for v_report, v_number in
+    select value, ordinality from jsonb_array_elements(case when cardinality(v_taken_at_once) < jsonb_array_length(p_reports) then p_reports else '[]' end)
+      with ordinality
+    where ordinality <> all (v_taken_at_once)
+  loop
     if p_apart then
       v_taken := private.take_report_apart(p_vps, v_report, p_now);
       v_new := v_new || v_taken.executions;
@@ -397,7 +407,8 @@ begin
         v_changes := v_changes || jsonb_build_object(v_account, coalesce(v_changes -> v_account, '[]') || v_taken.changes);
       end if;
     end if;
-    v_results := v_results || v_taken.result;
+    -- results stand in the order of the reports; those taken at once and not yet passed come later than this one
+    v_results := jsonb_insert(v_results, array[(v_number - 1)::text], v_taken.result);
   end loop;
   if p_apart then
     v_new := v_new || private.requeue_apart(p_accounts, p_now);
@@ -405,9 +416,11 @@ begin
       'server_time', private.rfc3339(clock_timestamp()));
   end if;
   v_new := coalesce(private.plan_again(private.settle(v_links, p_now), p_now), '{}') || coalesce(private.requeue(p_accounts, p_now), '{}');
-  for v_account in select jsonb_object_keys(v_changes) loop
-    v_new := v_new || coalesce(private.plan_changes(v_account::uuid, v_changes -> v_account, p_now), '{}');
-  end loop;
+  if v_changes <> '{}' then
+    for v_account in select jsonb_object_keys(v_changes) loop
+      v_new := v_new || coalesce(private.plan_changes(v_account::uuid, v_changes -> v_account, p_now), '{}');
+    end loop;
+  end if;
   return jsonb_build_object('results', v_results, 'executions', private.offer(v_new, p_vps, clock_timestamp()),
     'server_time', private.rfc3339(clock_timestamp()));
 end $$;
@@ -420,14 +433,14 @@ declare
   v_now timestamptz;
   v_accounts uuid[];
 begin
-  if octet_length(p_reports::text) > 1000000 then
+  if pg_column_size(p_reports) > 150000 and octet_length(p_reports::text) > 1000000 then  -- a character is six of its text at most
     raise exception using errcode = 'TC002', message = 'report_executions: the payload is over 1 MB', hint = 'Send fewer reports in one call.';
   end if;
   if jsonb_typeof(p_reports -> 'reports') is distinct from 'array' then
     raise exception using errcode = 'TC001', message = 'report_executions: the array "reports" is missing', hint = 'See docs/protocol.md.';
   end if;
-  select array_agg(distinct (e ->> 'account_id')::uuid) into v_accounts from jsonb_array_elements(p_reports -> 'reports') e
-  where pg_input_is_valid(e ->> 'account_id', 'uuid');
+  v_accounts := array(
+    select (e ->> 'account_id')::uuid from jsonb_array_elements(p_reports -> 'reports') e where pg_input_is_valid(e ->> 'account_id', 'uuid'));
   v_now := private.lock_with_followers(v_accounts);
   begin
     return private.take_reports(v_vps, p_reports -> 'reports', v_accounts, false, v_now);

@@ -242,7 +242,7 @@ declare
   v_new bigint[] := '{}';
   v_account uuid;
 begin
-  foreach v_account in array coalesce(p_accounts, '{}') loop
+  for v_account in select distinct a from unnest(p_accounts) a loop
     v_new := v_new || private.try_step(v_account, 'retries', '', null, p_now);
   end loop;
   return v_new;

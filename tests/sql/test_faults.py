@@ -95,7 +95,7 @@ def test_a_report_that_cannot_be_booked_holds_up_no_other_and_is_booked_once_the
     world = farm_of_three
     master = world.opened("M", "1.00")
     reports = [filled(world, e) for name in "FGH" for e in world.open_executions(name)]
-    with planted(world, "book_fill", is_account(world, "q.account_id", "G")):
+    with planted(world, "point_worth", is_account(world, "p_account", "G")):
         assert tell(world, reports) == [("accepted", None), ("kept", "TC420"), ("accepted", None)]
         assert [world.book(n) for n in "FGH"] == [[("buy", "1.00")]] * 3, "the mirror has what the broker did"
         kept = world.executions("G")[0]
@@ -121,7 +121,7 @@ def test_the_masters_close_is_not_held_up_by_a_copy_whose_fill_could_not_be_book
     world = farm_of_three
     master = world.opened("M", "1.00")
     reports = [filled(world, e) for name in "FGH" for e in world.open_executions(name)]
-    with planted(world, "book_fill", is_account(world, "q.account_id", "G")):
+    with planted(world, "point_worth", is_account(world, "p_account", "G")):
         tell(world, reports)
         answer = world.send("M", world.event("closed", master | {"lots": "0"}))
         assert answer["results"][0]["status"] == "accepted"
@@ -145,7 +145,7 @@ def test_a_chain_goes_on_behind_a_report_that_cannot_be_booked(farm_of_three: Ne
     world.add_account("K", vps="b")
     world.copy("G", "K")
     world.opened("M", "1.00")
-    with planted(world, "book_fill", is_account(world, "q.account_id", "G")):
+    with planted(world, "point_worth", is_account(world, "p_account", "G")):
         tell(world, [filled(world, e) for name in "FGH" for e in world.open_executions(name)])
         assert [(e["action"], e["lots"]) for e in world.open_executions("K")] == [("open", 1)]
     upkeep(world)
@@ -269,7 +269,7 @@ def test_what_only_this_moment_made_fail_is_the_callers_to_repeat(farm_of_three:
     world = farm_of_three
     world.opened("M", "1.00")
     reports = [filled(world, e) for name in "FGH" for e in world.open_executions(name)]
-    with planted(world, "book_fill", "true", state), pytest.raises(psycopg.Error) as raised:
+    with planted(world, "point_worth", "true", state), pytest.raises(psycopg.Error) as raised:
         tell(world, reports)
     assert raised.value.sqlstate == state
     assert (faults(world), alerts(world)) == ([], [])
