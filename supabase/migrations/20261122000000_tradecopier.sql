@@ -3003,13 +3003,13 @@ create table private.faults (
   retry_at timestamptz not null,
   primary key (account_id, kind, subject),
   constraint kind_is_known check (kind in
-    ('report', 'event', 'changes', 'decision', 'explain', 'link', 'offer', 'overdue', 'retries', 'flatten', 'existing'))
+    ('report', 'event', 'changes', 'decision', 'explain', 'link', 'offer', 'overdue', 'retries', 'flatten', 'existing', 'watch'))
 );
 comment on table private.faults is 'What the planner''s own code raised an exception for: kept, tried again by itself, gone once it succeeds. Each raised an alert.';
 comment on column private.faults.account_id is 'whose plan lock, and whose followers'', trying again needs';
 comment on column private.faults.kind is
   'report, event: the whole entry is in body. changes: of a master, made by reports. decision: a ticket and a copier. explain: events that wait for decisions.'
-  ' link: a copy. offer: an execution nobody was given. overdue, retries, flatten, existing: parts of an account''s upkeep';
+  ' link: a copy. offer: an execution nobody was given. overdue, retries, flatten, existing: parts of an account''s upkeep. watch: what its agent shall watch';
 comment on column private.faults.subject is 'which one: execution and attempt with their number, session:seq, ticket and copier, link, execution';
 comment on column private.faults.context is 'where in the code';
 
@@ -6067,6 +6067,8 @@ begin
       v_new := private.requeue(array[p_account], p_now);
     when 'flatten' then
       v_new := private.plan_flatten(p_account, p_now);
+    when 'watch' then
+      perform private.assignments_of(s.vps_id, p_account) from public.account_vps_assignments s where s.account_id = p_account;
     when 'existing' then
       v_new := private.decide_waiting_existing(array[p_account], p_now);
   end case;
@@ -6248,6 +6250,26 @@ begin
     end;
   end loop;
   return v_rows;
+end $$;
+
+-- The accounts of a VPS, for a heartbeat. One for which it cannot be worked out what to watch is its VPS's all the same.
+create function private.assignments_apart(p_vps uuid) returns jsonb
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_all jsonb := '[]';
+  v_account uuid;
+begin
+  begin
+    return private.assignments_of(p_vps);
+  exception when others then
+    if not private.is_fault(sqlstate) then raise; end if;
+  end;
+  for v_account in select s.account_id from public.account_vps_assignments s where s.vps_id = p_vps order by 1 loop
+    v_all := v_all || private.assignments_of(p_vps, v_account,
+      exists (select 1 from private.faults f where f.account_id = v_account and f.kind = 'watch')
+      or private.attempt(v_account, 'watch', '', null, clock_timestamp()) is null);
+  end loop;
+  return v_all;
 end $$;
 
 -- The upkeep of accounts, part by part; what waits to be tried again is left for its time.
@@ -6611,19 +6633,21 @@ $$;
 comment on function private.note_releases(uuid, jsonb) is 'Lets the next VPS begin where this one says that it let go of an account.';
 
 
-create function private.assignments_of(p_vps uuid) returns jsonb
+-- p_account: this one only. p_blind: without what must be worked out; its figures are asked for then, in case a rule watches them.
+create function private.assignments_of(p_vps uuid, p_account uuid default null, p_blind boolean default false) returns jsonb
 language sql stable
 set search_path = ''
 as $$
   select coalesce(jsonb_agg(jsonb_build_object(
     'account_id', a.id, 'epoch', s.epoch, 'platform', a.platform, 'server', a.server, 'login', a.login, 'mode', a.mode,
     'currency', a.currency, 'settings', a.settings, 'begins_at', private.rfc3339(s.begins_at),
-    'watch_symbols', to_jsonb(private.watched_symbols(a.id)), 'watch_funds', private.watches_funds(a.id), 'resync', private.wants_snapshot(a.id, a.copy_state)) order by a.id), '[]')
+    'watch_symbols', case when p_blind then '[]' else to_jsonb(private.watched_symbols(a.id)) end,
+    'watch_funds', p_blind or private.watches_funds(a.id), 'resync', not p_blind and private.wants_snapshot(a.id, a.copy_state)) order by a.id), '[]')
   from public.account_vps_assignments s
   join public.trading_accounts a on a.id = s.account_id
-  where s.vps_id = p_vps and a.removed_at is null
+  where s.vps_id = p_vps and a.removed_at is null and (p_account is null or a.id = p_account)
 $$;
-comment on function private.assignments_of(uuid) is 'The accounts of a VPS as vps_heartbeat tells them.';
+comment on function private.assignments_of(uuid, uuid, boolean) is 'The accounts of a VPS as vps_heartbeat tells them.';
 
 
 -- Security definer: agents have no right on any table. The hot path of an idle farm: one row is updated per call.
@@ -6686,7 +6710,7 @@ begin
     'begins_at', private.rfc3339(nullif(v_begins_at, '-infinity')),
     'heartbeat_ms', round(extract(epoch from private.setting_s('heartbeat_s')) * 1000)::integer,
     'last_tick_at', private.rfc3339(v_row.last_tick_at),
-    'assignments', private.assignments_of(v_vps),
+    'assignments', private.assignments_apart(v_vps),
     'executions', case when v_waits then '[]' else private.outstanding_executions(v_vps) end,
     'cancel', private.cancel_requests(v_vps));
 end

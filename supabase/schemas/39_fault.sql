@@ -14,13 +14,13 @@ create table private.faults (
   retry_at timestamptz not null,
   primary key (account_id, kind, subject),
   constraint kind_is_known check (kind in
-    ('report', 'event', 'changes', 'decision', 'explain', 'link', 'offer', 'overdue', 'retries', 'flatten', 'existing'))
+    ('report', 'event', 'changes', 'decision', 'explain', 'link', 'offer', 'overdue', 'retries', 'flatten', 'existing', 'watch'))
 );
 comment on table private.faults is 'What the planner''s own code raised an exception for: kept, tried again by itself, gone once it succeeds. Each raised an alert.';
 comment on column private.faults.account_id is 'whose plan lock, and whose followers'', trying again needs';
 comment on column private.faults.kind is
   'report, event: the whole entry is in body. changes: of a master, made by reports. decision: a ticket and a copier. explain: events that wait for decisions.'
-  ' link: a copy. offer: an execution nobody was given. overdue, retries, flatten, existing: parts of an account''s upkeep';
+  ' link: a copy. offer: an execution nobody was given. overdue, retries, flatten, existing: parts of an account''s upkeep. watch: what its agent shall watch';
 comment on column private.faults.subject is 'which one: execution and attempt with their number, session:seq, ticket and copier, link, execution';
 comment on column private.faults.context is 'where in the code';
 

@@ -122,6 +122,8 @@ begin
       v_new := private.requeue(array[p_account], p_now);
     when 'flatten' then
       v_new := private.plan_flatten(p_account, p_now);
+    when 'watch' then
+      perform private.assignments_of(s.vps_id, p_account) from public.account_vps_assignments s where s.account_id = p_account;
     when 'existing' then
       v_new := private.decide_waiting_existing(array[p_account], p_now);
   end case;
@@ -303,6 +305,26 @@ begin
     end;
   end loop;
   return v_rows;
+end $$;
+
+-- The accounts of a VPS, for a heartbeat. One for which it cannot be worked out what to watch is its VPS's all the same.
+create function private.assignments_apart(p_vps uuid) returns jsonb
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_all jsonb := '[]';
+  v_account uuid;
+begin
+  begin
+    return private.assignments_of(p_vps);
+  exception when others then
+    if not private.is_fault(sqlstate) then raise; end if;
+  end;
+  for v_account in select s.account_id from public.account_vps_assignments s where s.vps_id = p_vps order by 1 loop
+    v_all := v_all || private.assignments_of(p_vps, v_account,
+      exists (select 1 from private.faults f where f.account_id = v_account and f.kind = 'watch')
+      or private.attempt(v_account, 'watch', '', null, clock_timestamp()) is null);
+  end loop;
+  return v_all;
 end $$;
 
 -- The upkeep of accounts, part by part; what waits to be tried again is left for its time.

@@ -117,19 +117,21 @@ $$;
 comment on function private.note_releases(uuid, jsonb) is 'Lets the next VPS begin where this one says that it let go of an account.';
 
 
-create function private.assignments_of(p_vps uuid) returns jsonb
+-- p_account: this one only. p_blind: without what must be worked out; its figures are asked for then, in case a rule watches them.
+create function private.assignments_of(p_vps uuid, p_account uuid default null, p_blind boolean default false) returns jsonb
 language sql stable
 set search_path = ''
 as $$
   select coalesce(jsonb_agg(jsonb_build_object(
     'account_id', a.id, 'epoch', s.epoch, 'platform', a.platform, 'server', a.server, 'login', a.login, 'mode', a.mode,
     'currency', a.currency, 'settings', a.settings, 'begins_at', private.rfc3339(s.begins_at),
-    'watch_symbols', to_jsonb(private.watched_symbols(a.id)), 'watch_funds', private.watches_funds(a.id), 'resync', private.wants_snapshot(a.id, a.copy_state)) order by a.id), '[]')
+    'watch_symbols', case when p_blind then '[]' else to_jsonb(private.watched_symbols(a.id)) end,
+    'watch_funds', p_blind or private.watches_funds(a.id), 'resync', not p_blind and private.wants_snapshot(a.id, a.copy_state)) order by a.id), '[]')
   from public.account_vps_assignments s
   join public.trading_accounts a on a.id = s.account_id
-  where s.vps_id = p_vps and a.removed_at is null
+  where s.vps_id = p_vps and a.removed_at is null and (p_account is null or a.id = p_account)
 $$;
-comment on function private.assignments_of(uuid) is 'The accounts of a VPS as vps_heartbeat tells them.';
+comment on function private.assignments_of(uuid, uuid, boolean) is 'The accounts of a VPS as vps_heartbeat tells them.';
 
 
 -- Security definer: agents have no right on any table. The hot path of an idle farm: one row is updated per call.
@@ -192,7 +194,7 @@ begin
     'begins_at', private.rfc3339(nullif(v_begins_at, '-infinity')),
     'heartbeat_ms', round(extract(epoch from private.setting_s('heartbeat_s')) * 1000)::integer,
     'last_tick_at', private.rfc3339(v_row.last_tick_at),
-    'assignments', private.assignments_of(v_vps),
+    'assignments', private.assignments_apart(v_vps),
     'executions', case when v_waits then '[]' else private.outstanding_executions(v_vps) end,
     'cancel', private.cancel_requests(v_vps));
 end

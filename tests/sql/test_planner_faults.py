@@ -249,6 +249,23 @@ def test_an_execution_that_cannot_be_handed_out_keeps_no_vps_from_its_lease(farm
     assert len(handed) == 6
 
 
+def test_an_account_whose_watch_list_cannot_be_made_keeps_no_vps_from_its_lease(farm_of_three: NettingWorld) -> None:
+    world = farm_of_three
+
+    def assigned() -> dict[str, list[str]]:
+        told = world.as_agent("F", "vps_heartbeat", {"accounts": []})["assignments"]
+        return {name: a["watch_symbols"] for name in "FGH" for a in told if a["account_id"] == world.accounts[name]}
+
+    usual = assigned()
+    with planted(world, "watched_symbols", is_account(world, "p_account", "G")):
+        assert assigned() == usual | {"G": []}
+        assert assigned() == usual | {"G": []}
+        assert alerts(world) == [("G", "planner_fault", "critical")]
+        assert faults(world) == [("watch", "G")]
+    upkeep(world)
+    assert (assigned(), faults(world)) == (usual, [])
+
+
 def test_a_deal_of_a_netting_account_that_cannot_be_booked_is_booked_later(farm_of_three: NettingWorld) -> None:
     world = farm_of_three
     world.add_account("N", vps="b", mode="netting")
