@@ -1,8 +1,7 @@
 """The agent's memory on disk: what was begun, what came of it, and what the database does not know yet.
 
-SQLite in WAL mode, owned by one process and worked by one thread (`agent/journal_writer.py`): the event loop hands over
-operations and, where an order depends on it, waits for the commit. The row of an execution is committed
-before its order is sent and outlives any kill; about a power cut see `agent/journal_file.py`.
+SQLite in WAL mode, owned by one process; who writes, and when, says `agent/journal_writer.py`. The row of an execution is
+committed before its order is sent and outlives any kill; about a power cut see `agent/journal_file.py`.
 
 A missing journal is a fresh one with a new identity: then nothing is known, and what was queued before is looked for at
 the broker. A damaged one is set aside beside it, loudly, and counts as missing.
@@ -100,7 +99,7 @@ class Journal:
             )
             return None if added.rowcount == 1 else _find(connection, execution.id, execution.attempt)
 
-        return await self._writer.ask(work, durable=self._flush_orders)
+        return await (self._writer.ask(work, durable=True) if self._flush_orders else self._writer.now(work))
 
     async def entry(self, execution_id: ExecutionId, attempt: int) -> Entry | None:
         return await self._writer.ask(lambda connection: _find(connection, execution_id, attempt))

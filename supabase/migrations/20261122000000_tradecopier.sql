@@ -2960,19 +2960,19 @@ end $$;
 -- Mid prices of every pair of the currencies that the accounts themselves quote, as {"EURUSD": "1.0850"}.
 create function private.quoted_rates(p_accounts uuid[], p_currencies text[]) returns jsonb
 language plpgsql stable security definer set search_path = '' as $$
-declare
-  v_currencies text[] := array(select distinct left(c, 3) from unnest(p_currencies || array['USD', 'EUR']) c);
-  v_pairs text[] := array(select a || b from unnest(v_currencies) a cross join unnest(v_currencies) b where a <> b);
 begin
   return (
+    with currencies as materialized (
+      select distinct left(c, 3) as name from unnest(p_currencies || array['USD', 'EUR']) c
+    )
     select coalesce(jsonb_object_agg(pair, ((bid + ask) / 2)::text), '{}'::jsonb)
     from (
-      select distinct on (pair) pair, q.bid, q.ask
-      from (
-        select private.symbol_root(s.name) as pair, s.bid, s.ask, s.quoted_at from public.account_symbols s
-        where s.account_id = any (p_accounts) and private.symbol_root(s.name) = any (v_pairs) and s.bid > 0 and s.ask > 0
-      ) q
-      order by pair, q.quoted_at desc nulls last
+      select distinct on (a.name || b.name) a.name || b.name as pair, s.bid, s.ask
+      from currencies a
+      join currencies b on b.name <> a.name
+      join public.account_symbols s on private.symbol_root(s.name) = a.name || b.name and s.account_id = any (p_accounts)
+      where s.bid > 0 and s.ask > 0
+      order by a.name || b.name, s.quoted_at desc nulls last
     ) quotes);
 end $$;
 
@@ -4028,14 +4028,23 @@ end $$;
 -- never older than the last report on its ticket, for that report wrote it.
 create function private.book_links(p_links bigint[]) returns void
 language plpgsql security definer set search_path = '' as $$
+declare
+  v_links bigint[];
 begin
+  -- as a rule mirror and links agree
+  select array_agg(l.id) into v_links from public.position_links l
+  where l.id = any (p_links) and l.ended_at is null and (l.base_lots is null or exists (
+    select 1 from private.link_legs g join public.positions p on p.account_id = g.account_id and p.ticket = g.ticket
+    where g.link_id = l.id and (p.lots < g.lots or p.kind <> g.kind)));
+  if v_links is null then return; end if;
+
   with looks as materialized (
     select g.link_id, g.ticket, p.lots, p.kind, p.price
     from public.position_links l
     join public.trading_accounts a on a.id = l.follower_account_id and a.mode = 'hedging'
     cross join lateral (select * from private.link_legs i where i.link_id = l.id offset 0) g  -- never by all legs there are
     join public.positions p on p.account_id = g.account_id and p.ticket = g.ticket
-    where l.id = any (p_links) and l.ended_at is null and (p.lots < g.lots or p.kind <> g.kind)
+    where l.id = any (v_links) and l.ended_at is null and (p.lots < g.lots or p.kind <> g.kind)
       and not exists (select 1 from public.trade_execution_queue q where q.link_id = l.id and q.finalized_at is null and q.status <> 'retrying')
   ), gone as (
     delete from private.link_legs g using looks k where g.link_id = k.link_id and g.ticket = k.ticket and k.lots = 0
@@ -4045,7 +4054,7 @@ begin
 
   -- an order of ours that filled by itself: from now on there is a volume to reduce from
   update public.position_links l set base_lots = h.lots, base_master_lots = l.seen_master_lots
-  from (select link_id, sum(lots) as lots from private.link_legs where link_id = any (p_links) and kind = 'position' group by link_id) h
+  from (select link_id, sum(lots) as lots from private.link_legs where link_id = any (v_links) and kind = 'position' group by link_id) h
   where h.link_id = l.id and l.base_lots is null and l.ended_at is null
     and not exists (select 1 from public.trade_execution_queue q where q.link_id = l.id and q.finalized_at is null);
 end $$;
@@ -4167,8 +4176,12 @@ begin
     end if;
   end if;
 
-  with states as (
-    select s.*, private.target_lots(s.base_lots, s.master_lots, s.base_master_lots, s.lots_step, s.lots_min, s.position_lots) as target
+  with states as (  -- no column more than is needed below: each costs in every step
+    select s.id, s.copier_id, s.user_id, s.follower_account_id, s.master_account_id, s.symbol, s.side, s.wanted_lots,
+      s.doomed, s.frozen, s.close_failures, s.modify_failures, s.replan_at, s.asked_price, s.asked_sl, s.asked_tp, s.asked_expires_at,
+      s.wanted_price, s.wanted_sl, s.wanted_tp, s.master_kind, s.master_lots, s.master_event_id, s.master_detected_at, s.master_price,
+      s.master_expires_at, s.lots_min, s.position_lots, s.order_lots, s.legs, s.executions, s.opens, s.open_step,
+      private.target_lots(s.base_lots, s.master_lots, s.base_master_lots, s.lots_step, s.lots_min, s.position_lots) as target
     from private.link_states s
     where s.id = any (p_links) and s.ended_at is null and s.account_mode = 'hedging'
     offset 0  -- a fence: each row is computed once
@@ -4194,22 +4207,6 @@ begin
       case when c.choice in ('modify', 'amend') then private.levels_to_ask(c.follower_account_id, c.symbol, c.side,
         case when c.choice = 'amend' then c.wanted_price end, c.wanted_sl, c.wanted_tp, c.modify_failures, p_now) end as levels
     from choices c where c.choice is not null
-  ), legs as (  -- every step with each of its legs: joined once, by index; all that follows is a single pass over it
-    select t.*, g.ticket, g.kind, g.lots as leg_lots,
-      sum(g.lots) over (partition by t.id order by g.ticket desc) - g.lots as newer_lots
-    from steps t join private.link_legs g on g.link_id = t.id
-  ), orders as (
-    select t.*, case when t.choice in ('close', 'close_beside') then case t.kind when 'position' then 'close' else 'cancel' end else t.choice end as action,
-      case t.choice when 'reduce' then least(t.leg_lots, t.position_lots - t.target - t.newer_lots) else t.leg_lots end as order_lots_now,
-      case when t.choice in ('close', 'close_beside') then 0::numeric
-        when t.choice = 'reduce' then t.leg_lots - least(t.leg_lots, t.position_lots - t.target - t.newer_lots) end as target_lots,
-      null::bigint as after_id
-    from legs t
-    where t.choice in ('close', 'close_beside')
-      or t.choice = 'reduce' and t.kind = 'position' and t.position_lots - t.target > t.newer_lots  -- the newest legs give first
-      or t.choice = 'modify' and t.kind = 'position' or t.choice = 'amend' and t.kind = 'order'
-    union all
-    select t.*, null, null, null, null, 'close', 0, 0, t.open_step from steps t where t.choice = 'close_beside'
   ), over as materialized (  -- holds nothing, wants nothing, has nothing in flight
     select c.id, c.doomed from choices c where c.choice is null and c.legs = 0 and c.executions = 0 and c.wanted_lots is null
   ), ended as (
@@ -4230,13 +4227,29 @@ begin
     insert into public.trade_execution_queue (step_id, after_id, link_id, lane, copier_id, user_id, account_id, master_account_id, event_id,
       action, priority, symbol, side, order_type, lots, target_lots, ticket, price, sl, tp, master_price, master_lots, expires_at,
       warnings, vps_id, epoch, offered_at, send_before, detected_at, queued_at, updated_at)
-    select t.step_id, t.after_id, t.id, t.id::text, t.copier_id, t.user_id, t.follower_account_id, t.master_account_id, t.master_event_id,
-      t.action, case t.action when 'reduce' then 20 when 'modify' then 30 when 'amend' then 30 else 10 end,
-      t.symbol, t.side, 'market', t.order_lots_now, t.target_lots, t.ticket, case when t.action = 'amend' then t.wanted_price end,
+    select t.step_id, o.after_id, t.id, t.id::text, t.copier_id, t.user_id, t.follower_account_id, t.master_account_id, t.master_event_id,
+      o.action, case o.action when 'reduce' then 20 when 'modify' then 30 when 'amend' then 30 else 10 end,
+      t.symbol, t.side, 'market', o.lots, o.target_lots, o.ticket, case when o.action = 'amend' then t.wanted_price end,
       (t.levels).sent_sl, (t.levels).sent_tp, t.master_price, t.master_lots, t.master_expires_at, coalesce((t.levels).warnings, '{}'), v.id, case when v.id is not null then a.epoch end,
       case when v.id is not null then p_now end,
       coalesce(least(greatest(p_now, a.begins_at) + v_send_within, v.lease_expires_at), p_now), t.master_detected_at, p_now, p_now
-    from orders t
+    from steps t
+    cross join lateral (  -- an order for each leg that the step concerns; beside an open, one more for whatever that leaves behind
+      select g.ticket, null::bigint as after_id,
+        case when t.choice in ('close', 'close_beside') then case g.kind when 'position' then 'close' else 'cancel' end else t.choice end as action,
+        case t.choice when 'reduce' then least(g.lots, t.position_lots - t.target - g.newer_lots) else g.lots end as lots,
+        case when t.choice in ('close', 'close_beside') then 0::numeric
+          when t.choice = 'reduce' then g.lots - least(g.lots, t.position_lots - t.target - g.newer_lots) end as target_lots
+      from (
+        select i.ticket, i.kind, i.lots, sum(i.lots) over (order by i.ticket desc) - i.lots as newer_lots
+        from private.link_legs i where i.link_id = t.id
+      ) g
+      where t.choice in ('close', 'close_beside')
+        or t.choice = 'reduce' and g.kind = 'position' and t.position_lots - t.target > g.newer_lots  -- the newest legs give first
+        or t.choice = 'modify' and g.kind = 'position' or t.choice = 'amend' and g.kind = 'order'
+      union all
+      select null, t.open_step, 'close', 0, 0 where t.choice = 'close_beside'
+    ) o
     left join public.account_vps_assignments a on a.account_id = t.follower_account_id
     left join public.vps_instances v on v.id = a.vps_id and v.retired_at is null and v.lease_expires_at > p_now
     returning id, event_id, copier_id, user_id, link_id
@@ -6513,6 +6526,38 @@ begin
   perform private.offer_apart(v_new, null, clock_timestamp());
 end $$;
 
+-- 49_warm_up.sql
+-- A session that has never planned compiles and plans some eighty statements at its first trade, which takes several times as long as planning
+-- the trade itself; and all of that again whenever a table's statistics change. So it is done beforehand, with nothing at hand: once in every
+-- session that a report of an account comes to, and at each heartbeat (p_again). Nothing is written or locked, for no row fits.
+-- The settings are those of the entry functions: the plans that are made here are the ones that they use.
+create function private.warm_up(p_again boolean) returns void
+language plpgsql volatile security definer set search_path = ''
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set enable_material = off set jit = off as $$
+declare
+  v_nobody constant uuid := '00000000-0000-0000-0000-000000000000';
+  v_now constant timestamptz := clock_timestamp();
+begin
+  if current_setting('tradecopier.warm', true) = 'yes' and not p_again then return; end if;
+  perform set_config('tradecopier.warm', 'yes', false);
+  begin
+    perform private.event_error('{}'), private.report_error('{}');
+    perform private.lock_with_followers(array[v_nobody]);
+    perform private.links_of_tickets(v_nobody, array['']);
+    perform private.plan(array[0], array[v_nobody], array[''], null, v_now);
+    perform private.decide(array[v_nobody], array[''], null, v_now);
+    perform private.explain_rest(v_nobody, array[0], array['opened'], array['']);
+    perform private.book_fill(null, '{"positions": []}', v_now);
+    perform private.take_usual_reports(v_nobody, '[]', v_now);
+    perform private.settle(array[0], v_now);
+    perform private.requeue(array[v_nobody], v_now);
+    perform private.offer(array[0], v_nobody, v_now);
+  exception when others then  -- a fault of the planner shows where it plans; an agent's lease must not hang on it
+    raise warning 'warm_up: %', sqlerrm;
+  end;
+end $$;
+comment on function private.warm_up(boolean) is 'Has this session compile and plan the planner''s statements before a trade needs them.';
+
 -- 50_heartbeat.sql
 -- What agents call about themselves and their accounts: vps_heartbeat, open_session, report_account_state,
 -- account_credentials. docs/protocol.md says what goes in and out.
@@ -6667,6 +6712,7 @@ begin
   if jsonb_typeof(v_accounts) <> 'array' then
     raise exception using errcode = 'TC001', message = 'accounts: expected an array';
   end if;
+  perform private.warm_up(true);  -- before anything is locked
 
   update public.vps_instances v
   set lease_expires_at = now() + v_lease,
@@ -6808,6 +6854,7 @@ begin
     raise exception using errcode = 'TC002', message = 'the payload is over 4 MB', hint = 'Send fewer symbols at once.';
   end if;
   perform private.require_assignment(v_vps, v_account, private.int_of(p_state, 'epoch', 1, 9223372036854775807));
+  perform private.warm_up(false);
   if v_status is not null and v_status not in ('connecting', 'connected', 'degraded', 'disconnected', 'halted') then
     raise exception using errcode = 'TC001',
       message = 'status: expected connecting, connected, degraded, disconnected or halted', detail = v_status;

@@ -233,19 +233,19 @@ end $$;
 -- Mid prices of every pair of the currencies that the accounts themselves quote, as {"EURUSD": "1.0850"}.
 create function private.quoted_rates(p_accounts uuid[], p_currencies text[]) returns jsonb
 language plpgsql stable security definer set search_path = '' as $$
-declare
-  v_currencies text[] := array(select distinct left(c, 3) from unnest(p_currencies || array['USD', 'EUR']) c);
-  v_pairs text[] := array(select a || b from unnest(v_currencies) a cross join unnest(v_currencies) b where a <> b);
 begin
   return (
+    with currencies as materialized (
+      select distinct left(c, 3) as name from unnest(p_currencies || array['USD', 'EUR']) c
+    )
     select coalesce(jsonb_object_agg(pair, ((bid + ask) / 2)::text), '{}'::jsonb)
     from (
-      select distinct on (pair) pair, q.bid, q.ask
-      from (
-        select private.symbol_root(s.name) as pair, s.bid, s.ask, s.quoted_at from public.account_symbols s
-        where s.account_id = any (p_accounts) and private.symbol_root(s.name) = any (v_pairs) and s.bid > 0 and s.ask > 0
-      ) q
-      order by pair, q.quoted_at desc nulls last
+      select distinct on (a.name || b.name) a.name || b.name as pair, s.bid, s.ask
+      from currencies a
+      join currencies b on b.name <> a.name
+      join public.account_symbols s on private.symbol_root(s.name) = a.name || b.name and s.account_id = any (p_accounts)
+      where s.bid > 0 and s.ask > 0
+      order by a.name || b.name, s.quoted_at desc nulls last
     ) quotes);
 end $$;
 

@@ -74,14 +74,23 @@ end $$;
 -- never older than the last report on its ticket, for that report wrote it.
 create function private.book_links(p_links bigint[]) returns void
 language plpgsql security definer set search_path = '' as $$
+declare
+  v_links bigint[];
 begin
+  -- as a rule mirror and links agree
+  select array_agg(l.id) into v_links from public.position_links l
+  where l.id = any (p_links) and l.ended_at is null and (l.base_lots is null or exists (
+    select 1 from private.link_legs g join public.positions p on p.account_id = g.account_id and p.ticket = g.ticket
+    where g.link_id = l.id and (p.lots < g.lots or p.kind <> g.kind)));
+  if v_links is null then return; end if;
+
   with looks as materialized (
     select g.link_id, g.ticket, p.lots, p.kind, p.price
     from public.position_links l
     join public.trading_accounts a on a.id = l.follower_account_id and a.mode = 'hedging'
     cross join lateral (select * from private.link_legs i where i.link_id = l.id offset 0) g  -- never by all legs there are
     join public.positions p on p.account_id = g.account_id and p.ticket = g.ticket
-    where l.id = any (p_links) and l.ended_at is null and (p.lots < g.lots or p.kind <> g.kind)
+    where l.id = any (v_links) and l.ended_at is null and (p.lots < g.lots or p.kind <> g.kind)
       and not exists (select 1 from public.trade_execution_queue q where q.link_id = l.id and q.finalized_at is null and q.status <> 'retrying')
   ), gone as (
     delete from private.link_legs g using looks k where g.link_id = k.link_id and g.ticket = k.ticket and k.lots = 0
@@ -91,7 +100,7 @@ begin
 
   -- an order of ours that filled by itself: from now on there is a volume to reduce from
   update public.position_links l set base_lots = h.lots, base_master_lots = l.seen_master_lots
-  from (select link_id, sum(lots) as lots from private.link_legs where link_id = any (p_links) and kind = 'position' group by link_id) h
+  from (select link_id, sum(lots) as lots from private.link_legs where link_id = any (v_links) and kind = 'position' group by link_id) h
   where h.link_id = l.id and l.base_lots is null and l.ended_at is null
     and not exists (select 1 from public.trade_execution_queue q where q.link_id = l.id and q.finalized_at is null);
 end $$;
@@ -213,8 +222,12 @@ begin
     end if;
   end if;
 
-  with states as (
-    select s.*, private.target_lots(s.base_lots, s.master_lots, s.base_master_lots, s.lots_step, s.lots_min, s.position_lots) as target
+  with states as (  -- no column more than is needed below: each costs in every step
+    select s.id, s.copier_id, s.user_id, s.follower_account_id, s.master_account_id, s.symbol, s.side, s.wanted_lots,
+      s.doomed, s.frozen, s.close_failures, s.modify_failures, s.replan_at, s.asked_price, s.asked_sl, s.asked_tp, s.asked_expires_at,
+      s.wanted_price, s.wanted_sl, s.wanted_tp, s.master_kind, s.master_lots, s.master_event_id, s.master_detected_at, s.master_price,
+      s.master_expires_at, s.lots_min, s.position_lots, s.order_lots, s.legs, s.executions, s.opens, s.open_step,
+      private.target_lots(s.base_lots, s.master_lots, s.base_master_lots, s.lots_step, s.lots_min, s.position_lots) as target
     from private.link_states s
     where s.id = any (p_links) and s.ended_at is null and s.account_mode = 'hedging'
     offset 0  -- a fence: each row is computed once
@@ -240,22 +253,6 @@ begin
       case when c.choice in ('modify', 'amend') then private.levels_to_ask(c.follower_account_id, c.symbol, c.side,
         case when c.choice = 'amend' then c.wanted_price end, c.wanted_sl, c.wanted_tp, c.modify_failures, p_now) end as levels
     from choices c where c.choice is not null
-  ), legs as (  -- every step with each of its legs: joined once, by index; all that follows is a single pass over it
-    select t.*, g.ticket, g.kind, g.lots as leg_lots,
-      sum(g.lots) over (partition by t.id order by g.ticket desc) - g.lots as newer_lots
-    from steps t join private.link_legs g on g.link_id = t.id
-  ), orders as (
-    select t.*, case when t.choice in ('close', 'close_beside') then case t.kind when 'position' then 'close' else 'cancel' end else t.choice end as action,
-      case t.choice when 'reduce' then least(t.leg_lots, t.position_lots - t.target - t.newer_lots) else t.leg_lots end as order_lots_now,
-      case when t.choice in ('close', 'close_beside') then 0::numeric
-        when t.choice = 'reduce' then t.leg_lots - least(t.leg_lots, t.position_lots - t.target - t.newer_lots) end as target_lots,
-      null::bigint as after_id
-    from legs t
-    where t.choice in ('close', 'close_beside')
-      or t.choice = 'reduce' and t.kind = 'position' and t.position_lots - t.target > t.newer_lots  -- the newest legs give first
-      or t.choice = 'modify' and t.kind = 'position' or t.choice = 'amend' and t.kind = 'order'
-    union all
-    select t.*, null, null, null, null, 'close', 0, 0, t.open_step from steps t where t.choice = 'close_beside'
   ), over as materialized (  -- holds nothing, wants nothing, has nothing in flight
     select c.id, c.doomed from choices c where c.choice is null and c.legs = 0 and c.executions = 0 and c.wanted_lots is null
   ), ended as (
@@ -276,13 +273,29 @@ begin
     insert into public.trade_execution_queue (step_id, after_id, link_id, lane, copier_id, user_id, account_id, master_account_id, event_id,
       action, priority, symbol, side, order_type, lots, target_lots, ticket, price, sl, tp, master_price, master_lots, expires_at,
       warnings, vps_id, epoch, offered_at, send_before, detected_at, queued_at, updated_at)
-    select t.step_id, t.after_id, t.id, t.id::text, t.copier_id, t.user_id, t.follower_account_id, t.master_account_id, t.master_event_id,
-      t.action, case t.action when 'reduce' then 20 when 'modify' then 30 when 'amend' then 30 else 10 end,
-      t.symbol, t.side, 'market', t.order_lots_now, t.target_lots, t.ticket, case when t.action = 'amend' then t.wanted_price end,
+    select t.step_id, o.after_id, t.id, t.id::text, t.copier_id, t.user_id, t.follower_account_id, t.master_account_id, t.master_event_id,
+      o.action, case o.action when 'reduce' then 20 when 'modify' then 30 when 'amend' then 30 else 10 end,
+      t.symbol, t.side, 'market', o.lots, o.target_lots, o.ticket, case when o.action = 'amend' then t.wanted_price end,
       (t.levels).sent_sl, (t.levels).sent_tp, t.master_price, t.master_lots, t.master_expires_at, coalesce((t.levels).warnings, '{}'), v.id, case when v.id is not null then a.epoch end,
       case when v.id is not null then p_now end,
       coalesce(least(greatest(p_now, a.begins_at) + v_send_within, v.lease_expires_at), p_now), t.master_detected_at, p_now, p_now
-    from orders t
+    from steps t
+    cross join lateral (  -- an order for each leg that the step concerns; beside an open, one more for whatever that leaves behind
+      select g.ticket, null::bigint as after_id,
+        case when t.choice in ('close', 'close_beside') then case g.kind when 'position' then 'close' else 'cancel' end else t.choice end as action,
+        case t.choice when 'reduce' then least(g.lots, t.position_lots - t.target - g.newer_lots) else g.lots end as lots,
+        case when t.choice in ('close', 'close_beside') then 0::numeric
+          when t.choice = 'reduce' then g.lots - least(g.lots, t.position_lots - t.target - g.newer_lots) end as target_lots
+      from (
+        select i.ticket, i.kind, i.lots, sum(i.lots) over (order by i.ticket desc) - i.lots as newer_lots
+        from private.link_legs i where i.link_id = t.id
+      ) g
+      where t.choice in ('close', 'close_beside')
+        or t.choice = 'reduce' and g.kind = 'position' and t.position_lots - t.target > g.newer_lots  -- the newest legs give first
+        or t.choice = 'modify' and g.kind = 'position' or t.choice = 'amend' and g.kind = 'order'
+      union all
+      select null, t.open_step, 'close', 0, 0 where t.choice = 'close_beside'
+    ) o
     left join public.account_vps_assignments a on a.account_id = t.follower_account_id
     left join public.vps_instances v on v.id = a.vps_id and v.retired_at is null and v.lease_expires_at > p_now
     returning id, event_id, copier_id, user_id, link_id

@@ -151,6 +151,7 @@ begin
   if jsonb_typeof(v_accounts) <> 'array' then
     raise exception using errcode = 'TC001', message = 'accounts: expected an array';
   end if;
+  perform private.warm_up(true);  -- before anything is locked
 
   update public.vps_instances v
   set lease_expires_at = now() + v_lease,
@@ -292,6 +293,7 @@ begin
     raise exception using errcode = 'TC002', message = 'the payload is over 4 MB', hint = 'Send fewer symbols at once.';
   end if;
   perform private.require_assignment(v_vps, v_account, private.int_of(p_state, 'epoch', 1, 9223372036854775807));
+  perform private.warm_up(false);
   if v_status is not null and v_status not in ('connecting', 'connected', 'degraded', 'disconnected', 'halted') then
     raise exception using errcode = 'TC001',
       message = 'status: expected connecting, connected, degraded, disconnected or halted', detail = v_status;

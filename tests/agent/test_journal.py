@@ -198,6 +198,55 @@ async def test_a_failing_write_fails_alone_and_makes_the_journal_unhealthy(tmp_p
     await journal.close()
 
 
+async def test_a_row_is_written_on_the_spot_while_the_thread_is_idle(tmp_path: Path) -> None:
+    journal = await Journal.open(tmp_path / "journal.sqlite")
+    await journal.flush()
+    begun = journal.begin(execution(1))
+    with pytest.raises(StopIteration) as done:
+        begun.send(None)
+    assert done.value.value is None
+    assert [each.id for each in await journal.unresolved(ACCOUNT)] == [1]
+    await journal.close()
+
+
+async def test_a_row_waits_for_what_was_handed_over_before_it(tmp_path: Path) -> None:
+    journal = await Journal.open(tmp_path / "journal.sqlite")
+    go_on = threading.Event()
+    journal._writer.tell(lambda _: go_on.wait(20))
+    journal.answered(execution(1), report_of(1))
+    begun = asyncio.ensure_future(journal.begin(execution(1)))
+    await asyncio.sleep(0)
+    assert not begun.done()
+    go_on.set()
+    known = await begun
+    assert known is not None
+    assert known.report == report_of(1)
+    await journal.close()
+
+
+async def test_a_row_that_cannot_be_written_on_the_spot_is_an_error(tmp_path: Path) -> None:
+    journal = await Journal.open(tmp_path / "journal.sqlite")
+    await journal.flush()
+    with pytest.raises(JournalError, match="nowhere"):
+        await journal._writer.now(lambda connection: connection.execute("insert into nowhere values (1)"))
+    assert not journal.healthy
+    assert await journal.begin(execution(1)) is None
+    assert journal.healthy
+    await journal.close()
+
+
+async def test_the_write_ahead_log_is_carried_over_by_the_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal_writer, "CHECKPOINT_AFTER", 10)
+    journal = await Journal.open(tmp_path / "journal.sqlite")
+    for number in range(1, 201):
+        await journal.begin(execution(number))
+        journal.answered(execution(number), report_of(number))
+    await journal.flush()
+    log, file = (tmp_path / f"journal.sqlite{suffix}" for suffix in ("-wal", ""))
+    assert log.stat().st_size < file.stat().st_size
+    await journal.close()
+
+
 async def test_a_disk_that_does_not_answer_counts_as_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     journal = await Journal.open(tmp_path / "journal.sqlite")
     monkeypatch.setattr(journal_writer, "ANSWER_TIMEOUT", 0.05)
