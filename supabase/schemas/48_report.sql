@@ -64,7 +64,8 @@ begin
     get diagnostics v_legs = row_count;
     if v_legs > 0 and exists (select 1 from private.link_legs g where g.link_id = q.link_id and g.kind = 'position') then
       update public.position_links l set base_master_lots = coalesce(q.master_lots, l.base_master_lots),
-        base_lots = (select sum(g.lots) from private.link_legs g where g.link_id = l.id and g.kind = 'position')
+        base_lots = least((select sum(g.lots) from private.link_legs g where g.link_id = l.id and g.kind = 'position'),
+          l.base_lots + coalesce(q.filled_lots, q.lots))  -- what it held beyond its base, another order's second fill, stays beyond it
       where l.id = q.link_id;
     end if;
   end if;
@@ -152,7 +153,7 @@ begin
     -- a part of it is held: what was not filled is a skipped increase
     update public.position_links l set base_master_lots = coalesce((select (e ->> 'master_lots')::numeric from jsonb_array_elements(q.parts) e
         where (e ->> 'link_id')::bigint = l.id), q.master_lots, l.base_master_lots),
-      base_lots = (select sum(g.lots) from private.link_legs g where g.link_id = l.id and g.kind = 'position')
+      base_lots = least(l.base_lots, (select sum(g.lots) from private.link_legs g where g.link_id = l.id and g.kind = 'position'))
     where l.id = any (v_opened) and l.state = 'live' and exists (select 1 from private.link_legs g where g.link_id = l.id and g.kind = 'position');
   end if;
 end $$;

@@ -148,11 +148,10 @@ class Course:
     def _change(self, lots: Decimal, side: str) -> None:
         decided_now = Fraction(self.setting.size(lots, side))
         if lots < self.lots:
-            self.low *= Fraction(lots) / Fraction(self.lots)
+            left = Fraction(lots) / Fraction(self.lots)
+            self.low *= left
             if self.setting.rounds_only or self.slack == 0:
-                self.high *= Fraction(lots) / Fraction(
-                    self.lots
-                )  # else the increase may have been decided after it, or both as one
+                self.high *= left  # else the increase may have been decided after it, or both as one
         elif lots > self.lots and (self.high > 0 or self.late):
             more = Fraction(self.setting.size(lots - self.lots, side))
             self.total += more
