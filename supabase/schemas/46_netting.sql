@@ -240,7 +240,8 @@ begin
     update private.net_ledgers set replan_at = p_now + interval '30 s' where account_id = p_account and symbol = p_symbol;
   end if;
   select p.ticket into v_ticket from public.positions p
-  where p.account_id = p_account and p.symbol = p_symbol and p.closed_at is null and p.kind = 'position' limit 1;
+  where p.account_id = p_account and p.symbol = p_symbol and p.closed_at is null and p.kind = 'position'
+  order by p.session desc, p.seq desc limit 1;  -- told of last, should an older one not be known to be gone yet
   select s.lots_min, div(s.lots_max, s.lots_step) * s.lots_step into v_min, v_max
   from public.account_symbols s where s.account_id = p_account and s.name = p_symbol;
   v_side := case when v_wish.sum > 0 then 'buy' else 'sell' end;

@@ -1,6 +1,6 @@
 -- Usual reports, many at once. Nearly every report says that an order of a hedging follower was carried out at its first telling: a new position
 -- opened, the one position of a copy closed or given other levels. What take_report does with these, statement by statement, is here one statement for
--- all of them, for the half of its time goes into beginning statements. It is a short cut, not a rule of its own: whatever is not exactly this is left to
+-- all of them, for most of its time goes into beginning statements. It is a short cut, not a rule of its own: whatever is not exactly this is left to
 -- take_report, and tests/sql/test_usual_reports.py tells both the same reports and compares every row. Whoever changes take_report, apply_position,
 -- next_status, book_fill or mind_protection changes it here, or makes it leave such reports alone.
 
@@ -19,7 +19,8 @@ begin
       retryable, adopted, reason, message, filled_lots, price, positions, quote, received_at, sent_at, done_at, n)
   ), looks as materialized (
     select t.*, q.link_id, q.master_lots, q.symbol, q.action in ('open', 'increase') as opens, q.action = 'close' as closes,
-      a.id as follower, a.user_id, a.currency, h.lots as held_lots, s.ticket, s.lots, s.price as open_price, s.side, nullif(s.sl, 0) as sl,
+      a.id as follower, a.user_id, a.currency, h.lots as held_lots,
+      coalesce(t.filled_lots, q.filled_lots, q.lots) as booked_lots, s.ticket, s.lots, s.price as open_price, s.side, nullif(s.sl, 0) as sl,
       nullif(s.tp, 0) as tp, s.tag, s.opened_at, s.expires_at, s.magic, s.comment, t.account_id || ' ' || s.ticket as position_key,
       case when coalesce(
         -- of its form, and all that take_report looks at in it; null is no number that these ignore
@@ -89,7 +90,7 @@ begin
   ), given as (
     delete from private.link_legs g where g.link_id = any (array(select u.link_id from usual u where u.closes))
   ), based as (
-    update public.position_links l set base_master_lots = coalesce(u.master_lots, l.base_master_lots), base_lots = u.held_lots + u.lots
+    update public.position_links l set base_master_lots = coalesce(u.master_lots, l.base_master_lots), base_lots = least(u.held_lots + u.lots, l.base_lots + u.booked_lots)
     from usual u where u.opens and l.id = u.link_id
   )
   select array_agg(u.n), array_agg(u.link_id),

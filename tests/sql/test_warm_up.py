@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from agent.local.database import Database
 
 PLANS = "select coalesce(sum(total_bytes), 0)::bigint from pg_backend_memory_contexts where name = 'CachedPlan'"
-BEAT = {"accounts": []}
+BEAT: dict[str, list[object]] = {"accounts": []}
 
 
 @pytest.fixture
