@@ -238,15 +238,14 @@ begin
     with currencies as materialized (
       select distinct left(c, 3) as name from unnest(p_currencies || array['USD', 'EUR']) c
     )
-    select coalesce(jsonb_object_agg(pair, ((bid + ask) / 2)::text), '{}'::jsonb)
-    from (
-      select distinct on (a.name || b.name) a.name || b.name as pair, s.bid, s.ask
-      from currencies a
-      join currencies b on b.name <> a.name
-      join public.account_symbols s on private.symbol_root(s.name) = a.name || b.name and s.account_id = any (p_accounts)
-      where s.bid > 0 and s.ask > 0
-      order by a.name || b.name, s.quoted_at desc nulls last
-    ) quotes);
+    select coalesce(jsonb_object_agg(a.name || b.name, ((s.bid + s.ask) / 2)::text), '{}'::jsonb)
+    from currencies a
+    join currencies b on b.name <> a.name
+    cross join lateral (  -- looked up pair by pair: of a table without statistics Postgres would rather read all symbols of the accounts
+      select x.bid, x.ask from public.account_symbols x
+      where private.symbol_root(x.name) = a.name || b.name and x.account_id = any (p_accounts) and x.bid > 0 and x.ask > 0
+      order by x.quoted_at desc nulls last limit 1
+    ) s);
 end $$;
 
 -- A level or price moved onto the symbol's ticks: the nearest one, for a broker refuses what lies between.
