@@ -3,9 +3,11 @@
 import itertools
 import os
 from collections.abc import AsyncIterator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psycopg
 import pytest
 
 from agent.local.database import Database
@@ -31,14 +33,40 @@ def template_database(postgres_server: PostgresServer) -> Database:
     return Database.prepared(postgres_server, "template_tradecopier")
 
 
+class Copies:
+    """Copies of the template, each made while the test before it runs."""
+
+    def __init__(self, server: PostgresServer, template: Database, maker: ThreadPoolExecutor) -> None:
+        self._server, self._template, self._maker = server, template, maker
+        self._next: Future[Database] | None = None
+
+    def take(self) -> Database:
+        ready, self._next = self._next or self._begin(), None
+        try:
+            copy = ready.result()
+        except psycopg.OperationalError:  # the test before has restarted the server meanwhile
+            copy = self._begin().result()
+        self._next = self._begin()
+        return copy
+
+    def _begin(self) -> Future[Database]:
+        return self._maker.submit(Database.create, self._server, f"test_{os.getpid()}_{next(_numbers)}", self._template)
+
+
+@pytest.fixture(scope="session")
+def copies(postgres_server: PostgresServer, template_database: Database) -> Iterator[Copies]:
+    with ThreadPoolExecutor(1) as maker:
+        yield Copies(postgres_server, template_database, maker)
+
+
 @pytest.fixture
-def database(request: pytest.FixtureRequest, postgres_server: PostgresServer, template_database: Database) -> Iterator[Database]:
+def database(request: pytest.FixtureRequest, copies: Copies) -> Iterator[Database]:
     """A fresh database with the project's schema: `.dsn` (superuser), `.connect()`, `.connect_async()`, `.dsn_of(role)`.
 
     The planner survives faults of its own code, so that a test would not see them: at the end there must have been none, but
     where a test plants them (mark `plants_faults`).
     """
-    copy = Database.create(postgres_server, f"test_{os.getpid()}_{next(_numbers)}", template_database)
+    copy = copies.take()
     yield copy
     faults: Sequence[object] = [] if request.node.get_closest_marker("plants_faults") else faults_of(copy)
     copy.drop()
