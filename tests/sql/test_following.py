@@ -1,6 +1,7 @@
 """How a copy follows its master: partial closes, increases, re-ticketing, bulk closes, and what comes during an open."""
 
 from collections.abc import Iterator
+from decimal import Decimal
 
 import pytest
 from planner_world import World
@@ -123,7 +124,7 @@ def test_an_increase_of_the_position_is_sized_by_the_settings_of_now(world: Worl
     # one copy: half of the master's 2.0 gone is half of the 1.50
     world.send("M", world.event("reduced", p | {"lots": "1.0"}))
     world.settle()
-    assert sum(float(lots) for _, lots in world.book("F")) == 0.75
+    assert sum(Decimal(lots) for _, lots in world.book("F")) == Decimal("0.75")
 
 
 @pytest.mark.covers("P14")

@@ -1,6 +1,7 @@
 """The planner's laws (docs/architecture.md), each forced."""
 
 from collections.abc import Iterator
+from decimal import Decimal
 
 import pytest
 from planner_world import World
@@ -386,7 +387,7 @@ def test_split_orders_are_one_step_and_reduce_together(world: World) -> None:
     world.settle()
     world.send("M", world.event("reduced", p | {"lots": "22"}))
     world.settle()
-    assert sum(float(lots) for _, lots in world.book("S")) == 22
+    assert sum(Decimal(lots) for _, lots in world.book("S")) == 22
     world.send("M", world.event("closed", p | {"lots": "0"}))
     world.settle()
     assert world.book("S") == []

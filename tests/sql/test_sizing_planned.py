@@ -1,6 +1,7 @@
 """The rows of sizing once more, through the planner: what a follower's broker is told, and what closes do with it."""
 
 from collections.abc import Iterator
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -51,7 +52,7 @@ def test_a_split_open_is_one_copy(world: World) -> None:
     assert world.one("select count(*) from public.position_links") == 1
     world.send("M", world.event("reduced", p | {"lots": "22"}))  # 40 % are left
     world.settle()
-    assert sum(float(held) for _, held in world.book("F")) == 22
+    assert sum(Decimal(held) for _, held in world.book("F")) == 22
     world.send("M", world.event("closed", p | {"lots": "0"}))
     world.settle()
     assert world.book("F") == []
