@@ -128,7 +128,7 @@ def test_a_bulk_close_costs_in_proportion_to_its_links(world: World) -> None:
 
 
 def test_rates_are_looked_up_pair_by_pair_though_no_table_was_ever_analysed(world: World) -> None:
-    """A new installation has no statistics for its first minute; reading every symbol of both accounts took a tenth of an open."""
+    """A new installation has no statistics for its first minute; reading every symbol of both accounts is a tenth of an open."""
     world.add_account("M", vps="a", currency="USD")
     world.add_account("F", vps="b", currency="EUR")
     world.copy("M", "F")
