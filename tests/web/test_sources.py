@@ -48,6 +48,14 @@ def test_every_reason_has_the_words_of_the_documentation() -> None:
         assert _of_page(kind) == _of_documentation(documentation, title), f"web/lib/reasons.ts, {kind}"
 
 
+def test_every_warning_has_the_words_of_the_documentation() -> None:
+    section = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8").split("## Warnings", 1)[1].split("\n#", 1)[0]
+    rows = (row.split("|") for row in re.findall(r"^\|(.*)\|$", section, re.MULTILINE)[2:])
+    documented = {name: words.strip() for codes, words in rows for name in re.findall(r"`(\w+)`", codes)}
+    page = SOURCES["lib/reasons.ts"].split("export const WARNINGS = {", 1)[1].split("\n}", 1)[0]
+    assert dict(re.findall(r'(\w+):\s+"([^"]*)"', page)) == documented
+
+
 def _of_documentation(text: str, title: str) -> dict[str, tuple[str, str]]:
     section = text.split(f"### {title}", 1)[1].split("\n#", 1)[0]
     found = {}

@@ -3,7 +3,7 @@
 import { useState } from "react";
 import { amount, atMost, lots, milliseconds } from "../lib/format";
 import { TRADES, type Trade } from "../lib/queries";
-import { explain } from "../lib/reasons";
+import { explain, explainWarning } from "../lib/reasons";
 import { type Tone, tradeTone } from "../lib/tone";
 import { Age } from "./now";
 import { Empty, Panel } from "./panel";
@@ -98,7 +98,11 @@ function TradeRow({ trade, follower }: Readonly<{ trade: Trade; follower: string
             {reason.todo ? `; ${reason.todo}` : ""}
           </span>
         ) : null}
-        {trade.warnings?.length ? <span className="sub">{trade.warnings.join(", ")}</span> : null}
+        {trade.warnings?.map((code) => (
+          <span className="sub" key={code}>
+            <code>{code}</code> {explainWarning(code)}
+          </span>
+        ))}
       </td>
       <td className="number wide">
         {trade.filled_lots ? (

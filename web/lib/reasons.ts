@@ -176,6 +176,23 @@ export const REASONS = {
   },
 } as const;
 
+/** What was done differently about a copy that was made, in the words of docs/errors.md. */
+export const WARNINGS = {
+  capped: "the copy is smaller than the sizing mode says, by a limit of the copier or of the symbol",
+  risk_capped: "the copy is smaller than the sizing mode says, by a limit of the copier or of the symbol",
+  leverage_shrunk: "the copy is smaller than the sizing mode says, by a limit of the copier or of the symbol",
+  forced_min: "the copy was raised to the follower's minimum",
+  split: "the copy is more than one order may be, and was split into several",
+  contract_sizes_differ: "one lot means something else at the follower, and contract_alignment is off",
+  netting_sltp_virtual: "several copies share one net position: none of their levels stands on it",
+  sl_adjusted: "the level lay inside the broker's stops or freeze distance; the nearest legal one was sent",
+  tp_adjusted: "the level lay inside the broker's stops or freeze distance; the nearest legal one was sent",
+  protection_dropped: "the broker refused the levels three times; an alert was raised, the position stands as it was",
+  master_never_filled: "the copy of an order filled, the master then cancelled its own; the copy was closed",
+  order_not_filled:
+    "the master's order filled, its copy has not, and slippage, age or a pause forbids the market; the copy's order stays",
+} as const;
+
 export type Origin = keyof typeof REASONS;
 export type Reason = { code: string; origin: Origin | null; what: string; todo: string | null };
 
@@ -191,6 +208,11 @@ export const ORIGINS: Readonly<Record<Origin, string>> = {
 
 const OF_DECISIONS: readonly Origin[] = ["rule", "nothing", "agent", "broker"];
 const OF_EXECUTIONS: readonly Origin[] = ["broker", "agent", "rule", "nothing"];
+
+/** A warning in words; one that this page does not know as it is. */
+export function explainWarning(code: string): string {
+  return Object.entries(WARNINGS).find(([name]) => name === code)?.[1] ?? code;
+}
 
 /** A code in words. `trade_disabled` is both a rule and a broker's answer: where it was found decides. */
 export function explain(code: string, found: "decision" | "execution"): Reason {
