@@ -4973,7 +4973,7 @@ begin
       perform private.take_from_wanted(v_wish.parts, v_parts);
       return null;
     end if;
-    perform private.supersede(v_waiting.id, p_now);
+    if v_waiting.id is not null then return private.plan_behind(v_waiting.id, p_account, p_symbol, p_now); end if;
     if not v_wish.opens and v_ledger.failures > 0 and v_ledger.replan_at > p_now then return null; end if;
     if v_wish.virtual then perform private.tell_virtual_levels(p_account, p_symbol); end if;
     return private.queue_deal(p_account, p_symbol, v_side, v_lots, v_ledger.net_lots, v_ticket, v_parts, v_wish, p_now);
@@ -4988,11 +4988,7 @@ begin
   if v_waiting.action = 'modify' and (v_ledger.asked_sl, v_ledger.asked_tp) is not distinct from (v_wish.sl, v_wish.tp) and v_ticket is not null then
     return null;
   end if;
-  if v_waiting.id is not null then  -- increases may have waited behind it
-    perform private.supersede(v_waiting.id, p_now);
-    perform private.decide_for_symbol(p_account, p_symbol, p_now);
-    return private.plan_net(p_account, p_symbol, p_now);
-  end if;
+  if v_waiting.id is not null then return private.plan_behind(v_waiting.id, p_account, p_symbol, p_now); end if;
   if v_ticket is not null and v_wish.shares > 0 and ((v_wish.sl, v_wish.tp) is distinct from (v_ledger.asked_sl, v_ledger.asked_tp)
     or v_ledger.modify_failures between 1 and 2 and v_ledger.replan_at <= p_now) then
     if v_wish.virtual then perform private.tell_virtual_levels(p_account, p_symbol); end if;
@@ -5007,6 +5003,15 @@ language plpgsql security definer set search_path = '' as $$
 begin
   update public.trade_execution_queue q set status = 'cancelled', reason = 'superseded', finalized_at = p_now, updated_at = p_now
   where q.id = p_id and q.status = 'retrying';
+end $$;
+
+-- Plans a netting symbol without the execution that waits for another attempt; increases may have waited behind it.
+create function private.plan_behind(p_id bigint, p_account uuid, p_symbol text, p_now timestamptz) returns bigint
+language plpgsql security definer set search_path = '' as $$
+begin
+  perform private.supersede(p_id, p_now);
+  perform private.decide_for_symbol(p_account, p_symbol, p_now);
+  return private.plan_net(p_account, p_symbol, p_now);
 end $$;
 
 -- Decides the increases that waited behind a deal of this symbol.

@@ -75,6 +75,8 @@ class Agents:
         for row in rows:
             if row["id"] > self.masters.flattening.get(row["follower"], row["id"]):
                 assert not self._opens(row), f"{row['action']} on {row['follower']}, which is being flattened"
+            if row["follower"] in self.masters.flattening:
+                continue  # whatever its copiers' modes: it shall hold nothing
             links: list[int | None] = [int(p["link_id"]) for p in row["parts"] or () if p["link_id"]]
             of_surplus = any(p["link_id"] is None for p in row["parts"] or ())
             if not links and not of_surplus and row["action"] != "modify":

@@ -26,4 +26,13 @@ FINDINGS = [
              ("flip", 0, 0, 0), ("done", 0, 1, 1), ("refuse", 2, 0, 4), ("after_all", 2, 6, 7)]),
     Finding("the rest of an open of several orders did not shrink with its master", "N", [7] + [0] * 12,
             [*[("open", 0, 0, 0)] * 10, ("open", 1, 1, 0), ("reduce", 1, 0, 0)]),
+    Finding("an increase waited behind a reduction that was given up for another copy's open", "N", [0] * 13,
+            [*[("open", 0, 0, 0)] * 5, ("open", 1, 1, 0), ("reduce", 1, 0, 0), ("done", 0, 0, 0), ("done", 0, 0, 0),
+             ("open", 0, 0, 0), ("increase", 1, 0, 1), ("move_there", 0, 0, 0)]),
+    Finding("a master turned back before it was seen to have turned, and the copy was closed by hand", "HN", [0] * 25,
+            [("open", 1, 1, 0), ("open", 0, 0, 0), ("reduce", 1, 0, 0), ("hold", 1, 0, 0), ("flip", 1, 0, 0), ("flip", 1, 0, 0),
+             *[("open", 0, 0, 0)] * 4, ("done", 0, 0, 0), ("user_closes", 0, 0, 0)]),
+    Finding("a copier was switched off while its account was being flattened", "HC", [0] * 13,
+            [("open", 0, 0, 0), *[("increase", 0, 0, 0)] * 5, ("late", 0, 0, 0), ("done", 0, 0, 0), ("flatten", 0, 0, 6),
+             ("mode", 0, 2, 0), ("done", 0, 0, 0), ("done", 0, 0, 0)]),
 ]  # fmt: skip

@@ -144,8 +144,9 @@ class Masters:
             if copier[0] == master:
                 pair = Pair(*copier, root)
                 course = self.courses.setdefault(pair, Course(self.settings[copier], pair.follower))
-                if course.accept(position, seq):
-                    self.doubts.pairs.discard(pair)  # a flip is a new decision
+                # a flip is a new decision; but who turns back while an order is under way may not be seen to have turned
+                if course.accept(position, seq) and not self.world.open_executions(pair.follower):
+                    self.doubts.pairs.discard(pair)
                 if self.doubts.is_silent(pair):
                     self.doubts.pairs.add(pair)
 

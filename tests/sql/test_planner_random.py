@@ -51,8 +51,11 @@ def furnished(server: PostgresServer, template: Database, followers: str) -> Ite
         world = QuietWorld(connection)
         furnish(world)
         connect(world, followers)
-        yield world
-    copy.drop()
+        try:
+            yield world
+        finally:
+            connection.close()
+            copy.drop()
 
 
 def play(world: QuietWorld, followers: str, choices: list[int], steps: list[Step]) -> None:
