@@ -4058,6 +4058,17 @@ begin
     and not exists (select 1 from public.trade_execution_queue q where q.link_id = l.id and q.finalized_at is null);
 end $$;
 
+-- A copy of a pending order may be several orders, which fill one after the other: each adds to the volume that is reduced from. What the first
+-- one begins is above.
+create function private.add_filled_order() returns trigger
+language plpgsql security definer set search_path = '' as $$
+begin
+  update public.position_links l set base_lots = l.base_lots + new.lots where l.id = new.link_id and l.base_lots is not null;
+  return null;
+end $$;
+create trigger an_order_has_filled after update of kind on private.link_legs
+  for each row when (old.kind = 'order' and new.kind = 'position') execute function private.add_filled_order();
+
 -- Ends links of netting accounts that hold nothing, want nothing and have nothing in flight; plan_links ends the others itself.
 create function private.end_links(p_links bigint[], p_now timestamptz) returns void
 language plpgsql security definer set search_path = '' as $$
@@ -4438,7 +4449,9 @@ begin
       and (m.kind = 'position' or c.copy_pending and fa.mode = 'hedging')
     when l.master_side <> m.side then m.kind = 'position' and (l.state = 'ended' or f.close_step is not null or fa.mode = 'netting')
     else l.state = 'live' and m.kind = 'position' and (m.lots > l.seen_master_lots or l.resync_lots is not null) and f.executions = 0 and l.wanted_lots is null
-      and (l.base_lots is not null) end;
+      and l.base_lots is not null and (fa.mode = 'hedging' or not exists (  -- a deal may be its reduction, whichever link it is queued for
+        select 1 from public.trade_execution_queue q where q.account_id = fa.id and q.symbol = l.symbol and q.in_flight
+          and q.parts @> jsonb_build_array(jsonb_build_object('link_id', l.id::text)))) end;
 end $$;
 
 -- The copier, sizing exactly the lots that its user asks for; limits and caps hold all the same.

@@ -105,6 +105,17 @@ begin
     and not exists (select 1 from public.trade_execution_queue q where q.link_id = l.id and q.finalized_at is null);
 end $$;
 
+-- A copy of a pending order may be several orders, which fill one after the other: each adds to the volume that is reduced from. What the first
+-- one begins is above.
+create function private.add_filled_order() returns trigger
+language plpgsql security definer set search_path = '' as $$
+begin
+  update public.position_links l set base_lots = l.base_lots + new.lots where l.id = new.link_id and l.base_lots is not null;
+  return null;
+end $$;
+create trigger an_order_has_filled after update of kind on private.link_legs
+  for each row when (old.kind = 'order' and new.kind = 'position') execute function private.add_filled_order();
+
 -- Ends links of netting accounts that hold nothing, want nothing and have nothing in flight; plan_links ends the others itself.
 create function private.end_links(p_links bigint[], p_now timestamptz) returns void
 language plpgsql security definer set search_path = '' as $$

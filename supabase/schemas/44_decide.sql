@@ -64,7 +64,9 @@ begin
       and (m.kind = 'position' or c.copy_pending and fa.mode = 'hedging')
     when l.master_side <> m.side then m.kind = 'position' and (l.state = 'ended' or f.close_step is not null or fa.mode = 'netting')
     else l.state = 'live' and m.kind = 'position' and (m.lots > l.seen_master_lots or l.resync_lots is not null) and f.executions = 0 and l.wanted_lots is null
-      and (l.base_lots is not null) end;
+      and l.base_lots is not null and (fa.mode = 'hedging' or not exists (  -- a deal may be its reduction, whichever link it is queued for
+        select 1 from public.trade_execution_queue q where q.account_id = fa.id and q.symbol = l.symbol and q.in_flight
+          and q.parts @> jsonb_build_array(jsonb_build_object('link_id', l.id::text)))) end;
 end $$;
 
 -- The copier, sizing exactly the lots that its user asks for; limits and caps hold all the same.

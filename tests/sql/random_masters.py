@@ -100,6 +100,8 @@ class Masters:
         self.flattening: dict[str, int] = {}
         self.books: dict[str, dict[str, dict[str, Any]]] = {master: {} for master in MASTERS}
         self.root: dict[str, str] = {}
+        #: orders that were told of after what became of them: taken for new ones until it is known whose lineage they began
+        self.belated: set[str] = set()
         self.tickets = itertools.count(5000)
         self._holding = 0
         self._held: list[tuple[str, dict[str, Any]]] = []
@@ -132,6 +134,9 @@ class Masters:
         return {key: str(value) if isinstance(value, Decimal) else value for key, value in position.items()}
 
     def _deliver(self, master: str, event: dict[str, Any]) -> None:
+        root = self.root[event["position"]["ticket"]]
+        if event["type"] == "ordered" and any(self.root[e["position"]["ticket"]] == root for _, e in self._sent):
+            self.belated.add(root)
         status = self.world.tell(master, event)
         assert status in ("accepted", "history")
         self._sent.append((master, event))
