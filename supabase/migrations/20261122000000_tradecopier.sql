@@ -3660,10 +3660,10 @@ end $$;
 
 -- Books what the account's own mirror shows beyond our deals: a stop, a stop-out or a manual deal against the links reduces them first
 -- (oldest first), or a later close would open a position the other way. The rest is the user's own. Each is remembered as a surprise.
-create function private.book_net(p_account uuid, p_symbol text, p_now timestamptz) returns void
+-- p_net: the net to be booked, which is the mirror's unless a deal is booked right after this.
+create function private.book_net(p_account uuid, p_symbol text, p_net numeric, p_now timestamptz) returns void
 language plpgsql security definer set search_path = '' as $$
 declare
-  v_net numeric := private.mirror_net(p_account, p_symbol);
   v_change numeric;
   v_surplus numeric;
   v_leg record;
@@ -3671,7 +3671,7 @@ declare
   v_surprises jsonb := '[]';
 begin
   insert into private.net_ledgers (account_id, symbol) values (p_account, p_symbol) on conflict do nothing;
-  select v_net - net_lots, surplus_lots into v_change, v_surplus from private.net_ledgers where account_id = p_account and symbol = p_symbol;
+  select p_net - net_lots, surplus_lots into v_change, v_surplus from private.net_ledgers where account_id = p_account and symbol = p_symbol;
   if v_change = 0 then return; end if;
   v_take := least(abs(v_change), greatest(0, -sign(v_change) * v_surplus));
   if v_take > 0 then  -- the user, or a stop, has done what we were about to
@@ -3693,7 +3693,7 @@ begin
   if v_change <> 0 then
     v_surprises := v_surprises || jsonb_build_object('link_id', null, 'lots', v_change::text, 'at', p_now);
   end if;
-  update private.net_ledgers n set net_lots = v_net, surprises = private.newest(n.surprises || v_surprises, 20)
+  update private.net_ledgers n set net_lots = p_net, surprises = private.newest(n.surprises || v_surprises, 20)
   where n.account_id = p_account and n.symbol = p_symbol;
 end $$;
 
@@ -3838,14 +3838,24 @@ begin
   return private.sign_of(q.side) * case when q.action = 'open' then 1 else -1 end;
 end $$;
 
--- Books a deal that was reported as filled. p_was: the execution before this report.
-create function private.book_fill_of_net(q public.trade_execution_queue, p_was public.trade_execution_queue, p_late boolean) returns void
+-- Books a deal that was reported as filled. p_was: the execution before this report; p_shown: the net that the mirror showed before it.
+create function private.book_fill_of_net(q public.trade_execution_queue, p_was public.trade_execution_queue, p_late boolean, p_shown numeric,
+  p_now timestamptz) returns void
 language plpgsql security definer set search_path = '' as $$
+declare
+  v_before numeric;
 begin
   if p_late or p_was.finalized_at is not null or p_was.status = 'retrying' then
     perform private.book_late(q, case when p_was.reason = 'superseded' then 'dealt_again' when p_was.finalized_at is not null then 'given_up'
       else 'in_time' end);
   else
+    -- A stop, or a deal by hand, while ours was on its way: it took from the links before ours did. Told of by itself or by this very report;
+    -- of what the mirror had seen together with our deal nobody knows which came first.
+    v_before := private.mirror_net(q.account_id, q.symbol) - private.direction_of(q) * coalesce(q.filled_lots, q.lots);
+    if p_shown = v_before or exists (
+      select 1 from private.net_ledgers n where n.account_id = q.account_id and n.symbol = q.symbol and n.net_lots = p_shown) then
+      perform private.book_net(q.account_id, q.symbol, v_before, p_now);
+    end if;
     perform private.book_deal(q.account_id, q.symbol, private.direction_of(q), coalesce(q.filled_lots, q.lots), q.fill_price, q.parts);
   end if;
 end $$;
@@ -4963,7 +4973,7 @@ begin
   select q.* into v_waiting from public.trade_execution_queue q
   where q.account_id = p_account and q.symbol = p_symbol and q.in_flight order by q.status = 'retrying' limit 1;
   if v_waiting.status <> 'retrying' then return null; end if;
-  perform private.book_net(p_account, p_symbol, p_now);
+  perform private.book_net(p_account, p_symbol, private.mirror_net(p_account, p_symbol), p_now);
   if v_waiting.parts is not null then perform private.give_back(v_waiting); end if;
   perform private.drop_wanted(p_account, p_symbol, p_now);
   perform private.shrink_rests(p_account, p_symbol);
@@ -5647,6 +5657,7 @@ declare
   c private.change;
   v_late boolean;
   v_ended boolean;
+  v_shown numeric;
 begin
   link_ids := '{}';
   changes := '[]';
@@ -5664,6 +5675,7 @@ begin
   end if;
   result := jsonb_build_object('execution_id', q.id::text, 'status', 'accepted', 'code', null, 'error', null);
 
+  if q.parts is not null then v_shown := private.mirror_net(q.account_id, q.symbol); end if;
   -- the mirror takes the report's look at the account, whatever becomes of the execution
   for p in
     select value from jsonb_array_elements(case when jsonb_typeof(r -> 'positions') = 'array' then r -> 'positions' else '[]' end)
@@ -5713,7 +5725,7 @@ begin
       perform private.revive_link(q);
     end if;
     if q.parts is not null then
-      perform private.book_fill_of_net(q, v_was, v_late);
+      perform private.book_fill_of_net(q, v_was, v_late, v_shown, p_now);
       perform private.drop_released_shares(q.parts);
       update private.net_ledgers k set asked_sl = coalesce(q.sl, k.asked_sl), asked_tp = coalesce(q.tp, k.asked_tp), failures = 0, replan_at = null
       where k.account_id = q.account_id and k.symbol = q.symbol;
@@ -6079,7 +6091,9 @@ begin
       v_done := private.take_event(v_account, p_body, p_now);
       if v_done ? 'tickets' then v_new := private.plan_event_apart(p_account, v_done, p_now); end if;
     when 'report' then
-      v_taken := private.take_report((p_body ->> 'vps_id')::uuid, p_body -> 'report', p_now);
+      -- who told it was given it then; meanwhile the account may have moved on
+      v_taken := private.take_report(coalesce((select q.vps_id from public.trade_execution_queue q
+        where q.id = (p_body #>> '{report,execution_id}')::bigint), (p_body ->> 'vps_id')::uuid), p_body -> 'report', p_now);
       v_done := v_taken.result;
       v_new := private.plan_links_apart(array(select distinct x from unnest(v_taken.link_ids) x where x is not null), p_now);
       if v_taken.changes <> '[]' then v_new := v_new || private.try_step(p_account, 'changes', p_subject, v_taken.changes, p_now); end if;
@@ -6149,8 +6163,9 @@ begin
     'error', 'the planner failed on this event; it is kept and tried again by itself'));
 end $$;
 
--- What a report that cannot be booked says, as far as it goes by itself: the mirror, and what the broker did. The execution stays in flight, so
--- that nothing else is planned on what is not booked.
+-- What a report that cannot be booked says, as far as it goes by itself: the mirror, and what the broker did. An open, or a deal, stays in flight, so
+-- that nothing else is planned on what is not booked. A step that opens nothing must not hold up the close of its copy: once the mirror shows
+-- what it did it is over (its legs follow the mirror), and one that came to nothing waits for its next attempt.
 create function private.keep_facts(q public.trade_execution_queue, r jsonb, p_subject text, p_now timestamptz) returns bigint[]
 language plpgsql security definer set search_path = '' as $$
 declare
@@ -6158,6 +6173,7 @@ declare
   p jsonb;
   c private.change;
   v_changes jsonb := '[]';
+  v_freed boolean := false;
 begin
   select * into v_account from public.trading_accounts where id = q.account_id;
   if (r ->> 'session')::bigint > v_account.session then return '{}'; end if;
@@ -6177,12 +6193,23 @@ begin
         v_changes := v_changes || jsonb_build_object('position', p, 'type', c.type, 'previous_lots', c.previous_lots, 'price', r -> 'price');
       end if;
     end loop;
+    update public.trade_execution_queue x set
+      status = case r ->> 'outcome' when 'completed' then 'completed' else 'retrying' end,
+      reason = case r ->> 'outcome' when 'completed' then null else coalesce(r ->> 'reason', r ->> 'outcome') end,
+      finalized_at = case r ->> 'outcome' when 'completed' then p_now end,
+      next_attempt_at = case r ->> 'outcome' when 'completed' then null else p_now + private.retry_delay(x.attempt, 30) end
+    where x.id = q.id and x.status in ('queued', 'executing', 'unknown') and x.attempt = (r ->> 'attempt')::integer
+      and x.parts is null and not private.opens(x)
+      and case r ->> 'outcome' when 'completed' then coalesce(jsonb_array_length(nullif(r -> 'positions', 'null')), 0) > 0
+        else r ->> 'outcome' in ('rejected', 'expired') end;
+    v_freed := found;
   exception when others then
     if not private.is_fault(sqlstate) then raise; end if;
     return '{}';
   end;
   -- said once: when the report itself is taken, the mirror knows it already
-  return case when v_changes = '[]' then '{}' else private.try_step(q.account_id, 'changes', p_subject, v_changes, p_now) end;
+  return case when v_changes = '[]' then '{}' else private.try_step(q.account_id, 'changes', p_subject, v_changes, p_now) end
+    || case when v_freed and q.link_id is not null then private.plan_links_apart(array[q.link_id], p_now) else '{}' end;
 end $$;
 
 -- A report by itself. One that cannot be booked is kept whole; its execution stays in flight until it is.
@@ -6261,7 +6288,10 @@ language plpgsql stable security definer set search_path = '' as $$
 begin
   return array(
     select case f.kind when 'report' then (f.body -> 'report' ->> 'execution_id')::bigint else f.subject::bigint end
-    from private.faults f where f.kind in ('report', 'offer'));
+    from private.faults f
+    where f.kind = 'offer' or f.kind = 'report' and (f.body #>> '{report,outcome}' = 'completed' or exists (  -- another attempt is nobody's report yet
+      select 1 from public.trade_execution_queue q
+      where q.id = (f.body #>> '{report,execution_id}')::bigint and q.attempt = (f.body #>> '{report,attempt}')::integer)));
 end $$;
 
 -- Executions as agents read them, for a heartbeat: one that cannot be read out does not keep a VPS from its lease.

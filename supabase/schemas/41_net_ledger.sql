@@ -33,10 +33,10 @@ end $$;
 
 -- Books what the account's own mirror shows beyond our deals: a stop, a stop-out or a manual deal against the links reduces them first
 -- (oldest first), or a later close would open a position the other way. The rest is the user's own. Each is remembered as a surprise.
-create function private.book_net(p_account uuid, p_symbol text, p_now timestamptz) returns void
+-- p_net: the net to be booked, which is the mirror's unless a deal is booked right after this.
+create function private.book_net(p_account uuid, p_symbol text, p_net numeric, p_now timestamptz) returns void
 language plpgsql security definer set search_path = '' as $$
 declare
-  v_net numeric := private.mirror_net(p_account, p_symbol);
   v_change numeric;
   v_surplus numeric;
   v_leg record;
@@ -44,7 +44,7 @@ declare
   v_surprises jsonb := '[]';
 begin
   insert into private.net_ledgers (account_id, symbol) values (p_account, p_symbol) on conflict do nothing;
-  select v_net - net_lots, surplus_lots into v_change, v_surplus from private.net_ledgers where account_id = p_account and symbol = p_symbol;
+  select p_net - net_lots, surplus_lots into v_change, v_surplus from private.net_ledgers where account_id = p_account and symbol = p_symbol;
   if v_change = 0 then return; end if;
   v_take := least(abs(v_change), greatest(0, -sign(v_change) * v_surplus));
   if v_take > 0 then  -- the user, or a stop, has done what we were about to
@@ -66,7 +66,7 @@ begin
   if v_change <> 0 then
     v_surprises := v_surprises || jsonb_build_object('link_id', null, 'lots', v_change::text, 'at', p_now);
   end if;
-  update private.net_ledgers n set net_lots = v_net, surprises = private.newest(n.surprises || v_surprises, 20)
+  update private.net_ledgers n set net_lots = p_net, surprises = private.newest(n.surprises || v_surprises, 20)
   where n.account_id = p_account and n.symbol = p_symbol;
 end $$;
 
@@ -211,14 +211,24 @@ begin
   return private.sign_of(q.side) * case when q.action = 'open' then 1 else -1 end;
 end $$;
 
--- Books a deal that was reported as filled. p_was: the execution before this report.
-create function private.book_fill_of_net(q public.trade_execution_queue, p_was public.trade_execution_queue, p_late boolean) returns void
+-- Books a deal that was reported as filled. p_was: the execution before this report; p_shown: the net that the mirror showed before it.
+create function private.book_fill_of_net(q public.trade_execution_queue, p_was public.trade_execution_queue, p_late boolean, p_shown numeric,
+  p_now timestamptz) returns void
 language plpgsql security definer set search_path = '' as $$
+declare
+  v_before numeric;
 begin
   if p_late or p_was.finalized_at is not null or p_was.status = 'retrying' then
     perform private.book_late(q, case when p_was.reason = 'superseded' then 'dealt_again' when p_was.finalized_at is not null then 'given_up'
       else 'in_time' end);
   else
+    -- A stop, or a deal by hand, while ours was on its way: it took from the links before ours did. Told of by itself or by this very report;
+    -- of what the mirror had seen together with our deal nobody knows which came first.
+    v_before := private.mirror_net(q.account_id, q.symbol) - private.direction_of(q) * coalesce(q.filled_lots, q.lots);
+    if p_shown = v_before or exists (
+      select 1 from private.net_ledgers n where n.account_id = q.account_id and n.symbol = q.symbol and n.net_lots = p_shown) then
+      perform private.book_net(q.account_id, q.symbol, v_before, p_now);
+    end if;
     perform private.book_deal(q.account_id, q.symbol, private.direction_of(q), coalesce(q.filled_lots, q.lots), q.fill_price, q.parts);
   end if;
 end $$;

@@ -230,7 +230,7 @@ begin
   select q.* into v_waiting from public.trade_execution_queue q
   where q.account_id = p_account and q.symbol = p_symbol and q.in_flight order by q.status = 'retrying' limit 1;
   if v_waiting.status <> 'retrying' then return null; end if;
-  perform private.book_net(p_account, p_symbol, p_now);
+  perform private.book_net(p_account, p_symbol, private.mirror_net(p_account, p_symbol), p_now);
   if v_waiting.parts is not null then perform private.give_back(v_waiting); end if;
   perform private.drop_wanted(p_account, p_symbol, p_now);
   perform private.shrink_rests(p_account, p_symbol);

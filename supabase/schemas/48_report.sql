@@ -233,6 +233,7 @@ declare
   c private.change;
   v_late boolean;
   v_ended boolean;
+  v_shown numeric;
 begin
   link_ids := '{}';
   changes := '[]';
@@ -250,6 +251,7 @@ begin
   end if;
   result := jsonb_build_object('execution_id', q.id::text, 'status', 'accepted', 'code', null, 'error', null);
 
+  if q.parts is not null then v_shown := private.mirror_net(q.account_id, q.symbol); end if;
   -- the mirror takes the report's look at the account, whatever becomes of the execution
   for p in
     select value from jsonb_array_elements(case when jsonb_typeof(r -> 'positions') = 'array' then r -> 'positions' else '[]' end)
@@ -299,7 +301,7 @@ begin
       perform private.revive_link(q);
     end if;
     if q.parts is not null then
-      perform private.book_fill_of_net(q, v_was, v_late);
+      perform private.book_fill_of_net(q, v_was, v_late, v_shown, p_now);
       perform private.drop_released_shares(q.parts);
       update private.net_ledgers k set asked_sl = coalesce(q.sl, k.asked_sl), asked_tp = coalesce(q.tp, k.asked_tp), failures = 0, replan_at = null
       where k.account_id = q.account_id and k.symbol = q.symbol;

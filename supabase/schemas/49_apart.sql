@@ -101,7 +101,9 @@ begin
       v_done := private.take_event(v_account, p_body, p_now);
       if v_done ? 'tickets' then v_new := private.plan_event_apart(p_account, v_done, p_now); end if;
     when 'report' then
-      v_taken := private.take_report((p_body ->> 'vps_id')::uuid, p_body -> 'report', p_now);
+      -- who told it was given it then; meanwhile the account may have moved on
+      v_taken := private.take_report(coalesce((select q.vps_id from public.trade_execution_queue q
+        where q.id = (p_body #>> '{report,execution_id}')::bigint), (p_body ->> 'vps_id')::uuid), p_body -> 'report', p_now);
       v_done := v_taken.result;
       v_new := private.plan_links_apart(array(select distinct x from unnest(v_taken.link_ids) x where x is not null), p_now);
       if v_taken.changes <> '[]' then v_new := v_new || private.try_step(p_account, 'changes', p_subject, v_taken.changes, p_now); end if;
@@ -171,8 +173,9 @@ begin
     'error', 'the planner failed on this event; it is kept and tried again by itself'));
 end $$;
 
--- What a report that cannot be booked says, as far as it goes by itself: the mirror, and what the broker did. The execution stays in flight, so
--- that nothing else is planned on what is not booked.
+-- What a report that cannot be booked says, as far as it goes by itself: the mirror, and what the broker did. An open, or a deal, stays in flight, so
+-- that nothing else is planned on what is not booked. A step that opens nothing must not hold up the close of its copy: once the mirror shows
+-- what it did it is over (its legs follow the mirror), and one that came to nothing waits for its next attempt.
 create function private.keep_facts(q public.trade_execution_queue, r jsonb, p_subject text, p_now timestamptz) returns bigint[]
 language plpgsql security definer set search_path = '' as $$
 declare
@@ -180,6 +183,7 @@ declare
   p jsonb;
   c private.change;
   v_changes jsonb := '[]';
+  v_freed boolean := false;
 begin
   select * into v_account from public.trading_accounts where id = q.account_id;
   if (r ->> 'session')::bigint > v_account.session then return '{}'; end if;
@@ -199,12 +203,23 @@ begin
         v_changes := v_changes || jsonb_build_object('position', p, 'type', c.type, 'previous_lots', c.previous_lots, 'price', r -> 'price');
       end if;
     end loop;
+    update public.trade_execution_queue x set
+      status = case r ->> 'outcome' when 'completed' then 'completed' else 'retrying' end,
+      reason = case r ->> 'outcome' when 'completed' then null else coalesce(r ->> 'reason', r ->> 'outcome') end,
+      finalized_at = case r ->> 'outcome' when 'completed' then p_now end,
+      next_attempt_at = case r ->> 'outcome' when 'completed' then null else p_now + private.retry_delay(x.attempt, 30) end
+    where x.id = q.id and x.status in ('queued', 'executing', 'unknown') and x.attempt = (r ->> 'attempt')::integer
+      and x.parts is null and not private.opens(x)
+      and case r ->> 'outcome' when 'completed' then coalesce(jsonb_array_length(nullif(r -> 'positions', 'null')), 0) > 0
+        else r ->> 'outcome' in ('rejected', 'expired') end;
+    v_freed := found;
   exception when others then
     if not private.is_fault(sqlstate) then raise; end if;
     return '{}';
   end;
   -- said once: when the report itself is taken, the mirror knows it already
-  return case when v_changes = '[]' then '{}' else private.try_step(q.account_id, 'changes', p_subject, v_changes, p_now) end;
+  return case when v_changes = '[]' then '{}' else private.try_step(q.account_id, 'changes', p_subject, v_changes, p_now) end
+    || case when v_freed and q.link_id is not null then private.plan_links_apart(array[q.link_id], p_now) else '{}' end;
 end $$;
 
 -- A report by itself. One that cannot be booked is kept whole; its execution stays in flight until it is.
@@ -283,7 +298,10 @@ language plpgsql stable security definer set search_path = '' as $$
 begin
   return array(
     select case f.kind when 'report' then (f.body -> 'report' ->> 'execution_id')::bigint else f.subject::bigint end
-    from private.faults f where f.kind in ('report', 'offer'));
+    from private.faults f
+    where f.kind = 'offer' or f.kind = 'report' and (f.body #>> '{report,outcome}' = 'completed' or exists (  -- another attempt is nobody's report yet
+      select 1 from public.trade_execution_queue q
+      where q.id = (f.body #>> '{report,execution_id}')::bigint and q.attempt = (f.body #>> '{report,attempt}')::integer)));
 end $$;
 
 -- Executions as agents read them, for a heartbeat: one that cannot be read out does not keep a VPS from its lease.

@@ -71,7 +71,8 @@ MUTANTS = [
     Mutant("a late fill explains only what was before it", "undo_surprises",
            (("::timestamptz >= q.queued_at", "::timestamptz < q.queued_at"),), "N", LATE_FILL, sizing=(5, 0)),
     Mutant("a stop on the net position is taken from the other side", "book_net",
-           (("= -sign(v_change)", "= sign(v_change)"),), "N", [OPEN, ("user_deals", 6, 0, 0)], common=True),
+           (("= -sign(v_change)", "= sign(v_change)"),), "N", [OPEN, ("done", 0, 0, 0), ("user_deals", 6, 0, 0)],
+           common=True),
     # volumes
     Mutant("a reduction is rounded to the nearest", "target_lots",
            (("div(p_base * p_master_now, p_master_base * p_step)", "round(p_base * p_master_now / (p_master_base * p_step))"),),

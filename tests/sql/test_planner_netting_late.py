@@ -58,8 +58,9 @@ def test_a_late_fill_gives_back_what_it_seemed_to_take(world: NettingWorld) -> N
     p = world.opened("M", "1.00")
     first = given_up(world)
     q = world.opened("M2", "0.50", "sell")
-    fill_silently(world, first)
     world.run()
+    fill_silently(world, first)
+    world.send("N", world.event("modified", world.state()[0]))
     assert world.shares() == {}
     confess(world, first)
     world.run()
