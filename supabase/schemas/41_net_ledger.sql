@@ -216,18 +216,25 @@ create function private.book_fill_of_net(q public.trade_execution_queue, p_was p
   p_now timestamptz) returns void
 language plpgsql security definer set search_path = '' as $$
 declare
+  n private.net_ledgers;
   v_before numeric;
+  v_sign integer;
+  v_held numeric;
 begin
   if p_late or p_was.finalized_at is not null or p_was.status = 'retrying' then
     perform private.book_late(q, case when p_was.reason = 'superseded' then 'dealt_again' when p_was.finalized_at is not null then 'given_up'
       else 'in_time' end);
   else
-    -- A stop, or a deal by hand, while ours was on its way: it took from the links before ours did. Told of by itself or by this very report;
-    -- of what the mirror had seen together with our deal nobody knows which came first.
+    -- A stop, or a deal by hand, while ours was on its way: told of by itself or by this very report, it took from what was held before. What it
+    -- took beyond that it took from what ours opened, and is found later; so is what the mirror had seen together with our deal.
     v_before := private.mirror_net(q.account_id, q.symbol) - private.direction_of(q) * coalesce(q.filled_lots, q.lots);
-    if p_shown = v_before or exists (
-      select 1 from private.net_ledgers n where n.account_id = q.account_id and n.symbol = q.symbol and n.net_lots = p_shown) then
-      perform private.book_net(q.account_id, q.symbol, v_before, p_now);
+    select * into n from private.net_ledgers x where x.account_id = q.account_id and x.symbol = q.symbol;
+    if p_shown in (v_before, n.net_lots) and v_before <> n.net_lots then
+      v_sign := sign(n.net_lots - v_before);
+      select greatest(0, n.surplus_lots * v_sign) + coalesce(sum(g.lots), 0) into v_held
+      from private.link_legs g join public.position_links l on l.id = g.link_id
+      where g.account_id = q.account_id and g.ticket = q.symbol and l.state = 'live' and private.sign_of(l.side) = v_sign;
+      perform private.book_net(q.account_id, q.symbol, n.net_lots - v_sign * least(v_held, abs(n.net_lots - v_before)), p_now);
     end if;
     perform private.book_deal(q.account_id, q.symbol, private.direction_of(q), coalesce(q.filled_lots, q.lots), q.fill_price, q.parts);
   end if;

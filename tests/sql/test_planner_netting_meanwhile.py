@@ -43,3 +43,35 @@ def test_a_trade_by_hand_after_the_deal_stays_its_user_s(world: NettingWorld, mi
     world.send("N", world.event("increased", world.state()[0]))
     world.run()
     assert (world.net, world.shares()) == (Decimal("0.70"), {"M2": Decimal("0.40")}), world.acts("N")
+
+
+def test_a_part_that_its_user_sells_before_the_open_is_told_is_not_closed_again(world: NettingWorld) -> None:
+    world.copy("M", "N")
+    held = world.opened("M", "1.00")
+    (buy,) = world.open_executions("N")
+    world.net = Decimal("0.50")  # bought 1.00, and 0.50 sold by hand before the agent looked
+    world.report(buy, positions=world.state(), filled_lots="1.00", price="1.10000")
+    world.run()
+    assert world.shares() == {"M": Decimal("0.50")}
+    world.send("M", world.event("closed", held | {"lots": "0"}))
+    world.run()
+    assert (world.net, world.shares()) == (Decimal(0), {})
+
+
+def test_a_stop_takes_from_every_copy_that_was_there_and_the_deal_s_own_part_is_dealt_back(world: NettingWorld) -> None:
+    world.copy("M", "N")
+    world.copy("M2", "N")
+    world.opened("M", "0.50")
+    world.run()
+    closing = world.opened("M", "1.00")
+    (buy,) = world.open_executions("N")
+    world.opened("M2", "0.40")
+    world.send("M", world.event("closed", closing | {"lots": "0"}))
+    world.deal(buy)
+    (deal,) = world.open_executions("N")
+    assert (deal["action"], deal["side"], f"{deal['lots']:.2f}") == ("open", "sell", "0.60")
+    world.net = Decimal(0)
+    world.send("N", world.event("closed", world.state()[0], close_reason="sl"))
+    world.deal(deal)
+    world.run()
+    assert (world.net, world.shares()) == (Decimal("0.40"), {"M2": Decimal("0.40")}), world.acts("N")
