@@ -38,7 +38,11 @@ class Speed(click.ParamType[float | None]):
     help="The master trades what this account statement says (`example`: the one that comes along).",
 )
 @click.option(
-    "--speed", type=Speed(), default="max", show_default=True, help="How many times faster than life a statement is replayed."
+    "--speed",
+    type=Speed(),
+    default="max",
+    show_default=True,
+    help="How many times faster than life a statement is replayed; max: each action once the one before is copied.",
 )
 @click.option("--kill-vps", is_flag=True, help="Kill one VPS for good on the way; its accounts move to the others.")
 @click.option("--seed", type=int, default=1, show_default=True, help="Seed of prices and of the trading master.")

@@ -109,9 +109,9 @@ class Replay:
         await self._paper.set_prices(first)
 
     async def run(self, *, speed: float | None, settle: Callable[[], Awaitable[None]]) -> None:
-        """Do every action, `speed` times as fast as in life (None: as fast as they are detected).
+        """Do every action, `speed` times as fast as in life, but each detected before the next.
 
-        `settle` waits until the copies so far are done.
+        None: as fast as they are copied, one after the other as in life. `settle` waits until the copies so far are done.
         """
         begun, start = time.monotonic(), self._statement.actions[0].at
         for action in self._statement.actions:
@@ -121,6 +121,8 @@ class Replay:
             await self._act(action, settle)
             await self._detect(action)
             self.detected += 1
+            if speed is None:
+                await settle()
 
     async def _act(self, action: Action, settle: Callable[[], Awaitable[None]]) -> None:
         if action.kind == "close" and self._hits_a_level(action):

@@ -33,7 +33,7 @@ WORKED_BY: Final = "select account_id::text from public.account_vps_assignments 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """`seconds` None: until Ctrl-C, or until the statement ends. `speed` None: as fast as actions are detected."""
+    """`seconds` None: until Ctrl-C, or until the statement ends. `speed` None: as fast as actions are copied."""
 
     seconds: float | None = None
     statement: Statement | None = None
