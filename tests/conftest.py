@@ -49,6 +49,11 @@ class Copies:
         self._next = self._begin()
         return copy
 
+    def wait(self) -> None:
+        """Until nothing is being made."""
+        if self._next is not None:
+            self._next.exception()
+
     def _begin(self) -> Future[Database]:
         return self._maker.submit(Database.create, self._server, f"test_{os.getpid()}_{next(_numbers)}", self._template)
 
@@ -71,6 +76,12 @@ def database(request: pytest.FixtureRequest, copies: Copies) -> Iterator[Databas
     faults: Sequence[object] = [] if request.node.get_closest_marker("plants_faults") else faults_of(copy)
     copy.drop()
     assert not faults, "the planner's own code failed"
+
+
+@pytest.fixture
+def quiet_server(database: Database, copies: Copies) -> None:
+    """No transaction runs in any other database: for what depends on the numbers of transactions, which all databases share."""
+    copies.wait()
 
 
 def faults_of(database: Database) -> Sequence[object]:

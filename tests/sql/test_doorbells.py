@@ -6,6 +6,8 @@ import psycopg
 import pytest
 from farm_actors import Actor, Farm
 
+pytestmark = pytest.mark.usefixtures("quiet_server")
+
 
 def ring(farm: Farm, *, seconds_since_last: float = 1) -> int:
     farm.rows(
