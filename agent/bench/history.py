@@ -17,7 +17,8 @@ from typing import Any, Final
 
 import psycopg
 
-from agent.bench.contest.product import SETTINGS, position_told
+from agent.bench.contest.copies import position_told
+from agent.bench.contest.product import SETTINGS
 from agent.bench.histogram import describe
 from agent.bench.lanes import make_lanes
 from agent.bench.machine import machine_facts

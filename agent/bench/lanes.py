@@ -52,7 +52,7 @@ def _make_lane(connection: Connection, name: str, followers: int, *, apart: bool
         with connection.transaction():
             connection.execute(CLAIMS, (json.dumps({"sub": owner, "role": "authenticated"}),))
             connection.execute(SAVE_COPIER, (json.dumps(copier),))
-    return {"apart": apart, "master": master, "agent": agent, "followers_agent": other_agent}
+    return {"apart": apart, "master": master, "agent": agent, "followers_agent": other_agent, "followers_vps": other_vps}
 
 
 def _make_vps(connection: Connection, name: str) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""`bench queue`: jobs queued and completed per second in Postgres, the product's own functions against two known queues.
+"""`bench queue`: executions queued and completed per second in Postgres, the product's own functions against two known queues.
 
 What is compared: the same number of jobs, in batches of the same size, over the same number of connections, on the same server,
 in the same run, in rounds that take turns (each round begins with another contender). Each contender is one Python process,
@@ -8,13 +8,20 @@ that: procrastinate defers in bulk but fetches and finishes one by one; pgqueuer
 event for all its followers and takes reports in bulk. The peers run on uvloop, pgqueuer on asyncpg too; the product on plain
 asyncio and psycopg.
 
-What is not: for the peers a job is a row that nobody looks into. For the product the same calls also store the event, size every
-copy, keep links and mirrors of positions, explain every decision and check every report, under locks that keep a trade from being
-copied twice; with the peers that would be the job's own work, and is left out. On the other side, a peer takes any job at any
-moment, while the product's jobs come many at a time, one for each follower of one event: with one follower its figures are
-lower, and `--batch 1` shows it. Workers, listening, retries and a long history are left out for everybody; no Realtime server
-reads the broadcasts. After the warm-up every database is vacuumed and analysed once, as autovacuum would do within a minute. The
-server flushes nothing to disk (as in every benchmark here), which favours who commits most: procrastinate.
+Each peer plays twice, for there are two questions.
+
+* `procrastinate_same_work`, `pgqueuer_same_work`: which queue is faster at the product's work? The product's planner makes the
+  executions, the peer carries them to the followers' side, the product books the reports; only the way in between differs. To be
+  compared with `tradecopier_apart`, which broadcasts executions to another VPS. In the peers' favour they need no broadcast
+  (their followers are planned as if they were on their master's VPS), and one connection speaks for one agent for good.
+* `procrastinate`, `pgqueuer`: what does the work cost beside a bare queue? A job is a row that nobody looks into. For the product
+  the same calls also store the event, size every copy, keep links and mirrors of positions, explain every decision and check
+  every report, under locks that keep a trade from being copied twice.
+
+A peer takes any job at any moment, while the product's jobs come many at a time, one for each follower of one event: with one
+follower its figures are lower, and `--batch 1` shows it. Workers, listening, retries and a long history are left out for
+everybody. After the warm-up every database is vacuumed and analysed once, as autovacuum would do within a minute. The server
+flushes nothing to disk (as in every benchmark here), which favours who commits most: procrastinate.
 
 `tradecopier_beside` has followers on their master's VPS, `tradecopier_apart` on another one, see `agent.bench.contest.product`.
 """
@@ -24,7 +31,6 @@ import contextlib
 import json
 import shutil
 import statistics
-import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,20 +38,18 @@ from pathlib import Path
 from typing import Final
 
 import psycopg
-from psycopg import sql
 
+from agent.bench.contenders import APART, BESIDE, PEERS, SAME_WORK, Queue, make_queues
 from agent.bench.contest.turns import STAGES
 from agent.bench.histogram import describe
-from agent.bench.lanes import COMPLETED, RENEW, make_lanes
+from agent.bench.lanes import RENEW
 from agent.bench.machine import machine_facts
 from agent.bench.peers import peer_python
 from agent.failure import Failure
-from agent.local.database import Database
 from agent.local.lodging import remove_folder
 from agent.local.postgres import PostgresServer
 from agent.local.schema import project_root
 
-PRODUCT: Final = "agent.bench.contest.product"
 TURN_S: Final = 300.0
 PAYLOAD: Final = {
     "id": "123", "attempt": 1, "account_id": "00000000-0000-0000-0000-000000000000", "epoch": 1, "link_id": "77", "lane": "77",
@@ -73,18 +77,6 @@ class Contest:
     @property
     def jobs_per_round(self) -> int:
         return self.steps * self.connections * self.batch
-
-
-@dataclass(frozen=True, slots=True)
-class Queue:
-    """A contender: where its program is, and how its database counts what is completed."""
-
-    name: str
-    module: str
-    python: Path
-    database: str
-    completed: str
-    lanes: Sequence[Mapping[str, object]] = ()
 
 
 @dataclass(slots=True)
@@ -117,15 +109,15 @@ class Player:
         return found
 
     def completed(self) -> int:
-        with psycopg.connect(self.server.dsn(self.queue.database), autocommit=True) as connection:
-            if self.queue.module == PRODUCT:
+        with psycopg.connect(self.server.dsn(self.queue.name), autocommit=True) as connection:
+            if self.queue.lanes:
                 connection.execute(RENEW)
             row = connection.execute(self.queue.completed.encode()).fetchone()
         return 0 if row is None else int(row[0])
 
     def analyze(self) -> None:
         """What autovacuum does within a minute: let the planner of Postgres know tables that are no longer empty."""
-        with psycopg.connect(self.server.dsn(self.queue.database), autocommit=True) as connection:
+        with psycopg.connect(self.server.dsn(self.queue.name), autocommit=True) as connection:
             connection.execute("vacuum (analyze)")
 
     async def turn(self, contest: Contest, *, counts: bool) -> None:
@@ -159,7 +151,7 @@ async def queue_figures(contest: Contest, say: Callable[[str], None]) -> dict[st
         say("starting Postgres")
         await asyncio.to_thread(server.start)
         say("making accounts and queues")
-        queues = await asyncio.to_thread(_prepare, server, contest, python)
+        queues = await asyncio.to_thread(make_queues, server, python, contest.connections, contest.batch)
         about = machine_facts(await asyncio.to_thread(_server_version, server))
         async with _players(server, queues, contest) as players:
             await _play(players, contest, say)
@@ -168,25 +160,6 @@ async def queue_figures(contest: Contest, say: Callable[[str], None]) -> dict[st
         await asyncio.to_thread(server.stop)
         remove_folder(folder / "postgres")
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _prepare(server: PostgresServer, contest: Contest, python: Path) -> list[Queue]:
-    template = Database.prepared(server, "bench_template", project_root())
-    own = Path(sys.executable)
-    queues = []
-    for name, apart in (("tradecopier_beside", False), ("tradecopier_apart", True)):
-        database = Database.create(server, name, template)
-        with database.connect() as connection:
-            lanes = make_lanes(connection, name, contest.connections, contest.batch, apart=apart)
-        queues.append(Queue(name, PRODUCT, own, name, COMPLETED, lanes))
-    done = "select count(*) from procrastinate_jobs where status = 'succeeded'"
-    queues.append(Queue("procrastinate", "agent.bench.contest.procrastinate_peer", python, "bench_procrastinate", done))
-    done = "select count(*) from pgqueuer_log where status = 'successful'"
-    queues.append(Queue("pgqueuer", "agent.bench.contest.pgqueuer_peer", python, "bench_pgqueuer", done))
-    with psycopg.connect(server.dsn(), autocommit=True) as admin:
-        for queue in queues[2:]:
-            admin.execute(sql.SQL("create database {} template template0").format(sql.Identifier(queue.database)))
-    return queues
 
 
 def _server_version(server: PostgresServer) -> str:
@@ -206,7 +179,7 @@ async def _players(server: PostgresServer, queues: Sequence[Queue], contest: Con
             player = Player(queue, server, process)
             players.append(player)
             terms = {
-                "dsn": server.dsn(queue.database), "connections": contest.connections, "batch": contest.batch,
+                "dsn": server.dsn(queue.name), "connections": contest.connections, "batch": contest.batch,
                 "payload": PAYLOAD, "lanes": list(queue.lanes),
             }  # fmt: skip
             versions = (await player.ask(json.dumps(terms)))["versions"]
@@ -240,22 +213,24 @@ async def _play(players: Sequence[Player], contest: Contest, say: Callable[[str]
 
 
 def _summary(players: Sequence[Player], contest: Contest) -> dict[str, object]:
-    """Jobs per second are those of the middle round; ratios are the middle of the rounds' own ratios, product over peer."""
-    own, peers = [player for player in players if player.queue.module == PRODUCT], players[-2:]
+    """Jobs per second are those of the middle round; ratios are the middle of the rounds' own ratios, product over peer.
+
+    To followers beside their master nothing is delivered: no queue does that work.
+    """
+    rates = {player.queue.name: player.rates for player in players}
+    pairs = [(own, peer) for own in (BESIDE, APART) for peer in PEERS] + [(APART, peer + SAME_WORK) for peer in PEERS]
     return {
         "jobs_per_round": contest.jobs_per_round,
         "rounds": contest.rounds,
         "connections": contest.connections,
         "batch": contest.batch,
         "queues": {player.queue.name: _describe(player) for player in players},
-        "ratios": {
-            f"{product.queue.name}/{peer.queue.name}": round(
-                statistics.median(mine / theirs for mine, theirs in zip(product.rates, peer.rates, strict=True)), 3
-            )
-            for product in own
-            for peer in peers
-        },
+        "ratios": {f"{own}/{peer}": _ratio(rates[own], rates[peer]) for own, peer in pairs},
     }
+
+
+def _ratio(own: Sequence[float], theirs: Sequence[float]) -> float:
+    return round(statistics.median(one / other for one, other in zip(own, theirs, strict=True)), 3)
 
 
 def _describe(player: Player) -> dict[str, object]:

@@ -3,72 +3,51 @@
 Each connection has a master and as many followers as a batch has jobs. It opens a position and closes it in turn.
 enqueue: `queue_trade_copy` with one event, which plans one execution for each follower · finish: `report_executions` with a fill
 for each. Fetch depends on where the followers are: beside their master (`apart` false) the answer of `queue_trade_copy` itself
-holds the executions; on another VPS they were broadcast, and are claimed with `vps_heartbeat`, the agents' way when a broadcast
-is lost.
+holds the executions; on another VPS they come by broadcast. They are read as the embedded Realtime reads them, by logical
+decoding in a thread of this process; what its sockets add is measured by `bench copy`.
 Claims and role are set in each transaction and travel with the call, one round trip together.
 """
 
-import itertools
+import asyncio
+import contextlib
 import json
-from datetime import UTC, datetime
+from collections.abc import AsyncIterator, Sequence
 from importlib import metadata
 from typing import Any
 
 import psycopg
 
+from agent.bench.contest.copies import Copies, accepted
 from agent.bench.contest.turns import Lane, Terms, run
+from agent.local.realtime.pgoutput import MessageRow
+from agent.local.realtime.stream import MessageStream
 
 SETTINGS = "select set_config('request.jwt.claims', %s, true), set_config('role', 'authenticated', true)"
-SESSION = 1
-PRICE = "1.10000"
 
 
 class ProductLane:
     """`place`: {"apart", "master", "agent", "followers_agent"}: ids of the master's account and of the agents' own users."""
 
-    def __init__(self, connection: psycopg.AsyncConnection[tuple[Any, ...]], place: dict[str, Any]) -> None:
+    def __init__(self, connection: psycopg.AsyncConnection[tuple[Any, ...]], place: dict[str, Any], batch: int) -> None:
         self._connection = connection
         self._place = place
-        self._numbers = itertools.count(1)
-        self._tickets = itertools.count(1)
-        self._ticket: str | None = None
+        self._batch = batch
+        self._copies = Copies(place["master"])
         self._executions: list[dict[str, Any]] = []
+        #: what the followers' VPS is sent
+        self.broadcasts: asyncio.Queue[bytes] = asyncio.Queue()
 
     async def enqueue(self) -> None:
-        now = datetime.now(UTC).isoformat()
-        opens = self._ticket is None
-        ticket = self._ticket or f"m{next(self._tickets)}"
-        self._ticket = ticket if opens else None
-        event = {
-            "session": SESSION, "seq": next(self._numbers), "type": "opened" if opens else "closed", "evidence": "deal",
-            "detected_at": now, "unchanged_at": now, "position": position_told(ticket, "0.10" if opens else "0"),
-        }  # fmt: skip
-        request = {"account_id": self._place["master"], "epoch": 1, "events": [event]}
-        answer = await self._call(self._place["agent"], "queue_trade_copy", request)
+        answer = await self._call(self._place["agent"], "queue_trade_copy", self._copies.event())
         self._executions = answer["executions"]
 
     async def fetch(self) -> None:
-        if self._place["apart"]:
-            answer = await self._call(self._place["followers_agent"], "vps_heartbeat", {"accounts": []})
-            self._executions = answer["executions"]
+        while len(self._executions) < self._batch and self._place["apart"]:
+            self._executions += json.loads(await self.broadcasts.get())["executions"]
 
     async def finish(self) -> int:
         done, self._executions = self._executions, []
-        request = {"reports": [self._report(execution) for execution in done]}
-        answer = await self._call(self._place["followers_agent"], "report_executions", request)
-        return sum(1 for result in answer["results"] if result["status"] == "accepted")
-
-    def _report(self, execution: dict[str, Any]) -> dict[str, Any]:
-        now = datetime.now(UTC).isoformat()
-        opens = execution["action"] == "open"
-        ticket = f"f{next(self._tickets)}" if opens else execution["ticket"]
-        return {
-            "account_id": execution["account_id"], "session": SESSION, "seq": next(self._numbers),
-            "execution_id": execution["id"], "attempt": execution["attempt"], "outcome": "completed", "reason": None,
-            "retryable": False, "message": "", "adopted": False, "filled_lots": execution["lots"], "price": PRICE,
-            "positions": [position_told(ticket, execution["lots"] if opens else "0", tag=execution["id"])],
-            "received_at": now, "sent_at": now, "done_at": now,
-        }  # fmt: skip
+        return accepted(await self._call(self._place["followers_agent"], "report_executions", self._copies.reports(done)))
 
     async def _call(self, agent: str, function: str, request: dict[str, Any]) -> Any:
         claims = json.dumps({"sub": agent, "role": "authenticated"})
@@ -80,22 +59,52 @@ class ProductLane:
         return None if row is None else row[0]
 
 
-def position_told(ticket: str, lots: str, tag: str | None = None) -> dict[str, Any]:
-    return {
-        "ticket": ticket, "kind": "position", "symbol": "EURUSD", "side": "buy", "lots": lots, "price": PRICE, "sl": None,
-        "tp": None, "order_type": None, "magic": "0", "comment": "", "opened_at": None, "expires_at": None, "tag": tag,
-        "replaces": None,
-    }  # fmt: skip
-
-
 class Product:
     def __init__(self) -> None:
         self._connections: list[psycopg.AsyncConnection[tuple[Any, ...]]] = []
+        self._dsn = ""
+        #: lanes with followers on another VPS, by its topic
+        self._apart: dict[str, ProductLane] = {}
 
     async def open(self, terms: Terms) -> list[Lane]:
-        for _ in range(terms.connections):
-            self._connections.append(await psycopg.AsyncConnection.connect(terms.dsn, autocommit=True))
-        return [ProductLane(connection, place) for connection, place in zip(self._connections, terms.lanes, strict=True)]
+        self._dsn = terms.dsn
+        lanes: list[Lane] = []
+        for place in terms.lanes:
+            connection = await psycopg.AsyncConnection.connect(terms.dsn, autocommit=True)
+            self._connections.append(connection)
+            lane = ProductLane(connection, place, terms.batch)
+            lanes.append(lane)
+            if place["apart"]:
+                self._apart[f"vps:{place['followers_vps']}"] = lane
+        return lanes
+
+    @contextlib.asynccontextmanager
+    async def beside(self) -> AsyncIterator[None]:
+        if not self._apart:
+            yield
+            return
+        loop, streams = asyncio.get_running_loop(), asyncio.Event()
+
+        def hand_over(rows: Sequence[MessageRow]) -> None:
+            loop.call_soon_threadsafe(self._deliver, rows)
+
+        def tell(streaming: bool) -> None:
+            if streaming:
+                loop.call_soon_threadsafe(streams.set)
+
+        stream = MessageStream(self._dsn, hand_over, tell)
+        stream.start()
+        try:
+            await asyncio.wait_for(streams.wait(), 60)
+            yield
+        finally:
+            await asyncio.to_thread(stream.stop)
+
+    def _deliver(self, rows: Sequence[MessageRow]) -> None:
+        for row in rows:
+            lane = self._apart.get(row.topic)
+            if lane is not None and row.event == "executions":
+                lane.broadcasts.put_nowait(row.payload)
 
     async def close(self) -> None:
         for connection in self._connections:

@@ -13,6 +13,7 @@ import json
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -48,6 +49,10 @@ class Contender(Protocol):
     """A queue under test. `open` connects and makes its own schema where it has one."""
 
     async def open(self, terms: Terms) -> list[Lane]: ...
+    def beside(self) -> AbstractAsyncContextManager[None]:
+        """What runs beside the lanes during a turn, and only then; to begin and to end it is not measured."""
+        ...
+
     async def close(self) -> None: ...
     def versions(self) -> dict[str, str]: ...
 
@@ -64,7 +69,9 @@ async def _serve(contender: Contender) -> None:
         lanes = await contender.open(terms)
         _say({"versions": contender.versions()})
         while line := await _line():
-            _say(await _turn(lanes, int(line)))
+            async with contender.beside():
+                result = await _turn(lanes, int(line))
+            _say(result)
     finally:
         await contender.close()
 
