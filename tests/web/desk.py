@@ -109,6 +109,13 @@ class Desk:
         await self.events(account, {"type": "snapshot", "positions": [], "unchanged_at": None})
         return account
 
+    async def trouble(self, account: Account, error: str) -> None:
+        """The agent reports that the account works no longer as it should; `error` begins with a code."""
+        await self.as_agent("report_account_state", "p_state", {
+            "account_id": account.account_id, "epoch": account.epoch, "session": account.session, "status": "degraded",
+            "error": error,
+        })  # fmt: skip
+
     async def copier(self, owner: Person, master: Account, follower: Account, **columns: object) -> str:
         request = {"master_account_id": master.account_id, "follower_account_id": follower.account_id} | columns
         return str((await self.call(owner.user_id, "save_copier", "p_copier", request))["copier_id"])

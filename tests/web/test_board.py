@@ -204,6 +204,38 @@ async def test_the_top_row_says_what_is_wrong_and_since_when(stack: Stack, desk:
     await expect(verdict(page).get_by_role("listitem").filter(has_text="offline")).to_contain_text(re.compile(r"\d+ s ago"))
 
 
+async def test_an_alert_stays_on_top_until_its_user_has_seen_it(desk: Desk, open_page: Opener) -> None:
+    owner, stranger = await desk.person("trader"), await desk.person("stranger")
+    account = await desk.account(owner, "Leader")
+    await desk.account(stranger, "Foreign")
+    page, other = await open_page(init=NO_POLLING), await open_page(init=NO_POLLING)
+    await sign_in(page, owner)
+    await sign_in(other, stranger)
+    await expect(page.locator("[data-socket=joined]")).to_be_visible()
+    await expect(verdict(page)).to_contain_text("All is well")
+    await expect(panel(page, "Alerts")).to_have_count(0)
+
+    await desk.trouble(account, "autotrading_off: the terminal does not let experts trade")
+
+    told = panel(page, "Alerts").get_by_role("listitem")
+    await expect(told).to_have_count(1)
+    for text in ("Account Leader cannot trade: autotrading_off", "critical", "autotrading_off"):
+        await expect(told).to_contain_text(text)
+    await expect(verdict(page)).to_have_attribute("data-tone", "bad")
+    await expect(verdict(page)).to_contain_text("One critical alert waits to be seen")
+    await expect(verdict(other)).to_contain_text("All is well")
+    await expect(panel(other, "Alerts")).to_have_count(0)
+
+    await page.route("**/rpc/mark_alert_seen", lambda route: route.abort())
+    await told.get_by_role("button", name="Seen").click()
+    await expect(told.get_by_role("alert")).to_contain_text("could not be marked as seen")
+    await page.unroute("**/rpc/mark_alert_seen")
+    await told.get_by_role("button", name="Seen").click()
+    await expect(panel(page, "Alerts")).to_have_count(0)
+    await expect(verdict(page)).to_contain_text("Leader is degraded")
+    await expect(verdict(page)).not_to_contain_text("alert")
+
+
 async def test_everybody_is_told_that_trading_is_stopped_and_why(stack: Stack, desk: Desk, open_page: Opener) -> None:
     owner = await desk.person("trader")
     await desk.account(owner, "Leader")

@@ -4,6 +4,7 @@ import { useCallback, useEffect, useMemo, useState } from "react";
 import {
   type BoardData,
   isOperator,
+  markAlertSeen,
   type Project,
   QueryFailed,
   readBoard,
@@ -15,6 +16,7 @@ import {
 import { type Live, useLive } from "../lib/use-live";
 import { Accounts } from "./accounts";
 import { Agents } from "./agents";
+import { Alerts } from "./alerts";
 import { Executions } from "./executions";
 import { Latency } from "./latency";
 import { Notice } from "./notice";
@@ -33,6 +35,16 @@ export function Board({ project, user }: Readonly<Props>) {
   const { topic, load } = useQuestions(project, user);
   const live = useLive(project, topic, load);
   const leave = useCallback(() => void signOut(project), [project]);
+
+  const { refresh } = live;
+  const onSeen = useCallback(
+    async (alert: number) => {
+      const failure = await markAlertSeen(project, alert);
+      refresh();
+      return failure;
+    },
+    [project, refresh],
+  );
 
   const over = live.error instanceof QueryFailed && live.error.signedOut;
   useEffect(() => {
@@ -56,7 +68,7 @@ export function Board({ project, user }: Readonly<Props>) {
       <Header user={user} live={live} operator={live.data.board.operator} onLeave={leave} />
       <main className={live.error ? "board old" : "board"}>
         <TopRow live={live} board={live.data.board} unexplained={live.data.unexplained} />
-        <Panels board={live.data.board} />
+        <Panels board={live.data.board} onSeen={onSeen} />
       </main>
     </NowProvider>
   );
@@ -107,10 +119,11 @@ function Header({
 }
 
 /** The ages inside tick by themselves; the panels change only with the data. */
-function Panels({ board }: Readonly<{ board: BoardData }>) {
+function Panels({ board, onSeen }: Readonly<{ board: BoardData; onSeen: (alert: number) => Promise<string | null> }>) {
   const names = useMemo(() => new Map(board.accounts.map((account) => [account.id, account.name])), [board.accounts]);
   return (
     <>
+      <Alerts board={board} names={names} onSeen={onSeen} />
       <div className="columns">
         <Agents board={board} />
         <Latency executions={board.executions} />

@@ -16,6 +16,8 @@ export const EXECUTIONS = 150;
 export const TRADES = 60;
 /** Refusals and failures of the last day that are counted; more are shown as "200+". */
 export const REFUSALS = 200;
+/** Unseen alerts that the board shows. */
+export const ALERTS = 50;
 
 /** A question was refused or not answered. `signedOut`: the session is over. */
 export class QueryFailed extends Error {
@@ -79,15 +81,23 @@ export async function isOperator({ client }: Project, user: User): Promise<boole
 
 /** Everything that the board shows, read afresh. `operator` widens the questions from the user's own rows to all. */
 export async function readBoard(project: Project, user: User, operator: boolean) {
-  const [[accounts, assignments, vpses, positions, copiers, [trading]], trades, executions, unfinished, failures, refusals] =
-    await Promise.all([
-      readFarm(project, user, operator),
-      readTrades(project, user, operator),
-      readExecutions(project, user, operator),
-      readUnfinished(project, user, operator),
-      readFailures(project, user, operator),
-      readRefusals(project, user, operator),
-    ]);
+  const [
+    [accounts, assignments, vpses, positions, copiers, [trading]],
+    alerts,
+    trades,
+    executions,
+    unfinished,
+    failures,
+    refusals,
+  ] = await Promise.all([
+    readFarm(project, user, operator),
+    readAlerts(project, user, operator),
+    readTrades(project, user, operator),
+    readExecutions(project, user, operator),
+    readUnfinished(project, user, operator),
+    readFailures(project, user, operator),
+    readRefusals(project, user, operator),
+  ]);
   return {
     operator,
     trading,
@@ -96,6 +106,7 @@ export async function readBoard(project: Project, user: User, operator: boolean)
     vpses,
     positions,
     copiers,
+    alerts,
     trades,
     executions,
     unfinished,
@@ -107,6 +118,7 @@ export async function readBoard(project: Project, user: User, operator: boolean)
 export type BoardData = Awaited<ReturnType<typeof readBoard>>;
 export type Account = BoardData["accounts"][number];
 export type Vps = BoardData["vpses"][number];
+export type Alert = BoardData["alerts"][number];
 export type Trade = BoardData["trades"][number];
 export type Execution = BoardData["executions"][number];
 export type Failure = BoardData["failures"][number];
@@ -145,6 +157,23 @@ function readFarm({ client }: Project, user: User, operator: boolean) {
     rows("Copiers", operator ? copiers : copiers.eq("user_id", user.id)),
     rows("The trading switch", client.from("trading_switch").select("state, reason, changed_at")),
   ]);
+}
+
+/** What nobody has said yet to have seen. */
+function readAlerts({ client }: Project, user: User, operator: boolean) {
+  const question = client
+    .from("alerts")
+    .select("id, account_id, kind, reason, severity, message, times, created_at, updated_at")
+    .is("seen_at", null)
+    .order("created_at", { ascending: false })
+    .limit(ALERTS);
+  return rows("Alerts", operator ? question : question.eq("user_id", user.id));
+}
+
+/** What happens to the account afterwards is a new alert. Returns null, or what to tell the person. */
+export async function markAlertSeen({ client }: Project, alert: number): Promise<string | null> {
+  const { error } = await client.rpc("mark_alert_seen", { p_request: { alert_id: alert } });
+  return error ? `The alert could not be marked as seen: ${error.message}. Try again.` : null;
 }
 
 /** What came of the newest trades, by copier. */

@@ -1,6 +1,6 @@
 /** The board's first question: is anything wrong now? */
 import { atMost, plural } from "./format";
-import { type BoardData, REFUSALS, type Unexplained } from "./queries";
+import { ALERTS, type BoardData, REFUSALS, type Unexplained } from "./queries";
 import type { Tone } from "./tone";
 
 /** `since`: when it began, if that is known. */
@@ -17,6 +17,7 @@ export function judge(board: BoardData, unexplained: Unexplained | null, now: nu
     ...ofTrading(board),
     ...ofAgents(board, now),
     ...ofAccounts(board),
+    ...ofAlerts(board),
     ...ofFlight(board, now),
     ...ofUnexplained(unexplained),
     ...ofRejects(board, now),
@@ -71,6 +72,16 @@ function ofAccounts({ accounts }: BoardData): Finding[] {
     found.push({ tone: "warn", text, since: earliest(shaky.map((account) => account.status_at)) });
   }
   return found;
+}
+
+function ofAlerts({ alerts }: BoardData): Finding[] {
+  const unseen = (severity: string, tone: Tone, word: string): Finding[] => {
+    const found = alerts.filter((alert) => alert.severity === severity);
+    if (!found.length) return [];
+    const what = found.length === 1 ? `One ${word} waits` : `${atMost(found.length, ALERTS)} ${word}s wait`;
+    return [{ tone, text: `${what} to be seen`, since: earliest(found.map((alert) => alert.created_at)) }];
+  };
+  return [...unseen("critical", "bad", "critical alert"), ...unseen("warning", "warn", "alert")];
 }
 
 function ofFlight({ unfinished }: BoardData, now: number): Finding[] {
