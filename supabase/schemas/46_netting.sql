@@ -248,7 +248,8 @@ begin
   v_lots := least(abs(v_wish.sum), v_max);
   v_parts := private.cut_parts(v_wish.parts, v_side, v_lots);
 
-  if v_wish.sum <> 0 and v_lots >= v_min then
+  -- brokers take a close of all that there is, however little
+  if v_wish.sum <> 0 and (v_lots >= v_min or v_ticket is not null and not v_wish.opens and v_wish.sum = -v_ledger.net_lots) then
     if v_waiting.parts = v_parts then  -- nothing has changed: it keeps waiting for its next attempt
       perform private.take_from_wanted(v_wish.parts, v_parts);
       return null;

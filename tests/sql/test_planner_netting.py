@@ -166,3 +166,42 @@ def test_an_open_that_waited_too_long_for_its_turn_is_too_old(world: NettingWorl
     world.run()
     assert world.net == Decimal("1.00")
     assert world.reasons("N") == {"too_old": 1}
+
+
+def least_volume(world: NettingWorld, lots: str) -> None:
+    world.db.execute("update public.account_symbols set lots_min = %s where account_id = %s", (lots, world.accounts["N"]))
+
+
+@pytest.mark.parametrize("side", ["buy", "sell"])
+def test_a_copy_under_the_least_volume_is_closed_with_its_master(world: NettingWorld, side: str) -> None:
+    """Of what was asked for a part was filled, less than may be opened; brokers take a close of all that there is."""
+    world.copy("M", "N")
+    p = world.opened("M", "0.10", side)
+    least_volume(world, "0.10")
+    (execution,) = world.open_executions("N")
+    world.deal(execution, filled=Decimal("0.04"))
+    world.send("M", world.event("closed", p | {"lots": "0"}))
+    (close,) = world.open_executions("N")
+    assert (close["action"], f"{close['lots']:.2f}", close["ticket"]) == ("close", "0.04", "net-1")
+    world.deal(close)
+    assert world.net == 0
+    assert world.rows("select 1 from public.position_links where state = 'live'") == []
+
+
+def test_a_part_of_the_position_under_the_least_volume_is_closed_with_the_rest(world: NettingWorld) -> None:
+    """Another copy holds the rest of the position: a close of the part alone would be refused."""
+    world.copy("M", "N")
+    world.copy("M2", "N")
+    p, q = world.opened("M", "0.10"), world.opened("M2", "0.50")
+    least_volume(world, "0.10")
+    (execution,) = world.open_executions("N")
+    world.deal(execution, filled=Decimal("0.04"))
+    world.run()
+    assert world.net == Decimal("0.54")
+    world.send("M", world.event("closed", p | {"lots": "0"}))
+    assert world.open_executions("N") == []
+    world.send("M2", world.event("closed", q | {"lots": "0"}))
+    (close,) = world.open_executions("N")
+    assert (close["action"], f"{close['lots']:.2f}") == ("close", "0.54")
+    world.deal(close)
+    assert world.net == 0
