@@ -28,6 +28,8 @@ SPECS_AT_ONCE: Final = 80
 CONVERSIONS_EVERY: Final = 30
 #: accounts that are kept in cents of a currency
 CENTS: Final = {"USC": "USD", "EUC": "EUR", "GBC": "GBP"}
+#: currencies without a pair of their own are converted by way of it
+DOLLAR: Final = "USD"
 READ_TIMEOUT: Final = 10
 
 StateReport = dict[str, object]
@@ -130,14 +132,18 @@ class AccountReports:
         del self._untold[: len(more)]
 
     def _conversions(self, specs: Mapping[str, SymbolSpec]) -> Iterator[str]:
-        """Pairs of the account's currency with another: by their quotes the database turns profits and funds into one money."""
-        for name, spec in specs.items():
-            pair = spec.margin_currency + spec.profit_currency
-            if (
-                self._currency in (spec.margin_currency, spec.profit_currency)
-                and pair in name.upper()
-                and spec.margin_currency != spec.profit_currency
-            ):
+        """Pairs by whose quotes the database turns profits and funds into the account's money.
+
+        Those of its own currency; for what has none with it the pair with the dollar: a euro account converts yen by USDJPY.
+        """
+        pairs = {
+            name: {spec.margin_currency, spec.profit_currency}
+            for name, spec in specs.items()
+            if spec.margin_currency != spec.profit_currency and spec.margin_currency + spec.profit_currency in name.upper()
+        }
+        direct = {currency for pair in pairs.values() if self._currency in pair for currency in pair}
+        for name, pair in pairs.items():
+            if self._currency in pair or (DOLLAR in pair and not pair <= direct):
                 yield name
 
     async def _read_specs(self, names: Iterable[str]) -> dict[str, SymbolSpec]:

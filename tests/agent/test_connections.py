@@ -61,13 +61,13 @@ class Bench:
         results = [{"event_key": f"{e['session']}:{e['seq']}", "status": "accepted"} for e in request["events"]]
         return 200, {"results": results, "executions": []}
 
-    async def account(self, login: str, *, platform: str = "paper") -> Assignment:
+    async def account(self, login: str, *, platform: str = "paper", currency: str = "USD") -> Assignment:
         """A book at the broker, assigned to this agent."""
-        await self.paper.open_book(login, balance=Decimal(10_000))
+        await self.paper.open_book(login, balance=Decimal(10_000), currency=currency)
         self.logins[f"account-{login}"] = login
         return Assignment(
             account_id=AccountId(f"account-{login}"), epoch=1, platform=platform, server=self.broker.address, login=login,
-            mode="hedging", currency="USD", settings={}, begins_at=LONG_AGO, watch_symbols=("EURUSD",),
+            mode="hedging", currency=currency, settings={}, begins_at=LONG_AGO, watch_symbols=("EURUSD",),
         )  # fmt: skip
 
     def status(self, assignment: Assignment) -> dict[str, object]:
@@ -388,6 +388,17 @@ async def test_the_pairs_that_convert_an_accounts_money_are_quoted_though_nobody
     prices = {"EURUSD": ("1.1", "1.1001"), "GBPUSD": ("1.27", "1.2701"), "USDJPY": ("150", "150.01"), "XAUUSD": ("2400", "2401")}
     await bench.paper.set_prices({name: (Decimal(bid), Decimal(ask)) for name, (bid, ask) in prices.items()})
     account = replace(await bench.account("122"), watch_symbols=())
+    bench.manager.want([account])
+    await bench.until_status(account, "connected")
+    quoted = {symbol["name"] for symbol in states(bench)[0]["p_state"]["symbols"] if symbol.get("bid")}
+    assert quoted == {"EURUSD", "GBPUSD", "USDJPY"}
+
+
+async def test_a_currency_without_a_pair_of_its_own_is_converted_by_way_of_the_dollar(bench: Bench) -> None:
+    """A euro account without EURJPY: without a quote of USDJPY its first copy of a yen pair would be refused (`stale_funds`)."""
+    prices = {"EURUSD": ("1.1", "1.1001"), "GBPUSD": ("1.27", "1.2701"), "USDJPY": ("150", "150.01"), "XAUUSD": ("2400", "2401")}
+    await bench.paper.set_prices({name: (Decimal(bid), Decimal(ask)) for name, (bid, ask) in prices.items()})
+    account = replace(await bench.account("123", currency="EUR"), watch_symbols=())
     bench.manager.want([account])
     await bench.until_status(account, "connected")
     quoted = {symbol["name"] for symbol in states(bench)[0]["p_state"]["symbols"] if symbol.get("bid")}
