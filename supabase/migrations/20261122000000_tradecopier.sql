@@ -4134,14 +4134,21 @@ begin
 end $$;
 
 -- Steps that wait for another attempt are in nobody's hands. Those that are no longer what is wanted end here, so that they cannot hold up
--- what is: on a doomed link everything but its close, else a change or reduction to another value. Deals of netting symbols: 46_netting.sql.
+-- what is: on a doomed link everything but its close, else a change or reduction to another value. Netting symbols: 46_netting.sql.
 create function private.drop_waiting(p_links bigint[], p_now timestamptz) returns void
 language plpgsql security definer set search_path = '' as $$
 begin
+  -- levels and prices of frozen links that never came to stand count as not asked for: they are asked for anew when it thaws
+  update public.position_links l set asked_sl = p.sl, asked_tp = p.tp, asked_price = case when p.kind = 'order' then p.price else l.asked_price end
+  from private.link_states s
+  join public.trade_execution_queue q on q.link_id = s.id and q.finalized_at is null and q.status = 'retrying' and q.action in ('modify', 'amend')
+  join public.positions p on p.account_id = q.account_id and p.ticket = q.ticket
+  where l.id = any (p_links) and s.id = l.id and s.ended_at is null and s.frozen and s.account_mode = 'hedging' and private.trading_state() <> 'off';
   update public.trade_execution_queue q set status = 'cancelled', finalized_at = p_now, updated_at = p_now,
     reason = case when q.action in ('open', 'increase', 'place') then 'already_closed' else 'superseded' end
   from private.link_states s
-  where s.id = any (p_links) and s.ended_at is null and q.link_id = s.id and q.finalized_at is null and q.status = 'retrying' and q.parts is null
+  where s.id = any (p_links) and s.ended_at is null and s.account_mode = 'hedging' and q.link_id = s.id and q.finalized_at is null
+    and q.status = 'retrying' and q.parts is null
     and case
       -- frozen by its copier or account: nothing is done until it thaws, then it is planned anew (while all trading is off, nothing is requeued)
       when s.frozen and q.action not in ('open', 'increase', 'place') and private.trading_state() <> 'off' then true
@@ -4753,7 +4760,7 @@ end $$;
 
 -- What each live link of a netting symbol wants changed, in lots of the link (+ more, - less); reduced_to: what its master holds.
 create function private.net_deltas(p_account uuid, p_symbol text, p_now timestamptz)
-returns table (link_id bigint, side text, delta numeric, opens boolean, wanted_sl numeric, wanted_tp numeric, held numeric, reduced_to numeric)
+returns table (link_id bigint, side text, delta numeric, opens boolean, wanted_sl numeric, wanted_tp numeric, held numeric, reduced_to numeric, frozen boolean)
 language plpgsql stable security definer set search_path = '' as $$
 begin
   return query
@@ -4765,7 +4772,7 @@ begin
           - private.target_lots(s.base_lots, s.master_lots, s.base_master_lots, s.lots_step, s.lots_min, s.position_lots)) end
     end,
     s.wanted_lots is not null and not s.doomed and not s.frozen, s.wanted_sl, s.wanted_tp, s.position_lots,
-    case when not s.doomed and s.master_kind = 'position' then s.master_lots end
+    case when not s.doomed and s.master_kind = 'position' then s.master_lots end, s.frozen
   from private.link_states s
   where s.follower_account_id = p_account and s.symbol = p_symbol and s.state = 'live';
 end $$;
@@ -4844,11 +4851,12 @@ begin
     where n.account_id = p_account and n.symbol = p_symbol and a.copy_state <> 'off' and private.trading_state() <> 'off'), 0);
 end $$;
 
-create type private.wish as (parts jsonb, sum numeric, opens boolean, shares integer, sl numeric, tp numeric, virtual boolean);
+create type private.wish as (parts jsonb, sum numeric, opens boolean, shares integer, sl numeric, tp numeric, virtual boolean, frozen boolean);
 comment on type private.wish is 'What the links of a netting symbol want together.';
 
 -- What a netting symbol's links want together. parts: the changes, sum: signed lots of the deal that makes them, shares: links that will hold
--- something, sl and tp: the levels that may stand on the position (none where it has several owners; virtual: one of them wants some).
+-- something, sl and tp: the levels that may stand on the position (none where it has several owners; virtual: one of them wants some), frozen:
+-- each of them is off, so the levels stay as they are.
 create function private.net_wish(p_account uuid, p_symbol text, p_net numeric, p_now timestamptz) returns private.wish
 language plpgsql security definer set search_path = '' as $$
 declare
@@ -4862,8 +4870,9 @@ begin
       'master_lots', case when l.rest_lots is not null then least(l.seen_master_lots, d.reduced_to) else l.seen_master_lots end::text) order by d.link_id) filter (where d.delta <> 0), '[]'),
     coalesce(bool_or(d.delta > 0), false), count(*) filter (where d.held + d.delta > 0),
     coalesce(sum((d.held + d.delta) * private.sign_of(d.side)), 0),
-    min(d.wanted_sl) filter (where d.held + d.delta > 0), min(d.wanted_tp) filter (where d.held + d.delta > 0)
-  into w.sum, w.parts, w.opens, w.shares, v_after, w.sl, w.tp
+    min(d.wanted_sl) filter (where d.held + d.delta > 0), min(d.wanted_tp) filter (where d.held + d.delta > 0),
+    coalesce(bool_and(d.frozen) filter (where d.held + d.delta > 0), false)
+  into w.sum, w.parts, w.opens, w.shares, v_after, w.sl, w.tp, w.frozen
   from private.net_deltas(p_account, p_symbol, p_now) d join public.position_links l on l.id = d.link_id;
   if v_surplus <> 0 then
     w.sum := w.sum - v_surplus;
@@ -5016,6 +5025,10 @@ begin
     perform private.decide_for_symbol(p_account, p_symbol, p_now);
     return private.plan_net(p_account, p_symbol, p_now);
   end if;
+  if v_wish.frozen then  -- a change that waits is asked anew when it thaws; while all trading is off nothing is requeued
+    if private.trading_state() <> 'off' then perform private.supersede(v_waiting.id, p_now); end if;
+    return null;
+  end if;
   if v_waiting.action = 'modify' and (v_ledger.asked_sl, v_ledger.asked_tp) is not distinct from (v_wish.sl, v_wish.tp) and v_ticket is not null then
     return null;
   end if;
@@ -5028,12 +5041,20 @@ begin
   return null;
 end $$;
 
--- Ends an execution that waits for another attempt, because something else is wanted now.
+-- Ends an execution that waits for another attempt, because something else is wanted now. Levels that were asked for so and never came
+-- to stand count as not asked for: they are asked for anew.
 create function private.supersede(p_id bigint, p_now timestamptz) returns void
 language plpgsql security definer set search_path = '' as $$
+declare
+  q public.trade_execution_queue;
 begin
-  update public.trade_execution_queue q set status = 'cancelled', reason = 'superseded', finalized_at = p_now, updated_at = p_now
-  where q.id = p_id and q.status = 'retrying';
+  update public.trade_execution_queue x set status = 'cancelled', reason = 'superseded', finalized_at = p_now, updated_at = p_now
+  where x.id = p_id and x.status = 'retrying' returning * into q;
+  if q.action = 'modify' then
+    update private.net_ledgers n set asked_sl = p.sl, asked_tp = p.tp
+    from public.positions p
+    where n.account_id = q.account_id and n.symbol = q.symbol and p.account_id = q.account_id and p.ticket = q.ticket;
+  end if;
 end $$;
 
 -- Plans a netting symbol without the execution that waits for another attempt; increases may have waited behind it.

@@ -164,14 +164,21 @@ begin
 end $$;
 
 -- Steps that wait for another attempt are in nobody's hands. Those that are no longer what is wanted end here, so that they cannot hold up
--- what is: on a doomed link everything but its close, else a change or reduction to another value. Deals of netting symbols: 46_netting.sql.
+-- what is: on a doomed link everything but its close, else a change or reduction to another value. Netting symbols: 46_netting.sql.
 create function private.drop_waiting(p_links bigint[], p_now timestamptz) returns void
 language plpgsql security definer set search_path = '' as $$
 begin
+  -- levels and prices of frozen links that never came to stand count as not asked for: they are asked for anew when it thaws
+  update public.position_links l set asked_sl = p.sl, asked_tp = p.tp, asked_price = case when p.kind = 'order' then p.price else l.asked_price end
+  from private.link_states s
+  join public.trade_execution_queue q on q.link_id = s.id and q.finalized_at is null and q.status = 'retrying' and q.action in ('modify', 'amend')
+  join public.positions p on p.account_id = q.account_id and p.ticket = q.ticket
+  where l.id = any (p_links) and s.id = l.id and s.ended_at is null and s.frozen and s.account_mode = 'hedging' and private.trading_state() <> 'off';
   update public.trade_execution_queue q set status = 'cancelled', finalized_at = p_now, updated_at = p_now,
     reason = case when q.action in ('open', 'increase', 'place') then 'already_closed' else 'superseded' end
   from private.link_states s
-  where s.id = any (p_links) and s.ended_at is null and q.link_id = s.id and q.finalized_at is null and q.status = 'retrying' and q.parts is null
+  where s.id = any (p_links) and s.ended_at is null and s.account_mode = 'hedging' and q.link_id = s.id and q.finalized_at is null
+    and q.status = 'retrying' and q.parts is null
     and case
       -- frozen by its copier or account: nothing is done until it thaws, then it is planned anew (while all trading is off, nothing is requeued)
       when s.frozen and q.action not in ('open', 'increase', 'place') and private.trading_state() <> 'off' then true

@@ -3,7 +3,7 @@
 
 -- What each live link of a netting symbol wants changed, in lots of the link (+ more, - less); reduced_to: what its master holds.
 create function private.net_deltas(p_account uuid, p_symbol text, p_now timestamptz)
-returns table (link_id bigint, side text, delta numeric, opens boolean, wanted_sl numeric, wanted_tp numeric, held numeric, reduced_to numeric)
+returns table (link_id bigint, side text, delta numeric, opens boolean, wanted_sl numeric, wanted_tp numeric, held numeric, reduced_to numeric, frozen boolean)
 language plpgsql stable security definer set search_path = '' as $$
 begin
   return query
@@ -15,7 +15,7 @@ begin
           - private.target_lots(s.base_lots, s.master_lots, s.base_master_lots, s.lots_step, s.lots_min, s.position_lots)) end
     end,
     s.wanted_lots is not null and not s.doomed and not s.frozen, s.wanted_sl, s.wanted_tp, s.position_lots,
-    case when not s.doomed and s.master_kind = 'position' then s.master_lots end
+    case when not s.doomed and s.master_kind = 'position' then s.master_lots end, s.frozen
   from private.link_states s
   where s.follower_account_id = p_account and s.symbol = p_symbol and s.state = 'live';
 end $$;
@@ -94,11 +94,12 @@ begin
     where n.account_id = p_account and n.symbol = p_symbol and a.copy_state <> 'off' and private.trading_state() <> 'off'), 0);
 end $$;
 
-create type private.wish as (parts jsonb, sum numeric, opens boolean, shares integer, sl numeric, tp numeric, virtual boolean);
+create type private.wish as (parts jsonb, sum numeric, opens boolean, shares integer, sl numeric, tp numeric, virtual boolean, frozen boolean);
 comment on type private.wish is 'What the links of a netting symbol want together.';
 
 -- What a netting symbol's links want together. parts: the changes, sum: signed lots of the deal that makes them, shares: links that will hold
--- something, sl and tp: the levels that may stand on the position (none where it has several owners; virtual: one of them wants some).
+-- something, sl and tp: the levels that may stand on the position (none where it has several owners; virtual: one of them wants some), frozen:
+-- each of them is off, so the levels stay as they are.
 create function private.net_wish(p_account uuid, p_symbol text, p_net numeric, p_now timestamptz) returns private.wish
 language plpgsql security definer set search_path = '' as $$
 declare
@@ -112,8 +113,9 @@ begin
       'master_lots', case when l.rest_lots is not null then least(l.seen_master_lots, d.reduced_to) else l.seen_master_lots end::text) order by d.link_id) filter (where d.delta <> 0), '[]'),
     coalesce(bool_or(d.delta > 0), false), count(*) filter (where d.held + d.delta > 0),
     coalesce(sum((d.held + d.delta) * private.sign_of(d.side)), 0),
-    min(d.wanted_sl) filter (where d.held + d.delta > 0), min(d.wanted_tp) filter (where d.held + d.delta > 0)
-  into w.sum, w.parts, w.opens, w.shares, v_after, w.sl, w.tp
+    min(d.wanted_sl) filter (where d.held + d.delta > 0), min(d.wanted_tp) filter (where d.held + d.delta > 0),
+    coalesce(bool_and(d.frozen) filter (where d.held + d.delta > 0), false)
+  into w.sum, w.parts, w.opens, w.shares, v_after, w.sl, w.tp, w.frozen
   from private.net_deltas(p_account, p_symbol, p_now) d join public.position_links l on l.id = d.link_id;
   if v_surplus <> 0 then
     w.sum := w.sum - v_surplus;
@@ -266,6 +268,10 @@ begin
     perform private.decide_for_symbol(p_account, p_symbol, p_now);
     return private.plan_net(p_account, p_symbol, p_now);
   end if;
+  if v_wish.frozen then  -- a change that waits is asked anew when it thaws; while all trading is off nothing is requeued
+    if private.trading_state() <> 'off' then perform private.supersede(v_waiting.id, p_now); end if;
+    return null;
+  end if;
   if v_waiting.action = 'modify' and (v_ledger.asked_sl, v_ledger.asked_tp) is not distinct from (v_wish.sl, v_wish.tp) and v_ticket is not null then
     return null;
   end if;
@@ -278,12 +284,20 @@ begin
   return null;
 end $$;
 
--- Ends an execution that waits for another attempt, because something else is wanted now.
+-- Ends an execution that waits for another attempt, because something else is wanted now. Levels that were asked for so and never came
+-- to stand count as not asked for: they are asked for anew.
 create function private.supersede(p_id bigint, p_now timestamptz) returns void
 language plpgsql security definer set search_path = '' as $$
+declare
+  q public.trade_execution_queue;
 begin
-  update public.trade_execution_queue q set status = 'cancelled', reason = 'superseded', finalized_at = p_now, updated_at = p_now
-  where q.id = p_id and q.status = 'retrying';
+  update public.trade_execution_queue x set status = 'cancelled', reason = 'superseded', finalized_at = p_now, updated_at = p_now
+  where x.id = p_id and x.status = 'retrying' returning * into q;
+  if q.action = 'modify' then
+    update private.net_ledgers n set asked_sl = p.sl, asked_tp = p.tp
+    from public.positions p
+    where n.account_id = q.account_id and n.symbol = q.symbol and p.account_id = q.account_id and p.ticket = q.ticket;
+  end if;
 end $$;
 
 -- Plans a netting symbol without the execution that waits for another attempt; increases may have waited behind it.
