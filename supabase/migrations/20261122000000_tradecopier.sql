@@ -5708,7 +5708,7 @@ begin
   -- the mirror takes the report's look at the account, whatever becomes of the execution
   for p in
     select value from jsonb_array_elements(case when jsonb_typeof(r -> 'positions') = 'array' then r -> 'positions' else '[]' end)
-    order by value ->> 'replaces' is null  -- a ticket that goes on under another one is not gone
+    order by value ->> 'replaces' is null or (value ->> 'lots')::numeric = 0  -- a ticket that goes on under another one is not gone
   loop
     c := private.apply_position(v_account, (r ->> 'session')::bigint, (r ->> 'seq')::bigint, p,
       coalesce((r ->> 'done_at')::timestamptz, p_now), coalesce((r ->> 'sent_at')::timestamptz, p_now), false, null, null, p_now);
@@ -6214,7 +6214,7 @@ begin
   begin
     for p in
       select value from jsonb_array_elements(case when jsonb_typeof(r -> 'positions') = 'array' then r -> 'positions' else '[]' end)
-      order by value ->> 'replaces' is null
+      order by value ->> 'replaces' is null or (value ->> 'lots')::numeric = 0
     loop
       c := private.apply_position(v_account, (r ->> 'session')::bigint, (r ->> 'seq')::bigint, p,
         coalesce((r ->> 'done_at')::timestamptz, p_now), coalesce((r ->> 'sent_at')::timestamptz, p_now), false, null, null, p_now);

@@ -195,7 +195,7 @@ begin
   begin
     for p in
       select value from jsonb_array_elements(case when jsonb_typeof(r -> 'positions') = 'array' then r -> 'positions' else '[]' end)
-      order by value ->> 'replaces' is null
+      order by value ->> 'replaces' is null or (value ->> 'lots')::numeric = 0
     loop
       c := private.apply_position(v_account, (r ->> 'session')::bigint, (r ->> 'seq')::bigint, p,
         coalesce((r ->> 'done_at')::timestamptz, p_now), coalesce((r ->> 'sent_at')::timestamptz, p_now), false, null, null, p_now);

@@ -326,6 +326,27 @@ def test_a_filled_pending_carries_its_link_on(world: World) -> None:
     assert [e["action"] for e in world.executions("F")] == ["place", "close"]
 
 
+@pytest.mark.covers("P7")
+def test_each_partial_close_gives_the_followers_position_a_new_ticket(world: World) -> None:
+    """The closed ticket of the second report still names the one that it had replaced itself, and comes first."""
+    world.copy("M", "F")
+    p = world.opened("M", "1.00")
+    world.settle()
+    (held,) = world.rows("select ticket from private.link_legs")
+    tickets = [held["ticket"], "F-2", "F-3"]
+    for n, left in enumerate(("0.70", "0.40")):
+        world.send("M", world.event("reduced", p | {"lots": left}))
+        (execution,) = world.open_executions("F")
+        old = world.position("0", "buy", tickets[n], replaces=None if n == 0 else tickets[n - 1])
+        new = world.position(left, "buy", tickets[n + 1], replaces=tickets[n])
+        world.report(execution, positions=[old, new], filled_lots="0.30", price="1.10000")
+    assert world.rows("select ticket, lots::text from private.link_legs") == [{"ticket": "F-3", "lots": "0.40"}]
+    assert world.one("select state from public.position_links") == "live"
+    world.send("M", world.event("closed", p | {"lots": "0"}))
+    (execution,) = world.open_executions("F")
+    assert (execution["action"], execution["ticket"]) == ("close", "F-3")
+
+
 def test_re_ticketing_is_one_reduction(world: World) -> None:
     world.copy("M", "F")
     p = world.opened("M", "1.00")
