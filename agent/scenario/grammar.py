@@ -174,9 +174,11 @@ def _copier(node: Node, accounts: Mapping[str, Account]) -> Copier:
 
 
 def read_value(name: str, node: Node) -> Value:
-    """A column's value: true/false, null, an exact number, or text."""
+    """A column's value: true/false, null, an exact number, text, or a list of texts."""
     if node.is_null():
         return None
+    if node.is_list():
+        return tuple(item.text(f"an item of {name}") for item in node.items(name))
     text = node.text(name)
     if node.is_plain() and text in ("true", "false"):
         return text == "true"

@@ -38,6 +38,9 @@ class Node:
     def is_null(self) -> bool:
         return isinstance(self.yaml, yaml.ScalarNode) and self.yaml.style is None and self.yaml.value in ("", "~", "null")
 
+    def is_list(self) -> bool:
+        return isinstance(self.yaml, yaml.SequenceNode)
+
     def is_plain(self) -> bool:
         """A scalar without quotes, so that `true` may be a switch and `1` a number."""
         return isinstance(self.yaml, yaml.ScalarNode) and self.yaml.style is None

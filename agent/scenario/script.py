@@ -14,8 +14,8 @@ from agent.paper.records import OrderFault, SnapshotFault
 
 Removal = Literal["preserve", "close_gracefully", "close_now"]
 
-#: a value of a copier's column: text, an exact number, a switch, or null
-Value = str | Decimal | bool | None
+#: a value of a copier's column: text, an exact number, a switch, null, or a list
+Value = str | Decimal | bool | None | tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

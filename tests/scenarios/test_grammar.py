@@ -5,7 +5,7 @@ import pytest
 
 from agent.scenario.grammar import parse_scenario, read_scenario
 from agent.scenario.node import GrammarError
-from agent.scenario.script import Close, Copier, ExpectBook, Modify, Open, Scenario
+from agent.scenario.script import ChangeCopier, Close, Copier, ExpectBook, Modify, Open, Scenario
 
 HEAD = """name: x
 accounts:
@@ -33,6 +33,12 @@ def test_columns_of_a_copier_keep_their_kind() -> None:
     assert dict(copier.columns) == {
         "sizing_mode": "multiplier", "sizing_value": Decimal("0.1"), "reverse": True, "comment": Decimal(1), "max_lots": None,
     }  # fmt: skip
+
+
+def test_a_column_may_be_a_list() -> None:
+    [step] = parse("copier: {set: 0, symbols_only: [EURUSD, 'XAU*'], weekdays: [1, 5], magic_only: []}").steps
+    assert isinstance(step, ChangeCopier)
+    assert dict(step.columns) == {"symbols_only": ("EURUSD", "XAU*"), "weekdays": ("1", "5"), "magic_only": ()}
 
 
 def test_a_level_of_zero_and_one_left_out_differ() -> None:
