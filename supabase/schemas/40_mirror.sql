@@ -103,7 +103,9 @@ begin
       first_seen_at, changed_at, closed_at, close_reason, replaced_by)
     values (p_account.id, v_from, p_account.user_id, 'position', p ->> 'symbol', p ->> 'side', 0, (p ->> 'price')::numeric, p_session, p_seq,
       p_unseen, p_detected, p_now, p_now, p_now, 'replaced', p ->> 'ticket')
-    on conflict do nothing;
+    on conflict (account_id, ticket) do update set lots = 0, closed_at = p_now, close_reason = 'replaced', replaced_by = excluded.replaced_by,
+      session = excluded.session, seq = excluded.seq  -- an order that has filled into a position which was there before
+      where positions.closed_at is null and positions.kind = 'order' and (positions.session, positions.seq) < (excluded.session, excluded.seq);
   end if;
   return row(true, v_type, coalesce(o.lots, 0))::private.change;
 end $$;

@@ -143,6 +143,11 @@ begin
       v_tickets := jsonb_build_array(v_position ->> 'ticket');
       v_events := jsonb_build_array(v_id);
       v_types := jsonb_build_array(v_change.type);
+      if v_change.previous_lots > 0 and nullif(v_position ->> 'replaces', v_position ->> 'ticket') is not null then  -- copies of the order it was
+        v_tickets := v_tickets || (v_position -> 'replaces');
+        v_events := v_events || to_jsonb(v_id);
+        v_types := v_types || to_jsonb(v_change.type);
+      end if;
     end if;
   end if;
   return v_key || jsonb_build_object('status', v_status, 'code', null, 'error', null, 'tickets', v_tickets, 'events', v_events,

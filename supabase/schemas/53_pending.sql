@@ -87,6 +87,34 @@ begin
   where l.id = p_link and l.ended_at is null;
 end $$;
 
+-- The master's order has filled into a position that its netting account held before. Where that is copied, too, and grew by the fill, what the
+-- order's copy has filled becomes part of that copy, and the increase is done. True if so; else the copy of the order is closed or cancelled
+-- like any other of an order that is gone, and the position's own copy follows its position.
+create function private.join_filled_order(p_link public.position_links, p_filled numeric, p_now timestamptz) returns boolean
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_into public.position_links;
+  v_master numeric;
+  v_asked boolean;  -- its levels stand as they are wanted: those of the order's copy may not
+begin
+  select l.* into v_into
+  from public.positions o
+  join public.position_links l on l.master_account_id = o.account_id and l.master_ticket = o.replaced_by and l.ended_at is null
+  where o.account_id = p_link.master_account_id and o.ticket = p_link.master_ticket and l.copier_id = p_link.copier_id and l.side = p_link.side
+    and l.symbol = p_link.symbol and l.base_lots is not null and l.wanted_lots is null and l.asked_price is null
+    and not exists (select 1 from public.trade_execution_queue q where q.link_id = l.id and q.finalized_at is null);
+  select m.lots into v_master from public.positions m where m.account_id = v_into.master_account_id and m.ticket = v_into.master_ticket;
+  if v_into.id is null or v_master <= v_into.seen_master_lots is not false then return false; end if;
+  update private.link_legs g set link_id = v_into.id where g.link_id = p_link.id;
+  select (s.asked_sl, s.asked_tp) is not distinct from (s.wanted_sl, s.wanted_tp) into v_asked from private.link_states s where s.id = v_into.id;
+  update public.position_links l set base_lots = l.base_lots + p_filled, base_master_lots = l.base_master_lots + p_link.seen_master_lots,
+    seen_master_lots = least(v_master, l.seen_master_lots + p_link.seen_master_lots),
+    asked_sl = case when v_asked then p_link.asked_sl else l.asked_sl end, asked_tp = case when v_asked then p_link.asked_tp else l.asked_tp end
+  where l.id = v_into.id;
+  perform private.end_order(p_link.id, 'coalesced', p_now);
+  return true;
+end $$;
+
 -- What the copier does about the orders of these links that have nothing in flight. Returns new executions.
 create function private.mind_orders(p_links bigint[], p_now timestamptz) returns bigint[]
 language plpgsql security definer set search_path = '' as $$
@@ -96,12 +124,16 @@ declare
   v_new bigint[] := '{}';
 begin
   for v_state in
-    select s.id, s.master_kind, s.master_lots, s.doomed, s.frozen, s.copy_state, s.position_lots, s.order_lots, s.master_event_id
+    select s.id, s.master_kind, s.master_lots, s.doomed, s.frozen, s.copy_state, s.position_lots, s.order_lots, s.master_event_id,
+      exists (select 1 from public.positions o
+        where o.account_id = s.master_account_id and o.ticket = s.master_ticket and o.kind = 'order' and o.replaced_by is not null) as replaced
     from private.link_states s
     where s.id = any (p_links) and s.ended_at is null and s.account_mode = 'hedging' and s.asked_price is not null and s.executions = 0
   loop
     select * into v_link from public.position_links l where l.id = v_state.id;
-    if v_state.master_kind = 'order' then
+    if v_state.replaced and not v_state.frozen and v_state.copy_state <> 'flattening' then
+      if v_state.position_lots > 0 and v_state.order_lots = 0 then perform private.join_filled_order(v_link, v_state.position_lots, p_now); end if;
+    elsif v_state.master_kind = 'order' then
       v_new := v_new || private.mind_waiting_order(v_link, v_state.master_event_id, v_state.master_lots = 0, v_state.doomed or v_state.frozen,
         v_state.copy_state = 'flattening', v_state.position_lots, v_state.order_lots, p_now);
     else

@@ -1,5 +1,7 @@
 """Pending orders of masters, their copies, and what becomes of both."""
 
+from typing import Any
+
 from netting_world import NettingWorld
 
 
@@ -97,3 +99,57 @@ def test_a_master_flips_twice_while_the_cancel_of_the_copied_order_is_under_way(
             else:
                 world.fill(e)
     assert world.book("F") == [("buy", "0.70")], world.acts()
+
+
+def netted(world: NettingWorld) -> tuple[dict[str, Any], dict[str, Any], str]:
+    """A netting master holds 0.40 and an order of 0.20, both copied. Its position, its order, the ticket of the order's copy."""
+    world.db.execute("update public.trading_accounts set mode = 'netting' where name = 'M'")
+    world.copy("M", "F", sizing_value="0.5", early_fill_policy="keep")
+    p = world.opened("M", "0.40", sl="1.08000")
+    world.settle()
+    o = world.position("0.20", kind="order", order_type="limit", price="1.09000", sl="1.08500")
+    world.send("M", world.event("ordered", o))
+    world.settle()
+    return p, o, world.one("select ticket from private.link_legs where kind = 'order'")
+
+
+def test_an_order_that_fills_into_a_netting_masters_position_is_copied_once(world: NettingWorld) -> None:
+    """The copy of the order has filled before: it becomes part of the position's copy, takes its levels and goes with it."""
+    p, o, mine = netted(world)
+    world.send("F", world.event("opened", world.position("0.10", ticket=mine, price="1.09000", sl="1.08500")))
+    grown = p | {"lots": "0.60", "sl": "1.08500", "replaces": o["ticket"]}
+    world.send("M", world.event("increased", grown))
+    assert [e["action"] for e in world.open_executions("F")] == ["modify", "modify"]
+    world.settle()
+    assert world.book("F") == [("buy", "0.10"), ("buy", "0.20")]
+    world.send("M", world.event("reduced", grown | {"lots": "0.30"}))
+    world.settle()
+    assert world.book("F") == [("buy", "0.15")], world.acts()
+    world.send("M", world.event("closed", grown | {"lots": "0"}))
+    world.settle()
+    assert world.book("F") == []
+    assert world.rows("select 1 from public.positions m where m.closed_at is null") == []
+
+
+def test_an_order_that_fills_into_a_netting_masters_position_before_its_copy_does(world: NettingWorld) -> None:
+    """The copy of the order is cancelled, and the increase copied as any other."""
+    p, o, _ = netted(world)
+    world.send("M", world.event("increased", p | {"lots": "0.60", "replaces": o["ticket"]}))
+    world.settle()
+    assert world.book("F") == [("buy", "0.10"), ("buy", "0.20")], world.acts()
+    assert world.rows("select 1 from private.link_legs where kind = 'order'") == []
+    assert world.unexplained() == 0
+
+
+def test_an_order_that_reduces_a_netting_masters_position_leaves_no_opposite_copy(world: NettingWorld) -> None:
+    p, o, mine = netted(world)
+    world.send("M", world.event("cancelled", o | {"lots": "0"}))
+    world.settle()
+    s = world.position("0.20", "sell", kind="order", order_type="stop", price="1.08500")
+    world.send("M", world.event("ordered", s))
+    world.settle()
+    mine = world.one("select ticket from private.link_legs where kind = 'order'")
+    world.send("F", world.event("opened", world.position("0.10", "sell", ticket=mine, price="1.08500")))
+    world.send("M", world.event("reduced", p | {"lots": "0.20", "replaces": s["ticket"]}))
+    world.settle()
+    assert world.book("F") == [("buy", "0.10")], world.acts()
