@@ -17,3 +17,7 @@ class Failure(Exception):
     def __str__(self) -> str:
         prefix = f"{self.code}: " if self.code else ""
         return f"{prefix}{self.what} → {self.mend}"
+
+    def at(self, where: str) -> "Failure":
+        """The same, with the place in a file that it is about."""
+        return Failure(f"{where}: {self.what}", self.mend, code=self.code, exit_status=self.exit_status)

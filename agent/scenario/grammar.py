@@ -43,7 +43,8 @@ def parse_scenario(path: str, content: str) -> Scenario:
             raise document.fault(f"a scenario needs {key}:")
     accounts = _accounts(top["accounts"])
     symbols = tuple(_symbol(key, node, accounts) for key, node in _optional(top, "symbols").items())
-    names = Names(accounts=frozenset(accounts), symbols=_offered(accounts, symbols))
+    vpses = frozenset(account.vps for account in accounts.values() if account.vps is not None)
+    names = Names(accounts=frozenset(accounts), symbols=_offered(accounts, symbols), vpses=vpses)
     copiers = tuple(_copier(node, accounts) for node in top["copiers"].items("copiers")) if "copiers" in top else ()
     names.copiers = len(copiers)
     prices = tuple(_price(key, node, names) for key, node in _optional(top, "prices").items())
@@ -134,6 +135,9 @@ def _symbol(key: str, node: Node, accounts: Mapping[str, Account]) -> Symbol:
                 spec[field] = _currency(value)
             case _:
                 spec[field] = value.number(field, above=Decimal(0))
+    least, most = spec.get("lots_min"), spec.get("lots_max")
+    if isinstance(least, Decimal) and isinstance(most, Decimal) and least > most:
+        raise node.fault(f"lots_min of {key} is {least}, above its lots_max of {most}")
     return Symbol(account=account, name=name, spec=spec, line=node.line)
 
 

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import assert_never
 
 from agent.demo.quiet import Hanging
+from agent.failure import Failure
 from agent.model import Placed, Position, Rejected
 from agent.paper.records import Request
 from agent.scenario.compare import book_fits, reasons_fit, say_book, say_expected
@@ -87,7 +88,10 @@ class Runner:
             case SetPrices(prices=prices):
                 await self._stage.set_prices(prices)
             case ChangeCopier() | Protect() | RemoveCopier() | Resync() | SetTrading():
-                await self._set(step)
+                try:
+                    await self._set(step)
+                except Failure as error:
+                    raise error.at(f"{self._scenario.path}:{step.line}") from None
             case FailOrders(account=account, count=count, kind=kind, share=share):
                 await self._stage.paper.fault(self._login(account), kind, next_orders=count, share=share)
             case FailSnapshots(account=account, count=count, kind=snapshot):

@@ -137,7 +137,10 @@ class Stage:
         await self._farm.wait_connected(self.accounts.values())
         for copier in self._scenario.copiers:
             master, follower = self.accounts[copier.master], self.accounts[copier.follower]
-            self._copiers.append(await self._farm.save_copier(self._pool.owner, master, follower, copier.columns))
+            try:
+                self._copiers.append(await self._farm.save_copier(self._pool.owner, master, follower, copier.columns))
+            except Failure as error:
+                raise error.at(f"{self._scenario.path}:{copier.line}") from None
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

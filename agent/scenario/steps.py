@@ -54,6 +54,8 @@ class Names:
 
     accounts: frozenset[str]
     symbols: Mapping[str, frozenset[str]]
+    #: what accounts call theirs; one without a name is called like its account
+    vpses: frozenset[str] = frozenset()
     copiers: int = 0
     aliases: dict[str, set[str]] = field(default_factory=dict)
 
@@ -91,6 +93,8 @@ def read_step(
             keys = body.entries("replay", ("events", "account"))
             events = _need(body, keys, "events", "replay").whole("events", least=1)
             account = keys["account"].choice("account", names.accounts) if "account" in keys else None
+            if account is None and not names.copiers:
+                raise body.fault("replay without account: is about the master of copier 0, and the file has no copier")
             return Replay(events=events, account=account, line=node.line)
         case _ if key in RESERVED:
             return _expectation(key, body, names, node.line)
@@ -290,7 +294,7 @@ def _drop(node: Node, names: Names) -> Drop:
         case "agent":
             return Drop(what="agent", seconds=0, name=value.choice("agent", names.accounts), line=node.line)
         case _:
-            return Drop(what="vps", seconds=0, name=value.text("vps"), line=node.line)
+            return Drop(what="vps", seconds=0, name=value.choice("vps", sorted(names.vpses | names.accounts)), line=node.line)
 
 
 HOLDING: Mapping[str, tuple[str, ...]] = {
