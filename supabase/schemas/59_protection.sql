@@ -65,7 +65,8 @@ begin
   elsif r.kind = 'trailing_drawdown' then
     if r.high_water_mark is null then
       r.high_water_mark := p_equity;
-    elsif p_at - p_before_at >= make_interval(secs => r.confirm_ms / 1000.0) then  -- a high is one when two looks in a row have reached it
+    -- a high is one when two looks in a row have reached it; not confirm_ms apart, for looks a second apart would then never make one
+    elsif p_at - p_before_at >= interval '250 ms' then
       r.high_water_mark := greatest(r.high_water_mark, least(p_equity, p_before_equity));
     end if;
   end if;

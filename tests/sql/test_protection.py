@@ -127,6 +127,17 @@ def test_a_high_counts_when_two_looks_in_a_row_have_reached_it(world: Protection
     assert world.triggered(rule)
 
 
+def test_a_high_counts_however_long_a_limit_is_confirmed_for(world: ProtectionWorld) -> None:
+    rule = world.rule("trailing_drawdown", "10", confirm_ms=5000)
+    world.look("100000")
+    for equity in ["120000"] * 3 + ["108000"] * 6:
+        assert not world.triggered(rule)
+        world.look(equity, ms=999)  # the pace of an account with something open
+    assert world.one("select trim_scale(high_water_mark)::text from public.protection_rules") == "120000"
+    world.look("108000", ms=999)
+    assert world.triggered(rule)
+
+
 def test_funds_that_are_unknown_late_or_of_another_session_neither_trigger_nor_disarm(world: ProtectionWorld) -> None:
     rule = world.rule("equity_floor", "9000")
     world.look("8000")
