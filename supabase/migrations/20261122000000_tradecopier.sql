@@ -4329,8 +4329,8 @@ begin
       else v_local::time >= p_copier.open_from and v_local::time < p_copier.open_until end);
 end $$;
 
--- What this copier holds now and has opened since midnight of its zone.
-create function private.copier_load(p_copier public.copiers, p_now timestamptz, out positions bigint, out lots numeric, out today bigint)
+-- What this copier holds now and has opened since midnight of its zone. p_leaving: a link whose close a flip's open waits for, null: none.
+create function private.copier_load(p_copier public.copiers, p_leaving bigint, p_now timestamptz, out positions bigint, out lots numeric, out today bigint)
 language plpgsql stable security definer set search_path = '' as $$
 begin
   select count(*), coalesce(sum(greatest(coalesce(h.lots, 0), coalesce(l.wanted_lots, 0), coalesce(f.lots, 0))), 0) into positions, lots
@@ -4339,7 +4339,7 @@ begin
   left join lateral (
     select sum(q.lots) as lots from public.trade_execution_queue q
     where q.link_id = l.id and q.finalized_at is null and q.action in ('open', 'place')) f on true
-  where l.follower_account_id = p_copier.follower_account_id and l.state = 'live' and l.copier_id = p_copier.id;
+  where l.follower_account_id = p_copier.follower_account_id and l.state = 'live' and l.copier_id = p_copier.id and l.id is distinct from p_leaving;
   if p_copier.max_trades_per_day is not null then
     select count(*) into today from public.position_links l
     where l.user_id = p_copier.user_id and l.copier_id = p_copier.id and l.symbol is not null
@@ -4348,8 +4348,11 @@ begin
   end if;
 end $$;
 
--- The rule of the copier that refuses an open or increase now, or null. p_new: a new position (not an increase); p_equity may be unknown.
-create function private.filtered(p_copier public.copiers, p_position public.positions, p_equity numeric, p_new boolean, p_now timestamptz)
+-- The rule of the copier that refuses an open or increase now, whatever its size, or null. p_new: a new position (not an increase); p_equity
+-- may be unknown; p_leaving: see copier_load.
+create function private.filtered(
+  p_copier public.copiers, p_position public.positions, p_equity numeric, p_new boolean, p_leaving bigint, p_now timestamptz
+)
 returns text
 language plpgsql stable security definer set search_path = '' as $$
 declare
@@ -4378,7 +4381,7 @@ begin
   if not private.within_hours(p_copier, p_now) then return 'outside_hours'; end if;
   if p_copier.min_equity is not null and (p_equity is null or p_equity < p_copier.min_equity) then return 'min_equity'; end if;
   if coalesce(p_copier.max_open_positions, p_copier.max_trades_per_day) is not null or p_copier.max_open_lots is not null then
-    v_load := private.copier_load(p_copier, p_now);
+    v_load := private.copier_load(p_copier, p_leaving, p_now);
     if p_new and v_load.positions >= p_copier.max_open_positions then return 'max_open_positions'; end if;
     if v_load.lots >= p_copier.max_open_lots then return 'max_open_lots'; end if;
     if p_new and v_load.today >= p_copier.max_trades_per_day then return 'max_trades_per_day'; end if;
@@ -4517,7 +4520,8 @@ begin
     select u.kind, u.link_id, u.generation, u.delta, u.close_step, u.asked_lots, c, m, ma, fa, v.lease_expires_at as lease_ends, ms,
       v.id as vps_id, a.epoch, a.begins_at, private.unreachable(fa, v.lease_expires_at, p_now) as unreachable,
       private.shut(v_trading, fa.copy_state, fa.copy_state_reason, c.mode, c.removal) as shut,
-      private.filtered(c, m, (private.fresh_funds(fa, v_fresh_since)).equity, u.kind <> 'increase', p_now) as refusal,
+      private.filtered(c, m, (private.fresh_funds(fa, v_fresh_since)).equity, u.kind <> 'increase',
+        case u.kind when 'flip' then u.link_id end, p_now) as refusal,
       -- the user's mapping; else the same name with the same figures; else 38_symbol.sql decides
       case when ms.contract_size is null then null::public.account_symbols
         when y.copier_id is not null or named.contract_size = ms.contract_size and named.profit_currency = ms.profit_currency
@@ -4565,11 +4569,15 @@ begin
           case when (k.c).reverse then (k.m).sl else (k.m).tp end, (k.fs).tick_size)
         else private.first_levels(k.c, k.m, k.fs, k.side,
         case when k.kind = 'increase' then private.open_price(k.link_id) end, p_now) end as levels,
+      case when k.verdict is null and (k.c).max_open_lots is not null
+        then (private.copier_load(k.c, case k.kind when 'flip' then k.link_id end, p_now)).lots end as held_lots,
       private.on_tick((k.m).price, (k.fs).tick_size) as order_price
     from checked k
     offset 0
   ), decided as materialized (
-    select s.*, coalesce(s.verdict, (s.z).reason) as reason, (s.fa).mode = 'netting' as netting,
+    select s.*, coalesce(s.verdict, (s.z).reason,
+        case when s.held_lots + (select sum(o) from unnest((s.z).orders) o) > (s.c).max_open_lots then 'max_open_lots' end) as reason,
+      (s.fa).mode = 'netting' as netting,
       nextval('public.trade_execution_queue_id_seq') as step_id,
       case s.kind when 'increase' then s.link_id else nextval('public.position_links_id_seq') end as its_link
     from sized s
@@ -4629,7 +4637,10 @@ begin
     insert into public.copy_outcomes (event_id, copier_id, user_id, link_id, reason, detail)
     select (k.m).last_event_id, (k.c).id, (k.c).user_id, k.its_link, coalesce(k.reason, 'coalesced'),
       case when k.reason = 'symbol_unmapped' then private.unmapped_detail((k.c).id, (k.m).symbol)
-        when k.verdict is not null then private.refusal_words(k.c, k.m, k.fa, k.fs, k.reason, p_now) when k.reason is not null then array_to_string((k.z).explain, ' ') end
+        when k.verdict is not null then private.refusal_words(k.c, k.m, k.fa, k.fs, k.reason, p_now)
+        when k.reason = 'max_open_lots' then format('max_open_lots is %s: %s lots are held or under way, and this would be %s more.',
+          trim_scale((k.c).max_open_lots), trim_scale(k.held_lots), (select trim_scale(sum(o)) from unnest((k.z).orders) o))
+        when k.reason is not null then array_to_string((k.z).explain, ' ') end
     from decided k where (k.reason is not null or k.netting) and (k.m).last_event_id is not null
     on conflict (event_id, copier_id) do update set reason = excluded.reason, detail = excluded.detail, link_id = excluded.link_id
       where copy_outcomes.execution_id is null

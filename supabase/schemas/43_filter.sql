@@ -22,8 +22,8 @@ begin
       else v_local::time >= p_copier.open_from and v_local::time < p_copier.open_until end);
 end $$;
 
--- What this copier holds now and has opened since midnight of its zone.
-create function private.copier_load(p_copier public.copiers, p_now timestamptz, out positions bigint, out lots numeric, out today bigint)
+-- What this copier holds now and has opened since midnight of its zone. p_leaving: a link whose close a flip's open waits for, null: none.
+create function private.copier_load(p_copier public.copiers, p_leaving bigint, p_now timestamptz, out positions bigint, out lots numeric, out today bigint)
 language plpgsql stable security definer set search_path = '' as $$
 begin
   select count(*), coalesce(sum(greatest(coalesce(h.lots, 0), coalesce(l.wanted_lots, 0), coalesce(f.lots, 0))), 0) into positions, lots
@@ -32,7 +32,7 @@ begin
   left join lateral (
     select sum(q.lots) as lots from public.trade_execution_queue q
     where q.link_id = l.id and q.finalized_at is null and q.action in ('open', 'place')) f on true
-  where l.follower_account_id = p_copier.follower_account_id and l.state = 'live' and l.copier_id = p_copier.id;
+  where l.follower_account_id = p_copier.follower_account_id and l.state = 'live' and l.copier_id = p_copier.id and l.id is distinct from p_leaving;
   if p_copier.max_trades_per_day is not null then
     select count(*) into today from public.position_links l
     where l.user_id = p_copier.user_id and l.copier_id = p_copier.id and l.symbol is not null
@@ -41,8 +41,11 @@ begin
   end if;
 end $$;
 
--- The rule of the copier that refuses an open or increase now, or null. p_new: a new position (not an increase); p_equity may be unknown.
-create function private.filtered(p_copier public.copiers, p_position public.positions, p_equity numeric, p_new boolean, p_now timestamptz)
+-- The rule of the copier that refuses an open or increase now, whatever its size, or null. p_new: a new position (not an increase); p_equity
+-- may be unknown; p_leaving: see copier_load.
+create function private.filtered(
+  p_copier public.copiers, p_position public.positions, p_equity numeric, p_new boolean, p_leaving bigint, p_now timestamptz
+)
 returns text
 language plpgsql stable security definer set search_path = '' as $$
 declare
@@ -71,7 +74,7 @@ begin
   if not private.within_hours(p_copier, p_now) then return 'outside_hours'; end if;
   if p_copier.min_equity is not null and (p_equity is null or p_equity < p_copier.min_equity) then return 'min_equity'; end if;
   if coalesce(p_copier.max_open_positions, p_copier.max_trades_per_day) is not null or p_copier.max_open_lots is not null then
-    v_load := private.copier_load(p_copier, p_now);
+    v_load := private.copier_load(p_copier, p_leaving, p_now);
     if p_new and v_load.positions >= p_copier.max_open_positions then return 'max_open_positions'; end if;
     if v_load.lots >= p_copier.max_open_lots then return 'max_open_lots'; end if;
     if p_new and v_load.today >= p_copier.max_trades_per_day then return 'max_trades_per_day'; end if;

@@ -106,7 +106,8 @@ begin
     select u.kind, u.link_id, u.generation, u.delta, u.close_step, u.asked_lots, c, m, ma, fa, v.lease_expires_at as lease_ends, ms,
       v.id as vps_id, a.epoch, a.begins_at, private.unreachable(fa, v.lease_expires_at, p_now) as unreachable,
       private.shut(v_trading, fa.copy_state, fa.copy_state_reason, c.mode, c.removal) as shut,
-      private.filtered(c, m, (private.fresh_funds(fa, v_fresh_since)).equity, u.kind <> 'increase', p_now) as refusal,
+      private.filtered(c, m, (private.fresh_funds(fa, v_fresh_since)).equity, u.kind <> 'increase',
+        case u.kind when 'flip' then u.link_id end, p_now) as refusal,
       -- the user's mapping; else the same name with the same figures; else 38_symbol.sql decides
       case when ms.contract_size is null then null::public.account_symbols
         when y.copier_id is not null or named.contract_size = ms.contract_size and named.profit_currency = ms.profit_currency
@@ -154,11 +155,15 @@ begin
           case when (k.c).reverse then (k.m).sl else (k.m).tp end, (k.fs).tick_size)
         else private.first_levels(k.c, k.m, k.fs, k.side,
         case when k.kind = 'increase' then private.open_price(k.link_id) end, p_now) end as levels,
+      case when k.verdict is null and (k.c).max_open_lots is not null
+        then (private.copier_load(k.c, case k.kind when 'flip' then k.link_id end, p_now)).lots end as held_lots,
       private.on_tick((k.m).price, (k.fs).tick_size) as order_price
     from checked k
     offset 0
   ), decided as materialized (
-    select s.*, coalesce(s.verdict, (s.z).reason) as reason, (s.fa).mode = 'netting' as netting,
+    select s.*, coalesce(s.verdict, (s.z).reason,
+        case when s.held_lots + (select sum(o) from unnest((s.z).orders) o) > (s.c).max_open_lots then 'max_open_lots' end) as reason,
+      (s.fa).mode = 'netting' as netting,
       nextval('public.trade_execution_queue_id_seq') as step_id,
       case s.kind when 'increase' then s.link_id else nextval('public.position_links_id_seq') end as its_link
     from sized s
@@ -218,7 +223,10 @@ begin
     insert into public.copy_outcomes (event_id, copier_id, user_id, link_id, reason, detail)
     select (k.m).last_event_id, (k.c).id, (k.c).user_id, k.its_link, coalesce(k.reason, 'coalesced'),
       case when k.reason = 'symbol_unmapped' then private.unmapped_detail((k.c).id, (k.m).symbol)
-        when k.verdict is not null then private.refusal_words(k.c, k.m, k.fa, k.fs, k.reason, p_now) when k.reason is not null then array_to_string((k.z).explain, ' ') end
+        when k.verdict is not null then private.refusal_words(k.c, k.m, k.fa, k.fs, k.reason, p_now)
+        when k.reason = 'max_open_lots' then format('max_open_lots is %s: %s lots are held or under way, and this would be %s more.',
+          trim_scale((k.c).max_open_lots), trim_scale(k.held_lots), (select trim_scale(sum(o)) from unnest((k.z).orders) o))
+        when k.reason is not null then array_to_string((k.z).explain, ' ') end
     from decided k where (k.reason is not null or k.netting) and (k.m).last_event_id is not null
     on conflict (event_id, copier_id) do update set reason = excluded.reason, detail = excluded.detail, link_id = excluded.link_id
       where copy_outcomes.execution_id is null

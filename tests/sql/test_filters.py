@@ -1,6 +1,7 @@
 """Filters hold back opens and increases, never a close."""
 
 from collections.abc import Iterator
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -69,11 +70,42 @@ def test_limits_on_what_is_held_and_opened(world: World) -> None:
     world.as_user("save_copier", {"id": copier, "max_open_positions": None, "max_trades_per_day": 1})
     world.opened("M")
     assert world.reasons("F") == {"max_open_positions": 1, "max_trades_per_day": 1}
-    world.as_user("save_copier", {"id": copier, "max_trades_per_day": None, "max_open_lots": "1.5"})
+    world.as_user("save_copier", {"id": copier, "max_trades_per_day": None, "max_open_lots": "2.5"})
     world.opened("M", "1.00")
     world.opened("M", "1.00")
     world.opened("M", "1.00")
     assert world.reasons("F")["max_open_lots"] == 1
+
+
+@pytest.mark.parametrize("mode", ["hedging", "netting"])
+def test_no_copy_makes_it_more_lots_than_the_limit(world: World, mode: str) -> None:
+    world.add_account("X", vps="b", mode=mode)
+    world.copy("M", "X", max_open_lots="1.00")
+    world.opened("M", "1.01")
+    assert world.executions("X") == []
+    detail = "max_open_lots is 1: 0 lots are held or under way, and this would be 1.01 more."
+    assert world.one("select detail from public.copy_outcomes") == detail
+    p = world.opened("M", "0.60")
+    world.settle()
+    world.send("M", world.event("increased", p | {"lots": "1.01"}))
+    assert world.reasons("X") == {"max_open_lots": 2}
+    world.opened("M", "0.40")
+    world.settle()
+    assert sum(Decimal(lots) for _, lots in world.book("X")) == 1
+
+
+@pytest.mark.parametrize("mode", ["hedging", "netting"])
+@pytest.mark.parametrize("limit", [{"max_open_positions": 1}, {"max_open_lots": "1"}])
+def test_a_flip_does_not_count_what_it_closes_before(world: World, mode: str, limit: dict[str, Any]) -> None:
+    world.add_account("X", vps="b", mode=mode)
+    world.copy("M", "X", **limit)
+    p = world.opened("M", "1.00")
+    world.settle()
+    world.send("M", world.event("modified", p | {"side": "sell", "lots": "0.80"}))
+    world.settle()
+    # the netting follower's one deal stands in this book beside the position that it turns
+    assert sum(Decimal(lots) * (1 if side == "buy" else -1) for side, lots in world.book("X")) == Decimal("-0.80")
+    assert world.reasons("X").get(next(iter(limit))) is None
 
 
 @pytest.mark.parametrize(
