@@ -1737,7 +1737,8 @@ declare
   v_master_funds numeric;
   v_follower_funds numeric;
   v_funds_rate numeric[];
-  v_stop numeric;          -- price of the follower's stop, at the master's price level
+  v_stop numeric;          -- price of the follower's stop, at the master's price level; null: none that limits a loss
+  v_no_stop text := 'It has no stop.';
   v_risk numeric;          -- money lost per lot if the stop is hit, times v_rate[2]: quotients are taken only at the end
   v_limit numeric;
   v_exposure numeric;      -- worth of one lot in the follower's currency, times v_rate[2]
@@ -1751,6 +1752,11 @@ declare
 begin
   v_explain := array[format('The master trades %s lots of %s.', private.plain(p_lots), p_master_symbol.name)];
   v_stop := private.stop_of_copy(p_copier, p_side, p_price, case when p_copier.reverse then p_tp else p_sl end, s);
+  if p_copier.reverse then v_no_stop := 'It has no take profit, which would be the follower''s stop.'; end if;
+  if v_stop <= 0 or v_stop = p_price or (v_stop < p_price) = ((p_side = 'sell') <> p_copier.reverse) then
+    v_no_stop := format('The follower''s stop %s is not on the losing side of the price %s.', private.plain(v_stop), private.plain(p_price));
+    v_stop := null;
+  end if;
   v_rate := private.exchange_fraction(s.profit_currency, p_follower.currency, p_rates);
   v_risk := abs(p_price - v_stop) * s.contract_size * v_rate[1];
 
@@ -1767,8 +1773,8 @@ begin
       v_num := p_copier.sizing_value;
       v_explain := v_explain || format('A fixed size of %s lots is set.', private.plain(v_num));
     when 'risk_percent' then
-      if v_stop is null or v_stop <= 0 or v_stop = p_price then
-        v_explain := v_explain || case when p_copier.reverse then 'It has no take profit, which would be the follower''s stop.' else 'It has no stop.' end;
+      if v_stop is null then
+        v_explain := v_explain || v_no_stop;
         return private.no_order('no_stop_loss', null, v_warnings, v_explain);
       end if;
       if p_follower.balance is null or p_follower.balance <= 0 or v_risk is null then
@@ -4557,7 +4563,10 @@ begin
     select k.*, case when k.verdict is null then private.size_order(
         case when k.asked_lots is not null then private.sized_by(k.c, k.asked_lots)
           when (k.c).lots_jitter_percent > 0 then private.jittered(k.c, (k.m).ticket, k.generation) else k.c end, private.fresh_funds(k.ma, v_fresh_since), private.fresh_funds(k.fa, v_fresh_since),
-        k.ms, k.fs, (k.m).side, k.delta, (k.m).price, (k.m).sl, (k.m).tp,
+        k.ms, k.fs, (k.m).side, k.delta,
+        -- what is bought today loses from today's price to the stop, wherever the master began; a stop by distance goes along with the price
+        case when (k.kind = 'increase' or p_asked is not null) and (k.m).kind = 'position' and (k.c).sl_mode <> 'distance'
+          then coalesce(private.entry_price(k.fs, k.side, (k.m).price, p_now), (k.m).price) else (k.m).price end, (k.m).sl, (k.m).tp,
         case when (k.ma).currency = (k.fa).currency and (k.fs).profit_currency = (k.fa).currency and (k.ms).profit_currency = (k.ma).currency
           then '{}'::jsonb
           else private.quoted_rates(array[(k.fa).id, (k.ma).id],

@@ -86,7 +86,8 @@ declare
   v_master_funds numeric;
   v_follower_funds numeric;
   v_funds_rate numeric[];
-  v_stop numeric;          -- price of the follower's stop, at the master's price level
+  v_stop numeric;          -- price of the follower's stop, at the master's price level; null: none that limits a loss
+  v_no_stop text := 'It has no stop.';
   v_risk numeric;          -- money lost per lot if the stop is hit, times v_rate[2]: quotients are taken only at the end
   v_limit numeric;
   v_exposure numeric;      -- worth of one lot in the follower's currency, times v_rate[2]
@@ -100,6 +101,11 @@ declare
 begin
   v_explain := array[format('The master trades %s lots of %s.', private.plain(p_lots), p_master_symbol.name)];
   v_stop := private.stop_of_copy(p_copier, p_side, p_price, case when p_copier.reverse then p_tp else p_sl end, s);
+  if p_copier.reverse then v_no_stop := 'It has no take profit, which would be the follower''s stop.'; end if;
+  if v_stop <= 0 or v_stop = p_price or (v_stop < p_price) = ((p_side = 'sell') <> p_copier.reverse) then
+    v_no_stop := format('The follower''s stop %s is not on the losing side of the price %s.', private.plain(v_stop), private.plain(p_price));
+    v_stop := null;
+  end if;
   v_rate := private.exchange_fraction(s.profit_currency, p_follower.currency, p_rates);
   v_risk := abs(p_price - v_stop) * s.contract_size * v_rate[1];
 
@@ -116,8 +122,8 @@ begin
       v_num := p_copier.sizing_value;
       v_explain := v_explain || format('A fixed size of %s lots is set.', private.plain(v_num));
     when 'risk_percent' then
-      if v_stop is null or v_stop <= 0 or v_stop = p_price then
-        v_explain := v_explain || case when p_copier.reverse then 'It has no take profit, which would be the follower''s stop.' else 'It has no stop.' end;
+      if v_stop is null then
+        v_explain := v_explain || v_no_stop;
         return private.no_order('no_stop_loss', null, v_warnings, v_explain);
       end if;
       if p_follower.balance is null or p_follower.balance <= 0 or v_risk is null then

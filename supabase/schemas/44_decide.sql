@@ -143,7 +143,10 @@ begin
     select k.*, case when k.verdict is null then private.size_order(
         case when k.asked_lots is not null then private.sized_by(k.c, k.asked_lots)
           when (k.c).lots_jitter_percent > 0 then private.jittered(k.c, (k.m).ticket, k.generation) else k.c end, private.fresh_funds(k.ma, v_fresh_since), private.fresh_funds(k.fa, v_fresh_since),
-        k.ms, k.fs, (k.m).side, k.delta, (k.m).price, (k.m).sl, (k.m).tp,
+        k.ms, k.fs, (k.m).side, k.delta,
+        -- what is bought today loses from today's price to the stop, wherever the master began; a stop by distance goes along with the price
+        case when (k.kind = 'increase' or p_asked is not null) and (k.m).kind = 'position' and (k.c).sl_mode <> 'distance'
+          then coalesce(private.entry_price(k.fs, k.side, (k.m).price, p_now), (k.m).price) else (k.m).price end, (k.m).sl, (k.m).tp,
         case when (k.ma).currency = (k.fa).currency and (k.fs).profit_currency = (k.fa).currency and (k.ms).profit_currency = (k.ma).currency
           then '{}'::jsonb
           else private.quoted_rates(array[(k.fa).id, (k.ma).id],

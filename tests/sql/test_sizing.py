@@ -117,6 +117,9 @@ def test_a_size_is_exact(world: World, copier: dict[str, Any], more: dict[str, A
         (RISK, {"sl": "1.10000"}, "no_stop_loss"),  # a stop at the price itself: nothing is divided by 0
         (RISK, {"sl": "1.09", "follower": {"balance": None}}, "stale_funds"),
         (RISK, {"sl": "1.09", "follower": {"currency": "CHF"}}, "stale_funds"),  # no rate
+        (RISK, {"sl": "1.1001"}, "no_stop_loss"),  # beyond the price: it limits no loss
+        (RISK, {"sl": "1.10000"}, "no_stop_loss"),
+        (RISK | {"reverse": True}, {"tp": "1.0999"}, "no_stop_loss"),
         (ONE | {"max_leverage": "10"}, {"follower": {"equity": None}}, "stale_funds"),
         (MULTIPLIER | {"sizing_value": "0.1", "min_policy": "force_min"}, {"lots": "0.01"}, "risk_coefficient"),
         # the smallest volume is not forced over the other limits
@@ -175,6 +178,9 @@ def test_the_sanity_factor_is_met_exactly_at_its_edge(world: World) -> None:
         (ONE | {"max_policy": "split"}, {"lots": "55", "symbol": {"lots_max": "20"}}, [
             "The master trades 55 lots of EURUSD.", "Times the multiplier 1: 55 lots.", "Rounded down to steps of 0.01: 55 lots.",
             "Split into 3 orders, for one may not exceed 20."]),
+        (RISK, {"sl": "1.1001"}, [
+            "The master trades 1 lots of EURUSD.", "The follower's stop 1.1001 is not on the losing side of the price 1.1.",
+            "Nothing is placed: no_stop_loss."]),
         (RISK | {"reverse": True}, {}, [
             "The master trades 1 lots of EURUSD.", "It has no take profit, which would be the follower's stop.",
             "Nothing is placed: no_stop_loss."]),

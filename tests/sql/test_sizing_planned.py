@@ -108,6 +108,30 @@ def test_risk_by_the_distance_of_the_stop(world: World) -> None:
     assert lots(world) == ["0.42"]
 
 
+@pytest.mark.parametrize("how", ["increased", "existing"])
+@pytest.mark.parametrize(
+    ("settings", "size"),
+    [({}, "0.06"), ({"sl_mode": "distance"}, "1"), ({"sl_mode": "fixed", "sl_points": 100}, "1")],  # 150 points; 10; 100
+)
+def test_what_is_opened_later_risks_from_the_price_it_is_opened_at(
+    world: World, how: str, settings: dict[str, Any], size: str
+) -> None:
+    """The stop has come close to where the master began, and the price has gone far away."""
+    settings = {"sizing_mode": "risk_percent", "sizing_value": "1", "max_lots": "1", "sanity_factor": None} | settings
+    world.db.execute("update public.account_symbols set bid = 1.1148, ask = 1.1149")
+    if how == "increased":
+        world.copy("M", "F", **settings)
+        p = world.opened("M", "1.00", sl="1.09")
+        world.settle()
+        world.send("M", world.event("increased", p | {"lots": "2.00", "sl": "1.0999"}))
+        world.settle()
+    else:
+        world.opened("M", "1.00", sl="1.0999")
+        world.copy("M", "F", copy_existing="all", **settings)
+    opened = [e["lots"] for e in world.executions("F") if e["action"] in ("open", "increase")]
+    assert opened[-1] == Decimal(size)
+
+
 @pytest.mark.covers("L24", "S12")
 @pytest.mark.parametrize(("reverse", "late"), [(False, {"sl": "1.09"}), (True, {"tp": "1.11"})])
 def test_a_stop_that_comes_later_does_not_bring_back_what_was_skipped(world: World, reverse: bool, late: dict[str, str]) -> None:
