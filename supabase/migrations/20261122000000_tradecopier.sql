@@ -1824,10 +1824,13 @@ begin
   v_raw := v_num / v_den;
 
   -- caps on risk and leverage
-  if p_copier.max_risk_percent is not null and (v_risk > 0 and p_follower.balance > 0) is not true then
+  if p_copier.max_risk_percent is not null and v_stop is null then
     v_warnings := v_warnings || 'risk_unknown'::text;
-    v_explain := v_explain || format('The limit of %s %% of risk cannot be applied: %s.', private.plain(p_copier.max_risk_percent),
-      case when v_stop > 0 and v_stop <> p_price then 'the balance or an exchange rate is not known' else 'the trade has no stop' end);
+    v_explain := v_explain || format('The limit of %s %% of risk cannot be applied: %s', private.plain(p_copier.max_risk_percent),
+      case when v_no_stop = 'It has no stop.' then 'the trade has no stop.' else v_no_stop end);
+  elsif p_copier.max_risk_percent is not null and (v_risk > 0 and p_follower.balance > 0) is not true then
+    v_explain := v_explain || 'The follower''s balance, or the rate between the currencies, is not known, too old, or not above 0: the limit on risk cannot be checked.'::text;
+    return private.no_order('stale_funds', v_raw, v_warnings, v_explain);
   elsif p_copier.max_risk_percent is not null then
     v_limit := p_follower.balance * p_copier.max_risk_percent / 100;
     if v_num * v_risk > v_limit * v_den * v_rate[2] then

@@ -121,6 +121,9 @@ def test_a_size_is_exact(world: World, copier: dict[str, Any], more: dict[str, A
         (RISK, {"sl": "1.10000"}, "no_stop_loss"),
         (RISK | {"reverse": True}, {"tp": "1.0999"}, "no_stop_loss"),
         (ONE | {"max_leverage": "10"}, {"follower": {"equity": None}}, "stale_funds"),
+        (ONE | {"max_risk_percent": "1"}, {"sl": "1.09", "follower": {"balance": None}}, "stale_funds"),
+        (ONE | {"max_risk_percent": "1"}, {"sl": "1.09", "follower": {"balance": "0"}}, "stale_funds"),
+        (ONE | {"max_risk_percent": "1"}, {"sl": "1.09", "follower": {"currency": "CHF"}}, "stale_funds"),  # no rate
         (MULTIPLIER | {"sizing_value": "0.1", "min_policy": "force_min"}, {"lots": "0.01"}, "risk_coefficient"),
         # the smallest volume is not forced over the other limits
         (MULTIPLIER | {"sizing_value": "0.5", "min_policy": "force_min", "max_leverage": "10"},

@@ -16,7 +16,7 @@ export const REASONS = {
       "check the sizing; raise or remove the factor if it is meant",
     ],
     stale_funds: [
-      "balance or equity of an account is unknown, zero or too old for a ratio",
+      "balance or equity of an account, or a rate between currencies, is unknown, zero or too old",
       "wait until both accounts are connected",
     ],
     symbol_unmapped: ["the follower has no symbol, or several, for the master's", "map it in the copier"],
@@ -184,6 +184,8 @@ export const WARNINGS = {
   forced_min: "the copy was raised to the follower's minimum",
   split: "the copy is more than one order may be, and was split into several",
   contract_sizes_differ: "one lot means something else at the follower, and contract_alignment is off",
+  risk_unknown: "the trade has no stop, so max_risk_percent could not be applied",
+  sanity_unchecked: "an equity or exchange rate is not known, so sanity_factor could not be applied",
   netting_sltp_virtual: "several copies share one net position: none of their levels stands on it",
   sl_adjusted: "the level lay inside the broker's stops or freeze distance; the nearest legal one was sent",
   tp_adjusted: "the level lay inside the broker's stops or freeze distance; the nearest legal one was sent",
