@@ -1749,6 +1749,7 @@ declare
   v_warnings text[] := '{}';
   v_explain text[];
   v_orders numeric[] := '{}';
+  v_order numeric;
 begin
   v_explain := array[format('The master trades %s lots of %s.', private.plain(p_lots), p_master_symbol.name)];
   v_stop := private.stop_of_copy(p_copier, p_side, p_price, case when p_copier.reverse then p_tp else p_sl end, s);
@@ -1875,6 +1876,7 @@ begin
     end if;
     -- the limits on risk and leverage outrank the smallest volume
     if s.lots_min * v_exposure > p_copier.max_leverage * p_follower.equity * v_rate[2] then
+      v_explain := v_explain || format('It would be more than %s times the equity.', private.plain(p_copier.max_leverage));
       return private.no_order('max_leverage', v_raw, v_warnings, v_explain);
     end if;
     if p_copier.max_risk_percent is not null and s.lots_min * v_risk * 100 > p_follower.balance * p_copier.max_risk_percent * v_rate[2] then
@@ -1895,9 +1897,14 @@ begin
     v_explain := v_explain || format('Cut to the copier''s maximum: %s lots.', private.plain(v_lots));
   end if;
   v_cap := div(s.lots_max, s.lots_step) * s.lots_step;
+  if v_lots > v_cap and v_cap < s.lots_min then
+    v_explain := v_explain || format('No step of %s lies between the smallest volume %s and the largest %s.', private.plain(s.lots_step),
+      private.plain(s.lots_min), private.plain(s.lots_max));
+    return private.no_order('below_min', v_raw, v_warnings, v_explain);
+  end if;
   if v_lots > v_cap and p_copier.max_policy = 'cap' then
     v_lots := v_cap;
-    v_warnings := v_warnings || 'capped'::text;
+    v_warnings := array_remove(v_warnings, 'capped') || 'capped'::text;
     v_explain := v_explain || format('Cut to the largest volume of one order: %s lots.', private.plain(v_lots));
   end if;
 
@@ -1916,11 +1923,22 @@ begin
   end if;
 
   -- one order, or several
-  while v_lots > v_cap and v_cap > 0 and cardinality(v_orders) < 100 loop
-    exit when v_lots - v_cap < s.lots_min;
-    v_orders := v_orders || v_cap;
-    v_lots := v_lots - v_cap;
+  if v_lots > 100 * v_cap then
+    v_lots := 100 * v_cap;
+    v_warnings := array_remove(v_warnings, 'capped') || 'capped'::text;
+    v_explain := v_explain || format('Cut to %s lots: a copy is split into 100 orders of %s at most.', private.plain(v_lots), private.plain(v_cap));
+  end if;
+  while v_lots > v_cap loop
+    -- what would be left over is at least one smallest order
+    v_order := least(v_cap, div(v_lots - s.lots_min, s.lots_step) * s.lots_step);
+    exit when v_order < s.lots_min;
+    v_orders := v_orders || v_order;
+    v_lots := v_lots - v_order;
   end loop;
+  if v_lots > v_cap then
+    v_warnings := array_remove(v_warnings, 'capped') || 'capped'::text;
+    v_explain := v_explain || format('Cut by %s lots, which are too few for another order.', private.plain(v_lots - v_cap));
+  end if;
   v_orders := v_orders || least(v_lots, v_cap);
   if cardinality(v_orders) > 1 then
     v_warnings := v_warnings || 'split'::text;

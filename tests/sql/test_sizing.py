@@ -138,6 +138,24 @@ def test_nothing_to_place_has_a_reason(world: World, copier: dict[str, Any], mor
     assert preview(world, copier, **more)["reason"] == reason
 
 
+@pytest.mark.parametrize(
+    ("lots", "symbol", "orders"),
+    [
+        ("40.5", {"lots_min": "1", "lots_max": "20", "lots_step": "0.5"}, ["20", "19.5", "1"]),
+        ("20.5", {"lots_min": "15", "lots_max": "20", "lots_step": "0.5"}, ["20"]),  # no two orders make it
+        ("101.5", {"lots_max": "1"}, ["1"] * 100),
+        ("8", {"lots_min": "6", "lots_max": "7.5", "lots_step": "5"}, []),
+        ("12", {"lots_min": "6", "lots_max": "7.5", "lots_step": "5"}, []),  # a multiple of 5 from 6 to 7.5
+    ],
+)
+def test_a_split_loses_nothing_in_silence(world: World, lots: str, symbol: dict[str, str], orders: list[str]) -> None:
+    answer = preview(world, ONE | {"max_policy": "split"}, lots=lots, symbol=symbol)
+    assert answer["orders"] == orders
+    if orders:
+        assert ("capped" in answer["warnings"]) == (sum(map(Decimal, orders)) < Decimal(lots))
+        assert any("Cut " in words for words in answer["explain"]) == ("capped" in answer["warnings"])
+
+
 @pytest.mark.covers("L27")
 def test_the_sanity_factor_is_met_exactly_at_its_edge(world: World) -> None:
     assert preview(world, MULTIPLIER | {"sizing_value": "3"})["orders"] == ["3"]

@@ -31,7 +31,10 @@ export const REASONS = {
     ],
     min_equity: ["the follower's equity is below min_equity, or unknown", "add funds, or lower the limit"],
     max_open_positions: ["the copier holds as many positions as it may", "raise the limit"],
-    max_open_lots: ["the copier holds as many lots as it may, or would hold more with this one", "raise the limit, or copy smaller"],
+    max_open_lots: [
+      "the copier holds as many lots as it may, or would hold more with this one",
+      "raise the limit, or copy smaller",
+    ],
     max_trades_per_day: ["the copier has opened as many trades today as it may", "raise the limit"],
     slippage: [
       "the follower's price was worse than the master's by more than max_slippage_points for as long as the open was fresh",
