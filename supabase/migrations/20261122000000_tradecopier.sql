@@ -1975,17 +1975,57 @@ declare
   v_wrong text := case
     when c.sizing_mode not in ('multiplier', 'percentage', 'fixed', 'balance_ratio', 'equity_ratio', 'free_margin_ratio', 'risk_percent') is not false then
       'sizing_mode must be multiplier, percentage, fixed, balance_ratio, equity_ratio, free_margin_ratio or risk_percent'
-    when c.sizing_value > 0 is not true then 'sizing_value must be above 0'
+    when (c.sizing_value > 0 and c.sizing_value <= case c.sizing_mode when 'risk_percent' then 100 when 'percentage' then 100000 else 1000 end) is not true
+      then 'sizing_value must be above 0 and at most 1000 (percentage: 100000, risk_percent: 100)'
     when c.min_policy in ('skip', 'force_min') is not true then 'min_policy must be skip or force_min'
     when c.max_policy in ('cap', 'split') is not true then 'max_policy must be cap or split'
     when c.max_leverage_policy in ('discard', 'shrink') is not true then 'max_leverage_policy must be discard or shrink'
-    when c.max_risk_coefficient >= 1 is not true then 'max_risk_coefficient must be 1 or more'
-    when c.max_lots <= 0 then 'max_lots must be above 0' when c.max_risk_percent <= 0 then 'max_risk_percent must be above 0'
+    when c.sl_mode in ('price', 'distance', 'fixed', 'none') is false then 'sl_mode must be price, distance, fixed or none'
+    when c.max_risk_coefficient between 1 and 1000 is not true then 'max_risk_coefficient must be 1 to 1000'
+    when c.max_lots <= 0 then 'max_lots must be above 0'
+    when c.max_risk_percent <= 0 or c.max_risk_percent > 100 then 'max_risk_percent must be above 0 and at most 100'
     when c.max_leverage <= 0 then 'max_leverage must be above 0' when c.sanity_factor < 1 then 'sanity_factor must be 1 or more'
     when c.reverse is null or c.contract_alignment is null then 'reverse and contract_alignment must be true or false' end;
 begin
   if v_wrong is not null then
     raise exception using errcode = 'TC001', message = 'preview_copy: copier.' || v_wrong, hint = 'See docs/protocol.md for the form of a request.';
+  end if;
+end $$;
+
+-- Raises which value of a request is no number (null = unknown, or none), which word is wrong, which setting no copier has.
+create function private.check_preview(p_request jsonb) returns void
+language plpgsql immutable set search_path = '' as $$
+declare
+  v_wrong text;
+begin
+  select string_agg(format('copier.%s is no setting of a copier', k), '; ') into v_wrong
+  from jsonb_object_keys(coalesce(nullif(p_request -> 'copier', 'null'), '{}')) k
+  where k not in (select jsonb_object_keys(to_jsonb(private.default_copier())));
+  if v_wrong is null then
+    select format('%s is %s, but must be a number%s', array_to_string(x.path, '.'), left(x.value::text, 60), case when x.above then ' above 0' else '' end)
+    into v_wrong
+    from (
+      select array[o.name, f], p_request #> array[o.name, f], false
+      from (values ('copier', array['sizing_value', 'max_risk_coefficient', 'max_lots', 'max_risk_percent', 'max_leverage', 'sanity_factor']),
+        ('master', array['balance', 'equity', 'free_margin']), ('follower', array['balance', 'equity', 'free_margin']),
+        ('trade', array['sl', 'tp'])) o (name, fields) cross join unnest(o.fields) f
+      union all
+      select array[o, 'symbol', f], p_request #> array[o, 'symbol', f], true
+      from unnest(array['master', 'follower']) o cross join unnest(array['contract_size', 'tick_size']) f
+      union all
+      select array['rates', e.key], e.value, false from jsonb_each(case jsonb_typeof(p_request -> 'rates') when 'object' then p_request -> 'rates' end) e
+    ) x (path, value, above)
+    where case when x.value is null or x.value = 'null' and not x.above then false
+      when private.is_number(x.value) then x.above and (x.value #>> '{}')::numeric <= 0 else true end
+    limit 1;
+  end if;
+  v_wrong := coalesce(v_wrong, case
+    when coalesce(jsonb_typeof(p_request -> 'rates'), 'null') not in ('null', 'object') then 'rates must be an object such as {"EURUSD": "1.0850"}'
+    when p_request #>> '{trade,side}' not in ('buy', 'sell') then 'trade.side must be buy or sell'
+    when greatest((p_request #>> '{follower,symbol,lots_min}')::numeric, (p_request #>> '{follower,symbol,lots_step}')::numeric)
+      > (p_request #>> '{follower,symbol,lots_max}')::numeric then 'follower.symbol: lots_min and lots_step must not be above lots_max' end);
+  if v_wrong is not null then
+    raise exception using errcode = 'TC001', message = 'preview_copy: ' || v_wrong, hint = 'Numbers are decimal strings such as "0.5"; null = unknown.';
   end if;
 end $$;
 
@@ -2029,15 +2069,16 @@ begin
         hint = 'Numbers are decimal strings such as "1.00".';
     end if;
   end loop;
+  perform private.check_preview(p_request);
   begin
-    v_copier := jsonb_populate_record(private.default_copier(), coalesce(p_request -> 'copier', '{}'::jsonb));
+    v_copier := jsonb_populate_record(private.default_copier(), coalesce(nullif(p_request -> 'copier', 'null'), '{}'));
     perform private.check_sizing_words(v_copier);
     v_follower_symbol := private.symbol_of(p_request #> '{follower,symbol}');
-    v_master_symbol := jsonb_populate_record(v_follower_symbol, coalesce(p_request #> '{master,symbol}', '{}'::jsonb));
+    v_master_symbol := jsonb_populate_record(v_follower_symbol, coalesce(nullif(p_request #> '{master,symbol}', 'null'), '{}'));
     v_sizing := private.size_order(v_copier, private.funds_of(p_request -> 'master'), private.funds_of(p_request -> 'follower'),
       v_master_symbol, v_follower_symbol, coalesce(v_trade ->> 'side', 'buy'), (v_trade ->> 'lots')::numeric,
       (v_trade ->> 'price')::numeric, nullif((v_trade ->> 'sl')::numeric, 0), nullif((v_trade ->> 'tp')::numeric, 0),
-      coalesce(p_request -> 'rates', '{}'::jsonb));
+      coalesce(nullif(p_request -> 'rates', 'null'), '{}'));
   exception when data_exception or case_not_found then
     raise exception using errcode = 'TC001', message = 'preview_copy: a value is not of its documented form: ' || sqlerrm,
       hint = 'Numbers are decimal strings; see docs/protocol.md for the allowed words.';

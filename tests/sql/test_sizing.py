@@ -30,7 +30,7 @@ def preview(world: World, copier: dict[str, Any], **more: Any) -> dict[str, Any]
         "copier": copier,
         "master": FUNDS | more.get("master", {}) | {"symbol": EURUSD | more.get("master_symbol", more.get("symbol", {}))},
         "follower": FUNDS | more.get("follower", {}) | {"symbol": EURUSD | more.get("symbol", {})},
-        "trade": trade | {k: more[k] for k in ("lots", "sl", "tp", "price") if k in more},
+        "trade": trade | {k: more[k] for k in ("lots", "sl", "tp", "price", "side") if k in more},
         "rates": more.get("rates", {}),
     }
     answer = world.as_user("preview_copy", request)
@@ -114,11 +114,9 @@ def test_a_size_is_exact(world: World, copier: dict[str, Any], more: dict[str, A
         row("L28", {"sizing_mode": "equity_ratio", "sizing_value": "1"}, {"follower": {"equity": None}}, "stale_funds"),
         row("L28", {"sizing_mode": "free_margin_ratio"}, {"follower": {"free_margin": "-0.01"}}, "stale_funds"),
         row("S12", RISK | {"reverse": True}, {"sl": "1.09"}, "no_stop_loss"),
-        (RISK, {"sl": "1.10000"}, "no_stop_loss"),  # a stop at the price itself: nothing is divided by 0
         (RISK, {"sl": "1.09", "follower": {"balance": None}}, "stale_funds"),
         (RISK, {"sl": "1.09", "follower": {"currency": "CHF"}}, "stale_funds"),  # no rate
         (RISK, {"sl": "1.1001"}, "no_stop_loss"),  # beyond the price: it limits no loss
-        (RISK, {"sl": "1.10000"}, "no_stop_loss"),
         (RISK | {"reverse": True}, {"tp": "1.0999"}, "no_stop_loss"),
         (ONE | {"max_leverage": "10"}, {"follower": {"equity": None}}, "stale_funds"),
         (ONE | {"max_risk_percent": "1"}, {"sl": "1.09", "follower": {"balance": None}}, "stale_funds"),
@@ -216,6 +214,11 @@ def test_every_step_is_explained(world: World, copier: dict[str, Any], more: dic
     [
         ({"sizing_mode": "martingale"}, "copier.sizing_mode must be multiplier, percentage,"),
         ({"sizing_value": "0"}, "copier.sizing_value must be above 0"),
+        ({"sizing_value": "1000.01"}, "copier.sizing_value must be above 0 and at most 1000"),
+        ({"sizing_value": "NaN"}, 'copier.sizing_value is "NaN", but must be a number'),
+        ({"max_lots": "Infinity"}, 'copier.max_lots is "Infinity", but must be a number'),
+        ({"max_leverage": ""}, 'copier.max_leverage is "", but must be a number'),
+        ({"sizing_vlue": "0.5"}, "copier.sizing_vlue is no setting of a copier"),
         ({"min_policy": None}, "copier.min_policy must be skip or force_min"),
         ({"max_lots": "-1"}, "copier.max_lots must be above 0"),
         ({"sanity_factor": "0.5"}, "copier.sanity_factor must be 1 or more"),
@@ -224,6 +227,26 @@ def test_every_step_is_explained(world: World, copier: dict[str, Any], more: dic
 def test_a_setting_that_no_copier_can_have_is_refused(world: World, copier: dict[str, Any], words: str) -> None:
     with pytest.raises(psycopg.Error, match=words) as refused:
         preview(world, copier)
+    assert refused.value.sqlstate == "TC001"
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"follower": {"balance": "NaN"}}, 'follower.balance is "NaN", but must be a number'),
+        ({"master": {"equity": "Infinity"}}, 'master.equity is "Infinity", but must be a number'),
+        ({"master_symbol": {"contract_size": "NaN"}}, 'master.symbol.contract_size is "NaN", but must be a number above 0'),
+        ({"master_symbol": {"contract_size": None}}, "master.symbol.contract_size is null, but must be a number above 0"),
+        ({"rates": {"EURUSD": "NaN"}}, 'rates.EURUSD is "NaN", but must be a number'),
+        ({"rates": []}, "rates must be an object"),
+        ({"sl": "NaN"}, 'trade.sl is "NaN", but must be a number'),
+        ({"side": "BUY"}, "trade.side must be buy or sell"),
+        ({"symbol": {"lots_min": "51"}}, "lots_min and lots_step must not be above lots_max"),
+    ],
+)
+def test_what_is_no_number_is_named(world: World, more: dict[str, Any], words: str) -> None:
+    with pytest.raises(psycopg.Error, match=words) as refused:
+        preview(world, ONE, **more)
     assert refused.value.sqlstate == "TC001"
 
 
