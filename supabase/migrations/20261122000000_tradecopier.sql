@@ -1487,10 +1487,10 @@ create table public.copiers (
   constraint max_policy_is_known check (max_policy in ('cap', 'split')),
   constraint max_leverage_policy_is_known check (max_leverage_policy in ('discard', 'shrink')),
   constraint max_risk_coefficient_in_range check (max_risk_coefficient between 1 and 1000),
-  constraint max_lots_is_positive check (max_lots > 0),
+  constraint max_lots_in_range check (max_lots > 0 and max_lots <= 1000000),
   constraint max_risk_percent_in_range check (max_risk_percent > 0 and max_risk_percent <= 100),
-  constraint max_leverage_is_positive check (max_leverage > 0),
-  constraint sanity_factor_at_least_one check (sanity_factor >= 1),
+  constraint max_leverage_in_range check (max_leverage > 0 and max_leverage <= 1000000),
+  constraint sanity_factor_in_range check (sanity_factor between 1 and 1000000),
   constraint sl_mode_is_known check (sl_mode in ('price', 'distance', 'fixed', 'none')),
   constraint tp_mode_is_known check (tp_mode in ('price', 'distance', 'fixed', 'none')),
   constraint sl_points_in_range check (sl_points between 1 and 1000000),
@@ -1514,9 +1514,9 @@ create table public.copiers (
   constraint comment_placeholders_are_known check (replace(replace(replace(comment, '{master}', ''), '{ticket}', ''), '{copier}', '') !~ '[{}]'),
   constraint sides_are_known check (sides in ('both', 'buy', 'sell')),
   constraint max_open_positions_is_positive check (max_open_positions > 0),
-  constraint max_open_lots_is_positive check (max_open_lots > 0),
+  constraint max_open_lots_in_range check (max_open_lots > 0 and max_open_lots <= 1000000),
   constraint max_trades_per_day_is_positive check (max_trades_per_day > 0),
-  constraint min_equity_not_negative check (min_equity >= 0),
+  constraint min_equity_in_range check (min_equity >= 0 and min_equity < 1e12),
   constraint weekdays_are_1_to_7 check (weekdays <@ '{1,2,3,4,5,6,7}' and cardinality(weekdays) > 0),
   constraint hours_come_in_pairs check ((open_from is null) = (open_until is null) and open_from is distinct from open_until or open_from is null)
 );
@@ -1574,10 +1574,10 @@ comment on constraint min_policy_is_known on public.copiers is 'must be skip or 
 comment on constraint max_policy_is_known on public.copiers is 'must be cap or split';
 comment on constraint max_leverage_policy_is_known on public.copiers is 'must be discard or shrink';
 comment on constraint max_risk_coefficient_in_range on public.copiers is 'must be 1 to 1000';
-comment on constraint max_lots_is_positive on public.copiers is 'must be above 0, or null for no limit';
+comment on constraint max_lots_in_range on public.copiers is 'must be above 0 and at most 1000000, or null for no limit';
 comment on constraint max_risk_percent_in_range on public.copiers is 'must be above 0 and at most 100, or null for no limit';
-comment on constraint max_leverage_is_positive on public.copiers is 'must be above 0, or null for no limit';
-comment on constraint sanity_factor_at_least_one on public.copiers is 'must be 1 or more, or null for no limit';
+comment on constraint max_leverage_in_range on public.copiers is 'must be above 0 and at most 1000000, or null for no limit';
+comment on constraint sanity_factor_in_range on public.copiers is 'must be 1 to 1000000, or null for no limit';
 comment on constraint sl_mode_is_known on public.copiers is 'must be price, distance, fixed or none';
 comment on constraint tp_mode_is_known on public.copiers is 'must be price, distance, fixed or none';
 comment on constraint sl_points_in_range on public.copiers is 'must be 1 to 1000000 points, or null';
@@ -1601,9 +1601,9 @@ comment on constraint comment_is_short on public.copiers is 'must have at most 6
 comment on constraint comment_placeholders_are_known on public.copiers is 'must have no braces but {master}, {ticket} and {copier}';
 comment on constraint sides_are_known on public.copiers is 'must be both, buy or sell';
 comment on constraint max_open_positions_is_positive on public.copiers is 'must be 1 or more, or null for no limit';
-comment on constraint max_open_lots_is_positive on public.copiers is 'must be above 0, or null for no limit';
+comment on constraint max_open_lots_in_range on public.copiers is 'must be above 0 and at most 1000000, or null for no limit';
 comment on constraint max_trades_per_day_is_positive on public.copiers is 'must be 1 or more, or null for no limit';
-comment on constraint min_equity_not_negative on public.copiers is 'must be 0 or more, or null for no limit';
+comment on constraint min_equity_in_range on public.copiers is 'must be 0 or more and below 1e12, or null for no limit';
 comment on constraint weekdays_are_1_to_7 on public.copiers is 'must be one or more of 1 (Monday) to 7 (Sunday)';
 comment on constraint hours_come_in_pairs on public.copiers is 'must both be given and differ, or both be left out';
 
@@ -8315,7 +8315,7 @@ begin
     v_settings := array[coalesce(nullif(p_column, ''), 'a setting')];
     v_words := case when p_column <> '' then 'must have a value' end;
   end if;
-  select string_agg(format('%s is %s', s, coalesce(p_copier ->> s, 'null')), ' and ') into v_values from unnest(v_settings) s;
+  select string_agg(format('%s is %s', s, left(coalesce(p_copier ->> s, 'null'), 100)), ' and ') into v_values from unnest(v_settings) s;
   raise exception using errcode = case when cardinality(v_settings) > 1 then 'TC306' else 'TC303' end,
     message = format('save_copier: %s, but %s', v_values, coalesce(v_words, 'that is not allowed: ' || p_error)),
     hint = case when cardinality(v_settings) > 1 then 'Change one of the two.' else 'Choose a value in that range.' end;
@@ -8334,7 +8334,7 @@ begin
     begin
       perform jsonb_populate_record(null::public.copiers, jsonb_build_object(v_setting.key, v_setting.value));
     exception when data_exception then
-      raise exception using errcode = 'TC302', message = format('save_copier: %s is %s, but must be %s', v_setting.key, v_setting.value,
+      raise exception using errcode = 'TC302', message = format('save_copier: %s is %s, but must be %s', v_setting.key, left(v_setting.value::text, 100),
         case v_setting.type when 'integer'::regtype then 'a whole number below 2147483648' when 'boolean'::regtype then 'true or false'
           when 'time'::regtype then 'a time of day such as "08:30"' when 'text[]'::regtype then 'a list of texts such as ["EURUSD"]'
           when 'integer[]'::regtype then 'a list of whole numbers such as [1, 2]' else 'of another form' end),
@@ -8979,10 +8979,22 @@ begin
       hint = 'Numbers are decimal strings such as "0.5".';
   end loop;
   if p_copier ? 'time_zone' and not exists (select 1 from pg_catalog.pg_timezone_names z where z.name = p_copier ->> 'time_zone') then
-    raise exception using errcode = 'TC303', message = format('save_copier: there is no time zone %s', p_copier ->> 'time_zone'),
+    raise exception using errcode = 'TC303', message = format('save_copier: time_zone is %s, but there is no such time zone', left(p_copier ->> 'time_zone', 100)),
       hint = 'Zones are named like Europe/Berlin, America/New_York or UTC.';
   end if;
-  if jsonb_typeof(p_copier -> 'symbols') = 'object' and exists (
+  -- an entry that is no text, or cannot be a magic number, would match nothing: a filter that lets through everything, or nothing at all
+  for v_field in
+    select e.key, l.entry from jsonb_each(p_copier) e
+    join pg_catalog.pg_attribute a on a.attrelid = 'public.copiers'::regclass and a.attname = e.key and a.atttypid = 'text[]'::regtype
+    cross join lateral jsonb_array_elements(case jsonb_typeof(e.value) when 'array' then e.value else '[]' end) as l (entry)
+    where not coalesce(case when e.key like 'magic%' then jsonb_typeof(l.entry) in ('string', 'number') and (l.entry #>> '{}') ~ '^-?[0-9]{1,20}$'
+      else jsonb_typeof(l.entry) = 'string' and length(l.entry #>> '{}') between case when e.key like 'comment%' then 0 else 1 end and 100 end, false)
+  loop
+    raise exception using errcode = 'TC302', message = format('save_copier: %s holds %s, but must be a list of %s', v_field.key,
+        left(v_field.entry::text, 100), case when v_field.key like 'magic%' then 'whole numbers such as ["42"]' else 'texts of up to 100 characters such as ["EURUSD"]' end),
+      hint = 'An empty list is no filter.';
+  end loop;
+  if coalesce(jsonb_typeof(p_copier -> 'symbols'), 'null') not in ('null', 'object') or jsonb_typeof(p_copier -> 'symbols') = 'object' and exists (
     select 1 from jsonb_each(p_copier -> 'symbols') e where jsonb_typeof(e.value) <> 'string' or length(e.value #>> '{}') not between 1 and 64
       or length(e.key) not between 1 and 64) then
     raise exception using errcode = 'TC302', message = 'save_copier: symbols must name a symbol of the follower for each of the master''s',
@@ -9414,7 +9426,8 @@ begin
     when r.confirm_ms is null or r.confirm_ms not between 250 and 60000 then 'confirm_ms must be from 250 to 60000'
     when r.close_manual is null or r.enabled is null then 'close_manual and enabled must be true or false'
     when r.time_zone is null or not exists (select 1 from pg_catalog.pg_timezone_names z where z.name = r.time_zone)
-      then format('there is no time zone %s; zones are named like Europe/Berlin, America/New_York or UTC', coalesce(r.time_zone, 'null')) end;
+      then format('there is no time zone %s: time_zone must be named like Europe/Berlin, America/New_York or UTC',
+        left(coalesce(r.time_zone, 'null'), 100)) end;
   if v_what is not null then
     raise exception using errcode = 'TC303', message = 'save_protection_rule: ' || v_what, hint = 'See docs/protocol.md.';
   end if;
@@ -9456,6 +9469,14 @@ begin
   end if;
   if p_rule ? 'threshold' and not coalesce(private.is_number(p_rule -> 'threshold'), false) then
     raise exception using errcode = 'TC302', message = 'save_protection_rule: threshold is not a number', hint = 'Numbers are decimal strings such as "5".';
+  end if;
+  select format('%s is %s, but must be %s', e.key, left(e.value::text, 100),
+    case e.key when 'confirm_ms' then 'a whole number from 250 to 60000' else 'true or false' end) into v_unknown
+  from jsonb_each(p_rule) e
+  where e.key in ('confirm_ms', 'close_manual', 'enabled') and not pg_input_is_valid(e.value #>> '{}', case e.key when 'confirm_ms' then 'integer' else 'boolean' end)
+  limit 1;
+  if v_unknown is not null then
+    raise exception using errcode = 'TC302', message = 'save_protection_rule: ' || v_unknown, hint = 'See docs/protocol.md.';
   end if;
   if p_rule ? 'id' then
     v_old := private.own_rule('save_protection_rule', private.uuid_of(p_rule, 'id'));

@@ -74,10 +74,10 @@ create table public.copiers (
   constraint max_policy_is_known check (max_policy in ('cap', 'split')),
   constraint max_leverage_policy_is_known check (max_leverage_policy in ('discard', 'shrink')),
   constraint max_risk_coefficient_in_range check (max_risk_coefficient between 1 and 1000),
-  constraint max_lots_is_positive check (max_lots > 0),
+  constraint max_lots_in_range check (max_lots > 0 and max_lots <= 1000000),
   constraint max_risk_percent_in_range check (max_risk_percent > 0 and max_risk_percent <= 100),
-  constraint max_leverage_is_positive check (max_leverage > 0),
-  constraint sanity_factor_at_least_one check (sanity_factor >= 1),
+  constraint max_leverage_in_range check (max_leverage > 0 and max_leverage <= 1000000),
+  constraint sanity_factor_in_range check (sanity_factor between 1 and 1000000),
   constraint sl_mode_is_known check (sl_mode in ('price', 'distance', 'fixed', 'none')),
   constraint tp_mode_is_known check (tp_mode in ('price', 'distance', 'fixed', 'none')),
   constraint sl_points_in_range check (sl_points between 1 and 1000000),
@@ -101,9 +101,9 @@ create table public.copiers (
   constraint comment_placeholders_are_known check (replace(replace(replace(comment, '{master}', ''), '{ticket}', ''), '{copier}', '') !~ '[{}]'),
   constraint sides_are_known check (sides in ('both', 'buy', 'sell')),
   constraint max_open_positions_is_positive check (max_open_positions > 0),
-  constraint max_open_lots_is_positive check (max_open_lots > 0),
+  constraint max_open_lots_in_range check (max_open_lots > 0 and max_open_lots <= 1000000),
   constraint max_trades_per_day_is_positive check (max_trades_per_day > 0),
-  constraint min_equity_not_negative check (min_equity >= 0),
+  constraint min_equity_in_range check (min_equity >= 0 and min_equity < 1e12),
   constraint weekdays_are_1_to_7 check (weekdays <@ '{1,2,3,4,5,6,7}' and cardinality(weekdays) > 0),
   constraint hours_come_in_pairs check ((open_from is null) = (open_until is null) and open_from is distinct from open_until or open_from is null)
 );
@@ -161,10 +161,10 @@ comment on constraint min_policy_is_known on public.copiers is 'must be skip or 
 comment on constraint max_policy_is_known on public.copiers is 'must be cap or split';
 comment on constraint max_leverage_policy_is_known on public.copiers is 'must be discard or shrink';
 comment on constraint max_risk_coefficient_in_range on public.copiers is 'must be 1 to 1000';
-comment on constraint max_lots_is_positive on public.copiers is 'must be above 0, or null for no limit';
+comment on constraint max_lots_in_range on public.copiers is 'must be above 0 and at most 1000000, or null for no limit';
 comment on constraint max_risk_percent_in_range on public.copiers is 'must be above 0 and at most 100, or null for no limit';
-comment on constraint max_leverage_is_positive on public.copiers is 'must be above 0, or null for no limit';
-comment on constraint sanity_factor_at_least_one on public.copiers is 'must be 1 or more, or null for no limit';
+comment on constraint max_leverage_in_range on public.copiers is 'must be above 0 and at most 1000000, or null for no limit';
+comment on constraint sanity_factor_in_range on public.copiers is 'must be 1 to 1000000, or null for no limit';
 comment on constraint sl_mode_is_known on public.copiers is 'must be price, distance, fixed or none';
 comment on constraint tp_mode_is_known on public.copiers is 'must be price, distance, fixed or none';
 comment on constraint sl_points_in_range on public.copiers is 'must be 1 to 1000000 points, or null';
@@ -188,9 +188,9 @@ comment on constraint comment_is_short on public.copiers is 'must have at most 6
 comment on constraint comment_placeholders_are_known on public.copiers is 'must have no braces but {master}, {ticket} and {copier}';
 comment on constraint sides_are_known on public.copiers is 'must be both, buy or sell';
 comment on constraint max_open_positions_is_positive on public.copiers is 'must be 1 or more, or null for no limit';
-comment on constraint max_open_lots_is_positive on public.copiers is 'must be above 0, or null for no limit';
+comment on constraint max_open_lots_in_range on public.copiers is 'must be above 0 and at most 1000000, or null for no limit';
 comment on constraint max_trades_per_day_is_positive on public.copiers is 'must be 1 or more, or null for no limit';
-comment on constraint min_equity_not_negative on public.copiers is 'must be 0 or more, or null for no limit';
+comment on constraint min_equity_in_range on public.copiers is 'must be 0 or more and below 1e12, or null for no limit';
 comment on constraint weekdays_are_1_to_7 on public.copiers is 'must be one or more of 1 (Monday) to 7 (Sunday)';
 comment on constraint hours_come_in_pairs on public.copiers is 'must both be given and differ, or both be left out';
 

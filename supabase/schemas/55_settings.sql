@@ -15,7 +15,7 @@ begin
     v_settings := array[coalesce(nullif(p_column, ''), 'a setting')];
     v_words := case when p_column <> '' then 'must have a value' end;
   end if;
-  select string_agg(format('%s is %s', s, coalesce(p_copier ->> s, 'null')), ' and ') into v_values from unnest(v_settings) s;
+  select string_agg(format('%s is %s', s, left(coalesce(p_copier ->> s, 'null'), 100)), ' and ') into v_values from unnest(v_settings) s;
   raise exception using errcode = case when cardinality(v_settings) > 1 then 'TC306' else 'TC303' end,
     message = format('save_copier: %s, but %s', v_values, coalesce(v_words, 'that is not allowed: ' || p_error)),
     hint = case when cardinality(v_settings) > 1 then 'Change one of the two.' else 'Choose a value in that range.' end;
@@ -34,7 +34,7 @@ begin
     begin
       perform jsonb_populate_record(null::public.copiers, jsonb_build_object(v_setting.key, v_setting.value));
     exception when data_exception then
-      raise exception using errcode = 'TC302', message = format('save_copier: %s is %s, but must be %s', v_setting.key, v_setting.value,
+      raise exception using errcode = 'TC302', message = format('save_copier: %s is %s, but must be %s', v_setting.key, left(v_setting.value::text, 100),
         case v_setting.type when 'integer'::regtype then 'a whole number below 2147483648' when 'boolean'::regtype then 'true or false'
           when 'time'::regtype then 'a time of day such as "08:30"' when 'text[]'::regtype then 'a list of texts such as ["EURUSD"]'
           when 'integer[]'::regtype then 'a list of whole numbers such as [1, 2]' else 'of another form' end),

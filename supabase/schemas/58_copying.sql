@@ -107,10 +107,22 @@ begin
       hint = 'Numbers are decimal strings such as "0.5".';
   end loop;
   if p_copier ? 'time_zone' and not exists (select 1 from pg_catalog.pg_timezone_names z where z.name = p_copier ->> 'time_zone') then
-    raise exception using errcode = 'TC303', message = format('save_copier: there is no time zone %s', p_copier ->> 'time_zone'),
+    raise exception using errcode = 'TC303', message = format('save_copier: time_zone is %s, but there is no such time zone', left(p_copier ->> 'time_zone', 100)),
       hint = 'Zones are named like Europe/Berlin, America/New_York or UTC.';
   end if;
-  if jsonb_typeof(p_copier -> 'symbols') = 'object' and exists (
+  -- an entry that is no text, or cannot be a magic number, would match nothing: a filter that lets through everything, or nothing at all
+  for v_field in
+    select e.key, l.entry from jsonb_each(p_copier) e
+    join pg_catalog.pg_attribute a on a.attrelid = 'public.copiers'::regclass and a.attname = e.key and a.atttypid = 'text[]'::regtype
+    cross join lateral jsonb_array_elements(case jsonb_typeof(e.value) when 'array' then e.value else '[]' end) as l (entry)
+    where not coalesce(case when e.key like 'magic%' then jsonb_typeof(l.entry) in ('string', 'number') and (l.entry #>> '{}') ~ '^-?[0-9]{1,20}$'
+      else jsonb_typeof(l.entry) = 'string' and length(l.entry #>> '{}') between case when e.key like 'comment%' then 0 else 1 end and 100 end, false)
+  loop
+    raise exception using errcode = 'TC302', message = format('save_copier: %s holds %s, but must be a list of %s', v_field.key,
+        left(v_field.entry::text, 100), case when v_field.key like 'magic%' then 'whole numbers such as ["42"]' else 'texts of up to 100 characters such as ["EURUSD"]' end),
+      hint = 'An empty list is no filter.';
+  end loop;
+  if coalesce(jsonb_typeof(p_copier -> 'symbols'), 'null') not in ('null', 'object') or jsonb_typeof(p_copier -> 'symbols') = 'object' and exists (
     select 1 from jsonb_each(p_copier -> 'symbols') e where jsonb_typeof(e.value) <> 'string' or length(e.value #>> '{}') not between 1 and 64
       or length(e.key) not between 1 and 64) then
     raise exception using errcode = 'TC302', message = 'save_copier: symbols must name a symbol of the follower for each of the master''s',

@@ -291,7 +291,8 @@ begin
     when r.confirm_ms is null or r.confirm_ms not between 250 and 60000 then 'confirm_ms must be from 250 to 60000'
     when r.close_manual is null or r.enabled is null then 'close_manual and enabled must be true or false'
     when r.time_zone is null or not exists (select 1 from pg_catalog.pg_timezone_names z where z.name = r.time_zone)
-      then format('there is no time zone %s; zones are named like Europe/Berlin, America/New_York or UTC', coalesce(r.time_zone, 'null')) end;
+      then format('there is no time zone %s: time_zone must be named like Europe/Berlin, America/New_York or UTC',
+        left(coalesce(r.time_zone, 'null'), 100)) end;
   if v_what is not null then
     raise exception using errcode = 'TC303', message = 'save_protection_rule: ' || v_what, hint = 'See docs/protocol.md.';
   end if;
@@ -333,6 +334,14 @@ begin
   end if;
   if p_rule ? 'threshold' and not coalesce(private.is_number(p_rule -> 'threshold'), false) then
     raise exception using errcode = 'TC302', message = 'save_protection_rule: threshold is not a number', hint = 'Numbers are decimal strings such as "5".';
+  end if;
+  select format('%s is %s, but must be %s', e.key, left(e.value::text, 100),
+    case e.key when 'confirm_ms' then 'a whole number from 250 to 60000' else 'true or false' end) into v_unknown
+  from jsonb_each(p_rule) e
+  where e.key in ('confirm_ms', 'close_manual', 'enabled') and not pg_input_is_valid(e.value #>> '{}', case e.key when 'confirm_ms' then 'integer' else 'boolean' end)
+  limit 1;
+  if v_unknown is not null then
+    raise exception using errcode = 'TC302', message = 'save_protection_rule: ' || v_unknown, hint = 'See docs/protocol.md.';
   end if;
   if p_rule ? 'id' then
     v_old := private.own_rule('save_protection_rule', private.uuid_of(p_rule, 'id'));

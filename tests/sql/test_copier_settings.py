@@ -36,13 +36,13 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "max_policy_is_known": ({"max_policy": "half"}, "max_policy is half, but must be cap or split"),
     "max_leverage_policy_is_known": ({"max_leverage_policy": "x"}, "max_leverage_policy is x, but must be discard or shrink"),
     "max_risk_coefficient_in_range": ({"max_risk_coefficient": "0.5"}, "max_risk_coefficient is 0.5, but must be 1 to 1000"),
-    "max_lots_is_positive": ({"max_lots": "0"}, "max_lots is 0, but must be above 0, or null for no limit"),
+    "max_lots_in_range": ({"max_lots": "0"}, "max_lots is 0, but must be above 0 and at most 1000000, or null for no limit"),
     "max_risk_percent_in_range": (
         {"max_risk_percent": "100.1"},
         "max_risk_percent is 100.1, but must be above 0 and at most 100",
     ),
-    "max_leverage_is_positive": ({"max_leverage": "-1"}, "max_leverage is -1, but must be above 0"),
-    "sanity_factor_at_least_one": ({"sanity_factor": "0.9"}, "sanity_factor is 0.9, but must be 1 or more"),
+    "max_leverage_in_range": ({"max_leverage": "-1"}, "max_leverage is -1, but must be above 0"),
+    "sanity_factor_in_range": ({"sanity_factor": "0.9"}, "sanity_factor is 0.9, but must be 1 to 1000000"),
     "sl_mode_is_known": ({"sl_mode": "x"}, "sl_mode is x, but must be "),
     "tp_mode_is_known": ({"tp_mode": "x"}, "tp_mode is x, but must be "),
     "sl_points_in_range": ({"sl_mode": "fixed", "sl_points": 0}, "sl_points is 0, but must be 1 to 1000000 points"),
@@ -75,9 +75,9 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "comment_placeholders_are_known": ({"comment": "{lots}"}, "comment is {lots}, but must have no braces but {master}"),
     "sides_are_known": ({"sides": "left"}, "sides is left, but must be both, buy or sell"),
     "max_open_positions_is_positive": ({"max_open_positions": 0}, "max_open_positions is 0, but must be 1 or more"),
-    "max_open_lots_is_positive": ({"max_open_lots": "0"}, "max_open_lots is 0, but must be above 0"),
+    "max_open_lots_in_range": ({"max_open_lots": "0"}, "max_open_lots is 0, but must be above 0"),
     "max_trades_per_day_is_positive": ({"max_trades_per_day": 0}, "max_trades_per_day is 0, but must be 1 or more"),
-    "min_equity_not_negative": ({"min_equity": "-0.01"}, "min_equity is -0.01, but must be 0 or more"),
+    "min_equity_in_range": ({"min_equity": "-0.01"}, "min_equity is -0.01, but must be 0 or more"),
     "weekdays_are_1_to_7": ({"weekdays": [0, 1]}, "weekdays is [0, 1], but must be one or more of 1 (Monday) to 7 (Sunday)"),
     "hours_come_in_pairs": (
         {"open_from": "08:00"},
@@ -131,6 +131,11 @@ def test_every_rule_has_its_words_and_is_broken_here(world: World) -> None:
         ({"open_from": "8 o'clock", "open_until": "17:00"}, 'but must be a time of day such as "08:30"'),
         ({"reverse": "perhaps"}, 'reverse is "perhaps", but must be true or false'),
         ({"symbols_only": "EURUSD"}, 'symbols_only is "EURUSD", but must be a list of texts such as ["EURUSD"]'),
+        ({"symbols_only": [None]}, "symbols_only holds null, but must be a list of texts"),
+        ({"symbols_except": [""]}, 'symbols_except holds "", but must be a list of texts'),
+        ({"magic_only": ["EA"]}, 'magic_only holds "EA", but must be a list of whole numbers such as ["42"]'),
+        ({"comment_only": ["x" * 101]}, "comment_only holds"),
+        ({"symbols": ["XAUUSD"]}, "symbols must name a symbol of the follower"),
         ({"weekdays": ["Monday"]}, "but must be a list of whole numbers such as [1, 2]"),
     ],
 )
@@ -199,3 +204,15 @@ def test_what_is_allowed_but_surprises_is_said(world: World) -> None:
         "sizing_value is 2 % of risk and max_risk_percent 1 %: every copy is cut to max_risk_percent."
     ]
     assert warnings(symbols_except=["*"]) == ['symbols_except has "*": nothing will be opened.']
+
+
+@pytest.mark.parametrize("setting", ["max_lots", "max_leverage", "sanity_factor", "max_open_lots", "min_equity"])
+def test_a_limit_is_never_beyond_all_numbers(world: World, setting: str) -> None:
+    code, message = refused(world, {setting: "1e400"})
+    assert code == "TC303"
+    assert message.startswith(f"save_copier: {setting} is 1000")
+    assert len(message) < 250
+    copier = world.copy("M", "F")
+    for value in ("NaN", "Infinity"):  # by whom no function stands in the way
+        with pytest.raises(psycopg.errors.CheckViolation):
+            world.db.execute(f"update public.copiers set {setting} = %s where id = %s", (value, copier))

@@ -254,8 +254,12 @@ def refusal(world: ProtectionWorld, function: str, argument: dict[str, Any]) -> 
         ({"action": "panic"}, "TC303 save_protection_rule: action must be notify, monitor, close_all or close_all_and_off"),
         ({"confirm_ms": 249}, "TC303 save_protection_rule: confirm_ms must be from 250 to 60000"),
         ({"confirm_ms": 60001}, "TC303 save_protection_rule: confirm_ms must be from 250 to 60000"),
-        ({"confirm_ms": "soon"}, "TC302 save_protection_rule: a value is not of its setting's form"),
         ({"time_zone": "Mars/Olympus"}, "TC303 save_protection_rule: there is no time zone Mars/Olympus"),
+        (
+            {"confirm_ms": "soon"},
+            'TC302 save_protection_rule: confirm_ms is "soon", but must be a whole number from 250 to 60000',
+        ),
+        ({"enabled": "maybe"}, 'TC302 save_protection_rule: enabled is "maybe", but must be true or false'),
         ({"enabled": None}, "TC303 save_protection_rule: close_manual and enabled must be true or false"),
         ({"treshold": "5"}, "TC301 save_protection_rule: unknown setting: treshold"),
     ],
