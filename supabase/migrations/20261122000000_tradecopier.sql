@@ -3025,9 +3025,12 @@ begin
   return v_symbol;
 end $$;
 
--- Mid prices of every pair of the currencies that the accounts themselves quote, as {"EURUSD": "1.0850"}.
+-- Mid prices of every pair of the currencies that the accounts themselves quote now, as {"EURUSD": "1.0850"}; agents tell these pairs every
+-- half minute, moved or not.
 create function private.quoted_rates(p_accounts uuid[], p_currencies text[]) returns jsonb
 language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_since timestamptz := clock_timestamp() - private.setting_s('symbol_quote_max_age_s');
 begin
   return (
     with currencies as materialized (
@@ -3039,6 +3042,7 @@ begin
     cross join lateral (  -- looked up pair by pair: of a table without statistics Postgres would rather read all symbols of the accounts
       select x.bid, x.ask from public.account_symbols x
       where private.symbol_root(x.name) = a.name || b.name and x.account_id = any (p_accounts) and x.bid > 0 and x.ask > 0
+        and x.quoted_at > v_since
       order by x.quoted_at desc nulls last limit 1
     ) s);
 end $$;

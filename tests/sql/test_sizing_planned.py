@@ -78,6 +78,22 @@ def test_the_ratio_of_balances_in_two_currencies_by_the_accounts_own_quotes(worl
     assert lots(world) == ["0.46"]
 
 
+@pytest.mark.parametrize(("ages_s", "rate"), [((0, 61), "1.1"), ((61, 0), "1.2"), ((61, 61), None)])
+def test_money_is_converted_by_live_quotes_only(world: World, ages_s: tuple[int, int], rate: str | None) -> None:
+    funds(world, "M", "12000", "EUR")
+    for account, quote, age_s in zip("FM", ("1.1", "1.2"), ages_s, strict=True):
+        spec(world, account, bid=quote, ask=quote)
+        world.db.execute(
+            "update public.account_symbols set quoted_at = now() - make_interval(secs => %s) where account_id = %s",
+            (age_s, world.accounts[account]),
+        )
+    world.copy("M", "F", sizing_mode="balance_ratio")
+    world.opened("M", "1.00")
+    size = None if rate is None else str(int(Decimal(10000) / (12000 * Decimal(rate)) * 100) / Decimal(100))
+    assert lots(world) == ([] if size is None else [size])
+    assert world.reasons("F") == ({} if rate else {"stale_funds": 1})
+
+
 @pytest.mark.covers("L15", "L18")
 @pytest.mark.parametrize(("aligned", "size"), [(True, "5"), (False, "0.5")])
 def test_contract_sizes_are_aligned_unless_that_is_off(world: World, aligned: bool, size: str) -> None:
