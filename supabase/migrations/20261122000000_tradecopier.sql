@@ -3034,7 +3034,7 @@ declare
 begin
   return (
     with currencies as materialized (
-      select distinct left(c, 3) as name from unnest(p_currencies || array['USD', 'EUR']) c
+      select distinct case when c = 'GBC' then 'GBP' else left(c, 3) end as name from unnest(p_currencies || array['USD', 'EUR']) c
     )
     select coalesce(jsonb_object_agg(a.name || b.name, ((s.bid + s.ask) / 2)::text), '{}'::jsonb)
     from currencies a

@@ -78,6 +78,18 @@ def test_the_ratio_of_balances_in_two_currencies_by_the_accounts_own_quotes(worl
     assert lots(world) == ["0.46"]
 
 
+@pytest.mark.parametrize(("cents", "whole"), [("USC", "USD"), ("EUC", "EUR"), ("GBC", "GBP")])
+def test_an_account_in_cents_is_converted_by_the_quotes_of_its_money(world: World, cents: str, whole: str) -> None:
+    """10 000 of its money at both, and JPY has a quote in that money only."""
+    funds(world, "M", "1500000", "JPY")
+    funds(world, "F", "1000000", cents)
+    for account in "MF":
+        spec(world, account, bid="100", ask="100", name=f"{whole}JPY", profit_currency="JPY")
+    world.copy("M", "F", sizing_mode="balance_ratio")
+    world.opened("M", "0.03", symbol=f"{whole}JPY", price="100")
+    assert lots(world) == ["0.02"]
+
+
 @pytest.mark.parametrize(("ages_s", "rate"), [((0, 61), "1.1"), ((61, 0), "1.2"), ((61, 61), None)])
 def test_money_is_converted_by_live_quotes_only(world: World, ages_s: tuple[int, int], rate: str | None) -> None:
     funds(world, "M", "12000", "EUR")
