@@ -207,9 +207,14 @@ def ending_of(results: Sequence[Result]) -> Ending:
 def nothing_left(execution: Execution, ending: Ending, book: Book) -> Ending:
     """A close or reduction whose position the broker does not have any more (its stop was hit on the way) has reached its aim:
     completed with 0 lots, and the position is told as gone; so has one whose net has changed sides, which is told by its own
-    event. Everything else stays as it is."""
-    if ending.outcome != "rejected" or execution.action not in ("close", "reduce"):
+    event. A cancel whose order is gone is completed and tells nothing: the order may be a position now, of which its own event
+    tells. Everything else stays as it is."""
+    if ending.outcome != "rejected" or execution.action not in ("close", "reduce", "cancel"):
         return ending
+    if execution.action == "cancel":
+        if ending.reason != "order_not_found":
+            return ending
+        return replace(ending, outcome="completed", reason=None, message="the order was gone already")
     if ending.reason == "position_reversed":
         return replace(ending, outcome="completed", reason=None)
     if ending.reason != "position_not_found":

@@ -601,6 +601,17 @@ async def test_modify_amend_place_and_cancel_reach_the_broker_as_such(farm: Farm
     assert farm.desk.held[Ticket("1")].sl == Decimal("1.05")
 
 
+async def test_a_cancel_whose_order_is_gone_has_nothing_to_do_and_tells_nothing(farm: Farm) -> None:
+    """Where the order went (filled, expired, deleted by hand) is told by the account's own events."""
+    farm.desk.put(position("1", kind="order"))
+    farm.desk.refusals = {1: "order_not_found", 2: "trade_disabled"}
+    farm.engine.submit([execution(1, "cancel", ticket=Ticket("1")), execution(2, "cancel", ticket=Ticket("1"))])
+    await eventually(lambda: farm.engine.in_flight == 0)
+    report = next(report for report in farm.database.reports if report.execution_id == 1)
+    assert (report.outcome, report.reason, report.filled_lots, report.positions) == ("completed", None, Decimal(0), ())
+    assert farm.database.outcome(2) == "rejected/trade_disabled"
+
+
 async def test_a_change_without_ticket_or_step_is_refused_and_not_guessed(farm: Farm) -> None:
     farm.engine.submit([execution(1, "modify")])
     await eventually(lambda: farm.database.outcome(1) == "rejected/no_ticket")

@@ -55,6 +55,12 @@ def pending(world: NettingWorld) -> list[dict[str, Any]]:
     return [e for e in world.open_executions("F") if e["status"] == "queued"]
 
 
+#: what an agent says of a cancel whose order is gone: an older one that it was refused, a newer one that there was nothing to do
+FOUND_NOTHING = pytest.mark.parametrize(
+    "said", [{"outcome": "rejected", "reason": "order_not_found"}, {"outcome": "completed", "filled_lots": "0"}]
+)
+
+
 @pytest.mark.covers("S14")
 def test_an_order_is_moved_and_deleted_with_its_masters(world: NettingWorld) -> None:
     world.copy("M", "F")
@@ -136,13 +142,14 @@ def test_a_copy_that_does_not_fill_is_cancelled_then_opened_at_the_market(world:
 
 
 @pytest.mark.covers("S16")
-def test_a_cancel_that_finds_the_order_filled_opens_nothing_more(world: NettingWorld) -> None:
+@FOUND_NOTHING
+def test_a_cancel_that_finds_the_order_filled_opens_nothing_more(world: NettingWorld, said: dict[str, str]) -> None:
     world.copy("M", "F")
     order = ordered(world)
     position = master_fills(world, order)
     grace_over(world)
     (cancel,) = pending(world)
-    world.report(cancel, "rejected", reason="order_not_found")
+    world.report(cancel, **said)
     copy_fills(world)
     grace_over(world)
     assert pending(world) == []
@@ -153,13 +160,14 @@ def test_a_cancel_that_finds_the_order_filled_opens_nothing_more(world: NettingW
 
 
 @pytest.mark.covers("S16")
-def test_a_fill_that_comes_before_the_cancels_report_opens_nothing_more(world: NettingWorld) -> None:
+@FOUND_NOTHING
+def test_a_fill_that_comes_before_the_cancels_report_opens_nothing_more(world: NettingWorld, said: dict[str, str]) -> None:
     world.copy("M", "F")
     master_fills(world, ordered(world))
     grace_over(world)
     (cancel,) = pending(world)
     copy_fills(world)
-    world.report(cancel, "rejected", reason="order_not_found")
+    world.report(cancel, **said)
     grace_over(world)
     assert pending(world) == []
     assert world.book("F") == [("buy", "1.00")]

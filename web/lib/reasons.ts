@@ -126,7 +126,7 @@ export const REASONS = {
     unknown_symbol: ["the account has no such symbol", "map the master's symbol to one the account has"],
     position_not_found: ["the position is not there (any more)", "none: it is closed already"],
     position_reversed: ["the net position has meanwhile gone to the other side", "none: what was to be closed is gone"],
-    order_not_found: ["the pending order is not there (any more)", "none: it was filled, deleted or has expired"],
+    order_not_found: ["the pending order to be changed is gone", "none: it was filled, deleted or has expired"],
     rejected: ["the broker said no without a reason", "look into the terminal's journal, ask the broker"],
   },
   agent: {
