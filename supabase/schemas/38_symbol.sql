@@ -101,7 +101,7 @@ begin
     return format('its price is %s, the master''s %s', trim_scale(s.bid), trim_scale(m.bid));
   end if;
   if m.contract_size <> s.contract_size and (m.name <> s.name or v_prices is not true and private.pair_in(s.name) is null
-    and greatest(m.contract_size, s.contract_size) > 10 * least(m.contract_size, s.contract_size)) then
+    and greatest(m.contract_size, s.contract_size) > 50 * least(m.contract_size, s.contract_size)) then
     return format('one lot of it is %s units, of the master''s %s', trim_scale(s.contract_size), trim_scale(m.contract_size));
   end if;
   if m.name ~* v_dated <> (s.name ~* v_dated) then

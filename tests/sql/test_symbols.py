@@ -85,6 +85,8 @@ def test_the_symbol_of_the_follower(world: World, follower: Sequence[Any], chose
         (("US30", US30), [("US30.ft", US30)], None),
         (("US30", US30), [("US30.cash", US30 | {"contract_size": "1"})], None),
         (("US30", US30), [("US30", US30 | {"contract_size": "1"})], "US30"),  # the same name: sizes are aligned
+        (("US30", US30 | {"contract_size": "20"}), [("US30", US30 | {"contract_size": "0.5"})], "US30"),
+        (("US30", US30 | {"contract_size": "20"}), [("US30", US30 | {"contract_size": "0.3"})], None),  # a share may be called so, too
         # a namesake of another contract size beside one that fits in everything
         (("US30", US30), [("US30", US30 | {"contract_size": "1"}), ("DJ30", US30)], None),
         (("GOLD", GOLD), [("GOLD", GOLD | {"profit_currency": "AUD"})], None),
