@@ -85,8 +85,6 @@ def test_the_symbol_of_the_follower(world: World, follower: Sequence[Any], chose
         (("US30", US30), [("US30.ft", US30)], None),
         (("US30", US30), [("US30.cash", US30 | {"contract_size": "1"})], None),
         (("US30", US30), [("US30", US30 | {"contract_size": "1"})], "US30"),  # the same name: sizes are aligned
-        (("US30", US30 | {"contract_size": "20"}), [("US30", US30 | {"contract_size": "0.5"})], "US30"),
-        (("US30", US30 | {"contract_size": "20"}), [("US30", US30 | {"contract_size": "0.3"})], None),  # a share may be called so, too
         # a namesake of another contract size beside one that fits in everything
         (("US30", US30), [("US30", US30 | {"contract_size": "1"}), ("DJ30", US30)], None),
         (("GOLD", GOLD), [("GOLD", GOLD | {"profit_currency": "AUD"})], None),
@@ -119,6 +117,16 @@ def test_a_namesake_at_another_price_is_another_instrument(world: World) -> None
         (world.accounts["F"],),
     )
     assert copied_into(world, "GOLD") == "GOLD"
+
+
+@pytest.mark.covers("X11")
+@pytest.mark.parametrize(("contract_size", "chosen"), [("0.2", "US30"), ("0.19", None)])
+def test_without_a_price_a_namesake_may_be_fifty_times_smaller(world: World, contract_size: str, chosen: str | None) -> None:
+    has(world, "M", ("US30", US30))
+    has(world, "F", ("US30", US30 | {"contract_size": contract_size}))
+    world.db.execute("update public.account_symbols set quoted_at = null where account_id = %s", (world.accounts["F"],))
+    world.copy("M", "F")
+    assert copied_into(world, "US30") == chosen
 
 
 @pytest.mark.covers("X11")
