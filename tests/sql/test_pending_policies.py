@@ -143,7 +143,7 @@ def test_a_copy_that_does_not_fill_is_cancelled_then_opened_at_the_market(world:
 
 @pytest.mark.covers("S16")
 @FOUND_NOTHING
-def test_a_cancel_that_finds_the_order_filled_opens_nothing_more(world: NettingWorld, said: dict[str, str]) -> None:
+def test_a_cancel_that_finds_the_order_filled_opens_nothing_more(world: NettingWorld, said: dict[str, Any]) -> None:
     world.copy("M", "F")
     order = ordered(world)
     position = master_fills(world, order)
@@ -161,7 +161,7 @@ def test_a_cancel_that_finds_the_order_filled_opens_nothing_more(world: NettingW
 
 @pytest.mark.covers("S16")
 @FOUND_NOTHING
-def test_a_fill_that_comes_before_the_cancels_report_opens_nothing_more(world: NettingWorld, said: dict[str, str]) -> None:
+def test_a_fill_that_comes_before_the_cancels_report_opens_nothing_more(world: NettingWorld, said: dict[str, Any]) -> None:
     world.copy("M", "F")
     master_fills(world, ordered(world))
     grace_over(world)
