@@ -39,6 +39,8 @@ FINDINGS = [
             [*[("open", 0, 0, 0)] * 10, ("order", 0, 2, 0), ("filled", 0, 0, 0)]),
     Finding("news of an order came after those of what it had become", "HN", [0] * 25,
             [*[("open", 0, 0, 0)] * 8, ("hold", 1, 0, 0), ("order", 1, 1, 0), ("filled", 1, 0, 0), ("reticket", 1, 0, 0)]),
+    Finding("news of a position came after those of its second new ticket", "H", [0] * 13,
+            [("hold", 1, 0, 0), ("open", 1, 2, 0), ("reticket", 1, 0, 0), *[("open", 0, 0, 0)] * 8, ("reticket", 1, 0, 0)]),
     Finding("a copier was switched off while its account was being flattened", "HC", [0] * 13,
             [("open", 0, 0, 0), *[("increase", 0, 0, 0)] * 5, ("late", 0, 0, 0), ("done", 0, 0, 0), ("flatten", 0, 0, 6),
              ("mode", 0, 2, 0), ("done", 0, 0, 0), ("done", 0, 0, 0)]),

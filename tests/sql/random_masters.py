@@ -100,7 +100,8 @@ class Masters:
         self.flattening: dict[str, int] = {}
         self.books: dict[str, dict[str, dict[str, Any]]] = {master: {} for master in MASTERS}
         self.root: dict[str, str] = {}
-        #: orders that were told of after what became of them: taken for new ones until it is known whose lineage they began
+        #: orders, and positions of two new tickets since, that were told of after what became of them: new ones until it is known
+        #: whose lineage they began
         self.belated: set[str] = set()
         self.tickets = itertools.count(5000)
         self._holding = 0
@@ -135,7 +136,9 @@ class Masters:
 
     def _deliver(self, master: str, event: dict[str, Any]) -> None:
         root = self.root[event["position"]["ticket"]]
-        if event["type"] == "ordered" and any(self.root[e["position"]["ticket"]] == root for _, e in self._sent):
+        told = [e["position"] for _, e in self._sent if self.root[e["position"]["ticket"]] == root]
+        named = {ticket for position in told for ticket in (position["ticket"], position.get("replaces"))}
+        if told and (event["type"] == "ordered" or (event["type"] == "opened" and event["position"]["ticket"] not in named)):
             self.belated.add(root)
         status = self.world.tell(master, event)
         assert status in ("accepted", "history")
