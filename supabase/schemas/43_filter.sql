@@ -22,17 +22,28 @@ begin
       else v_local::time >= p_copier.open_from and v_local::time < p_copier.open_until end);
 end $$;
 
--- What this copier holds now and has opened since midnight of its zone. p_leaving: a link whose close a flip's open waits for, null: none.
+-- What this copier holds now and is about to, and has opened since midnight of its zone. p_leaving: a link whose close a flip's open waits for,
+-- null: none; what its master's position was before that leaves, too.
 create function private.copier_load(p_copier public.copiers, p_leaving bigint, p_now timestamptz, out positions bigint, out lots numeric, out today bigint)
 language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_netting boolean := (select a.mode = 'netting' from public.trading_accounts a where a.id = p_copier.follower_account_id);
+  v_leaves text := (select l.master_ticket from public.position_links l where l.id = p_leaving);
 begin
-  select count(*), coalesce(sum(greatest(coalesce(h.lots, 0), coalesce(l.wanted_lots, 0), coalesce(f.lots, 0))), 0) into positions, lots
+  -- a pending order that is to be opened at the market instead is wanted while it is held; netting followers want more than they hold
+  select count(*), coalesce(sum(case when v_netting then coalesce(h.lots, 0) + coalesce(l.wanted_lots, 0)
+    else greatest(coalesce(h.lots, 0), coalesce(l.wanted_lots, 0)) end + coalesce(f.lots, d.lots, 0)), 0) into positions, lots
   from public.position_links l
   left join lateral (select sum(g.lots) as lots from private.link_legs g where g.link_id = l.id) h on true
   left join lateral (
     select sum(q.lots) as lots from public.trade_execution_queue q
-    where q.link_id = l.id and q.finalized_at is null and q.action in ('open', 'place')) f on true
-  where l.follower_account_id = p_copier.follower_account_id and l.state = 'live' and l.copier_id = p_copier.id and l.id is distinct from p_leaving;
+    where not v_netting and q.link_id = l.id and q.finalized_at is null and q.action in ('open', 'increase', 'place')) f on true
+  left join lateral (
+    select sum((e ->> 'lots')::numeric) as lots from public.trade_execution_queue q cross join lateral jsonb_array_elements(q.parts) e
+    where v_netting and q.account_id = l.follower_account_id and q.symbol = l.symbol and q.in_flight
+      and e ->> 'link_id' = l.id::text and (e ->> 'lots')::numeric > 0) d on true
+  where l.follower_account_id = p_copier.follower_account_id and l.state = 'live' and l.copier_id = p_copier.id
+    and l.master_ticket is distinct from v_leaves;
   if p_copier.max_trades_per_day is not null then
     select count(*) into today from public.position_links l
     where l.user_id = p_copier.user_id and l.copier_id = p_copier.id and l.symbol is not null
