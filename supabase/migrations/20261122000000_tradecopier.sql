@@ -5124,8 +5124,8 @@ begin
     perform private.decide_for_symbol(p_account, p_symbol, p_now);
     return private.plan_net(p_account, p_symbol, p_now);
   end if;
-  if v_wish.frozen then  -- a change that waits is asked anew when it thaws; while all trading is off nothing is requeued
-    if private.trading_state() <> 'off' then perform private.supersede(v_waiting.id, p_now); end if;
+  if v_wish.frozen then  -- what waits is planned anew when it thaws; while all trading is off nothing is requeued, but what a deal was to open is dropped
+    if v_waiting.parts is not null or private.trading_state() <> 'off' then perform private.supersede(v_waiting.id, p_now); end if;
     return null;
   end if;
   if v_waiting.action = 'modify' and (v_ledger.asked_sl, v_ledger.asked_tp) is not distinct from (v_wish.sl, v_wish.tp) and v_ticket is not null then

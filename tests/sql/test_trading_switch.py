@@ -123,6 +123,23 @@ def test_what_a_netting_account_has_decided_but_not_dealt_is_dropped(world: Worl
     assert world.reasons("N") == {"trading_monitor": 1}
 
 
+def test_an_increase_of_a_net_position_that_waits_for_another_attempt_is_dropped_too(world: World, operator: str) -> None:
+    world.copy("M", "N")
+    p = world.opened("M", "1.00")
+    world.run()
+    world.send("M", world.event("increased", p | {"lots": "2.00"}))
+    (execution,) = world.open_executions("N")
+    world.report(execution, "rejected", reason="market_closed", retryable=True)
+    turn(world, operator, "off")
+    turn(world, operator, "on")
+    world.come_due()
+    world.run()
+    assert world.acts("N") == [("open", "buy", "1.00", "completed"), ("open", "buy", "1.00", "cancelled")]
+    world.send("M", world.event("closed", p | {"lots": "0"}))
+    world.run()
+    assert world.net == 0
+
+
 @pytest.mark.parametrize("state", ["on", "monitor"])
 def test_no_market_order_takes_the_place_of_a_pending_one_while_opens_are_stopped(
     world: World, operator: str, state: str
