@@ -8208,8 +8208,11 @@ begin
     where s.id = any (p_links) and s.ended_at is null and s.account_mode = 'hedging' and s.asked_price is not null and s.executions = 0
   loop
     select * into v_link from public.position_links l where l.id = v_state.id;
-    if v_state.replaced and not v_state.frozen and v_state.copy_state <> 'flattening' then
-      if v_state.position_lots > 0 and v_state.order_lots = 0 then perform private.join_filled_order(v_link, v_state.position_lots, p_now); end if;
+    if v_state.replaced then  -- it has filled: no policy for orders that never did concerns it
+      if v_state.position_lots > 0 and v_state.order_lots = 0 and not v_state.frozen and v_state.copy_state <> 'flattening' then
+        perform private.join_filled_order(v_link, v_state.position_lots, p_now);
+      end if;
+      update public.position_links l set order_due_at = null where l.id = v_state.id and l.ended_at is null and l.order_due_at <= p_now;
     elsif v_state.master_kind = 'order' then
       v_new := v_new || private.mind_waiting_order(v_link, v_state.master_event_id, v_state.master_lots = 0, v_state.doomed or v_state.frozen,
         v_state.copy_state = 'flattening', v_state.position_lots, v_state.order_lots, p_now);

@@ -153,3 +153,17 @@ def test_an_order_that_reduces_a_netting_masters_position_leaves_no_opposite_cop
     world.send("M", world.event("reduced", p | {"lots": "0.20", "replaces": s["ticket"]}))
     world.settle()
     assert world.book("F") == [("buy", "0.10")], world.acts()
+
+
+def test_an_early_fill_is_not_left_behind_though_its_copier_was_off_when_the_masters_order_filled(world: NettingWorld) -> None:
+    """Its order did fill: early_fill_policy has no say. What was missed while off is not copied, so it is closed."""
+    p, o, mine = netted(world)
+    world.send("F", world.event("opened", world.position("0.10", ticket=mine, price="1.09000", sl="1.08500")))
+    world.as_user("set_copier_mode", {"copier_id": world.copiers["M>F"], "mode": "off"})
+    world.send("M", world.event("increased", p | {"lots": "0.60", "replaces": o["ticket"]}))
+    assert world.rows("select 1 from public.position_links where state <> 'live'") == []
+    world.as_user("set_copier_mode", {"copier_id": world.copiers["M>F"], "mode": "on"})
+    world.settle()
+    world.send("M", world.event("closed", p | {"lots": "0"}))
+    world.settle()
+    assert world.book("F") == []
