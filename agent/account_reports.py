@@ -24,8 +24,9 @@ FIGURES_TOLD_EVERY: Final = 20
 QUOTES_AGAIN_EVERY: Final = 20
 #: specs told at once: by the report after a login besides what is watched and held, and by each look after it until all are told
 SPECS_AT_ONCE: Final = 80
-#: looks between two at the quotes that convert the account's money: sizes of copies depend on them, not on their last digit
-CONVERSIONS_EVERY: Final = 30
+#: looks after which the quotes that convert the account's money are told again: sizes of copies depend on them, not on their last
+#: digit. The database takes none over 60 s old (`symbol_quote_max_age_s`), and looks are farther apart where a broker is slow.
+CONVERSIONS_EVERY: Final = 20
 #: accounts that are kept in cents of a currency
 CENTS: Final = {"USC": "USD", "EUC": "EUR", "GBC": "GBP"}
 #: currencies without a pair of their own are converted by way of it
@@ -67,6 +68,7 @@ class AccountReports:
         self._figures: AccountState | None = None
         self._looks = 0
         self._told_at_look = 0
+        self._converted_at_look = 0
         self._funds_watched = False
         #: seconds until a look that the database asked for
         self._look_again: float | None = None
@@ -119,8 +121,8 @@ class AccountReports:
         more = self._untold[:SPECS_AT_ONCE]
         specs = await self._read_specs(new_names.union(doubtful, more))
         wanted = self._watched & (self._specs.keys() | specs.keys())
-        due = self._specs | specs if self._looks % CONVERSIONS_EVERY == 0 else specs
-        quotes = await self._read_quotes({*wanted, *self._conversions(due)})
+        convert = self._looks - self._converted_at_look >= CONVERSIONS_EVERY
+        quotes = await self._read_quotes({*wanted, *self._conversions(self._specs | specs if convert else specs)})
         state = await self._session.adapter.account() if figures else None
         if state is not None:
             self._session.check_login(state)
@@ -128,6 +130,8 @@ class AccountReports:
             state = None
         if specs or quotes or state is not None:
             await self._send(state, specs, quotes)
+        if convert:  # only now: what could not be told is told by the next look
+            self._converted_at_look = self._looks
         self._session.doubtful.difference_update(doubtful)
         del self._untold[: len(more)]
 

@@ -3026,7 +3026,7 @@ begin
 end $$;
 
 -- Mid prices of every pair of the currencies that the accounts themselves quote now, as {"EURUSD": "1.0850"}; agents tell these pairs every
--- half minute, moved or not.
+-- twenty seconds or so, moved or not.
 create function private.quoted_rates(p_accounts uuid[], p_currencies text[]) returns jsonb
 language plpgsql stable security definer set search_path = '' as $$
 declare
