@@ -5320,6 +5320,13 @@ begin
     case when pg_input_is_valid(e ->> 'unchanged_at', 'timestamptz') then (e ->> 'unchanged_at')::timestamptz end, clock_timestamp());
 end $$;
 
+-- Whether a change of a position may be the fill of an order whose copies are to be planned, too, for they go on under the order's ticket.
+create function private.order_filled_into(p_position jsonb, p_previous_lots numeric) returns boolean
+language plpgsql immutable set search_path = '' as $$
+begin
+  return coalesce(p_previous_lots > 0 and p_position ->> 'replaces' <> p_position ->> 'ticket', false);
+end $$;
+
 -- Stores and applies one event; result as docs/protocol.md, plus what it changed: parallel arrays "tickets", "events", "types".
 create function private.take_event(p_account public.trading_accounts, e jsonb, p_now timestamptz) returns jsonb
 language plpgsql security definer set search_path = '' as $$
@@ -5377,6 +5384,11 @@ begin
       v_tickets := v_tickets || jsonb_build_array(v_found #>> '{position,ticket}');
       v_events := v_events || to_jsonb(v_id);
       v_types := v_types || (v_found -> 'type');
+      if private.order_filled_into(v_found -> 'position', (v_found ->> 'previous_lots')::numeric) then
+        v_tickets := v_tickets || (v_found #> '{position,replaces}');
+        v_events := v_events || to_jsonb(v_id);
+        v_types := v_types || (v_found -> 'type');
+      end if;
     end loop;
     v_key := v_key || jsonb_build_object('missing', v_snapshot.missing);
     if p_account.copy_state = 'flattening' then
@@ -5400,7 +5412,7 @@ begin
       v_tickets := jsonb_build_array(v_position ->> 'ticket');
       v_events := jsonb_build_array(v_id);
       v_types := jsonb_build_array(v_change.type);
-      if v_change.previous_lots > 0 and nullif(v_position ->> 'replaces', v_position ->> 'ticket') is not null then  -- copies of the order it was
+      if private.order_filled_into(v_position, v_change.previous_lots) then
         v_tickets := v_tickets || (v_position -> 'replaces');
         v_events := v_events || to_jsonb(v_id);
         v_types := v_types || to_jsonb(v_change.type);
@@ -5926,6 +5938,11 @@ begin
     v_events := v_events || v_id;
     v_tickets := v_tickets || (v_change #>> '{position,ticket}');
     v_types := v_types || (v_change ->> 'type');
+    if private.order_filled_into(v_change -> 'position', (v_change ->> 'previous_lots')::numeric) then
+      v_events := v_events || v_id;
+      v_tickets := v_tickets || (v_change #>> '{position,replaces}');
+      v_types := v_types || (v_change ->> 'type');
+    end if;
   end loop;
   if cardinality(v_tickets) = 0 then return null; end if;
   v_new := private.plan(private.links_of_tickets(p_account, v_tickets), array_fill(p_account, array[cardinality(v_tickets)]), v_tickets, null, p_now);

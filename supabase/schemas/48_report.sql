@@ -369,6 +369,11 @@ begin
     v_events := v_events || v_id;
     v_tickets := v_tickets || (v_change #>> '{position,ticket}');
     v_types := v_types || (v_change ->> 'type');
+    if private.order_filled_into(v_change -> 'position', (v_change ->> 'previous_lots')::numeric) then
+      v_events := v_events || v_id;
+      v_tickets := v_tickets || (v_change #>> '{position,replaces}');
+      v_types := v_types || (v_change ->> 'type');
+    end if;
   end loop;
   if cardinality(v_tickets) = 0 then return null; end if;
   v_new := private.plan(private.links_of_tickets(p_account, v_tickets), array_fill(p_account, array[cardinality(v_tickets)]), v_tickets, null, p_now);

@@ -1,5 +1,6 @@
 """Pending orders of masters, their copies, and what becomes of both."""
 
+from decimal import Decimal
 from typing import Any
 
 from netting_world import NettingWorld
@@ -167,3 +168,31 @@ def test_an_early_fill_is_not_left_behind_though_its_copier_was_off_when_the_mas
     world.send("M", world.event("closed", p | {"lots": "0"}))
     world.settle()
     assert world.book("F") == []
+
+
+def test_a_snapshot_tells_that_an_order_has_filled_into_a_netting_masters_position(world: NettingWorld) -> None:
+    """The master's agent was away meanwhile: the copy of the order must not wait for a price for ever."""
+    p, o, _ = netted(world)
+    grown = p | {"lots": "0.60", "replaces": o["ticket"]}
+    world.send("M", world.event("snapshot", positions=[grown]))
+    world.settle()
+    assert world.book("F") == [("buy", "0.10"), ("buy", "0.20")], world.acts()
+    assert world.rows("select 1 from private.link_legs where kind = 'order'") == []
+
+
+def test_a_report_tells_that_an_order_has_filled_into_a_netting_masters_position(world: NettingWorld) -> None:
+    """N nets, copies M2, and leads F: the report of its own deal may be the first to show what its user's order has come to."""
+    world.copy("M2", "N")
+    world.copy("N", "F")
+    q = world.opened("M2", "0.40")
+    world.settle_both()
+    o = world.position("0.20", kind="order", order_type="limit", price="1.09000")
+    world.send("N", world.event("ordered", o))
+    world.settle_both()
+    world.send("M2", world.event("increased", q | {"lots": "0.50"}))
+    (execution,) = world.open_executions("N")
+    world.net += execution["lots"] + Decimal("0.20")
+    world.report(execution, positions=world.state(replaces=o["ticket"]), filled_lots=str(execution["lots"]), price="1.10000")
+    world.settle_both()
+    assert world.held("F") == Decimal("0.70"), world.acts()
+    assert world.rows("select 1 from private.link_legs where kind = 'order'") == []
