@@ -6205,7 +6205,9 @@ declare
   v_new bigint[] := '{}';
   v_ticket text;
 begin
-  for v_ticket in select distinct value from jsonb_array_elements_text(p_taken -> 'tickets') loop
+  for v_ticket in  -- in their order: what a ticket replaces comes after it
+    select t.value from jsonb_array_elements_text(p_taken -> 'tickets') with ordinality as t (value, n) group by t.value order by min(t.n)
+  loop
     v_new := v_new || private.decide_apart(p_account, v_ticket, array(
       select c.id from public.copiers c where c.master_account_id = p_account and c.removed_at is null
       union

@@ -291,3 +291,18 @@ def test_what_only_this_moment_made_fail_is_the_callers_to_repeat(farm_of_three:
     assert raised.value.sqlstate == state
     assert (faults(world), alerts(world)) == ([], [])
     assert tell(world, reports) == [("accepted", None)] * 3
+
+
+def test_a_ticket_that_goes_on_under_another_is_explained_by_the_new_one(farm_of_three: NettingWorld) -> None:
+    """One by one, the old ticket's turn comes second: no copy goes by its name any more."""
+    world = farm_of_three
+    world.db.execute("update public.copiers set sizing_value = 0.01 where follower_account_id = %s", (world.accounts["F"],))
+    p = world.opened("M", "1.00", ticket="100")
+    world.settle()
+    with planted(world, "plan_events", "true"):
+        world.send("M", world.event("reduced", p | {"ticket": "99", "lots": "0.70", "replaces": "100"}))
+    assert world.reasons("F") == {"residual_hold": 1}
+    p |= {"lots": "0.70", "ticket": "99"}
+    with planted(world, "plan_events", "true"):
+        world.send("M", world.event("reduced", p | {"ticket": "101", "lots": "0.60", "replaces": "99"}))
+    assert world.reasons("F") == {"residual_hold": 2}
