@@ -7,7 +7,7 @@ export const REASONS = {
       "raise the coefficient, or accept that small trades are left out",
     ],
     no_stop_loss: [
-      "sizing by risk needs the stop (under reverse: the take profit) and there is none",
+      "sizing by risk needs a stop (under reverse: the take profit) on the losing side of the price, and there is none",
       "size by another mode, or set a stop at the master",
     ],
     max_leverage: ["the trade would exceed the copier's leverage limit", "raise max_leverage, or choose the policy shrink"],
@@ -187,7 +187,7 @@ export const WARNINGS = {
   forced_min: "the copy was raised to the follower's minimum",
   split: "the copy is more than one order may be, and was split into several",
   contract_sizes_differ: "one lot means something else at the follower, and contract_alignment is off",
-  risk_unknown: "the trade has no stop, so max_risk_percent could not be applied",
+  risk_unknown: "the trade has no stop that limits a loss, so max_risk_percent could not be applied",
   sanity_unchecked: "an equity or exchange rate is not known, so sanity_factor could not be applied",
   netting_sltp_virtual: "several copies share one net position: none of their levels stands on it",
   sl_adjusted: "the level lay inside the broker's stops or freeze distance; the nearest legal one was sent",
