@@ -4585,6 +4585,28 @@ begin
   return null;  -- whatever it is: the agent measures from the price it finds
 end $$;
 
+-- Where the stop of an increase will stand that the copier sets itself: it is measured from the copy's average price, which the increase moves
+-- to somewhere between the present one and its own. The farther of both, so that no risk is forgotten.
+create function private.stop_of_increase(
+  p_copier public.copiers, p_master public.positions, p_symbol public.account_symbols, p_side text, p_link bigint, p_now timestamptz
+) returns numeric
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_held numeric := (private.first_levels(p_copier, p_master, p_symbol, p_side, private.open_price(p_link), p_now)).sl;
+  v_new numeric := (private.first_levels(p_copier, p_master, p_symbol, p_side, null, p_now)).sl;
+begin
+  return case p_side when 'buy' then least(v_held, v_new) else greatest(v_held, v_new) end;
+end $$;
+
+-- A copier whose stop is known: the master's level that it is sized with is the stop.
+create function private.at_stop(p_copier public.copiers) returns public.copiers
+language plpgsql immutable set search_path = '' as $$
+begin
+  p_copier.sl_mode := 'price';
+  p_copier.max_sl_points := null;
+  return p_copier;
+end $$;
+
 -- Decides every pair that waits for it, for any number of followers in one statement, and queues the orders of hedging followers;
 -- what a netting follower shall open is latched as wanted_lots of its link, for 46_netting.sql. Returns the new executions.
 -- p_asked: see private.undecided; what is asked for is as old as the asking. Longer than forty lines because it is that statement.
@@ -4633,17 +4655,19 @@ begin
         when (p.fs).contract_size is null or (p.fs).lots_step is null or (p.fs).lots_min is null or (p.fs).lots_max is null then 'symbol_unmapped'
         when (p.fs).trade_mode in ('close_only', 'disabled') or ((p.fs).trade_mode = 'long_only' and p.side = 'sell')
           or ((p.fs).trade_mode = 'short_only' and p.side = 'buy') then 'trade_disabled'
-        when p_asked is not null or p.by_user then private.asked_too_late(coalesce(p_asked, 'resync'), p.c, p.m, p.ma, p.fs, p.side, p_now) end as verdict
+        when p_asked is not null or p.by_user then private.asked_too_late(coalesce(p_asked, 'resync'), p.c, p.m, p.ma, p.fs, p.side, p_now) end as verdict,
+      p.kind = 'increase' and (p.m).kind = 'position' and ((p.c).sl_mode in ('distance', 'fixed') or (p.c).max_sl_points is not null) as own_stop
     from pairs p
     offset 0
   ), sized as (
     select k.*, case when k.verdict is null then private.size_order(
-        case when k.asked_lots is not null then private.sized_by(k.c, k.asked_lots)
-          when (k.c).lots_jitter_percent > 0 then private.jittered(k.c, (k.m).ticket, k.generation) else k.c end, private.fresh_funds(k.ma, v_fresh_since), private.fresh_funds(k.fa, v_fresh_since),
-        k.ms, k.fs, (k.m).side, k.delta,
+        case when k.own_stop then private.at_stop(y.sizer) else y.sizer end,
+        private.fresh_funds(k.ma, v_fresh_since), private.fresh_funds(k.fa, v_fresh_since), k.ms, k.fs, (k.m).side, k.delta,
         -- what is bought today loses from today's price to the stop, wherever the master began; a stop by distance goes along with the price
-        case when (k.kind = 'increase' or p_asked is not null) and (k.m).kind = 'position' and (k.c).sl_mode <> 'distance'
-          then coalesce(private.entry_price(k.fs, k.side, (k.m).price, p_now), (k.m).price) else (k.m).price end, (k.m).sl, (k.m).tp,
+        case when (k.kind = 'increase' or p_asked is not null and (k.c).sl_mode <> 'distance') and (k.m).kind = 'position'
+          then coalesce(private.entry_price(k.fs, k.side, (k.m).price, p_now), (k.m).price) else (k.m).price end,
+        case when k.own_stop and not (k.c).reverse then private.stop_of_increase(k.c, k.m, k.fs, k.side, k.link_id, p_now) else (k.m).sl end,
+        case when k.own_stop and (k.c).reverse then private.stop_of_increase(k.c, k.m, k.fs, k.side, k.link_id, p_now) else (k.m).tp end,
         case when (k.ma).currency = (k.fa).currency and (k.fs).profit_currency = (k.fa).currency and (k.ms).profit_currency = (k.ma).currency
           then '{}'::jsonb
           else private.quoted_rates(array[(k.fa).id, (k.ma).id],
@@ -4659,6 +4683,8 @@ begin
         then (private.copier_load(k.c, case k.kind when 'flip' then k.link_id end, p_now)).lots end as held_lots,
       private.on_tick((k.m).price, (k.fs).tick_size) as order_price
     from checked k
+    cross join lateral (select case when k.asked_lots is not null then private.sized_by(k.c, k.asked_lots)
+      when (k.c).lots_jitter_percent > 0 then private.jittered(k.c, (k.m).ticket, k.generation) else k.c end as sizer) y
     offset 0
   ), decided as materialized (
     select s.*, coalesce(s.verdict, (s.z).reason,

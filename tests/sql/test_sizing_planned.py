@@ -136,10 +136,19 @@ def test_risk_by_the_distance_of_the_stop(world: World) -> None:
     assert lots(world) == ["0.42"]
 
 
-@pytest.mark.parametrize("how", ["increased", "existing"])
 @pytest.mark.parametrize(
-    ("settings", "size"),
-    [({}, "0.06"), ({"sl_mode": "distance"}, "1"), ({"sl_mode": "fixed", "sl_points": 100}, "1")],  # 150 points; 10; 100
+    ("settings", "how", "size"),
+    [
+        ({}, "increased", "0.06"),  # 1500 points
+        ({}, "existing", "0.06"),
+        ({"sl_mode": "distance"}, "existing", "1"),  # 10 from the price it opens at
+        ({"sl_mode": "fixed", "sl_points": 100}, "existing", "1"),
+        # from what the copy was opened at, 1.10000, to its stop, and the way to there
+        ({"sl_mode": "distance"}, "increased", "0.06"),
+        ({"sl_mode": "fixed", "sl_points": 100}, "increased", "0.06"),
+        ({"sl_mode": "fixed", "sl_points": 100, "reverse": True}, "increased", "1"),  # sold lower, stopped at 1.10100 or 1.11580
+        ({"max_sl_points": 50}, "increased", "0.06"),
+    ],
 )
 def test_what_is_opened_later_risks_from_the_price_it_is_opened_at(
     world: World, how: str, settings: dict[str, Any], size: str
