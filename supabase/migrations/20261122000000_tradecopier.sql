@@ -10146,7 +10146,7 @@ select o.event_id, o.copier_id, o.user_id, o.link_id, o.decided_at,
     when x.id is null then 'not_copied'
     when d.waiting > 0 then 'in_flight'
     when d.failed = 0 and not d.short then 'copied'
-    when d.filled_lots > 0 then 'partly'
+    when d.filled_lots > 0 or d.short and d.filled_lots is null then 'partly'
     when d.failed < d.orders then 'copied'
     else 'not_copied' end as status,
   coalesce(o.reason, d.reason) as reason, o.detail, d.message,
@@ -10164,10 +10164,10 @@ left join public.trade_events e on e.id = o.event_id and e.received_at > o.decid
 left join public.trade_execution_queue x on x.id = o.execution_id
 left join lateral (
   select count(*) as orders, count(*) filter (where q.finalized_at is null) as waiting,
-    -- what was refused and has been done since by another order is no failure
+    -- what was refused, or filled in part, and has been done since by another order is no failure
     count(*) filter (where q.status in ('rejected', 'expired', 'cancelled') and q.step_id >= coalesce(q.done_step, 0)) as failed,
     coalesce(bool_or(q.finalized_at is not null and q.filled_lots < q.lots and q.action in ('open', 'increase', 'reduce', 'close')
-      and q.status = 'completed'), false) as short,
+      and q.status = 'completed' and q.step_id >= coalesce(q.done_step, 0)), false) as short,
     max(q.attempt) as attempts,
     (array_agg(q.reason order by q.finalized_at is null desc, q.id desc) filter (where q.reason is not null and q.step_id >= coalesce(q.done_step, 0)))[1] as reason,
     (array_agg(q.message order by q.finalized_at is null desc, q.id desc) filter (where q.reason is not null and q.step_id >= coalesce(q.done_step, 0)))[1] as message,

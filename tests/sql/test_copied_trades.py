@@ -131,6 +131,34 @@ def test_a_partial_fill_says_so(world: NettingWorld) -> None:
     assert shown(row, "status", *FIGURES[:4]) == ("partly", "0.6", "1.1001", "10", "6")
 
 
+def test_a_close_that_was_filled_in_two_parts_is_copied(world: NettingWorld) -> None:
+    world.copy("M", "F")
+    p = world.opened("M", "1.00")
+    dealt(world, world.open_executions("F")[0], "1.10000")
+    world.send("M", world.event("reduced", p | {"lots": "0.40"}, deal_price="1.10000"))
+    dealt(world, world.open_executions("F")[0], "1.10010", lots="0.20")
+    assert shown(trades(world)[1], "status", "filled_lots") == ("in_flight", "0.2")
+    dealt(world, world.open_executions("F")[0], "1.09980")
+    # (0.20 × -10 + 0.40 × 20) / 0.60
+    assert shown(trades(world)[1], "status", *FIGURES[:4]) == ("copied", "0.6", "1.0999", "10", "6")
+
+
+def test_copies_that_shared_a_partial_fill_are_not_called_copied(world: NettingWorld) -> None:
+    """Whose part was dealt is not known from the order alone."""
+    world.copy("M", "N")
+    world.copy("M2", "N")
+    world.opened("M", "0.50")
+    (first,) = world.open_executions("N")
+    world.opened("M2", "0.30")
+    world.opened("M", "0.20")
+    world.deal(first)
+    (both,) = world.open_executions("N")
+    world.deal(both, Decimal("0.30"))
+    assert [shown(row, "status", "filled_lots") for row in trades(world, "N")] == [
+        ("copied", "0.5"), ("partly", None), ("partly", None),
+    ]  # fmt: skip
+
+
 def test_money_is_of_the_followers_account_and_by_the_rate_of_the_fill(world: NettingWorld) -> None:
     world.add_account("E", vps="b", currency="EUR")
     world.copy("M", "E")
