@@ -4183,6 +4183,17 @@ begin
   end if;
 end $$;
 
+-- What was refused waits for its time or for a changed wish: these links are wanted otherwise now, so their closes and reductions wait no longer.
+create function private.wait_no_longer(p_links bigint[], p_now timestamptz) returns void
+language plpgsql security definer set search_path = '' as $$
+begin
+  update public.position_links l set replan_at = p_now where l.id = any (p_links) and l.ended_at is null and l.close_failures > 0 and l.replan_at > p_now;
+  update private.net_ledgers n set replan_at = p_now
+  from public.position_links l
+  where l.id = any (p_links) and l.ended_at is null and n.account_id = l.follower_account_id and n.symbol = l.symbol and n.failures > 0
+    and n.replan_at > p_now;
+end $$;
+
 -- After a report most links are as they should be, or over. Ends those that are over and returns those that the planner has to look at; a link
 -- left out is one for which it would do nothing.
 create function private.settle(p_links bigint[], p_now timestamptz) returns bigint[]
@@ -4826,6 +4837,7 @@ begin
   update public.trade_execution_queue q set cancel_requested_at = p_now, updated_at = p_now
   where q.account_id = p_account and q.in_flight and private.opens(q) and q.cancel_requested_at is null;
   select array_agg(l.id) into v_links from public.position_links l where l.follower_account_id = p_account and l.state = 'live';
+  perform private.wait_no_longer(v_links, p_now);
   perform private.offer(coalesce(private.plan_again(v_links, p_now), '{}') || private.plan_flatten(p_account, p_now), null, clock_timestamp());
 end $$;
 
@@ -5496,8 +5508,15 @@ create function private.plan_events(p_account uuid, p_events bigint[], p_types t
 language plpgsql security definer set search_path = '' as $$
 declare
   v_links bigint[] := private.links_of_tickets(p_account, p_tickets);
-  v_new bigint[] := private.plan(v_links, array_fill(p_account, array[cardinality(p_tickets)]), p_tickets, null, p_now);
+  v_new bigint[];
 begin
+  if v_links is not null and p_types && array['reduced', 'closed', 'cancelled', 'opened'] then
+    perform private.wait_no_longer(array(
+      select l.id from unnest(p_types, p_tickets) as e (type, ticket)
+      join public.position_links l on l.master_account_id = p_account and l.master_ticket = e.ticket and l.id = any (v_links)
+      where e.type in ('reduced', 'closed', 'cancelled', 'opened')), p_now);
+  end if;
+  v_new := private.plan(v_links, array_fill(p_account, array[cardinality(p_tickets)]), p_tickets, null, p_now);
   -- a decision may have waited for this: an increase for the fill of an order of ours, a flip for the end of what was held
   v_new := coalesce(v_new, '{}') || coalesce(private.plan_again(array(
     select l.id from public.position_links l where l.id = any (v_links) and l.follower_account_id = p_account), p_now), '{}');
@@ -9094,6 +9113,7 @@ begin
   select array_agg(l.id) into v_links from public.copiers c
   join public.position_links l on l.follower_account_id = c.follower_account_id and l.copier_id = c.id and l.state = 'live'
   where c.id = p_copier;
+  perform private.wait_no_longer(v_links, p_now);
   perform private.offer(private.plan_again(v_links, p_now), null, clock_timestamp());
 end $$;
 

@@ -139,6 +139,17 @@ begin
   end if;
 end $$;
 
+-- What was refused waits for its time or for a changed wish: these links are wanted otherwise now, so their closes and reductions wait no longer.
+create function private.wait_no_longer(p_links bigint[], p_now timestamptz) returns void
+language plpgsql security definer set search_path = '' as $$
+begin
+  update public.position_links l set replan_at = p_now where l.id = any (p_links) and l.ended_at is null and l.close_failures > 0 and l.replan_at > p_now;
+  update private.net_ledgers n set replan_at = p_now
+  from public.position_links l
+  where l.id = any (p_links) and l.ended_at is null and n.account_id = l.follower_account_id and n.symbol = l.symbol and n.failures > 0
+    and n.replan_at > p_now;
+end $$;
+
 -- After a report most links are as they should be, or over. Ends those that are over and returns those that the planner has to look at; a link
 -- left out is one for which it would do nothing.
 create function private.settle(p_links bigint[], p_now timestamptz) returns bigint[]

@@ -17,6 +17,7 @@ begin
   update public.trade_execution_queue q set cancel_requested_at = p_now, updated_at = p_now
   where q.account_id = p_account and q.in_flight and private.opens(q) and q.cancel_requested_at is null;
   select array_agg(l.id) into v_links from public.position_links l where l.follower_account_id = p_account and l.state = 'live';
+  perform private.wait_no_longer(v_links, p_now);
   perform private.offer(coalesce(private.plan_again(v_links, p_now), '{}') || private.plan_flatten(p_account, p_now), null, clock_timestamp());
 end $$;
 

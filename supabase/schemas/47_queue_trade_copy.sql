@@ -213,8 +213,15 @@ create function private.plan_events(p_account uuid, p_events bigint[], p_types t
 language plpgsql security definer set search_path = '' as $$
 declare
   v_links bigint[] := private.links_of_tickets(p_account, p_tickets);
-  v_new bigint[] := private.plan(v_links, array_fill(p_account, array[cardinality(p_tickets)]), p_tickets, null, p_now);
+  v_new bigint[];
 begin
+  if v_links is not null and p_types && array['reduced', 'closed', 'cancelled', 'opened'] then
+    perform private.wait_no_longer(array(
+      select l.id from unnest(p_types, p_tickets) as e (type, ticket)
+      join public.position_links l on l.master_account_id = p_account and l.master_ticket = e.ticket and l.id = any (v_links)
+      where e.type in ('reduced', 'closed', 'cancelled', 'opened')), p_now);
+  end if;
+  v_new := private.plan(v_links, array_fill(p_account, array[cardinality(p_tickets)]), p_tickets, null, p_now);
   -- a decision may have waited for this: an increase for the fill of an order of ours, a flip for the end of what was held
   v_new := coalesce(v_new, '{}') || coalesce(private.plan_again(array(
     select l.id from public.position_links l where l.id = any (v_links) and l.follower_account_id = p_account), p_now), '{}');

@@ -159,6 +159,7 @@ begin
   select array_agg(l.id) into v_links from public.copiers c
   join public.position_links l on l.follower_account_id = c.follower_account_id and l.copier_id = c.id and l.state = 'live'
   where c.id = p_copier;
+  perform private.wait_no_longer(v_links, p_now);
   perform private.offer(private.plan_again(v_links, p_now), null, clock_timestamp());
 end $$;
 

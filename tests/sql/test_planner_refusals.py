@@ -2,6 +2,7 @@
 
 from decimal import Decimal
 
+import pytest
 from netting_world import NettingWorld
 
 
@@ -211,3 +212,25 @@ def test_an_opposite_open_that_waits_is_dropped_when_its_master_closes(world: Ne
     world.send("M2", world.event("closed", p | {"lots": "0"}))
     world.come_due()
     assert [x for x in world.open_executions("N") if x["status"] == "queued"] == [], world.acts("N")
+
+
+@pytest.mark.parametrize("follower", ["F", "N"])
+@pytest.mark.parametrize("wish", ["reduced", "closed", "removed", "flattened"])
+def test_a_changed_wish_does_not_wait_for_the_pause_after_a_refusal(world: NettingWorld, follower: str, wish: str) -> None:
+    world.copy("M", follower)
+    p = world.opened("M", "1.00")
+    world.settle_both()
+    world.send("M", world.event("reduced", p | {"lots": "0.50"}))
+    world.report(world.open_executions(follower)[0], "rejected", reason="trade_disabled")
+    world.send("M", world.event("modified", p | {"lots": "0.50"}))
+    assert world.open_executions(follower) == []  # the same wish waits
+    if wish == "reduced":
+        world.send("M", world.event("reduced", p | {"lots": "0.30"}))
+    elif wish == "closed":
+        world.send("M", world.event("closed", p | {"lots": "0"}))
+    elif wish == "removed":
+        world.as_user("remove_copier", {"copier_id": world.copiers[f"M>{follower}"], "mode": "close_now"})
+    else:
+        world.as_user("flatten_account", {"account_id": world.accounts[follower]})
+    expected = ("reduce", "0.70") if wish == "reduced" else ("close", "1.00")
+    assert [(e["action"], f"{e['lots']:.2f}") for e in world.open_executions(follower)] == [expected]
