@@ -8985,6 +8985,12 @@ begin
         hint = 'Check the id, or leave it out to make a new copier.';
     end if;
     perform private.refuse_leaving((p_copier ->> 'id')::uuid);
+    foreach v_unknown in array array['master_account_id', 'follower_account_id'] loop
+      if p_copier ? v_unknown and private.uuid_of(p_copier, v_unknown)::text <> to_jsonb(v_new) ->> v_unknown then
+        raise exception using errcode = 'TC303', message = format('save_copier: %s of a copier does not change', v_unknown),
+          hint = 'Remove this copier and make a new one.';
+      end if;
+    end loop;
     p_copier := p_copier - 'master_account_id' - 'follower_account_id';
   else
     v_new.master_account_id := private.uuid_of(p_copier, 'master_account_id');

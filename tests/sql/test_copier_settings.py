@@ -216,3 +216,15 @@ def test_a_limit_is_never_beyond_all_numbers(world: World, setting: str) -> None
     for value in ("NaN", "Infinity"):  # by whom no function stands in the way
         with pytest.raises(psycopg.errors.CheckViolation):
             world.db.execute(f"update public.copiers set {setting} = %s where id = %s", (value, copier))
+
+
+@pytest.mark.parametrize("account", ["master_account_id", "follower_account_id"])
+def test_the_accounts_of_a_copier_do_not_change(world: World, account: str) -> None:
+    """Not even silently: whoever names another account would think that it is copied from now on."""
+    world.add_account("X")
+    copier = world.copy("M", "F")
+    with pytest.raises(psycopg.Error, match=f"{account} of a copier does not change") as refused:
+        world.as_user("save_copier", {"id": copier, account: world.accounts["X"]})
+    assert refused.value.sqlstate == "TC303"
+    world.copy("M", "F", id=copier, sizing_value="2")  # the same two accounts may be named
+    assert [str(r["sizing_value"]) for r in world.rows("select sizing_value from public.copiers")] == ["2"]
