@@ -749,6 +749,7 @@ export type Database = {
           detected_at: string;
           existing: boolean;
           expires_at: string | null;
+          filled_at: string | null;
           first_seen_at: string;
           kind: string;
           last_event_id: number | null;
@@ -781,6 +782,7 @@ export type Database = {
           detected_at: string;
           existing?: boolean;
           expires_at?: string | null;
+          filled_at?: string | null;
           first_seen_at: string;
           kind: string;
           last_event_id?: number | null;
@@ -812,6 +814,7 @@ export type Database = {
           detected_at?: string;
           existing?: boolean;
           expires_at?: string | null;
+          filled_at?: string | null;
           first_seen_at?: string;
           kind?: string;
           last_event_id?: number | null;

@@ -2296,6 +2296,7 @@ create table public.positions (
   unseen_at timestamptz not null,
   detected_at timestamptz not null,
   first_seen_at timestamptz not null,
+  filled_at timestamptz,
   changed_at timestamptz not null,
   last_event_id bigint,
   replaced_by text,
@@ -2314,6 +2315,7 @@ comment on column public.positions.session is 'with seq: number of the last mess
 comment on column public.positions.existing is 'was there in the first snapshot ever made of the account: never copied by itself';
 comment on column public.positions.released is 'was a copy and is the user''s own now: its copier was removed with preserve';
 comment on column public.positions.absent_snapshots is 'good snapshots in a row without it; two close it when history does not explain it';
+comment on column public.positions.filled_at is 'when the pending order that this position was became it; null = it never was one';
 comment on column public.positions.unseen_at is 'last moment the account was seen without the open or increase: the age of the news is counted from here';
 comment on column public.positions.tag is 'number of the execution that made it, when it is a copy of ours';
 comment on column public.positions.last_event_id is 'trade event that last changed it';
@@ -3329,21 +3331,23 @@ begin
   v_flip := coalesce(v_type = 'opened' and o.closed_at is null and o.kind = 'position', false);
 
   insert into public.positions as m (account_id, ticket, user_id, kind, symbol, side, order_type, lots, price, sl, tp, magic, comment, tag,
-    opened_at, expires_at, session, seq, existing, released, unseen_at, detected_at, first_seen_at, changed_at, last_event_id, closed_at, close_reason)
+    opened_at, expires_at, session, seq, existing, released, unseen_at, detected_at, first_seen_at, filled_at,
+    changed_at, last_event_id, closed_at, close_reason)
   values (p_account.id, p ->> 'ticket', p_account.user_id, p ->> 'kind', p ->> 'symbol', p ->> 'side',
     case when p ->> 'kind' = 'order' then p ->> 'order_type' end, v_lots, (p ->> 'price')::numeric,
     nullif((p ->> 'sl')::numeric, 0), nullif((p ->> 'tp')::numeric, 0), p ->> 'magic', p ->> 'comment',
     coalesce((p ->> 'tag')::bigint, o.tag), (p ->> 'opened_at')::timestamptz, (p ->> 'expires_at')::timestamptz, p_session, p_seq,
     case when v_flip then false else coalesce(o.existing, p_existing) end, coalesce(o.released and o.closed_at is null, false),
     case when v_news then p_unseen else o.unseen_at end, p_detected,
-    case when v_flip or o.ticket is null then p_now else o.first_seen_at end, p_now, p_event_id,
+    case when v_flip or o.ticket is null then p_now else o.first_seen_at end,
+    case when o.kind = 'order' and o.closed_at is null and p ->> 'kind' = 'position' then p_now else o.filled_at end, p_now, p_event_id,
     case when v_lots = 0 then p_now end, case when v_lots = 0 then coalesce(p_close_reason, 'client') end)
   on conflict (account_id, ticket) do update set
     kind = excluded.kind, symbol = excluded.symbol, side = excluded.side, order_type = excluded.order_type, lots = excluded.lots,
     price = excluded.price, sl = excluded.sl, tp = excluded.tp, magic = excluded.magic, comment = excluded.comment, tag = excluded.tag,
     opened_at = coalesce(excluded.opened_at, m.opened_at), expires_at = excluded.expires_at, session = excluded.session, seq = excluded.seq,
     existing = excluded.existing, released = excluded.released, absent_snapshots = 0, unseen_at = excluded.unseen_at, detected_at = excluded.detected_at,
-    first_seen_at = excluded.first_seen_at, changed_at = excluded.changed_at,
+    first_seen_at = excluded.first_seen_at, filled_at = excluded.filled_at, changed_at = excluded.changed_at,
     last_event_id = coalesce(excluded.last_event_id, m.last_event_id), closed_at = excluded.closed_at,
     close_reason = excluded.close_reason, replaced_by = null;
 
@@ -4568,8 +4572,9 @@ begin
   where case
     when p_asked is not null then (l.id is null or l.state = 'ended' and f.executions = 0)
       and (m.kind = 'position' or c.copy_pending and fa.mode = 'hedging')
-    when l.id is null then not m.existing and m.first_seen_at >= c.started_at
-      and (m.kind = 'position' or c.copy_pending and fa.mode = 'hedging')
+    -- what was there before the copier is not news, except the fill of an order where orders are copied at their fill
+    when l.id is null and c.copy_pending and fa.mode = 'hedging' then not m.existing and m.first_seen_at >= c.started_at
+    when l.id is null then m.kind = 'position' and (not m.existing and m.first_seen_at >= c.started_at or coalesce(m.filled_at >= c.started_at, false))
     when l.master_side <> m.side then m.kind = 'position' and (l.state = 'ended' or f.close_step is not null or fa.mode = 'netting')
     else l.state = 'live' and m.kind = 'position' and (m.lots > l.seen_master_lots or l.resync_lots is not null) and f.executions = 0 and l.wanted_lots is null
       and l.base_lots is not null and (fa.mode = 'hedging' or not exists (  -- a deal may be its reduction, whichever link it is queued for
@@ -4797,7 +4802,8 @@ begin
       when l.id is null and c.removal is not null then 'copier_removed'
       when l.id is null and m.closed_at is not null and e.type in ('opened', 'ordered') then 'already_closed'
       when l.id is null and m.kind = 'order' and (not c.copy_pending or fa.mode = 'netting') then 'copied_at_fill'
-      when l.id is null and (m.existing or m.first_seen_at < c.started_at) then 'existing'
+      when l.id is null and (m.existing or m.first_seen_at < c.started_at)
+        and (c.copy_pending and fa.mode = 'hedging' or m.filled_at is null or m.filled_at < c.started_at) then 'existing'
       when l.id is null then 'not_copied'
       when l.state = 'ended' and l.reason in ('closed_by_follower', 'stop_out', 'closed', 'master_never_filled', 'order_expired', 'released') then l.reason
       when l.state = 'ended' then 'not_copied'

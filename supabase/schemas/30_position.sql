@@ -49,6 +49,7 @@ create table public.positions (
   unseen_at timestamptz not null,
   detected_at timestamptz not null,
   first_seen_at timestamptz not null,
+  filled_at timestamptz,
   changed_at timestamptz not null,
   last_event_id bigint,
   replaced_by text,
@@ -67,6 +68,7 @@ comment on column public.positions.session is 'with seq: number of the last mess
 comment on column public.positions.existing is 'was there in the first snapshot ever made of the account: never copied by itself';
 comment on column public.positions.released is 'was a copy and is the user''s own now: its copier was removed with preserve';
 comment on column public.positions.absent_snapshots is 'good snapshots in a row without it; two close it when history does not explain it';
+comment on column public.positions.filled_at is 'when the pending order that this position was became it; null = it never was one';
 comment on column public.positions.unseen_at is 'last moment the account was seen without the open or increase: the age of the news is counted from here';
 comment on column public.positions.tag is 'number of the execution that made it, when it is a copy of ours';
 comment on column public.positions.last_event_id is 'trade event that last changed it';

@@ -74,21 +74,23 @@ begin
   v_flip := coalesce(v_type = 'opened' and o.closed_at is null and o.kind = 'position', false);
 
   insert into public.positions as m (account_id, ticket, user_id, kind, symbol, side, order_type, lots, price, sl, tp, magic, comment, tag,
-    opened_at, expires_at, session, seq, existing, released, unseen_at, detected_at, first_seen_at, changed_at, last_event_id, closed_at, close_reason)
+    opened_at, expires_at, session, seq, existing, released, unseen_at, detected_at, first_seen_at, filled_at,
+    changed_at, last_event_id, closed_at, close_reason)
   values (p_account.id, p ->> 'ticket', p_account.user_id, p ->> 'kind', p ->> 'symbol', p ->> 'side',
     case when p ->> 'kind' = 'order' then p ->> 'order_type' end, v_lots, (p ->> 'price')::numeric,
     nullif((p ->> 'sl')::numeric, 0), nullif((p ->> 'tp')::numeric, 0), p ->> 'magic', p ->> 'comment',
     coalesce((p ->> 'tag')::bigint, o.tag), (p ->> 'opened_at')::timestamptz, (p ->> 'expires_at')::timestamptz, p_session, p_seq,
     case when v_flip then false else coalesce(o.existing, p_existing) end, coalesce(o.released and o.closed_at is null, false),
     case when v_news then p_unseen else o.unseen_at end, p_detected,
-    case when v_flip or o.ticket is null then p_now else o.first_seen_at end, p_now, p_event_id,
+    case when v_flip or o.ticket is null then p_now else o.first_seen_at end,
+    case when o.kind = 'order' and o.closed_at is null and p ->> 'kind' = 'position' then p_now else o.filled_at end, p_now, p_event_id,
     case when v_lots = 0 then p_now end, case when v_lots = 0 then coalesce(p_close_reason, 'client') end)
   on conflict (account_id, ticket) do update set
     kind = excluded.kind, symbol = excluded.symbol, side = excluded.side, order_type = excluded.order_type, lots = excluded.lots,
     price = excluded.price, sl = excluded.sl, tp = excluded.tp, magic = excluded.magic, comment = excluded.comment, tag = excluded.tag,
     opened_at = coalesce(excluded.opened_at, m.opened_at), expires_at = excluded.expires_at, session = excluded.session, seq = excluded.seq,
     existing = excluded.existing, released = excluded.released, absent_snapshots = 0, unseen_at = excluded.unseen_at, detected_at = excluded.detected_at,
-    first_seen_at = excluded.first_seen_at, changed_at = excluded.changed_at,
+    first_seen_at = excluded.first_seen_at, filled_at = excluded.filled_at, changed_at = excluded.changed_at,
     last_event_id = coalesce(excluded.last_event_id, m.last_event_id), closed_at = excluded.closed_at,
     close_reason = excluded.close_reason, replaced_by = null;
 

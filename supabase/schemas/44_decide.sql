@@ -60,8 +60,9 @@ begin
   where case
     when p_asked is not null then (l.id is null or l.state = 'ended' and f.executions = 0)
       and (m.kind = 'position' or c.copy_pending and fa.mode = 'hedging')
-    when l.id is null then not m.existing and m.first_seen_at >= c.started_at
-      and (m.kind = 'position' or c.copy_pending and fa.mode = 'hedging')
+    -- what was there before the copier is not news, except the fill of an order where orders are copied at their fill
+    when l.id is null and c.copy_pending and fa.mode = 'hedging' then not m.existing and m.first_seen_at >= c.started_at
+    when l.id is null then m.kind = 'position' and (not m.existing and m.first_seen_at >= c.started_at or coalesce(m.filled_at >= c.started_at, false))
     when l.master_side <> m.side then m.kind = 'position' and (l.state = 'ended' or f.close_step is not null or fa.mode = 'netting')
     else l.state = 'live' and m.kind = 'position' and (m.lots > l.seen_master_lots or l.resync_lots is not null) and f.executions = 0 and l.wanted_lots is null
       and l.base_lots is not null and (fa.mode = 'hedging' or not exists (  -- a deal may be its reduction, whichever link it is queued for
@@ -289,7 +290,8 @@ begin
       when l.id is null and c.removal is not null then 'copier_removed'
       when l.id is null and m.closed_at is not null and e.type in ('opened', 'ordered') then 'already_closed'
       when l.id is null and m.kind = 'order' and (not c.copy_pending or fa.mode = 'netting') then 'copied_at_fill'
-      when l.id is null and (m.existing or m.first_seen_at < c.started_at) then 'existing'
+      when l.id is null and (m.existing or m.first_seen_at < c.started_at)
+        and (c.copy_pending and fa.mode = 'hedging' or m.filled_at is null or m.filled_at < c.started_at) then 'existing'
       when l.id is null then 'not_copied'
       when l.state = 'ended' and l.reason in ('closed_by_follower', 'stop_out', 'closed', 'master_never_filled', 'order_expired', 'released') then l.reason
       when l.state = 'ended' then 'not_copied'

@@ -170,3 +170,29 @@ def test_a_netting_follower_gets_the_sum(world: World) -> None:
     holds(world, world.position("1.00"), world.position("0.40", "sell"))
     world.copy("M", "N", copy_existing="all")
     assert [(e["side"], f"{e['lots']:.2f}") for e in world.executions("N")] == [("buy", "0.60")]
+
+
+@pytest.mark.parametrize("copy_existing", ["none", "all"])
+@pytest.mark.parametrize("mode", ["hedging", "netting"])
+def test_an_order_that_stood_at_the_start_is_copied_at_its_fill_where_orders_are_not(
+    world: World, mode: str, copy_existing: str
+) -> None:
+    world.db.execute("update public.trading_accounts set mode = %s where id = %s", (mode, world.accounts["F"]))
+    order = world.position("1.00", kind="order", order_type="limit", price="1.05000")
+    holds(world, order, world.position("2.00"))
+    world.copy("M", "F", copy_existing=copy_existing, copy_pending=mode == "netting", sanity_factor=None)
+    world.settle()
+    before = len(opens(world))
+    world.send("M", world.event("amended", order | {"price": "1.06000"}))
+    assert world.reasons("F") == {"copied_at_fill": 1}
+    world.send("M", world.event("opened", world.position("1.00", replaces=order["ticket"])))
+    assert opens(world)[before:] == [("open", "1.00")]
+
+
+def test_an_order_that_stood_at_the_start_is_not_copied_at_its_fill_where_orders_are(world: World) -> None:
+    order = world.position("1.00", kind="order", order_type="limit", price="1.05000")
+    holds(world, order)
+    world.copy("M", "F")
+    world.send("M", world.event("opened", world.position("1.00", replaces=order["ticket"])))
+    assert opens(world) == []
+    assert world.reasons("F") == {"existing": 1}
