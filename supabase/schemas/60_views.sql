@@ -26,11 +26,11 @@ select o.event_id, o.copier_id, o.user_id, o.link_id, o.decided_at,
   case
     when x.id is null then 'not_copied'
     when d.waiting > 0 then 'in_flight'
-    when d.failed = 0 and not d.short then 'copied'
+    when d.failed = 0 and not d.short and t.reason is null then 'copied'
     when d.filled_lots > 0 or d.short and d.filled_lots is null then 'partly'
     when d.failed < d.orders then 'copied'
     else 'not_copied' end as status,
-  coalesce(o.reason, d.reason) as reason, o.detail, d.message,
+  coalesce(o.reason, d.reason, t.reason) as reason, o.detail, d.message,
   array(select distinct w from unnest(coalesce(x.warnings, '{}') || coalesce(l.warnings, '{}')) w order by w) as warnings,
   d.orders, d.attempts, d.filled_lots, d.fill_price,
   round(d.slippage_points, 2) as slippage_points, round(d.slippage_money, 4) as slippage_money, fa.currency,
@@ -39,6 +39,9 @@ from public.copy_outcomes o
 left join public.copiers c on c.id = o.copier_id
 left join public.trading_accounts fa on fa.id = c.follower_account_id
 left join public.position_links l on l.id = o.link_id
+-- of a flip whose other side a rule refused: why
+left join public.position_links t on t.copier_id = l.copier_id and t.master_ticket = l.master_ticket and t.generation = l.generation + 1
+  and t.event_id = o.event_id and t.ended_at = t.created_at
 left join public.positions m on m.account_id = l.master_account_id and m.ticket = l.master_ticket
 left join public.trade_events e on e.id = o.event_id and e.received_at > o.decided_at - interval '7 days'
   and e.received_at < o.decided_at + interval '1 day'

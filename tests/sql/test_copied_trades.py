@@ -243,6 +243,23 @@ def test_a_flip_is_one_row_with_both_orders(world: NettingWorld) -> None:
     assert shown(row, "filled_lots", "slippage_points", "slippage_money") == ("1.5", "16.67", "25")
 
 
+@pytest.mark.parametrize("follower", ["F", "N"])
+def test_a_flip_whose_other_side_was_refused_says_why(world: NettingWorld, follower: str) -> None:
+    world.copy("M", follower)
+    p = world.opened("M", "1.00")
+    world.settle_both()
+    world.as_user("pause_account", {"account_id": world.accounts[follower], "state": "monitor"})
+    world.send("M", world.event("opened", p | {"side": "sell", "lots": "0.50"}))
+    world.settle_both()
+    assert world.book(follower) == []
+    assert shown(trades(world, follower)[1], "status", "reason", "orders", "filled_lots") == (
+        "partly",
+        "account_monitor",
+        "1",
+        "1",
+    )
+
+
 def test_a_later_close_for_another_cause_is_not_booked_to_the_open(world: NettingWorld) -> None:
     world.copy("M", "F")
     world.opened("M", "1.00")
