@@ -18,7 +18,7 @@ from agent.model import AccountId, AccountState, Assignment
 from agent.platforms.factory import UnknownPlatform
 from agent.platforms.protocol import AccountChanged, Adapter, AdapterError, LoginRefused
 from agent.retry import CallFailed, backoff
-from agent.session import AccountSession, Backbone, BackboneRefused, SeqCounter
+from agent.session import ACCOUNT_MISMATCH, AccountSession, Backbone, BackboneRefused, SeqCounter
 from agent.watcher import Watcher
 
 log = logging.getLogger(__name__)
@@ -313,7 +313,8 @@ def _verify(assignment: Assignment, state: AccountState) -> None:
     for what, wanted, found in (("login", assignment.login, state.login), ("server", assignment.server, state.server)):
         if wanted.strip().casefold() != found.strip().casefold() and wanted:
             raise Halted(
-                f"the terminal is logged in to another account ({what} differs): check login and server, then connect it again"
+                f"{ACCOUNT_MISMATCH}: the terminal is logged in to another account ({what} differs);"
+                " check login and server, then connect it again"
             )
 
 

@@ -22,6 +22,8 @@ ReportStatus = Literal["accepted", "duplicate", "refused", "kept"]
 ACCOUNT_REFUSALS = frozenset({"TC101", "TC102", "TC103", "TC208"})
 #: the lease ran out, after an outage of the database for example: the next heartbeat renews it, and the same call succeeds
 LEASE_OVER = "TC104"
+#: begins what is said of an account whose terminal shows another one (docs/errors.md)
+ACCOUNT_MISMATCH = "account_mismatch"
 #: refusals of what was said, not of who says it
 MALFORMED = frozenset({"TC001", "TC002"})
 
@@ -182,7 +184,7 @@ class AccountSession:
     def check_login(self, state: AccountState) -> None:
         if self.login and state.login.strip().casefold() != self.login.strip().casefold():
             raise AccountChanged(
-                "the terminal is logged in to another account now: log it in to this one again, then reconnect it"
+                f"{ACCOUNT_MISMATCH}: the terminal is logged in to another account now; log it in to this one, then reconnect it"
             )
 
     def trouble(self, kind: str, text: str) -> None:

@@ -6886,7 +6886,7 @@ language plpgsql
 set search_path = ''
 as $$
 declare
-  v_reason text := case when new.status = 'halted' then 'account_halted' else substring(new.status_reason from '^([a-z][a-z_]{1,38}): ') end;
+  v_reason text := coalesce(substring(new.status_reason from '^([a-z][a-z_]{1,38}): '), case when new.status = 'halted' then 'account_halted' end);
 begin
   if v_reason is not null then
     perform private.raise_alert(new.id, 'account', v_reason, 'critical',
@@ -8406,7 +8406,7 @@ begin
   select string_agg(format('%s is %s', s, left(coalesce(p_copier ->> s, 'null'), 100)), ' and ') into v_values from unnest(v_settings) s;
   raise exception using errcode = case when cardinality(v_settings) > 1 then 'TC306' else 'TC303' end,
     message = format('save_copier: %s, but %s', v_values, coalesce(v_words, 'that is not allowed: ' || p_error)),
-    hint = case when cardinality(v_settings) > 1 then 'Change one of the two.' else 'Choose a value in that range.' end;
+    hint = case when cardinality(v_settings) > 1 then 'Change one of the two.' else 'Choose another value.' end;
 end $$;
 
 -- Raises which setting's value is not of its form, and what form it has.
@@ -8426,7 +8426,7 @@ begin
         case v_setting.type when 'integer'::regtype then 'a whole number below 2147483648' when 'boolean'::regtype then 'true or false'
           when 'time'::regtype then 'a time of day such as "08:30"' when 'text[]'::regtype then 'a list of texts such as ["EURUSD"]'
           when 'integer[]'::regtype then 'a list of whole numbers such as [1, 2]' else 'of another form' end),
-        hint = 'Numbers are decimal strings such as "0.5".';
+        hint = 'Give it in that form, or leave it out.';
     end;
   end loop;
   raise exception using errcode = 'TC302', message = 'save_copier: a value is not of its setting''s form: ' || p_error,
@@ -9003,11 +9003,15 @@ begin
     v_new.follower_account_id := private.uuid_of(p_copier, 'follower_account_id');
     p_copier := p_copier - 'id';
   end if;
+  if v_new.master_account_id = v_new.follower_account_id then
+    raise exception using errcode = 'TC305', message = format('save_copier: account %s cannot follow itself', v_new.master_account_id),
+      hint = 'Choose two different accounts.';
+  end if;
   v_now := private.lock_accounts(array[v_new.master_account_id, v_new.follower_account_id]);
   if (select count(*) from public.trading_accounts a where a.id in (v_new.master_account_id, v_new.follower_account_id)
       and a.user_id = v_user and a.removed_at is null) <> 2 then
-    raise exception using errcode = 'TC106', message = 'save_copier: the master or the follower account does not exist, is not yours, or is one and the same',
-      hint = 'Connect both accounts first, and choose two different ones.';
+    raise exception using errcode = 'TC106', message = 'save_copier: the master or the follower account does not exist or is not yours',
+      hint = 'Connect both accounts first.';
   end if;
   begin
     if not p_copier ? 'id' then
@@ -9142,16 +9146,19 @@ create function private.set_copier_mode(p_request jsonb) returns jsonb
 language plpgsql security definer set search_path = '' as $$
 declare
   v_user uuid := private.require_user();
+  v_id uuid := private.uuid_of(p_request, 'copier_id');
   v_copier public.copiers;
   v_now timestamptz;
 begin
   if coalesce(p_request ->> 'mode', '') not in ('on', 'monitor', 'off') then
-    raise exception using errcode = 'TC303', message = 'set_copier_mode: mode must be on, monitor or off';
+    raise exception using errcode = 'TC303', message = format('set_copier_mode: mode is %s, but must be on, monitor or off', coalesce(left(p_request ->> 'mode', 100), 'missing')),
+      hint = 'Only off leaves what is open alone; the others follow its closes.';
   end if;
   select * into v_copier from public.copiers c
-  where c.id = private.uuid_of(p_request, 'copier_id') and (c.user_id = v_user or private.is_operator()) and c.removed_at is null;
+  where c.id = v_id and (c.user_id = v_user or private.is_operator()) and c.removed_at is null;
   if v_copier.id is null then
-    raise exception using errcode = 'TC106', message = format('set_copier_mode: copier %s does not exist or is not yours', p_request ->> 'copier_id');
+    raise exception using errcode = 'TC106', message = format('set_copier_mode: copier %s does not exist or is not yours', v_id),
+      hint = 'Check the id.';
   end if;
   perform private.refuse_leaving(v_copier.id);
   v_now := private.lock_accounts(array[v_copier.master_account_id, v_copier.follower_account_id]);

@@ -72,7 +72,7 @@ language plpgsql
 set search_path = ''
 as $$
 declare
-  v_reason text := case when new.status = 'halted' then 'account_halted' else substring(new.status_reason from '^([a-z][a-z_]{1,38}): ') end;
+  v_reason text := coalesce(substring(new.status_reason from '^([a-z][a-z_]{1,38}): '), case when new.status = 'halted' then 'account_halted' end);
 begin
   if v_reason is not null then
     perform private.raise_alert(new.id, 'account', v_reason, 'critical',

@@ -18,7 +18,7 @@ begin
   select string_agg(format('%s is %s', s, left(coalesce(p_copier ->> s, 'null'), 100)), ' and ') into v_values from unnest(v_settings) s;
   raise exception using errcode = case when cardinality(v_settings) > 1 then 'TC306' else 'TC303' end,
     message = format('save_copier: %s, but %s', v_values, coalesce(v_words, 'that is not allowed: ' || p_error)),
-    hint = case when cardinality(v_settings) > 1 then 'Change one of the two.' else 'Choose a value in that range.' end;
+    hint = case when cardinality(v_settings) > 1 then 'Change one of the two.' else 'Choose another value.' end;
 end $$;
 
 -- Raises which setting's value is not of its form, and what form it has.
@@ -38,7 +38,7 @@ begin
         case v_setting.type when 'integer'::regtype then 'a whole number below 2147483648' when 'boolean'::regtype then 'true or false'
           when 'time'::regtype then 'a time of day such as "08:30"' when 'text[]'::regtype then 'a list of texts such as ["EURUSD"]'
           when 'integer[]'::regtype then 'a list of whole numbers such as [1, 2]' else 'of another form' end),
-        hint = 'Numbers are decimal strings such as "0.5".';
+        hint = 'Give it in that form, or leave it out.';
     end;
   end loop;
   raise exception using errcode = 'TC302', message = 'save_copier: a value is not of its setting''s form: ' || p_error,

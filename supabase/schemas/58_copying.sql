@@ -43,11 +43,15 @@ begin
     v_new.follower_account_id := private.uuid_of(p_copier, 'follower_account_id');
     p_copier := p_copier - 'id';
   end if;
+  if v_new.master_account_id = v_new.follower_account_id then
+    raise exception using errcode = 'TC305', message = format('save_copier: account %s cannot follow itself', v_new.master_account_id),
+      hint = 'Choose two different accounts.';
+  end if;
   v_now := private.lock_accounts(array[v_new.master_account_id, v_new.follower_account_id]);
   if (select count(*) from public.trading_accounts a where a.id in (v_new.master_account_id, v_new.follower_account_id)
       and a.user_id = v_user and a.removed_at is null) <> 2 then
-    raise exception using errcode = 'TC106', message = 'save_copier: the master or the follower account does not exist, is not yours, or is one and the same',
-      hint = 'Connect both accounts first, and choose two different ones.';
+    raise exception using errcode = 'TC106', message = 'save_copier: the master or the follower account does not exist or is not yours',
+      hint = 'Connect both accounts first.';
   end if;
   begin
     if not p_copier ? 'id' then
@@ -182,16 +186,19 @@ create function private.set_copier_mode(p_request jsonb) returns jsonb
 language plpgsql security definer set search_path = '' as $$
 declare
   v_user uuid := private.require_user();
+  v_id uuid := private.uuid_of(p_request, 'copier_id');
   v_copier public.copiers;
   v_now timestamptz;
 begin
   if coalesce(p_request ->> 'mode', '') not in ('on', 'monitor', 'off') then
-    raise exception using errcode = 'TC303', message = 'set_copier_mode: mode must be on, monitor or off';
+    raise exception using errcode = 'TC303', message = format('set_copier_mode: mode is %s, but must be on, monitor or off', coalesce(left(p_request ->> 'mode', 100), 'missing')),
+      hint = 'Only off leaves what is open alone; the others follow its closes.';
   end if;
   select * into v_copier from public.copiers c
-  where c.id = private.uuid_of(p_request, 'copier_id') and (c.user_id = v_user or private.is_operator()) and c.removed_at is null;
+  where c.id = v_id and (c.user_id = v_user or private.is_operator()) and c.removed_at is null;
   if v_copier.id is null then
-    raise exception using errcode = 'TC106', message = format('set_copier_mode: copier %s does not exist or is not yours', p_request ->> 'copier_id');
+    raise exception using errcode = 'TC106', message = format('set_copier_mode: copier %s does not exist or is not yours', v_id),
+      hint = 'Check the id.';
   end if;
   perform private.refuse_leaving(v_copier.id);
   v_now := private.lock_accounts(array[v_copier.master_account_id, v_copier.follower_account_id]);

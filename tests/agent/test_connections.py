@@ -188,6 +188,7 @@ async def test_another_accounts_terminal_is_halted_and_never_traded(bench: Bench
     bench.manager.want([account])
     status = await bench.until_status(account, "halted")
     assert "login differs" in str(status["error"])
+    assert str(status["error"]).startswith("account_mismatch: ")  # the database takes it for the alert's reason
     assert bench.server.called("open_session") == []
     assert bench.server.called("queue_trade_copy") == []
 

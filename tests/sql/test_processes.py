@@ -151,5 +151,5 @@ def test_what_mends_itself_is_no_alert(farm: Farm, agent: Actor) -> None:
 def test_another_account_in_the_terminal_is_an_alert(farm: Farm, agent: Actor) -> None:
     agent.can("vps_heartbeat", {})
     account = farm.account(farm.user())
-    agent.can("vps_heartbeat", trouble(account, 0, "the terminal is logged in to another account", "halted"))
-    assert [row["reason"] for row in farm.rows("select reason from public.alerts")] == ["account_halted"]
+    agent.can("vps_heartbeat", trouble(account, 0, "account_mismatch: the terminal is logged in to another account", "halted"))
+    assert [row["reason"] for row in farm.rows("select reason from public.alerts")] == ["account_mismatch"]

@@ -111,6 +111,9 @@ def test_a_chain_sizes_each_hop_and_refuses_a_circle(world: NettingWorld) -> Non
     with pytest.raises(Exception, match="circle") as refused:
         world.copy("G", "M")
     assert getattr(refused.value, "sqlstate", "") == "TC305"
+    with pytest.raises(Exception, match="cannot follow itself") as refused:
+        world.copy("M", "M")
+    assert getattr(refused.value, "sqlstate", "") == "TC305"
     world.opened("M", "0.03")
     world.settle()
     assert (world.book("F"), world.book("G")) == ([("buy", "0.01")], [])

@@ -55,7 +55,10 @@ export const REASONS = {
     ],
     follower_offline: ["the follower's agent was not there", "see the VPS; the trade is not made up for"],
     follower_unassigned: ["no VPS works the follower", "wait for a place, or ask an operator"],
-    account_halted: ["the follower is halted (its login shows another account)", "see its status, connect it again"],
+    account_halted: [
+      "the follower is halted (account_mismatch: its terminal shows another account; or its login was refused)",
+      "see its status, connect it again",
+    ],
     account_removed: ["the follower was removed", "none"],
     account_flattening: ["the follower is being flattened", "switch it on again afterwards"],
     account_off: ["the follower is paused", "switch it on"],
@@ -164,7 +167,7 @@ export const REASONS = {
       "the reduction is too small for the follower's step or minimum; the copy is held until the master closes",
       "none",
     ],
-    existing: ["the master's position was there before the copier", "none"],
+    existing: ["the master's position was there before the copier, as an order too where orders are copied as such", "none"],
     not_copied: ["the position was not copied; its opening event says why", "none"],
     copied_at_fill: ["pending orders are not copied; their fill will be", "none"],
     master_never_filled: [
