@@ -5144,6 +5144,10 @@ begin
   select p.ticket into v_ticket from public.positions p
   where p.account_id = p_account and p.symbol = p_symbol and p.closed_at is null and p.kind = 'position'
   order by p.session desc, p.seq desc limit 1;  -- told of last, should an older one not be known to be gone yet
+  if v_ticket is null and (v_ledger.asked_sl, v_ledger.asked_tp) is distinct from (null, null) then  -- its levels are gone with a position
+    update private.net_ledgers set asked_sl = null, asked_tp = null, modify_failures = 0 where account_id = p_account and symbol = p_symbol
+    returning * into v_ledger;
+  end if;
   select s.lots_min, div(s.lots_max, s.lots_step) * s.lots_step into v_min, v_max
   from public.account_symbols s where s.account_id = p_account and s.name = p_symbol;
   v_side := case when v_wish.sum > 0 then 'buy' else 'sell' end;
