@@ -5676,6 +5676,7 @@ create function private.book_fill(q public.trade_execution_queue, r jsonb, p_now
 language plpgsql security definer set search_path = '' as $$
 declare
   v_opens boolean := q.action in ('open', 'increase', 'place');
+  v_modified boolean := q.action in ('modify', 'amend');
   v_legs integer;
 begin
   if v_opens then
@@ -5712,9 +5713,12 @@ begin
   if q.action = 'reduce' and q.status = 'completed' then
     perform private.see_reduction(q.link_id, q.master_lots);
   end if;
-  update public.position_links l set close_failures = case when v_opens or q.action in ('modify', 'amend') then l.close_failures else 0 end,
-    modify_failures = case when q.action in ('modify', 'amend') then 0 else l.modify_failures end, replan_at = null
-  where l.id = q.link_id and (l.close_failures > 0 or l.modify_failures > 0);
+  -- refused levels keep their time: other orders say nothing of them, nor do those of the same step for another position of the copy
+  update public.position_links l set close_failures = case when v_opens or v_modified then l.close_failures else 0 end,
+    modify_failures = case when v_modified then 0 else l.modify_failures end,
+    replan_at = case when not v_modified and l.modify_failures between 1 and 2 then l.replan_at end
+  where l.id = q.link_id and (l.close_failures > 0 or l.modify_failures > 0)
+    and not (v_modified and exists (select 1 from public.trade_execution_queue o where o.step_id = q.step_id and o.status in ('rejected', 'cancelled')));
   if q.status = 'completed' and q.ticket is not null and q.action in ('reduce', 'close', 'cancel')
     and coalesce(jsonb_array_length(nullif(r -> 'positions', 'null')), 0) = 0
   then
@@ -5927,7 +5931,8 @@ begin
     if q.parts is not null then
       perform private.book_fill_of_net(q, v_was, v_late, v_shown, p_now);
       perform private.drop_released_shares(q.parts);
-      update private.net_ledgers k set asked_sl = coalesce(q.sl, k.asked_sl), asked_tp = coalesce(q.tp, k.asked_tp), failures = 0, replan_at = null
+      update private.net_ledgers k set asked_sl = coalesce(q.sl, k.asked_sl), asked_tp = coalesce(q.tp, k.asked_tp), failures = 0,
+        replan_at = case when k.modify_failures between 1 and 2 then k.replan_at end
       where k.account_id = q.account_id and k.symbol = q.symbol;
     elsif v_account.mode = 'hedging' then
       perform private.book_fill(q, r, p_now);

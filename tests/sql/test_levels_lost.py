@@ -1,7 +1,9 @@
 """Levels that stand no longer, or never came to stand: whatever happens in between, they are asked for anew."""
 
 from decimal import Decimal
+from typing import Any
 
+import pytest
 from netting_world import NettingWorld
 
 
@@ -17,3 +19,41 @@ def test_a_net_position_that_comes_back_gets_its_levels_again(world: NettingWorl
     world.send("M2", world.event("closed", other | {"lots": "0"}))
     world.run()
     assert (world.net, world.levels) == (Decimal("0.30"), (Decimal("1.05"), None)), world.acts("N")
+
+
+def refused_change(world: NettingWorld, follower: str) -> dict[str, Any]:
+    """A copy of 0.50 with a stop loss whose change its broker refused; returns the master's position."""
+    world.copy("M", follower)
+    p = world.opened("M", "0.50", sl="1.05000")
+    world.settle_both()
+    p |= {"sl": "1.06000"}
+    world.send("M", world.event("modified", p))
+    (change,) = world.open_executions(follower)
+    world.report(change, "rejected", reason="trade_disabled")
+    return p
+
+
+@pytest.mark.parametrize("follower", ["F", "N"])
+@pytest.mark.parametrize("lots", ["0.30", "0.80"])
+def test_refused_levels_are_asked_again_though_another_order_was_filled_meanwhile(
+    world: NettingWorld, follower: str, lots: str
+) -> None:
+    p = refused_change(world, follower)
+    world.send("M", world.event("reduced" if lots == "0.30" else "increased", p | {"lots": lots}))
+    world.settle_both()
+    world.come_due()
+    assert {(e["action"], f"{e['sl']:.5f}") for e in world.open_executions(follower)} == {("modify", "1.06000")}
+
+
+def test_levels_refused_for_one_of_two_positions_are_asked_again(world: NettingWorld) -> None:
+    world.copy("M", "F")
+    p = world.opened("M", "0.50", sl="1.05000")
+    world.settle()
+    world.send("M", world.event("increased", p | {"lots": "0.80"}))
+    world.settle()
+    world.send("M", world.event("modified", p | {"lots": "0.80", "sl": "1.06000"}))
+    first, second = world.open_executions("F")
+    world.report(first, "rejected", reason="trade_disabled")
+    world.fill(second)
+    world.come_due()
+    assert [e["ticket"] for e in world.open_executions("F")] == [first["ticket"], second["ticket"]]
