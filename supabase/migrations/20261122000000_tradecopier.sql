@@ -4227,27 +4227,30 @@ end $$;
 create function private.drop_waiting(p_links bigint[], p_now timestamptz) returns void
 language plpgsql security definer set search_path = '' as $$
 begin
-  -- levels and prices of frozen links that never came to stand count as not asked for: they are asked for anew when it thaws
-  update public.position_links l set asked_sl = p.sl, asked_tp = p.tp, asked_price = case when p.kind = 'order' then p.price else l.asked_price end
-  from private.link_states s
-  join public.trade_execution_queue q on q.link_id = s.id and q.finalized_at is null and q.status = 'retrying' and q.action in ('modify', 'amend')
-  join public.positions p on p.account_id = q.account_id and p.ticket = q.ticket
-  where l.id = any (p_links) and s.id = l.id and s.ended_at is null and s.frozen and s.account_mode = 'hedging' and private.trading_state() <> 'off';
-  update public.trade_execution_queue q set status = 'cancelled', finalized_at = p_now, updated_at = p_now,
-    reason = case when q.action in ('open', 'increase', 'place') then 'already_closed' else 'superseded' end
-  from private.link_states s
-  where s.id = any (p_links) and s.ended_at is null and s.account_mode = 'hedging' and q.link_id = s.id and q.finalized_at is null
-    and q.status = 'retrying' and q.parts is null
-    and case
-      -- frozen by its copier or account: nothing is done until it thaws, then it is planned anew (while all trading is off, nothing is requeued)
-      when s.frozen and q.action not in ('open', 'increase', 'place') and private.trading_state() <> 'off' then true
-      when s.doomed then q.action not in ('close', 'cancel')
-      when q.action = 'close' then true  -- its copier is to go gracefully after all, or its master was not closed
-      when q.action = 'modify' then (s.asked_sl, s.asked_tp) is distinct from (s.wanted_sl, s.wanted_tp)
-      when q.action = 'amend' then (s.asked_price, s.asked_sl, s.asked_tp) is distinct from (s.wanted_price, s.wanted_sl, s.wanted_tp)
-      when q.action = 'reduce' then s.waiting = s.executions and s.reducing <> s.position_lots
-        - private.target_lots(s.base_lots, s.master_lots, s.base_master_lots, s.lots_step, s.lots_min, s.position_lots)
-      else false end;
+  with dropped as (
+    update public.trade_execution_queue q set status = 'cancelled', finalized_at = p_now, updated_at = p_now,
+      reason = case when q.action in ('open', 'increase', 'place') then 'already_closed' else 'superseded' end
+    from private.link_states s
+    where s.id = any (p_links) and s.ended_at is null and s.account_mode = 'hedging' and q.link_id = s.id and q.finalized_at is null
+      and q.status = 'retrying' and q.parts is null
+      and case
+        -- frozen by its copier or account: nothing is done until it thaws, then it is planned anew (while all trading is off, nothing is requeued)
+        when s.frozen and q.action not in ('open', 'increase', 'place') and private.trading_state() <> 'off' then true
+        when s.doomed then q.action not in ('close', 'cancel')
+        when q.action = 'close' then true  -- its copier is to go gracefully after all, or its master was not closed
+        when q.action = 'modify' then (s.asked_sl, s.asked_tp) is distinct from (s.wanted_sl, s.wanted_tp)
+        when q.action = 'amend' then (s.asked_price, s.asked_sl, s.asked_tp) is distinct from (s.wanted_price, s.wanted_sl, s.wanted_tp)
+        when q.action = 'reduce' then s.waiting = s.executions and s.reducing <> s.position_lots
+          - private.target_lots(s.base_lots, s.master_lots, s.base_master_lots, s.lots_step, s.lots_min, s.position_lots)
+        else false end
+    returning q.link_id, q.account_id, q.ticket, q.action, s.legs
+  )
+  -- levels and prices that never came to stand count as not asked for. Where the copy has other positions, on which they may stand, nobody
+  -- knows what was asked last: NaN, which is never what is wanted
+  update public.position_links l set asked_sl = case when d.legs = 1 then p.sl else 'NaN' end, asked_tp = case when d.legs = 1 then p.tp else 'NaN' end,
+    asked_price = case when d.action = 'modify' then l.asked_price when d.legs = 1 then p.price else 'NaN' end
+  from dropped d join public.positions p on p.account_id = d.account_id and p.ticket = d.ticket
+  where l.id = any (p_links) and d.action in ('modify', 'amend') and l.id = d.link_id;
 end $$;
 
 -- Records the pairs that new executions explain; a reason given earlier because the link was busy gives way.

@@ -57,3 +57,40 @@ def test_levels_refused_for_one_of_two_positions_are_asked_again(world: NettingW
     world.fill(second)
     world.come_due()
     assert [e["ticket"] for e in world.open_executions("F")] == [first["ticket"], second["ticket"]]
+
+
+def test_levels_that_were_wanted_again_before_they_ever_stood(world: NettingWorld) -> None:
+    """A change that waited gave way to a reduction, and to another change; then the master went back to it."""
+    world.copy("M", "F")
+    p = world.opened("M", "0.50", sl="1.05000")
+    world.settle()
+    world.send("M", world.event("modified", p | {"sl": "1.06000"}))
+    (change,) = world.open_executions("F")
+    world.report(change, "rejected", reason="requote", retryable=True)
+    world.send("M", world.event("reduced", p | {"lots": "0.30", "sl": "1.07000"}))
+    world.come_due()
+    (reduction,) = world.open_executions("F")
+    world.send("M", world.event("modified", p | {"lots": "0.30", "sl": "1.06000"}))
+    world.fill(reduction)
+    world.settle()
+    assert world.one("select sl from public.positions where account_id = %s", world.accounts["F"]) == Decimal("1.06"), world.acts()
+
+
+def test_levels_that_stood_on_one_of_two_positions_go_back_on_both(world: NettingWorld) -> None:
+    """While the copier is off the master goes back to the levels that the other position still has."""
+    world.copy("M", "F")
+    p = world.opened("M", "0.50", sl="1.05000")
+    world.settle()
+    p |= {"lots": "0.80"}
+    world.send("M", world.event("increased", p))
+    world.settle()
+    world.send("M", world.event("modified", p | {"sl": "1.06000"}))
+    first, second = world.open_executions("F")
+    world.fill(first)
+    world.report(second, "rejected", reason="requote", retryable=True)
+    world.as_user("set_copier_mode", {"copier_id": world.copiers["M>F"], "mode": "off"})
+    world.send("M", world.event("modified", p))
+    world.as_user("set_copier_mode", {"copier_id": world.copiers["M>F"], "mode": "on"})
+    world.settle()
+    stand = world.rows("select sl from public.positions where account_id = %s", world.accounts["F"])
+    assert [row["sl"] for row in stand] == [Decimal("1.05")] * 2, world.acts()
