@@ -8254,6 +8254,7 @@ language plpgsql security definer set search_path = '' as $$
 declare
   v_into public.position_links;
   v_master numeric;
+  v_base numeric;
   v_asked boolean;  -- its levels stand as they are wanted: those of the order's copy may not
 begin
   select l.* into v_into
@@ -8264,12 +8265,15 @@ begin
     and not exists (select 1 from public.trade_execution_queue q where q.link_id = l.id and q.finalized_at is null);
   select m.lots into v_master from public.positions m where m.account_id = v_into.master_account_id and m.ticket = v_into.master_ticket;
   if v_into.id is null or v_master <= v_into.seen_master_lots is not false then return false; end if;
-  update private.link_legs g set link_id = v_into.id where g.link_id = p_link.id;
-  select (s.asked_sl, s.asked_tp) is not distinct from (s.wanted_sl, s.wanted_tp) into v_asked from private.link_states s where s.id = v_into.id;
-  update public.position_links l set base_lots = l.base_lots + p_filled, base_master_lots = l.base_master_lots + p_link.seen_master_lots,
+  select (s.asked_sl, s.asked_tp) is not distinct from (s.wanted_sl, s.wanted_tp),
+    private.target_lots(s.base_lots, s.seen_master_lots, s.base_master_lots, s.lots_step, s.lots_min, s.position_lots)
+  into v_asked, v_base from private.link_states s where s.id = v_into.id;
+  -- like every fill it rebases the pair: the order may have been copied at another ratio
+  update public.position_links l set base_lots = v_base + p_filled, base_master_lots = least(v_master, l.seen_master_lots + p_link.seen_master_lots),
     seen_master_lots = least(v_master, l.seen_master_lots + p_link.seen_master_lots),
     asked_sl = case when v_asked then p_link.asked_sl else l.asked_sl end, asked_tp = case when v_asked then p_link.asked_tp else l.asked_tp end
   where l.id = v_into.id;
+  update private.link_legs g set link_id = v_into.id where g.link_id = p_link.id;
   perform private.end_order(p_link.id, 'coalesced', p_now);
   return true;
 end $$;

@@ -196,3 +196,24 @@ def test_a_report_tells_that_an_order_has_filled_into_a_netting_masters_position
     world.settle_both()
     assert world.held("F") == Decimal("0.70"), world.acts()
     assert world.rows("select 1 from private.link_legs where kind = 'order'") == []
+
+
+def test_an_order_that_fills_into_a_position_copied_at_another_ratio_is_not_sold_again(world: NettingWorld) -> None:
+    """Of a fixed 0.20 each, half of the first is sold, then the order's whole copy joins it."""
+    world.db.execute("update public.trading_accounts set mode = 'netting' where name = 'M'")
+    world.copy("M", "F", sizing_mode="fixed", sizing_value="0.20")
+    p = world.opened("M", "1.00")
+    world.settle()
+    world.send("M", world.event("reduced", p | {"lots": "0.50"}))
+    world.settle()
+    o = world.position("0.50", kind="order", order_type="limit", price="1.09000")
+    world.send("M", world.event("ordered", o))
+    world.settle()
+    mine = world.one("select ticket from private.link_legs where kind = 'order'")
+    world.send("F", world.event("opened", world.position("0.20", ticket=mine, price="1.09000")))
+    world.send("M", world.event("increased", p | {"lots": "1.00", "replaces": o["ticket"]}))
+    world.settle()
+    assert world.book("F") == [("buy", "0.10"), ("buy", "0.20")], world.acts()
+    world.send("M", world.event("reduced", p | {"lots": "0.50"}))
+    world.settle()
+    assert world.held("F") == Decimal("0.15"), world.acts()
