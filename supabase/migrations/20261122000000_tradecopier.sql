@@ -4240,8 +4240,8 @@ begin
         when q.action = 'close' then true  -- its copier is to go gracefully after all, or its master was not closed
         when q.action = 'modify' then (s.asked_sl, s.asked_tp) is distinct from (s.wanted_sl, s.wanted_tp)
         when q.action = 'amend' then (s.asked_price, s.asked_sl, s.asked_tp) is distinct from (s.wanted_price, s.wanted_sl, s.wanted_tp)
-        when q.action = 'reduce' then s.waiting = s.executions and s.reducing <> s.position_lots
-          - private.target_lots(s.base_lots, s.master_lots, s.base_master_lots, s.lots_step, s.lots_min, s.position_lots)
+        when q.action = 'reduce' then s.waiting = s.executions and not s.position_lots - s.reducing
+          - private.target_lots(s.base_lots, s.master_lots, s.base_master_lots, s.lots_step, s.lots_min, s.position_lots) between 0 and s.lots_min - s.lots_step
         else false end
     returning q.link_id, q.account_id, q.ticket, q.action, s.legs
   )
@@ -4372,6 +4372,7 @@ begin
       ) g
       where t.choice in ('close', 'close_beside')
         or t.choice = 'reduce' and g.kind = 'position' and t.position_lots - t.target > g.newer_lots  -- the newest legs give first
+          and t.position_lots - t.target - g.newer_lots >= least(g.lots, t.lots_min)  -- less is taken off a position only with all of it
         or t.choice = 'modify' and g.kind = 'position' or t.choice = 'amend' and g.kind = 'order'
       union all
       select null, t.open_step, 'close', 0, 0 where t.choice = 'close_beside'

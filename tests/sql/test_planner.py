@@ -601,3 +601,18 @@ def test_at_a_fifo_broker_copies_of_different_volumes_are_not_exchanged(world: W
     world.db.execute("update public.position_links set replan_at = now() - interval '1 s' where replan_at is not null")
     world.db.execute("select private.maintain_executions()")
     assert [one["ticket"] for one in world.open_executions("F")] == [second]
+
+
+def test_no_less_than_the_least_volume_is_taken_off_a_position(world: World) -> None:
+    """The older of two positions would give 0.02: it keeps them, as it would if it were alone."""
+    world.db.execute("update public.account_symbols set lots_min = 0.05 where account_id = %s", (world.accounts["F"],))
+    world.copy("M", "F")
+    p = world.opened("M", "0.10")
+    world.settle()
+    world.send("M", world.event("increased", p | {"lots": "0.16"}))
+    world.settle()
+    world.send("M", world.event("reduced", p | {"lots": "0.08"}))
+    (execution,) = world.open_executions("F")
+    assert (execution["action"], f"{execution['lots']:.2f}") == ("reduce", "0.06")
+    world.report(execution, "rejected", reason="requote", retryable=True)
+    assert [e["id"] for e in world.open_executions("F")] == [execution["id"]]  # it waits for its next attempt
