@@ -46,6 +46,21 @@ begin
   return v_error;
 end $$;
 
+-- The ticket that a position goes under now: it may have got another one, or several, before the report of its opening came.
+create function private.heir(p_account uuid, p_ticket text) returns text
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_ticket text := p_ticket;
+  v_next text;
+begin
+  for n in 1 .. 100 loop
+    select m.replaced_by into v_next from public.positions m where m.account_id = p_account and m.ticket = v_ticket;
+    exit when v_next is null;
+    v_ticket := v_next;
+  end loop;
+  return v_ticket;
+end $$;
+
 -- What a broker did, booked to the link of a hedging follower. The mirror has taken the report already and knows best: a report that comes
 -- late brings nothing back. A close that found nothing proves nothing by itself: the mirror is asked to be looked at again.
 create function private.book_fill(q public.trade_execution_queue, r jsonb, p_now timestamptz) returns void
@@ -59,7 +74,9 @@ begin
     insert into private.link_legs as g (link_id, account_id, ticket, kind, lots, price)
     select q.link_id, q.account_id, m.ticket, m.kind, m.lots, m.price
     from jsonb_array_elements(nullif(r -> 'positions', 'null')) e
-    join public.positions m on m.account_id = q.account_id and m.ticket = e ->> 'ticket' and m.lots > 0
+    join public.positions o on o.account_id = q.account_id and o.ticket = e ->> 'ticket'
+    join public.positions m on m.account_id = q.account_id and m.lots > 0
+      and m.ticket = case when o.replaced_by is null then o.ticket else private.heir(q.account_id, o.ticket) end
     where (e ->> 'lots')::numeric > 0
     on conflict (link_id, ticket) do nothing;
     get diagnostics v_legs = row_count;

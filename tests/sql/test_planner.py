@@ -616,3 +616,21 @@ def test_no_less_than_the_least_volume_is_taken_off_a_position(world: World) -> 
     assert (execution["action"], f"{execution['lots']:.2f}") == ("reduce", "0.06")
     world.report(execution, "rejected", reason="requote", retryable=True)
     assert [e["id"] for e in world.open_executions("F")] == [execution["id"]]  # it waits for its next attempt
+
+
+@pytest.mark.covers("P7")
+def test_a_position_gets_other_tickets_before_the_report_of_its_opening_comes(world: World) -> None:
+    """Its user closed a part of it by hand, twice, at a broker that gives new tickets: it is the copy all the same."""
+    world.copy("M", "F")
+    p = world.opened("M", "1.00")
+    (execution,) = world.open_executions("F")
+    seq = next(world._seq)
+    for n, lots in ((2, "0.70"), (3, "0.40")):
+        trimmed = world.position(lots, "buy", f"F-{n}", replaces=f"F-{n - 1}", tag=str(execution["id"]))
+        world.send("F", world.event("reduced", trimmed))
+    opened = world.position("1.00", "buy", "F-1", tag=str(execution["id"]))
+    world.report(execution, positions=[opened], filled_lots="1.00", price="1.10000", seq=seq)
+    assert world.rows("select ticket, lots::text from private.link_legs") == [{"ticket": "F-3", "lots": "0.40"}]
+    world.send("M", world.event("closed", p | {"lots": "0"}))
+    (close,) = world.open_executions("F")
+    assert (close["action"], close["ticket"]) == ("close", "F-3")
