@@ -5763,6 +5763,15 @@ begin
   where l.id = q.link_id and l.base_lots > v_was.base_lots;
 end $$;
 
+-- What nobody waited for any more was opened with the levels of its time. Others may have been asked since, of what the copy held then: NaN, which
+-- is never what is wanted, has them asked anew.
+create function private.doubt_levels(q public.trade_execution_queue) returns void
+language plpgsql security definer set search_path = '' as $$
+begin
+  update public.position_links l set asked_sl = 'NaN', asked_tp = 'NaN'
+  where l.id = q.link_id and l.ended_at is null and private.opens(q) and (l.asked_sl, l.asked_tp) is distinct from (q.sl, q.tp);
+end $$;
+
 -- An order that came to nothing: an open's link ends with its reason, a close or modify waits for its next time.
 create function private.book_failure(q public.trade_execution_queue, p_now timestamptz) returns void
 language plpgsql security definer set search_path = '' as $$
@@ -5922,6 +5931,7 @@ begin
     if r ->> 'outcome' = 'completed' and v_account.mode = 'hedging' and private.opens(q) and not private.left_to_user(q, r) then
       perform private.revive_link(q);
       perform private.book_filled_again(q, r, p_now);
+      perform private.doubt_levels(q);
       link_ids := array[q.link_id];
     elsif r ->> 'outcome' = 'completed' and q.parts is not null then
       link_ids := private.book_second_fill(q, r);
@@ -5957,6 +5967,7 @@ begin
       where k.account_id = q.account_id and k.symbol = q.symbol;
     elsif v_account.mode = 'hedging' then
       perform private.book_fill(q, r, p_now);
+      if v_was.finalized_at is not null then perform private.doubt_levels(q); end if;
     else
       update private.net_ledgers k set modify_failures = 0, replan_at = null where k.account_id = q.account_id and k.symbol = q.symbol;
     end if;

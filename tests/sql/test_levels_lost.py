@@ -94,3 +94,18 @@ def test_levels_that_stood_on_one_of_two_positions_go_back_on_both(world: Nettin
     world.settle()
     stand = world.rows("select sl from public.positions where account_id = %s", world.accounts["F"])
     assert [row["sl"] for row in stand] == [Decimal("1.05")] * 2, world.acts()
+
+
+def test_what_is_filled_after_all_gets_the_levels_that_were_asked_since(world: NettingWorld) -> None:
+    world.copy("M", "F")
+    p = world.opened("M", "0.50")
+    world.settle()
+    world.send("M", world.event("increased", p | {"lots": "0.80"}))
+    (increase,) = world.open_executions("F")
+    world.report(increase, "expired", reason="too_late")
+    world.send("M", world.event("modified", p | {"lots": "0.80", "sl": "1.06000"}))
+    world.settle()
+    world.fill(increase)
+    world.settle()
+    stand = world.rows("select sl from public.positions where account_id = %s", world.accounts["F"])
+    assert [row["sl"] for row in stand] == [Decimal("1.06")] * 2, world.acts()
