@@ -3,11 +3,12 @@
 Their reports come late, twice or out of order, and some tell only later what became of an order.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from decimal import Decimal
 
 from random_brokers import OPENING, Brokers, Done, Row
-from random_masters import Doubts, Masters, Pair, QuietWorld, pick
+from random_masters import MASTERS, Doubts, Masters, Pair, QuietWorld, pick
 
 QUEUE = """
     select q.*, a.name as follower from public.trade_execution_queue q
@@ -30,6 +31,7 @@ class Agents:
         self.reports: list[tuple[str, Row]] = []
         self._told: list[tuple[str, Row]] = []
         self._refused: list[Row] = []
+        self.refusals: Counter[Pair] = Counter()
 
     # -- what may start ----------------------------------------------------------------------------------------
 
@@ -121,7 +123,8 @@ class Agents:
             " on a.id = l.master_account_id where l.id = %s",
             link,
         )
-        return Pair(row["name"], follower, self.masters.root.get(row["master_ticket"], row["master_ticket"]))
+        roots = self.masters.root if row["name"] in MASTERS else self.brokers.root
+        return Pair(row["name"], follower, roots.get(row["master_ticket"], row["master_ticket"]))
 
     def _opens(self, row: Row) -> list[Pair]:
         """The pairs for which it opens something."""
@@ -130,12 +133,20 @@ class Agents:
         return [self.pair(row["link_id"], row["follower"])] if row["action"] in OPENING else []
 
     def _failed(self, row: Row) -> None:
-        self.doubts.pairs.update(self._opens(row))
-        self._level_refused(row)
+        pairs = self._opens(row)
+        self.doubts.pairs.update(pairs)
+        self.doubts.pairs.update(pair._replace(root=self.masters.joined.get(pair.root, pair.root)) for pair in pairs)
 
     def _level_refused(self, row: Row) -> None:
-        if row["link_id"] is not None and row["action"] in ("modify", "amend", *OPENING):
-            self.doubts.levels.add(self.pair(row["link_id"], row["follower"]))
+        """A change of levels is asked three times."""
+        if row["action"] in ("modify", "amend"):
+            pair = self.pair(row["link_id"], row["follower"])
+            whose = (
+                Pair("", "N", "") if row["follower"] == "N" else pair._replace(root=self.masters.joined.get(pair.root, pair.root))
+            )
+            self.refusals[whose] += 1
+            if self.refusals[whose] >= 3:
+                self.doubts.levels.add(whose)
 
     def _do(self, row: Row, share: Decimal | None = None) -> Done:
         return self.brokers.do(row, None if row["link_id"] is None else self.pair(row["link_id"], row["follower"]), share)
@@ -202,12 +213,14 @@ class Agents:
     def refuse(self, a: int, b: int, c: int) -> None:
         if row := self._start(a):
             self._failed(row)
+            self._level_refused(row)
             self._report(row, "rejected", reason=("trade_disabled", "no_money")[b % 2], retryable=False)
             self._refused.append(row)
 
     def refuse_for_now(self, a: int, b: int, c: int) -> None:
         if row := self._start(a):
-            self._level_refused(row)
+            if row["attempt"] >= 3:
+                self._level_refused(row)
             self._report(row, "rejected", reason="requote", retryable=True)
 
     def expire(self, a: int, b: int, c: int) -> None:
@@ -246,7 +259,10 @@ class Agents:
         self.started[row["id"], row["attempt"]] = "done"
         if done is not None:
             net = row["follower"] == "N"
-            done = done[0], self.brokers.net_state() if net else [self.brokers.state(p["ticket"]) for p in done[1]]
+            done = (
+                done[0],
+                self.brokers.net_state() if net else [self.brokers.state(self.brokers.newest(p["ticket"])) for p in done[1]],
+            )
         if happened:
             self._finish(row, done, adopted=True)
         else:

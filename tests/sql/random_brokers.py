@@ -1,7 +1,7 @@
 """The brokers of two hedging followers, H and C, and a netting one, N: what they hold, and what orders do to it."""
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
 
@@ -29,11 +29,19 @@ class Holding:
     tag: int | None
     pair: Pair | None
     order_type: str = "limit"
+    price: Any = None
+    #: the ticket that it had before
+    replaces: str | None = None
 
 
 class Brokers:
-    def __init__(self, world: QuietWorld) -> None:
+    def __init__(self, world: QuietWorld, lots_min: Decimal = CENT, *, retickets: bool = False) -> None:
+        """`lots_min`: the least volume H deals, other than all of a position. `retickets`: as MT4, with each partial close."""
         self.world = world
+        self.lots_min = lots_min
+        self.retickets = retickets
+        #: ticket → the first of its lineage
+        self.root: dict[str, str] = {}
         self.hedging: dict[str, Holding] = {}
         self.net = Decimal(0)
         self.net_sl: Any = None
@@ -49,7 +57,9 @@ class Brokers:
     def state(self, ticket: str) -> Row:
         x = self.hedging[ticket]
         more = {"kind": x.kind, "sl": _text(x.sl), "tp": _text(x.tp), "tag": _text(x.tag)}
-        order = {"order_type": x.order_type} if x.kind == "order" else {}
+        order = {"order_type": x.order_type, "price": str(x.price)} if x.kind == "order" else {}
+        if x.replaces:
+            order["replaces"] = x.replaces
         return self.world.position(str(x.lots), x.side, ticket) | more | order
 
     def net_state(self) -> list[Row]:
@@ -78,7 +88,9 @@ class Brokers:
         dealt = [self._change(row, self.hedging[ticket], share) for ticket in touched]
         if None in dealt:
             return None
-        return str(sum(lots for lots in dealt if lots is not None)), [self.state(ticket) for ticket in touched]
+        new = [self.reticket(ticket) for ticket in touched if row["action"] == "reduce" and dealt[0]]
+        shown = [self.state(ticket) for ticket in (*touched, *new) if ticket]
+        return str(sum(lots for lots in dealt if lots is not None)), shown
 
     def _do_net(self, row: Row, share: Decimal | None) -> Done:
         if row["action"] == "modify":
@@ -109,22 +121,43 @@ class Brokers:
         ticket = str(next(self.tickets))
         self._fill_once(row)
         self.hedging[ticket] = Holding(
-            row["follower"], kind, row["side"], lots, row["sl"], row["tp"], row["id"], pair, row["order_type"]
+            row["follower"], kind, row["side"], lots, row["sl"], row["tp"], row["id"], pair, row["order_type"], row["price"]
         )
         return str(lots), [self.state(ticket)]
+
+    def reticket(self, ticket: str) -> str | None:
+        """What is left after a partial close goes on under another ticket, where the broker does so."""
+        x = self.hedging[ticket]
+        if not self.retickets or x.lots == 0:
+            return None
+        new = str(next(self.tickets))
+        self.root[new] = self.root.get(ticket, ticket)
+        self.hedging[new] = replace(x, replaces=ticket)
+        x.lots = Decimal(0)
+        return new
+
+    def newest(self, ticket: str) -> str:
+        root = self.root.get(ticket, ticket)
+        return next(t for t in reversed(self.hedging) if self.root.get(t, t) == root)
+
+    def of_root(self, account: str, root: str) -> Holding | None:
+        return next((x for t, x in self.holdings(account).items() if self.root.get(t, t) == root), None)
 
     def _left_by(self, step: int) -> list[str]:
         ids = {row["id"] for row in self.world.rows("select id from public.trade_execution_queue where step_id = %s", step)}
         return [ticket for ticket, x in self.hedging.items() if x.tag in ids and x.lots > 0]
 
-    @staticmethod
-    def _change(row: Row, x: Holding, share: Decimal | None) -> Decimal | None:
+    def _change(self, row: Row, x: Holding, share: Decimal | None) -> Decimal | None:
         """Lots dealt of this holding; None: it is gone, or no order any more."""
         if x.lots == 0 or (row["action"] in ("cancel", "amend") and x.kind == "position"):
             return None
         if row["action"] in ("modify", "amend"):
             x.sl, x.tp = row["sl"], row["tp"]
+            x.price = row["price"] if row["action"] == "amend" else x.price
             return Decimal(0)
+        assert row["action"] != "reduce" or row["target_lots"] == 0 or x.account != "H" or row["lots"] >= self.lots_min, (
+            "too little"
+        )
         # an agent takes off no more than leaves the target
         wanted = max(Decimal(0), min(row["lots"], x.lots - row["target_lots"])) if row["action"] == "reduce" else x.lots
         dealt = min(wanted, part(wanted, share)) if row["action"] == "reduce" else wanted

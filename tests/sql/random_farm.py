@@ -10,7 +10,7 @@ from decimal import Decimal
 from typing import Any
 
 from random_agents import Agents
-from random_brokers import OWN, Brokers
+from random_brokers import CENT, OWN, Brokers
 from random_followers import Followers
 from random_masters import MASTERS, Doubts, Masters, Pair, QuietWorld
 from random_settings import CHOICES, Setting
@@ -27,7 +27,11 @@ COPIERS = {
 CHAIN = ("H", "C")
 # the usual more than once
 OF_MASTERS = (
-    ["open"] * 4 + ["increase"] * 2 + ["reduce"] * 3 + ["flip", "flip", "level", "close", "order", "amend", "cancel", "filled"]
+    ["open"] * 4
+    + ["increase"] * 2
+    + ["reduce"] * 3
+    + ["flip", "flip", "level", "close", "order", "amend", "cancel", "filled"]
+    + ["order", "order_level", "fills_into", "fills_into", "level", "close_by"]
 )
 OF_MASTERS += ["reticket", "hold", "deliver", "repeat", "snapshot", "blink", "move", "mode"]
 OF_AGENTS = ["done"] * 9 + ["partial", "refuse", "refuse_for_now", "expire", "after_all", "lose", "found"]
@@ -52,21 +56,26 @@ class Farm:
         self.doubts = Doubts()
         world.begin()
         lots_max = Decimal("0.25") if choices and choices[0] == 7 else Decimal(50)
-        self.settings = self._settings(followers, choices[1:], lots_max)
+        lots_min = Decimal("0.05") if choices and choices[0] == 5 else CENT
+        self.settings = self._settings(followers, choices[1:], lots_max, lots_min)
         for copier, setting in self.settings.items():
             world.as_user("save_copier", {"id": world.copiers[">".join(copier)]} | setting.columns())
         self.masters = Masters(world, self.doubts, self.settings)
-        self.brokers = Brokers(world)
+        self.brokers = Brokers(world, lots_min, retickets=bool(choices) and choices[0] in (4, 6))
         self.agents = Agents(world, self.masters, self.brokers, self.doubts)
         self.followers = Followers(world, self.masters, self.brokers, self.agents, self.doubts, followers, lots_max)
 
     @staticmethod
-    def _settings(followers: str, choices: Sequence[int], lots_max: Decimal) -> Mapping[tuple[str, str], Setting]:
+    def _settings(
+        followers: str, choices: Sequence[int], lots_max: Decimal, lots_min: Decimal
+    ) -> Mapping[tuple[str, str], Setting]:
         copiers = COPIERS[followers]
         if not choices:
             return {copier: Setting(sizing_value="1" if copier[0] == "M1" else "0.5") for copier in copiers}
         return {
-            copier: Setting.chosen(*copier, choices[n * CHOICES : (n + 1) * CHOICES], lots_max)
+            copier: Setting.chosen(
+                *copier, choices[n * CHOICES : (n + 1) * CHOICES], lots_max, lots_min if copier[1] == "H" else CENT
+            )
             for n, copier in enumerate(copiers)
         }
 
@@ -119,8 +128,8 @@ class Farm:
         """What the master holds: for C, H itself is the master."""
         if pair.master in MASTERS:
             return self.masters.of_root(pair.master, pair.root)
-        x = self.brokers.holdings("H").get(pair.root)
-        return None if x is None else {"kind": x.kind, "side": x.side, "lots": x.lots, "sl": x.sl, "tp": x.tp}
+        x = self.brokers.of_root("H", pair.root)
+        return None if x is None else {"kind": x.kind, "side": x.side, "lots": x.lots, "sl": x.sl, "tp": x.tp, "price": x.price}
 
     def _due_order(self) -> str | None:
         """A copied order that hangs on though its master's has filled."""
@@ -142,7 +151,8 @@ class Farm:
             self._check_mirror(name)
         pairs = [Pair(*copier, root) for copier in self.settings for root in self.masters.roots(copier[0])]
         if "C" in self.followers.names:
-            pairs += [Pair(*CHAIN, ticket) for ticket, x in self.brokers.hedging.items() if x.account == "H"]
+            own = [ticket for ticket, x in self.brokers.hedging.items() if x.account == "H" and not x.replaces]
+            pairs += [Pair(*CHAIN, ticket) for ticket in own]
         for pair in pairs:
             (self._check_share if pair.follower == "N" else self._check_hedging)(pair)
         if "N" in self.followers.names:
@@ -161,7 +171,8 @@ class Farm:
             " join public.trading_accounts m on m.id = l.master_account_id join public.trading_accounts f on f.id = q.account_id"
             " where q.action in ('open', 'place') and q.parts is null group by 1, 2, 3"
         ):
-            pair = Pair(row["master"], row["follower"], self.masters.root.get(row["master_ticket"], row["master_ticket"]))
+            roots = self.masters.root if row["master"] in MASTERS else self.brokers.root
+            pair = Pair(row["master"], row["follower"], roots.get(row["master_ticket"], row["master_ticket"]))
             opened[pair] = opened.get(pair, 0) + row["steps"]
         for pair, times in opened.items():
             allowed = 1 if pair[:2] == CHAIN else self.masters.courses[pair].decisions + (pair.root in self.masters.belated)
@@ -197,7 +208,11 @@ class Farm:
             assert held >= least, f"{pair}: too little: {held}, not {least}"
 
     def _check_hedging(self, pair: Pair) -> None:
-        copies = [x for x in self.brokers.holdings(pair.follower).values() if x.pair == pair]
+        joined = self.masters.joined if pair.master in MASTERS else {}
+        if pair.root in joined:
+            return  # counted with the position that it filled into
+        pairs = {pair, *(pair._replace(root=order) for order, root in joined.items() if root == pair.root)}
+        copies = [x for x in self.brokers.holdings(pair.follower).values() if x.pair in pairs]
         self._compare(pair, sum((x.lots for x in copies), Decimal(0)), {x.side for x in copies})
         p = self._master_of(pair)
         if p is None or pair in self.doubts.levels:
@@ -205,8 +220,8 @@ class Farm:
         wanted = (p["sl"], p["tp"]) if pair[:2] == CHAIN else self.settings[pair[:2]].levels(p["sl"], p["tp"])
         for x in copies:
             assert x.kind == "position" or p["kind"] == "order", f"{pair}: a copy is still an order"
-            if pair not in self.doubts.pairs:
-                assert (x.sl, x.tp) == wanted, f"{pair}: the levels are {x.sl} and {x.tp}, not {wanted}"
+            assert (x.sl, x.tp) == wanted, f"{pair}: the levels are {x.sl} and {x.tp}, not {wanted}"
+            assert x.kind == "position" or Decimal(x.price) == Decimal(p["price"]), f"{pair}: the price is {x.price}"
 
     def _shares(self, copier: str | None = None) -> list[dict[str, Any]]:
         return self.world.rows(
@@ -228,12 +243,11 @@ class Farm:
         brokers = self.brokers
         own = brokers.net - shares
         assert abs(own) <= self.followers.own_on_net, f"{own} of the net position {brokers.net} is nobody's"
-        if len(rows) == 1 and not self.followers.own_on_net and not self.doubts.levels:
-            sure = [pair for pair in pairs if self._wanted(pair)[1] and pair not in self.doubts.pairs]
-            p = self._master_of(sure[0]) if len(sure) == 1 else None
-            if p is not None:
-                wanted = self.settings[sure[0][:2]].levels(p["sl"], p["tp"])
-                assert (brokers.net_sl, brokers.net_tp) == wanted, f"the net position's levels are not {wanted}"
+        if rows and not self.followers.own_on_net and brokers.net and Pair("", "N", "") not in self.doubts.levels:
+            (owner,) = [pair for pair in pairs if pair.root == self.masters.root[rows[0]["master_ticket"]]]
+            p = self._master_of(owner)
+            wanted = self.settings[owner[:2]].levels(p["sl"], p["tp"]) if p and len(rows) == 1 else (None, None)
+            assert (brokers.net_sl, brokers.net_tp) == wanted, f"the net position's levels are not {wanted}"
 
     def _check_second_pass(self) -> None:
         more = self.world.one(

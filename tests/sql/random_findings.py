@@ -44,4 +44,12 @@ FINDINGS = [
     Finding("a copier was switched off while its account was being flattened", "HC", [0] * 13,
             [("open", 0, 0, 0), *[("increase", 0, 0, 0)] * 5, ("late", 0, 0, 0), ("done", 0, 0, 0), ("flatten", 0, 0, 6),
              ("mode", 0, 2, 0), ("done", 0, 0, 0), ("done", 0, 0, 0)]),
+    Finding("a copy was given another ticket before its open was found", "HC", [6] + [0] * 12,
+            [("open", 0, 0, 0), ("level", 0, 0, 7), ("late", 0, 0, 0), ("done", 0, 3, 0), ("user_trims", 0, 0, 0)]),
+    Finding("an increase was filled after all, with the levels of its time", "H", [0] * 13,
+            [("open", 7, 0, 0), ("done", 0, 0, 0), ("increase", 5, 0, 0), ("expire", 0, 0, 0), ("level", 1, 0, 7),
+             ("after_all", 0, 0, 0)]),
+    Finding("a refused change of levels was forgotten when a reduction was filled", "H", [0] * 13,
+            [("open", 0, 1, 0), ("done", 0, 0, 0), ("level", 0, 0, 1), ("refuse", 0, 0, 0), ("reduce", 0, 0, 0),
+             ("done", 0, 0, 0)]),
 ]  # fmt: skip

@@ -23,6 +23,8 @@ class Followers:
         self.stopped = False
         world.db.execute("update public.trading_accounts set funds_at = now() + interval '1 day'")
         world.db.execute("update public.account_symbols set lots_max = %s", (lots_max,))
+        least = (brokers.lots_min, world.accounts["H"])
+        world.db.execute("update public.account_symbols set lots_min = %s where account_id = %s", least)
 
     def _tell(self, account: str, kind: str, ticket: str) -> None:
         self.world.tell(account, self.world.note(account, kind, self.brokers.state(ticket)))
@@ -45,8 +47,8 @@ class Followers:
         x = self.brokers.hedging[ticket]
         x.lots = lots
         assert x.pair is not None
-        self.doubts.pairs.add(x.pair)
-        self._tell(x.account, "reduced" if lots else "closed", ticket)
+        self.doubts.pairs.update({x.pair, x.pair._replace(root=self.masters.joined.get(x.pair.root, x.pair.root))})
+        self._tell(x.account, "reduced" if lots else "closed", self.brokers.reticket(ticket) or ticket)
 
     def user_trims(self, a: int, b: int, c: int) -> None:
         ticket = pick(self._copies("position"), a)

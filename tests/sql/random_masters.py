@@ -100,6 +100,8 @@ class Masters:
         self.flattening: dict[str, int] = {}
         self.books: dict[str, dict[str, dict[str, Any]]] = {master: {} for master in MASTERS}
         self.root: dict[str, str] = {}
+        #: orders that filled into a position which was there → that position's lineage: its copy may be one of these
+        self.joined: dict[str, str] = {}
         #: orders, and positions of two new tickets since, that were told of after what became of them: new ones until it is known
         #: whose lineage they began
         self.belated: set[str] = set()
@@ -226,14 +228,15 @@ class Masters:
 
     def flip(self, a: int, b: int, c: int) -> None:
         if p := pick(self.live(MASTERS[a % 2]), b):
-            p["side"] = "sell" if p["side"] == "buy" else "buy"
+            p["side"], p["sl"], p["tp"] = "sell" if p["side"] == "buy" else "buy", p["tp"], p["sl"]
             p["lots"] = STEP * (c % 3 + 1)
             self._tell(MASTERS[a % 2], "modified", p)
 
     def level(self, a: int, b: int, c: int) -> None:
         if p := pick(self.live(MASTERS[a % 2]), b):
-            p["sl"] = (None, "1.05", "1.06", "1.07")[c % 4]
-            p["tp"] = (None, "1.20")[a // 2 % 2]
+            p["sl"], p["tp"] = (None, "1.05", "1.06", "1.07")[c % 4], (None, "1.20")[a // 2 % 2]
+            if p["side"] == "sell":  # a stop on the wrong side is moved to the nearest that brokers take
+                p["sl"], p["tp"] = p["tp"], p["sl"]
             self._tell(MASTERS[a % 2], "modified", p)
 
     def close(self, a: int, b: int, c: int) -> None:
@@ -249,6 +252,11 @@ class Masters:
     def amend(self, a: int, b: int, c: int) -> None:
         if p := pick(self.live(MASTERS[a % 2], "order"), b):
             p["price"] = f"1.0{c % 5 + 1}000"
+            self._tell(MASTERS[a % 2], "amended", p)
+
+    def order_level(self, a: int, b: int, c: int) -> None:
+        if p := pick(self.live(MASTERS[a % 2], "order"), b):
+            p["sl"] = (None, *(("1.003", "1.004") if p["side"] == "buy" else ("1.15", "1.16")))[c % 3]
             self._tell(MASTERS[a % 2], "amended", p)
 
     def cancel(self, a: int, b: int, c: int) -> None:
@@ -267,6 +275,46 @@ class Masters:
     def filled(self, a: int, b: int, c: int) -> None:
         if p := pick(self.live(MASTERS[a % 2], "order"), b):
             self._continue(MASTERS[a % 2], p, "opened", order_type=None)
+
+    def fills_into(self, a: int, b: int, c: int) -> None:
+        """As on a netting account: the order changes the position that is there already."""
+        master = MASTERS[a % 2]
+        order, p = pick(self.live(master, "order"), b), pick(self.live(master), c)
+        if order is None or p is None or self._holding or any(name == master for name, _ in self._held):
+            return
+        lots, order["lots"] = order["lots"], Decimal(0)
+        kind = "increased" if order["side"] == p["side"] else "reduced" if p["lots"] > lots else "modified"
+        if order["side"] != p["side"] and p["lots"] == lots:
+            p["lots"] = Decimal(0)
+            self._tell(master, "closed", p)
+            self._tell(master, "cancelled", order)
+            return
+        if kind == "modified":
+            p["side"], p["sl"], p["tp"] = order["side"], order["sl"], order["tp"]
+        elif order["sl"] is not None:
+            p["sl"] = order["sl"]
+        p["lots"] = p["lots"] + lots if kind == "increased" else abs(p["lots"] - lots)
+        p["replaces"] = order["ticket"]
+        self.joined[self.root[order["ticket"]]] = self.root[p["ticket"]]
+        for pair in [pair for pair in self.doubts.pairs if pair.root == self.root[order["ticket"]]]:
+            self.doubts.pairs.add(pair._replace(root=self.root[p["ticket"]]))
+        self._tell(master, kind, p)
+
+    def close_by(self, a: int, b: int, c: int) -> None:
+        """Two opposite positions are closed by each other; what is left of the larger may get a new ticket."""
+        master = MASTERS[a % 2]
+        one = pick(self.live(master), b)
+        other = pick([p for p in self.live(master) if one and p["side"] != one["side"]], c)
+        if one is None or other is None:
+            return
+        less, more = sorted((one, other), key=lambda p: p["lots"])
+        left, less["lots"] = more["lots"] - less["lots"], Decimal(0)
+        if left and c % 2:
+            self._continue(master, more, "reduced", lots=left)
+        else:
+            more["lots"] = left
+            self._tell(master, "reduced" if left else "closed", more)
+        self._tell(master, "closed", less)
 
     def reticket(self, a: int, b: int, c: int) -> None:
         if (p := pick(self.live(MASTERS[a % 2]), b)) and p["lots"] > STEP:

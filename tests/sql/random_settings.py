@@ -44,11 +44,12 @@ class Setting:
     sides: str = "both"
     #: of the follower's symbol
     lots_max: Decimal = Decimal(50)
+    lots_min: Decimal = CENT
     #: follower's balance by the master's
     ratio: Decimal = Decimal(1)
 
     @classmethod
-    def chosen(cls, master: str, follower: str, numbers: Sequence[int], lots_max: Decimal) -> "Setting":
+    def chosen(cls, master: str, follower: str, numbers: Sequence[int], lots_max: Decimal, lots_min: Decimal) -> "Setting":
         sizing, reverse, levels, least, most, sides = numbers
         mode, value = SIZINGS[sizing]
         return cls(
@@ -61,6 +62,7 @@ class Setting:
             max_policy="split" if most >= 4 else "cap",
             sides={6: "buy", 7: "sell"}.get(sides, "both"),
             lots_max=lots_max,
+            lots_min=lots_min,
             ratio=BALANCES[follower] / BALANCES[master],
         )
 
@@ -80,15 +82,16 @@ class Setting:
     @property
     def exact(self) -> bool:
         """Every volume of a master has its copy without rounding, however it came about."""
-        return self.rounds_only and floored(self.factor * STEP) == self.factor * STEP
+        return self.rounds_only and self.lots_min == CENT and floored(self.factor * STEP) == self.factor * STEP
 
     def size(self, lots: Decimal, side: str) -> Decimal:
         """Lots of one open or increase of so many lots of the master; 0: it is refused."""
         if self.sides not in ("both", side):
             return Decimal(0)
         wanted = floored(Decimal(self.sizing_value) if self.sizing_mode == "fixed" else lots * self.factor)
-        if wanted < CENT:
-            wanted = CENT if self.min_policy == "force_min" else Decimal(0)
+        if wanted < self.lots_min:
+            forced = self.min_policy == "force_min" and (self.sizing_mode == "fixed" or self.lots_min <= 5 * lots * self.factor)
+            wanted = self.lots_min if forced else Decimal(0)
         return min(wanted, self.lots_max) if self.max_policy == "cap" else wanted
 
     def side(self, side: str) -> str:
@@ -146,6 +149,8 @@ class Course:
         return flipped
 
     def _change(self, lots: Decimal, side: str) -> None:
+        if self.setting.lots_min > CENT:  # what is less is left as it is, or not opened
+            self.slack += floor(self.setting.lots_min / CENT)
         decided_now = Fraction(self.setting.size(lots, side))
         if lots < self.lots:
             left = Fraction(lots) / Fraction(self.lots)
@@ -170,4 +175,5 @@ class Course:
         """The least and the most that may be held. A reduction never takes the last of it."""
         least, most = (Decimal(floor(lots * 100)) / 100 for lots in (self.low, self.high))
         least, most = least - self.slack * CENT, most + self.slack * CENT
-        return (max(least, CENT) if self.low > 0 else Decimal(0)), (max(most, CENT) if self.high > 0 else Decimal(0))
+        one = self.setting.lots_min
+        return (max(least, CENT) if self.low > 0 else Decimal(0)), (max(most, one) if self.high > 0 else Decimal(0))

@@ -73,7 +73,9 @@ def test_levels_that_were_wanted_again_before_they_ever_stood(world: NettingWorl
     world.send("M", world.event("modified", p | {"lots": "0.30", "sl": "1.06000"}))
     world.fill(reduction)
     world.settle()
-    assert world.one("select sl from public.positions where account_id = %s", world.accounts["F"]) == Decimal("1.06"), world.acts()
+    assert world.one("select sl from public.positions where account_id = %s", world.accounts["F"]) == Decimal("1.06"), (
+        world.acts()
+    )
 
 
 def test_levels_that_stood_on_one_of_two_positions_go_back_on_both(world: NettingWorld) -> None:
