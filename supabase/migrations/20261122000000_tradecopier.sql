@@ -1649,7 +1649,7 @@ create trigger audited after insert or update or delete on public.symbol_mapping
   execute function private.audit('id', 'user_id', 'copier_id', 'master_symbol', 'follower_symbol');
 
 -- 22_sizing.sql
--- Sizing: how large a copy is. One pure function, used by the planner and, through preview_copy, by users.
+-- Sizing: how large a copy is. One pure function, used by the planner and, through preview_copy (23_preview.sql), by users.
 -- All volumes are exact: quotients are taken with div() on numerator and denominator, never on a rounded ratio.
 
 create type private.funds as (currency text, balance numeric, equity numeric, free_margin numeric);
@@ -1946,6 +1946,9 @@ begin
   end if;
   return row(v_orders, v_raw, null, v_warnings, v_explain)::private.sizing;
 end $$;
+
+-- 23_preview.sql
+-- preview_copy: users ask the very function that the planner sizes with (22_sizing.sql) what a copy would be, and why.
 
 -- A copier with nothing set: the defaults of the table's sizing columns (a test holds the two together).
 create function private.default_copier() returns public.copiers
