@@ -49,6 +49,14 @@ async def process_of(ground: Ground, vps: Vps) -> dict[str, object]:
     return row
 
 
+async def session_of(ground: Ground, desk: Desk) -> int:
+    """Of the only follower: the newest session that has told what the account holds."""
+    found = await ground.one(
+        "select coalesce(snapshot_session, 0) as n from public.trading_accounts where id = %(id)s", id=desk.follower.account_id
+    )
+    return cast(int, found)
+
+
 async def reduce_until(desk: Desk, ticket: str, over: asyncio.Event) -> int:
     """The master takes off a little all the time: whoever is told of it sends it."""
     count = 0
@@ -100,12 +108,18 @@ async def test_an_agent_restarted_at_once_trades_at_once(ground: Ground) -> None
     home, two = await ground.vps("home"), await ground.vps("two")
     async with ground.desk(home, [two]) as desk:
         for _ in range(3):
-            before = (await process_of(ground, two))["process"]
+            before, session = (await process_of(ground, two))["process"], await session_of(ground, desk)
             await ground.kill(two)
             await ground.vps("two")
             row = await process_of(ground, two)
             assert row["process"] != before
             assert row["begun"], "a restarted agent waits for its own lease"
+
+            async def logged_in(old: int = session) -> bool:
+                return await session_of(ground, desk) > old
+
+            # what is queued before that is an unknown outcome for it, and never sent
+            await until(logged_in, "the restarted agent to log in")
         ticket = await desk.open(lots="0.20")
         await desk.holds(1)
         await desk.close(ticket)
