@@ -1,4 +1,4 @@
-"""The command `tradecopier`. Sub-commands are imported when they are used, so that each starts fast."""
+"""The command `tradecopier`. Sub-commands are imported only when used, so that each starts fast."""
 
 import importlib
 import os
@@ -14,25 +14,26 @@ from agent.failure import Failure
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Where a sub-command lives (`module:attribute`) and its line in `--help`."""
+    """The location of a sub-command (`module:attribute`) and its line in `--help`."""
 
     target: str
     help: str
 
 
 COMMANDS: Final[Mapping[str, Entry]] = {
-    "up": Entry("agent.local.command:up", "Run the embedded Supabase stack until Ctrl-C."),
+    "up": Entry("agent.stack.command:up", "Run the embedded Supabase stack until Ctrl-C."),
     "demo": Entry("agent.demo.command:demo", "Run stack, agents and accounts, and copy trades."),
     "scenario": Entry("agent.scenario.command:scenario", "Run scripted scenarios on the embedded stack."),
     "bench": Entry("agent.bench.command:bench", "Run a benchmark."),
     "paper": Entry("agent.paper.command:paper", "Run the paper broker."),
-    "agent": Entry("agent.agent_command:agent", "Life on a VPS: enroll, run, doctor, install."),
-    "operator": Entry("agent.operator:operator", "Operators of the farm."),
+    "agent": Entry("agent.command.agent:agent", "Set up and run an agent: enroll, run, doctor, install."),
+    "operator": Entry("agent.command.operator:operator", "Operators of the farm."),
+    "restored": Entry("agent.command.restored:restored", "Declare that the database was restored from a backup."),
 }
 
 
 class LazyGroup(click.Group):
-    """A group that knows its commands by name and imports one only when it is called."""
+    """A group that lists its commands without importing them and imports one only when it is called."""
 
     def __init__(self, *args: object, entries: Mapping[str, Entry], **kwargs: object) -> None:
         super().__init__(*args, **kwargs)  # type: ignore[arg-type]
@@ -55,7 +56,8 @@ def _load(name: str, entry: Entry) -> click.Command:
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        # Only the command's own module (or a package above it) missing means "not built"; anything else is a broken set-up.
+        # If the command's own module (or a package above it) is missing, this version lacks the command. Any other
+        # missing module is a broken set-up.
         if error.name is not None and (module_name == error.name or module_name.startswith(error.name + ".")):
             raise Failure(
                 f"`tradecopier {name}` is not part of this version",
@@ -83,7 +85,7 @@ def group(ctx: click.Context, debug: bool) -> None:
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status. Errors become one line on stderr; `--debug` lets them through."""
+    """Run one command and return its exit status. An error becomes one line on stderr; `--debug` raises it instead."""
     argv = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in argv
     try:
@@ -109,7 +111,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
 def _explain(error: BaseException) -> int:
     match error:
         case BaseExceptionGroup() if error.exceptions:
-            return _explain(_most_telling(error))
+            return _explain(_most_useful(error))
         case Failure():
             _say(str(error))
             return error.exit_status
@@ -125,12 +127,14 @@ def _explain(error: BaseException) -> int:
             return error.exit_code
         case _:
             first = (str(error).splitlines() or [""])[0]
-            _say(f"{type(error).__name__}: {first} → run it again with `tradecopier --debug …` and report what it prints")
+            _say(
+                f"{type(error).__name__}: {first} → run it again with `tradecopier --debug …` and report what it prints"
+            )
             return 1
 
 
-def _most_telling(group_of_errors: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The error of a task group that a person can act on: a Failure if there is one, else the first."""
+def _most_useful(group_of_errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error of a task group that a person can act on: a `Failure` if there is one, else the first."""
     failures = group_of_errors.subgroup((Failure, click.ClickException))
     chosen = failures if failures is not None else group_of_errors
     return chosen.exceptions[0]
@@ -149,7 +153,8 @@ def main() -> NoReturn:
 
 
 def _drain(stream: TextIO) -> None:
-    """Print what is left; if the reader went away (`| head`), lead it to nowhere, so that Python's own flush cannot fail."""
+    """Flush the stream. If its reader has gone (`| head`), redirect it to the null device, so that Python's own flush
+    at exit cannot fail."""
     try:
         stream.flush()
     except BrokenPipeError:

@@ -1,4 +1,4 @@
-"""Time as the database sees it, and time that keeps counting while a machine sleeps."""
+"""The database's time, time since boot, and the lease."""
 
 import time
 from collections import deque
@@ -6,17 +6,19 @@ from datetime import UTC, datetime, timedelta
 
 
 def boot_time() -> float:
-    """Seconds since boot, suspension included where the system can tell (Linux CLOCK_BOOTTIME), else monotonic."""
+    """Seconds since boot. Time in suspension counts where the system has such a clock (Linux CLOCK_BOOTTIME); elsewhere
+    this is the monotonic clock."""
     clock = getattr(time, "CLOCK_BOOTTIME", None)
     return time.monotonic() if clock is None else time.clock_gettime(clock)
 
 
 class DatabaseClock:
-    """Wall clock corrected by the measured offset to the database (DESIGN §4.8).
+    """Wall clock corrected by the measured offset to the database (law 4.8).
 
-    `offset_ms` = database clock − own clock, from a heartbeat whose round trip is halved. Half a round trip is a guess that can
-    be wrong by the other half, so of the last few measurements the one with the shortest round trip counts. A measurement
-    that contradicts it by more than both can be wrong means that a clock was set: then only the new one counts.
+    `offset_ms` = database clock − own clock, in ms. A heartbeat measures it: the database is assumed to have read its
+    clock in the middle of the round trip, so the error is at most half the round trip. Of the last `KEEP` measurements
+    the one with the shortest round trip counts. If a new one differs from it by more than both errors allow, a clock
+    was set: then only the new one counts.
     """
 
     KEEP = 8
@@ -33,10 +35,11 @@ class DatabaseClock:
         return datetime.now(UTC) + self._offset
 
     def measure(self, before: datetime, server_time: datetime, after: datetime) -> float:
-        """Take the offset from one round trip (own wall clock before and after); returns the round trip in ms."""
+        """Measure the offset in one round trip. `before`, `after`: this machine's wall clock. Returns the round trip in
+        ms."""
         trip = after - before
         if trip < timedelta(0):
-            return 0.0  # the own clock was set back in between: this says nothing
+            return 0.0  # this machine's clock was set back in between: no measurement
         offset = server_time - (before + trip / 2)
         if self._measured and abs(offset - self._offset) > (trip + min(self._measured)[0]) / 2:
             self._measured.clear()
@@ -46,7 +49,7 @@ class DatabaseClock:
 
 
 class Lease:
-    """How long this agent may still trade. Counted on boot time from *before* the renewing request was sent."""
+    """How long this agent may still trade, in boot time. A renewal counts from *before* its request was sent."""
 
     def __init__(self) -> None:
         self._ends_at = 0.0
@@ -58,5 +61,5 @@ class Lease:
         self._ends_at = 0.0
 
     def remaining(self) -> float:
-        """Seconds left; 0 when over."""
+        """Seconds left; 0 when the lease is over."""
         return max(0.0, self._ends_at - boot_time())

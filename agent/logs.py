@@ -1,6 +1,6 @@
-"""Structured logs: one JSON object per line on stderr: time, level, event, logger, and the fields of the event.
+"""Structured logs, one JSON object per line on stderr: time, level, event, logger, and the event's fields.
 
-Secrets never get here by design (they are `SecretStr` or `repr=False`); tokens that a library prints are cut out all the same.
+The agent logs no secrets (they are `SecretStr` or `repr=False`); tokens that a library logs are removed here.
 """
 
 import logging
@@ -13,13 +13,13 @@ import orjson
 
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _TOKEN: Final = re.compile(r"eyJ[\w-]{8,}\.[\w-]+\.[\w-]+|\bsb_(?:secret|publishable)_[\w-]+|(?<=apikey=)[^&\s\"']+")
-#: libraries that print whole payloads on errors and every retry as an error; what matters of it the agent says itself
+#: libraries that log whole payloads and every retry as an error; the agent logs the relevant failures itself
 _CHATTY: Final = ("realtime", "websockets", "aiohttp", "asyncio", "httpx", "httpcore")
 LIMIT: Final = 2_000
 
 
 def redact(text: str) -> str:
-    """The text without JWTs and API keys, cut to a length that a log line can have."""
+    """The text without JWTs and API keys, cut to `LIMIT` characters."""
     clean = _TOKEN.sub("[redacted]", text)
     return clean if len(clean) <= LIMIT else f"{clean[:LIMIT]}… ({len(clean)} characters)"
 

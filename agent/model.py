@@ -1,7 +1,7 @@
-"""The agent's nouns: what accounts hold, what is to be done, and what came of it.
+"""The agent's data types: positions, orders, executions, reports and events.
 
 Lots, prices and money are `Decimal`; times are aware `datetime` in UTC. Everything is immutable.
-This is the bottom module: everybody may import it, it imports nothing of the project.
+This is the lowest module: every other one may import it, and it imports none.
 """
 
 from collections.abc import Mapping
@@ -20,14 +20,16 @@ Kind = Literal["position", "order"]
 OrderType = Literal["market", "limit", "stop"]
 TradeMode = Literal["full", "long_only", "short_only", "close_only", "disabled"]
 Action = Literal["open", "increase", "reduce", "close", "modify", "place", "amend", "cancel"]
-EventType = Literal["opened", "increased", "reduced", "modified", "closed", "ordered", "amended", "cancelled", "snapshot"]
+EventType = Literal[
+    "opened", "increased", "reduced", "modified", "closed", "ordered", "amended", "cancelled", "snapshot"
+]
 Evidence = Literal["deal", "snapshots"]
 CloseReason = Literal["client", "sl", "tp", "stop_out", "expert", "expired"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Position:
-    """Whole state of one position, or of one pending order (`kind`). `lots` 0 means that it is gone."""
+    """The whole state of one position, or of one pending order (`kind`). 0 `lots` mean that it is gone."""
 
     ticket: Ticket
     kind: Kind
@@ -42,15 +44,15 @@ class Position:
     comment: str = ""
     opened_at: datetime | None = None
     expires_at: datetime | None = None
-    #: number of the execution that made it, when the adapter recognises one of ours
+    #: number of our execution that made it; None if the adapter finds none
     tag: ExecutionId | None = None
-    #: ticket that this one continues (MT4 re-ticketing, a filled pending order)
+    #: the ticket that this one continues (MT4 re-ticketing, a filled pending order)
     replaces: Ticket | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SymbolSpec:
-    """An instrument as one account sees it. `contract_size` is units per lot, `tick_size` in price units."""
+    """An instrument of one account. `contract_size` is in units per lot, `tick_size` in price units."""
 
     name: str
     contract_size: Decimal
@@ -76,7 +78,7 @@ class Quote:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccountState:
-    """Figures of an account, money in `currency`. `login` and `server` are what the terminal itself says."""
+    """Figures of an account, money in `currency`. `login` and `server` are those that the terminal reports."""
 
     login: str
     server: str
@@ -92,12 +94,15 @@ class AccountState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Login:
-    """What an adapter needs to open a connection. `settings` is the platform's own business."""
+    """What an adapter needs to open a connection. The meaning of `settings` is up to the platform, but they never name
+    a server: only `address` does, which comes from the table broker_servers."""
 
     account_id: AccountId
     platform: str
     server: str
     login: str
+    #: host:port of the server; empty where the platform finds its servers by name
+    address: str = ""
     password: str = field(repr=False, default="")
     mode: Mode = "hedging"
     currency: str = "USD"
@@ -105,16 +110,16 @@ class Login:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# What an adapter reports by itself
+# Changes that an adapter pushes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Changed:
-    """A position or order is now as `position` says; gone when its lots are 0.
+    """The state of a position or order has changed to `position`; 0 lots mean that it is gone.
 
-    `seq` was taken from the account's counter before the read began (a push: at receipt).
-    `unchanged_at` is the last moment the account was seen without the change. `deal_price` and `dealt_at` (on this machine's
-    clock) are of the deal that made the change, where the platform tells it.
+    `seq` was taken from the account's counter before the read began (for a push: at receipt). `unchanged_at` is the
+    time of the last read without the change. `deal_price` and `dealt_at` (on this machine's clock) belong to the deal
+    that made the change, where the platform reports it.
     """
 
     seq: int
@@ -129,7 +134,7 @@ class Changed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resync:
-    """The adapter cannot say what changed (reconnect, gap): read everything again."""
+    """The adapter may have missed changes (reconnect, gap): read the whole account again."""
 
     why: str
 
@@ -145,7 +150,7 @@ Change = Changed | Resync
 class Order:
     """One request to a broker.
 
-    market: open, or on a netting account any deal. close: take `lots` off position `ticket` (`side` is the side of the
+    market: open, or on a netting account any deal. close: close `lots` of position `ticket` (`side` is the side of the
     position). modify: set both `sl` and `tp` of position `ticket` (None removes). pending: place a limit or stop order.
     amend / cancel: change or delete pending order `ticket`.
     """
@@ -162,17 +167,18 @@ class Order:
     tp: Decimal | None = None
     expires_at: datetime | None = None
     max_slippage_points: int | None = None
-    #: the price `max_slippage_points` is measured from
+    #: the price from which `max_slippage_points` is measured
     reference_price: Decimal | None = None
     comment: str = ""
-    #: on this machine's wall clock: from then on nobody may hand it to the broker any more. The last process before the broker
-    #: checks it right before sending and answers `Rejected("too_late")`.
+    #: deadline on this machine's wall clock: the last process before the broker checks it right before sending and
+    #: answers `Rejected("too_late")` if it has passed
     send_before: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placed:
-    """The broker did it. `positions`: whole state afterwards of everything the order touched (lots 0 = gone)."""
+    """The broker executed the order. `lots`: the filled volume. `positions`: the state after the order of every
+    position and pending order that it changed (0 lots: gone)."""
 
     lots: Decimal
     price: Decimal | None
@@ -181,7 +187,7 @@ class Placed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rejected:
-    """Definitive evidence that the broker did NOT do it. `reason` is a code of docs/errors.md."""
+    """The broker certainly did not execute the order. `reason` is a code of docs/errors.md."""
 
     reason: str
     retryable: bool
@@ -190,7 +196,7 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unknown:
-    """No definitive answer: the order may have been executed. Never a failure, never a reason to send again."""
+    """No definitive answer: the order may have been executed. Neither a failure nor a reason to send it again."""
 
     message: str
 
@@ -200,7 +206,7 @@ Result = Placed | Rejected | Unknown
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """What `find(tag)` saw. `lots` is the volume that the tagged order filled (0: pending, or cancelled unfilled)."""
+    """The tagged order exists. `lots` is its filled volume (0: pending, or cancelled unfilled)."""
 
     positions: tuple[Position, ...]
     lots: Decimal
@@ -209,7 +215,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NotFound:
-    """No trace of the tag. `conclusive` only when connected, history synchronised and the settle time over."""
+    """No trace of the tag. `conclusive` only when connected, with the history complete and the settle time over."""
 
     conclusive: bool
 
@@ -251,7 +257,7 @@ class Execution:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unreadable:
-    """An execution that this agent cannot read (it may be too old for it). It is reported as rejected, never guessed."""
+    """An execution that this agent cannot decode (the agent may be too old). It is reported as rejected."""
 
     id: ExecutionId
     attempt: int
@@ -261,19 +267,19 @@ class Unreadable:
 
 Offered = Execution | Unreadable
 
-Outcome = Literal["completed", "rejected", "expired", "cancelled", "unknown"]
+OutcomeStatus = Literal["completed", "rejected", "expired", "cancelled", "unknown"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What came of one attempt; times on the database's clock."""
+    """The outcome of one attempt; times are on the database's clock."""
 
     account_id: AccountId
     session: int
     seq: int
     execution_id: ExecutionId
     attempt: int
-    outcome: Outcome
+    outcome: OutcomeStatus
     reason: str | None = None
     retryable: bool = False
     message: str = ""
@@ -281,7 +287,7 @@ class Report:
     filled_lots: Decimal = Decimal(0)
     price: Decimal | None = None
     positions: tuple[Position, ...] = ()
-    #: what the market was when the broker refused the levels
+    #: the market price when the broker refused the levels
     quote: Quote | None = None
     received_at: datetime | None = None
     sent_at: datetime | None = None
@@ -302,14 +308,14 @@ class Event:
     close_reason: CloseReason | None = None
     detected_at: datetime
     unchanged_at: datetime | None = None
-    #: the deal that made the change, where the platform tells it
+    #: the deal that made the change, where the platform reports it
     deal_price: Decimal | None = None
     dealt_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assignment:
-    """An account that this agent works, from `begins_at` on, with its fencing token."""
+    """An account that this agent works from `begins_at` on; `epoch` is its fencing token."""
 
     account_id: AccountId
     epoch: int
@@ -318,8 +324,11 @@ class Assignment:
     login: str
     mode: Mode
     currency: str
-    settings: Mapping[str, object]
+    #: grows with each change of its settings or password, which `account_credentials` returns
+    revision: int
     begins_at: datetime
     watch_symbols: tuple[str, ...]
-    #: a protection rule watches what is open: the account's figures are wanted every second
+    #: a protection rule watches the account: its figures are reported every second
     watch_funds: bool = False
+    #: an opaque value, equal for the accounts of one user ("": unknown)
+    owner: str = ""

@@ -1,6 +1,6 @@
-"""Settings of an agent: environment `TRADECOPIER_*`, then the file that `tradecopier agent enroll` wrote.
+"""Settings of an agent: environment variables `TRADECOPIER_*`, then the file that `tradecopier agent enroll` wrote.
 
-Nothing here has a usable default for a secret, nothing is guessed, and every missing or wrong key is reported at once.
+No secret has a default, nothing is guessed, and all missing or wrong keys are reported together.
 """
 
 import os
@@ -12,17 +12,18 @@ from typing import Annotated, Final
 from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, JsonConfigSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
+from agent.address import origin
 from agent.failure import Failure
 
 PREFIX: Final = "TRADECOPIER_"
 FILE_NAME: Final = "agent.json"
 
-#: what to do about a key that is missing or wrong
+#: for each key: what it is, or how to get it
 HOW_TO_GET: Final[Mapping[str, str]] = {
     "url": "the address of the Supabase project, for example https://<ref>.supabase.co (Project Settings → API)",
     "publishable_key": "the publishable (anon) key of the project (Project Settings → API keys); not the secret one",
-    "vps_id": "run `tradecopier agent enroll --url U --token T` with a token from the dashboard (VPSes → Add)",
-    "agent_secret": "run `tradecopier agent enroll --url U --token T` with a token from the dashboard (VPSes → Add)",
+    "vps_id": "run `tradecopier agent enroll --url U --token T` with a token from an operator",
+    "agent_secret": "run `tradecopier agent enroll --url U --token T` with a token from an operator",
     "agent_email": "give the agent's auth user together with its password, or enrol instead",
     "agent_password": "give the agent's auth user together with its password, or enrol instead",
     "name": "a name of 1 to 63 letters, digits, dots and dashes",
@@ -43,17 +44,6 @@ def default_data_dir() -> Path:
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "tradecopier"
 
 
-def _origin(url: str) -> str:
-    trimmed = url.strip().rstrip("/")
-    scheme, separator, rest = trimmed.partition("://")
-    if scheme not in ("http", "https") or not separator or not rest or "/" in rest or " " in rest:
-        raise ValueError("an address such as https://<ref>.supabase.co is wanted, without a path")
-    host = rest.rsplit("@", 1)[-1].rsplit(":", 1)[0]
-    if scheme == "http" and host not in ("localhost", "127.0.0.1", "[::1]"):
-        raise ValueError("https is wanted: over http passwords would travel in the clear")
-    return trimmed
-
-
 def _log_level(name: str) -> str:
     if name.upper() not in LOG_LEVELS:
         raise ValueError(HOW_TO_GET["log_level"])
@@ -67,17 +57,17 @@ class Settings(BaseSettings):
         env_prefix=PREFIX, extra="ignore", frozen=True, env_ignore_empty=True, hide_input_in_errors=True
     )
 
-    url: Annotated[str, AfterValidator(_origin)]
+    url: Annotated[str, AfterValidator(origin)]
     publishable_key: Annotated[str, Field(min_length=1, repr=False)]
-    #: how it signs in: the identity that `enroll` wrote …
+    #: the agent signs in with the identity that `enroll` wrote …
     vps_id: str | None = None
     agent_secret: SecretStr | None = None
-    #: … or an auth user of its own by the password grant (embedded stack)
+    #: … or with an auth user's e-mail and password (embedded stack)
     agent_email: str | None = None
     agent_password: SecretStr | None = None
     data_dir: Path = Field(default_factory=default_data_dir)
     log_level: Annotated[str, AfterValidator(_log_level)] = "INFO"
-    #: how long a clean stop may take before connections are cut, seconds
+    #: seconds that a clean stop may take before connections are cut
     drain_seconds: Annotated[float, Field(gt=0, le=120)] = 10
 
     @classmethod
@@ -118,19 +108,22 @@ def identity_file(data_dir: Path) -> Path:
 
 
 def load_settings() -> Settings:
-    """Read the settings or raise one `Failure` that names every key that is missing or wrong, and how to get it."""
+    """Read the settings. Raises one `Failure` that names every missing or wrong key and how to get it."""
     problems: list[str] = []
     settings: Settings | None = None
     try:
         settings = Settings()
     except ValidationError as error:
         problems = [
-            _describe(str(item["loc"][0]), str(item["type"]), str(item["msg"])) for item in error.errors(include_input=False)
+            _describe(str(item["loc"][0]), str(item["type"]), str(item["msg"]))
+            for item in error.errors(include_input=False)
         ]
     except (OSError, ValueError) as error:
         file = identity_file(default_data_dir())
         raise Failure(
-            f"the settings file {file} cannot be read ({_first_line(error)})", "mend or remove it, then enrol again", code="TC610"
+            f"the settings file {file} cannot be read ({_first_line(error)})",
+            "fix or remove it, then enrol again",
+            code="TC610",
         ) from error
     problems += _identity_problems(settings)
     if problems or settings is None:
@@ -147,12 +140,14 @@ def _identity_problems(settings: Settings | None) -> list[str]:
     present = _present() if settings is None else {name for name in HOW_TO_GET if getattr(settings, name, None)}
     if {"vps_id", "agent_secret"} <= present or {"agent_email", "agent_password"} <= present:
         return []
-    pair = ("agent_email", "agent_password") if present & {"agent_email", "agent_password"} else ("vps_id", "agent_secret")
+    pair = (
+        ("agent_email", "agent_password") if present & {"agent_email", "agent_password"} else ("vps_id", "agent_secret")
+    )
     return [_describe(name, "missing", "") for name in pair if name not in present]
 
 
 def _present() -> set[str]:
-    """Names of the keys that stand in the environment or in the file, whether right or wrong."""
+    """Names of the keys in the environment or the file, valid or not."""
     names = {name for name in HOW_TO_GET if os.environ.get(PREFIX + name.upper())}
     file = identity_file(default_data_dir())
     return names | set(JsonConfigSettingsSource(Settings, json_file=file)())

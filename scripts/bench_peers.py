@@ -1,6 +1,6 @@
-"""The peers of `tradecopier bench queue`, in an environment of their own: `make bench` calls this first.
+"""Install the peers of `tradecopier bench queue` in a separate environment: `make bench` calls this first.
 
-They are no dependencies of the product. The packages are those of requirements-bench.lock, with their hashes.
+The product does not depend on them. The packages are those of requirements-bench.lock, with their hashes.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LOCK = ROOT / "requirements-bench.lock"
 ENVIRONMENT = ROOT / ".tradecopier" / "bench-venv"
 STAMP = ENVIRONMENT / ".lock"
-#: far above what a slow line needs
+#: far longer than a slow connection needs
 TIMEOUT_S = 1200
 
 
@@ -31,7 +31,9 @@ def main() -> None:
         [*uv, "pip", "install", "--quiet", "--no-deps", "--require-hashes", "--python", str(python), "-r", str(LOCK)],
     ):
         if subprocess.run(command, stdin=subprocess.DEVNULL, timeout=TIMEOUT_S, check=False).returncode:
-            raise SystemExit("The peers could not be installed (see above). To mend it: check the network, then run it again")
+            raise SystemExit(
+                "The peers could not be installed (see above). To fix it: check the network, then run it again"
+            )
     STAMP.write_text(wanted)
 
 

@@ -1,4 +1,7 @@
-"""Write supabase/database.types.ts from the schema, on a database of its own: `make types`. `--check` only compares."""
+"""Write supabase/database.types.ts from the schema, using a temporary database: `make types`.
+
+`--check` only compares.
+"""
 
 import argparse
 import shutil
@@ -9,16 +12,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from agent.local.database import Database
-from agent.local.lodging import remove_folder
-from agent.local.postgres import PostgresServer
+from agent.stack.database import Database
+from agent.stack.postgres import PostgresServer
+from agent.stack.server_user import remove_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 TYPES = ROOT / "supabase" / "database.types.ts"
 
 
 def supabase(*arguments: str) -> list[str]:
-    """The Supabase CLI of package.json, told not to guess who calls it."""
+    """The Supabase CLI of package.json, with telemetry and agent detection switched off."""
     found = shutil.which("supabase", path=str(ROOT / "node_modules" / ".bin"))
     if found is None:
         raise SystemExit("The Supabase CLI is not installed: run `make setup`.")
@@ -27,9 +30,10 @@ def supabase(*arguments: str) -> list[str]:
 
 @contextmanager
 def scratch_database() -> Iterator[Database]:
-    """A database with the project's schema, on a server of its own; nothing of it is left afterwards."""
+    """A temporary server and database with the project's schema."""
     folder = Path(tempfile.mkdtemp(prefix="tradecopier-check-"))
-    folder.chmod(0o711)  # the server may run as another user
+    # the server may run as another user
+    folder.chmod(0o711)
     server = PostgresServer(folder, durable=False)
     try:
         server.start()
@@ -41,7 +45,7 @@ def scratch_database() -> Iterator[Database]:
 
 
 def generate(database: Database) -> str:
-    """The types as the CLI writes them. Raises SystemExit with what it said when it fails."""
+    """The types as the CLI generates them. Raises SystemExit with its output when it fails."""
     command = supabase("gen", "types", "--lang", "typescript", "--schema", "public", f"--remote={address(database)}")
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL, check=False)
     _, found, types = done.stdout.partition("export type Json")
@@ -51,8 +55,8 @@ def generate(database: Database) -> str:
 
 
 def address(database: Database) -> str:
-    """For the CLI: loopback has no TLS, and the CLI complains on standard output when it must find that out itself."""
-    return database.dsn + ("&" if "?" in database.dsn else "?") + "sslmode=disable"
+    """The address for the CLI. It disables TLS; otherwise the CLI prints a warning about it to standard output."""
+    return database.dsn_of("postgres") + "?sslmode=disable"
 
 
 def formatted(text: str) -> str:
@@ -65,7 +69,7 @@ def formatted(text: str) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="say whether the file is up to date; write nothing")
+    parser.add_argument("--check", action="store_true", help="check whether the file is up to date; write nothing")
     check = parser.parse_args().check
     with scratch_database() as database:
         text = generate(database)

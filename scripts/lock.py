@@ -1,10 +1,11 @@
-"""Regenerate every lock file: `make lock`. The locks name no registry, no host and no path of a machine.
+"""Regenerate every lock file: `make lock`. The lock files contain no registry, host name or local path.
 
 requirements.lock           everything of pyproject.toml, for Python 3.11+ on Linux, macOS and Windows, hash-pinned
-requirements-nodeps.lock    packages whose own pins are too old to be obeyed; installed without their dependencies
-requirements-bench.lock     the peers that `bench queue` measures against; in an environment of their own
+requirements-nodeps.lock    packages whose own pins are outdated; installed without their dependencies
+requirements-bench.lock     the peers that `bench queue` compares with, for a separate environment
 requirements-bootstrap.lock uv itself, which `make setup` installs with pip and which then installs the rest
-package-lock.json           npm, with the workspace web/, without addresses
+package-lock.json           npm, with the workspace web/, without addresses; each package with the hash of its content
+functions/deno.lock         the Edge Functions' packages, in the same versions as in package-lock.json
 """
 
 import json
@@ -21,10 +22,10 @@ HEADER = "# Made by `make lock`. Do not edit.\n"
 #: ctrader-open-api pins Twisted 24.3 and a pure-Python protobuf of 2022; only its message classes are used
 WITHOUT_DEPENDENCIES = "ctrader-open-api==0.9.2\n"
 
-#: all that their own documentation names for speed
+#: the extras that their own documentation recommends for speed
 BENCH_PEERS = "procrastinate\npgqueuer\nasyncpg\nuvloop; sys_platform != 'win32'\npsycopg[binary]\n"
 
-#: how platform packages of npm name what they fit (the last parts of their names)
+#: names of systems in npm's platform packages (the last part of the package name)
 NODE_OS = {"linux": "linux", "darwin": "darwin", "windows": "win32", "win32": "win32", "android": "android"}
 NODE_CPU = {"x64": "x64", "arm64": "arm64"}
 
@@ -52,7 +53,7 @@ def lock_python() -> None:
 
 
 def lock_npm() -> None:
-    """Resolve in an empty directory, so that what is installed here does not narrow the lock to this platform."""
+    """Resolve in an empty directory, so that packages installed here do not narrow the lock to this platform."""
     npm = shutil.which("npm")
     if npm is None:
         raise SystemExit("npm was not found: install Node 20 or newer")
@@ -65,14 +66,19 @@ def lock_npm() -> None:
         lock = json.loads(Path(scratch, "package-lock.json").read_text())
     packages = lock["packages"]
     for package in packages.values():
-        for key in ("funding", "deprecated", *(() if package.get("link") else ("resolved",))):  # of a workspace: its folder
+        for key in (
+            "funding",
+            "deprecated",
+            *(() if package.get("link") else ("resolved",)),
+        ):  # of a workspace: its folder
             package.pop(key, None)
     _add_platform_packages(packages)
+    _add_hashes(npm, packages)
     (ROOT / "package-lock.json").write_text(json.dumps(lock, indent=2, ensure_ascii=False) + "\n")
 
 
 def _add_platform_packages(packages: dict[str, dict[str, object]]) -> None:
-    """A registry that lacks the build of another platform makes npm leave it out, and then `npm ci` refuses the lock."""
+    """Add other platforms' builds. If the registry lacks one, npm omits it from the lock, and then `npm ci` fails."""
     for package in list(packages.values()):
         wanted = package.get("optionalDependencies")
         for name, version in (wanted if isinstance(wanted, dict) else {}).items():
@@ -91,9 +97,50 @@ def _add_platform_packages(packages: dict[str, dict[str, object]]) -> None:
     packages.update(ordered)
 
 
+def _add_hashes(npm: str, packages: dict[str, dict[str, object]]) -> None:
+    """Add missing hashes from the registry: npm writes no hash for a package that it has not downloaded.
+
+    Packages that the registry does not serve have no hash: tests/test_repository.py and docs/unverified.md list them.
+    """
+    for path, package in packages.items():
+        if not path.startswith("node_modules/") or package.get("link") or "integrity" in package:
+            continue
+        wanted = f"{path.rpartition('node_modules/')[2]}@{package['version']}"
+        asked = subprocess.run(
+            [npm, "view", wanted, "dist.integrity", "--json"], cwd=ROOT, capture_output=True, text=True
+        )
+        if asked.returncode == 0 and asked.stdout.strip():
+            package["integrity"] = json.loads(asked.stdout)
+        else:
+            print(f"  the registry does not serve {wanted}, so it has no hash in the lock file")
+
+
+def lock_functions() -> None:
+    """Write exact versions to deno.json, which hosted's bundler reads, and their dependencies with hashes to
+    deno.lock."""
+    deno, source = Path(sys.executable).with_name("deno"), ROOT / "functions"
+    packages = json.loads((ROOT / "package-lock.json").read_text())["packages"]
+    config = json.loads((source / "deno.json").read_text())
+    for name in config["imports"]:
+        config["imports"][name] = f"npm:{name}@{packages[f'node_modules/{name}']['version']}"
+    (source / "deno.json").write_text(json.dumps(config, indent=2) + "\n")
+    with tempfile.TemporaryDirectory() as scratch:
+        copy = Path(scratch, "functions")
+        shutil.copytree(source, copy, ignore=shutil.ignore_patterns("deno.lock"))
+        options = [f"--config={copy / 'deno.json'}", "--node-modules-dir=none", "--frozen=false"]
+        subprocess.run([deno, "cache", *options, *sorted(copy.glob("*/index.ts"))], cwd=copy, check=True)
+        lock = json.loads((copy / "deno.lock").read_text())
+    for package in lock["npm"].values():
+        # the address of a registry other than the default
+        package.pop("tarball", None)
+    (source / "deno.lock").write_text(json.dumps(lock, indent=2) + "\n")
+
+
 if __name__ == "__main__":
     print("Python …", flush=True)
     lock_python()
     print("npm …", flush=True)
     lock_npm()
-    print("Locks are up to date. Look at the difference, then commit them.")
+    print("Deno …", flush=True)
+    lock_functions()
+    print("Locks are up to date. Review the diff, then commit it.")

@@ -1,7 +1,8 @@
-"""Which test shows which row of docs/scenarios.md: `make scenarios`. Nothing is run.
+"""List which test shows which row of docs/scenarios.md: `make scenarios`. Runs no tests.
 
-Prints every row with the tests and scenario files that say they show it. Exit status 1 when a row has none, when a test names a
-row that is not in the list, or (`--against FILE`, another table whose rows begin with their ids) when the two lists differ.
+Prints every row with the tests and scenario files that are marked with it. Exit status 1 when a row has none, when a
+test names an unknown row, or when the list differs from another table (`--against FILE`, whose rows begin with their
+ids).
 """
 
 import argparse
@@ -24,7 +25,7 @@ ROW = re.compile(r"^\| *([A-Z]\d+) *\|(.*)\|\s*$", re.MULTILINE)
 
 @dataclass(slots=True)
 class Shown:
-    """`tests`: row id → names of what shows it, each once, in order of collection."""
+    """`tests`: row id → names of the tests for it, without repetition, in the order of collection."""
 
     tests: dict[str, list[str]] = field(default_factory=dict)
 
@@ -36,14 +37,14 @@ class Shown:
 
 
 class Collector:
-    """A pytest plugin that reads the marks of what was collected."""
+    """A pytest plugin that reads the marks of the collected tests."""
 
     def __init__(self, shown: Shown) -> None:
         self.shown = shown
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         for item in session.items:
-            # what is never run, or is expected to fail, shows nothing
+            # a test that is skipped or expected to fail shows nothing
             if item.get_closest_marker("skip") or item.get_closest_marker("xfail"):
                 continue
             for mark in item.iter_markers("covers"):
@@ -51,21 +52,23 @@ class Collector:
 
 
 def read_rows(path: Path) -> dict[str, str]:
-    """Row ids of a Markdown table in their order, each with its text; an id that stands twice is an error."""
+    """Row ids of a Markdown table in order, each with its text. A duplicate id is an error."""
     rows: dict[str, str] = {}
     for row, rest in ROW.findall(path.read_text(encoding="utf-8")):
         if row in rows:
-            raise SystemExit(f"{path}: the row {row} stands twice.")
+            raise SystemExit(f"{path}: the row {row} appears twice.")
         rows[row] = " → ".join(cell.strip() for cell in rest.split(" | "))
     return rows
 
 
 def collect(folder: Path) -> Shown:
-    """What the tests of a folder say they show. Raises SystemExit when they cannot be collected."""
+    """Collect the marks of the tests in a folder. Raises SystemExit when the tests cannot be collected."""
     shown = Shown()
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-        status = pytest.main(["--collect-only", "-qq", "-p", "no:cacheprovider", str(folder)], plugins=[Collector(shown)])
+        status = pytest.main(
+            ["--collect-only", "-qq", "-p", "no:cacheprovider", str(folder)], plugins=[Collector(shown)]
+        )
     if status not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
         raise SystemExit(f"The tests cannot be collected:\n{said.getvalue()[-4000:]}")
     for file in sorted(folder.rglob("*.yaml")):
@@ -85,13 +88,14 @@ def table(rows: Mapping[str, str], shown: Shown) -> list[str]:
 
 
 def faults(rows: Mapping[str, str], shown: Shown, against: Mapping[str, str] | None) -> list[str]:
-    """What is wrong, one sentence each."""
+    """The problems found, one sentence each."""
     found = []
     if blank := [row for row in rows if not shown.tests.get(row)]:
-        found.append(f"{len(blank)} of {len(rows)} rows are shown by no test: {', '.join(blank)}.")
+        found.append(f"{len(blank)} of {len(rows)} rows have no test: {', '.join(blank)}.")
     if strange := sorted(set(shown.tests) - set(rows)):
         found.append(
-            f"Tests name rows that {ROWS.name} does not have: {', '.join(f'{s} ({shown.tests[s][0]})' for s in strange)}."
+            f"Tests name rows that {ROWS.name} does not have:"
+            f" {', '.join(f'{row} ({shown.tests[row][0]})' for row in strange)}."
         )
     if against is not None and (missing := [row for row in against if row not in rows]):
         found.append(f"Rows of the other list that {ROWS.name} does not have: {', '.join(missing)}.")

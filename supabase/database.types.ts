@@ -161,7 +161,7 @@ export type Database = {
       };
       alerts: {
         Row: {
-          account_id: string;
+          account_id: string | null;
           created_at: string;
           detail: NonNullable<Json>;
           id: number;
@@ -172,11 +172,12 @@ export type Database = {
           severity: string;
           times: number;
           updated_at: string;
-          user_id: string;
+          user_id: string | null;
+          vps_id: string | null;
         };
         ComputedFields: never;
         Insert: {
-          account_id: string;
+          account_id?: string | null;
           created_at?: string;
           detail?: NonNullable<Json>;
           id?: never;
@@ -187,10 +188,11 @@ export type Database = {
           severity?: string;
           times?: number;
           updated_at?: string;
-          user_id: string;
+          user_id?: string | null;
+          vps_id?: string | null;
         };
         Update: {
-          account_id?: string;
+          account_id?: string | null;
           created_at?: string;
           detail?: NonNullable<Json>;
           id?: never;
@@ -201,7 +203,8 @@ export type Database = {
           severity?: string;
           times?: number;
           updated_at?: string;
-          user_id?: string;
+          user_id?: string | null;
+          vps_id?: string | null;
         };
         Relationships: [
           {
@@ -209,6 +212,13 @@ export type Database = {
             columns: ["account_id"];
             isOneToOne: false;
             referencedRelation: "trading_accounts";
+            referencedColumns: ["id"];
+          },
+          {
+            foreignKeyName: "alerts_vps_id_fkey";
+            columns: ["vps_id"];
+            isOneToOne: false;
+            referencedRelation: "vps_instances";
             referencedColumns: ["id"];
           },
         ];
@@ -247,6 +257,37 @@ export type Database = {
           entity_id?: string;
           id?: never;
           user_id?: string | null;
+        };
+        Relationships: [];
+      };
+      broker_servers: {
+        Row: {
+          address: string | null;
+          created_at: string;
+          platform: string;
+          server: string;
+          server_key: string;
+          title: string;
+          updated_at: string;
+        };
+        ComputedFields: never;
+        Insert: {
+          address?: string | null;
+          created_at?: string;
+          platform: string;
+          server: string;
+          server_key?: never;
+          title: string;
+          updated_at?: string;
+        };
+        Update: {
+          address?: string | null;
+          created_at?: string;
+          platform?: string;
+          server?: string;
+          server_key?: never;
+          title?: string;
+          updated_at?: string;
         };
         Relationships: [];
       };
@@ -617,6 +658,7 @@ export type Database = {
           asked_price: number | null;
           asked_sl: number | null;
           asked_tp: number | null;
+          asked_unknown: boolean;
           base_lots: number | null;
           base_master_lots: number | null;
           close_failures: number;
@@ -654,6 +696,7 @@ export type Database = {
           asked_price?: number | null;
           asked_sl?: number | null;
           asked_tp?: number | null;
+          asked_unknown?: boolean;
           base_lots?: number | null;
           base_master_lots?: number | null;
           close_failures?: number;
@@ -690,6 +733,7 @@ export type Database = {
           asked_price?: number | null;
           asked_sl?: number | null;
           asked_tp?: number | null;
+          asked_unknown?: boolean;
           base_lots?: number | null;
           base_master_lots?: number | null;
           close_failures?: number;
@@ -1035,6 +1079,10 @@ export type Database = {
         Row: {
           description: string;
           key: string;
+          maximum: number | null;
+          minimum: number | null;
+          type: string;
+          unit: string;
           updated_at: string;
           value: NonNullable<Json>;
         };
@@ -1042,12 +1090,20 @@ export type Database = {
         Insert: {
           description: string;
           key: string;
+          maximum?: number | null;
+          minimum?: number | null;
+          type: string;
+          unit: string;
           updated_at?: string;
           value: NonNullable<Json>;
         };
         Update: {
           description?: string;
           key?: string;
+          maximum?: number | null;
+          minimum?: number | null;
+          type?: string;
+          unit?: string;
           updated_at?: string;
           value?: NonNullable<Json>;
         };
@@ -1307,6 +1363,7 @@ export type Database = {
       trading_accounts: {
         Row: {
           balance: number | null;
+          claim: string;
           copy_state: string;
           copy_state_reason: string | null;
           created_at: string;
@@ -1321,14 +1378,19 @@ export type Database = {
           id: string;
           leverage: number | null;
           login: string;
+          login_key: string;
           margin: number | null;
           mode: string;
           name: string;
+          password_is_new: boolean;
           platform: string;
+          proven_at: string | null;
           removed_at: string | null;
+          revision: number;
           secret_id: string | null;
           seen_at: string | null;
           server: string;
+          server_key: string;
           session: number;
           session_opened_at: string | null;
           session_vps_id: string | null;
@@ -1345,6 +1407,7 @@ export type Database = {
         ComputedFields: never;
         Insert: {
           balance?: number | null;
+          claim?: string;
           copy_state?: string;
           copy_state_reason?: string | null;
           created_at?: string;
@@ -1359,14 +1422,19 @@ export type Database = {
           id?: string;
           leverage?: number | null;
           login: string;
+          login_key?: never;
           margin?: number | null;
           mode?: string;
           name: string;
+          password_is_new?: boolean;
           platform: string;
+          proven_at?: string | null;
           removed_at?: string | null;
+          revision?: number;
           secret_id?: string | null;
           seen_at?: string | null;
           server: string;
+          server_key?: never;
           session?: number;
           session_opened_at?: string | null;
           session_vps_id?: string | null;
@@ -1382,6 +1450,7 @@ export type Database = {
         };
         Update: {
           balance?: number | null;
+          claim?: string;
           copy_state?: string;
           copy_state_reason?: string | null;
           created_at?: string;
@@ -1396,14 +1465,19 @@ export type Database = {
           id?: string;
           leverage?: number | null;
           login?: string;
+          login_key?: never;
           margin?: number | null;
           mode?: string;
           name?: string;
+          password_is_new?: boolean;
           platform?: string;
+          proven_at?: string | null;
           removed_at?: string | null;
+          revision?: number;
           secret_id?: string | null;
           seen_at?: string | null;
           server?: string;
+          server_key?: never;
           session?: number;
           session_opened_at?: string | null;
           session_vps_id?: string | null;
@@ -1455,6 +1529,7 @@ export type Database = {
       vps_instances: {
         Row: {
           agent_version: string | null;
+          answer_id: number;
           capacity: number;
           clock_offset_ms: number | null;
           cpu_percent: number | null;
@@ -1472,16 +1547,22 @@ export type Database = {
           process_begins_at: string | null;
           process_machine: string | null;
           process_since: string | null;
+          process_worked: boolean;
           region: string;
           retired_at: string | null;
           rss_mb: number | null;
           rtt_ms: number | null;
           status: string;
+          unfit: string | null;
+          unfit_since: string | null;
+          unfit_works: boolean;
           user_id: string | null;
+          worked_at: string;
         };
         ComputedFields: never;
         Insert: {
           agent_version?: string | null;
+          answer_id?: number;
           capacity?: number;
           clock_offset_ms?: number | null;
           cpu_percent?: number | null;
@@ -1499,15 +1580,21 @@ export type Database = {
           process_begins_at?: string | null;
           process_machine?: string | null;
           process_since?: string | null;
+          process_worked?: boolean;
           region?: string;
           retired_at?: string | null;
           rss_mb?: number | null;
           rtt_ms?: number | null;
           status?: string;
+          unfit?: string | null;
+          unfit_since?: string | null;
+          unfit_works?: boolean;
           user_id?: string | null;
+          worked_at?: string;
         };
         Update: {
           agent_version?: string | null;
+          answer_id?: number;
           capacity?: number;
           clock_offset_ms?: number | null;
           cpu_percent?: number | null;
@@ -1525,12 +1612,17 @@ export type Database = {
           process_begins_at?: string | null;
           process_machine?: string | null;
           process_since?: string | null;
+          process_worked?: boolean;
           region?: string;
           retired_at?: string | null;
           rss_mb?: number | null;
           rtt_ms?: number | null;
           status?: string;
+          unfit?: string | null;
+          unfit_since?: string | null;
+          unfit_works?: boolean;
           user_id?: string | null;
+          worked_at?: string;
         };
         Relationships: [];
       };
@@ -1625,14 +1717,18 @@ export type Database = {
       drain_vps: { Args: { p_request: Json }; Returns: Json };
       enroll_vps: { Args: { p_request: Json }; Returns: Json };
       flatten_account: { Args: { p_request: Json }; Returns: Json };
-      grant_operator: { Args: { p_email: string }; Returns: Json };
+      grant_operator: { Args: { p_email: string; p_user_id?: string }; Returns: Json };
+      list_broker_servers: { Args: { p_request: Json }; Returns: Json };
       maintain: { Args: Record<PropertyKey, never>; Returns: Json };
       mark_alert_seen: { Args: { p_request: Json }; Returns: Json };
+      note_restored: { Args: { p_request: Json }; Returns: Json };
       open_session: { Args: { p_request: Json }; Returns: Json };
+      operator_candidate: { Args: { p_email: string }; Returns: Json };
       pause_account: { Args: { p_request: Json }; Returns: Json };
       preview_copy: { Args: { p_request: Json }; Returns: Json };
       queue_trade_copy: { Args: { p_events: Json }; Returns: Json };
       remove_account: { Args: { p_request: Json }; Returns: Json };
+      remove_broker_server: { Args: { p_request: Json }; Returns: Json };
       remove_copier: { Args: { p_request: Json }; Returns: Json };
       remove_protection_rule: { Args: { p_request: Json }; Returns: Json };
       report_account_state: { Args: { p_state: Json }; Returns: Json };
@@ -1640,6 +1736,7 @@ export type Database = {
       reset_protection: { Args: { p_request: Json }; Returns: Json };
       resync_copier: { Args: { p_request: Json }; Returns: Json };
       retire_vps: { Args: { p_request: Json }; Returns: Json };
+      save_broker_server: { Args: { p_request: Json }; Returns: Json };
       save_copier: { Args: { p_copier: Json }; Returns: Json };
       save_protection_rule: { Args: { p_rule: Json }; Returns: Json };
       set_copier_mode: { Args: { p_request: Json }; Returns: Json };
@@ -1744,7 +1841,9 @@ export type Enums<
     : never;
 
 export type CompositeTypes<
-  PublicCompositeTypeNameOrOptions extends keyof DefaultSchema["CompositeTypes"] | { schema: keyof DatabaseWithoutInternals },
+  PublicCompositeTypeNameOrOptions extends
+    | keyof DefaultSchema["CompositeTypes"]
+    | { schema: keyof DatabaseWithoutInternals },
   CompositeTypeName extends PublicCompositeTypeNameOrOptions extends {
     schema: keyof DatabaseWithoutInternals;
   }

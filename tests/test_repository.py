@@ -14,6 +14,7 @@ LOCKS = (
     "requirements-nodeps.lock",
     "requirements-bootstrap.lock",
     "package-lock.json",
+    "functions/deno.lock",
 )
 # put together so that this file does not name them itself
 REGISTRIES = tuple(
@@ -28,14 +29,26 @@ REGISTRIES = tuple(
 )
 MACHINE_PATH = re.compile(r"(?<![\w.:/$}{~-])/(?:work|home/\w+|root|Users/\w+|opt|tmp)/[\w.-]+")
 
+#: builds for other platforms that the registry did not serve when the lock was made; docs/unverified.md says so, too
+NOT_SERVED = {f"@supabase/cli-{name}" for name in (
+    "darwin-arm64", "darwin-x64", "linux-arm64", "linux-arm64-musl", "linux-x64-musl", "windows-arm64", "windows-x64",
+)}  # fmt: skip
+
+#: npm packages that want to run a program when they are installed; none is run, and this is what happens instead
+INSTALL_SCRIPTS = {
+    f"@embedded-postgres/{name}": "links its libraries: agent/stack/postgres.py does that from the package's own list"
+    for name in ("darwin-arm64", "darwin-x64", "linux-arm64", "linux-x64", "windows-x64")
+}
+
 #: the only agent modules that may name a platform outside its own folder, each with its reason
 MAY_NAME_PLATFORMS = {
     "agent/platforms/factory.py": "maps names to folders; that is its only business",
     "agent/paper/": "the broker whose skins speak the platforms' languages",
     "agent/demo/": "arranges accounts on chosen platforms",
+    "agent/testbed/": "arranges accounts on chosen platforms",
     "agent/scenario/": "a scenario file chooses platforms",
     "agent/bench/": "measures chosen platforms",
-    "agent/local/": "makes demo accounts",
+    "agent/stack/": "makes demo accounts",
     "agent/cli.py": "help texts",
 }
 
@@ -71,12 +84,19 @@ def test_a_lock_file_names_no_address(name: str) -> None:
 
 
 def test_no_tracked_file_names_a_package_registry() -> None:
-    named = [(name, host) for name, text in texts() for host in REGISTRIES if re.search(rf"(?<![\w.]){re.escape(host)}\b", text)]
+    named = [
+        (name, host)
+        for name, text in texts()
+        for host in REGISTRIES
+        if re.search(rf"(?<![\w.]){re.escape(host)}\b", text)
+    ]
     assert named == []
 
 
 def test_no_tracked_file_names_a_path_of_one_machine() -> None:
-    named = [(name, found[0]) for name, text in texts() if not name.endswith(".sql") for found in MACHINE_PATH.finditer(text)]
+    named = [
+        (name, found[0]) for name, text in texts() if not name.endswith(".sql") for found in MACHINE_PATH.finditer(text)
+    ]
     assert named == []
 
 
@@ -110,13 +130,62 @@ def test_the_npm_lock_holds_what_the_project_asks_for_on_every_platform() -> Non
             assert lock[workspace].get(kind, {}) == package.get(kind, {}), "run `make lock`"
     for path, entry in lock.items():
         for name in entry.get("optionalDependencies", {}):
-            assert f"node_modules/{name}" in lock or f"{path}/node_modules/{name}" in lock, f"npm ci would refuse {name}"
+            assert f"node_modules/{name}" in lock or f"{path}/node_modules/{name}" in lock, (
+                f"npm ci would refuse {name}"
+            )
+
+
+def npm_packages() -> dict[str, dict[str, str]]:
+    """Name (of the innermost folder) to its entry in the lock; the workspace itself is none."""
+    lock = json.loads((ROOT / "package-lock.json").read_text())["packages"]
+    return {
+        path.rpartition("node_modules/")[2] if path.count("node_modules/") == 1 else path: entry
+        for path, entry in lock.items()
+        if "node_modules/" in path and not entry.get("link")
+    }
+
+
+def test_every_npm_package_is_pinned_by_a_hash_but_those_that_nobody_served() -> None:
+    packages = npm_packages()
+    assert len(packages) > 100
+    assert {
+        name for name, entry in packages.items() if not entry.get("integrity", "").startswith("sha512-")
+    } == NOT_SERVED
+    unverified = (ROOT / "docs" / "unverified.md").read_text()
+    assert [name for name in sorted(NOT_SERVED) if f"`{name}`" not in unverified] == []
+
+
+def test_no_npm_package_runs_a_program_when_it_is_installed() -> None:
+    assert "ignore-scripts=true" in (ROOT / ".npmrc").read_text().splitlines()
+    assert '"ci", "--ignore-scripts"' in (ROOT / "scripts" / "setup.py").read_text()
+    assert {name for name, entry in npm_packages().items() if entry.get("hasInstallScript")} == set(INSTALL_SCRIPTS)
+
+
+def test_edge_functions_use_the_very_packages_that_npm_locks() -> None:
+    """Their host takes packages from node_modules, hosted's bundler by deno.json: both must be one thing."""
+    config = json.loads((ROOT / "functions" / "deno.json").read_text())
+    lock = json.loads((ROOT / "functions" / "deno.lock").read_text())
+    packages = npm_packages()
+    assert config["lock"] == {"path": "./deno.lock", "frozen": True}
+    wanted = {name: f"npm:{name}@{packages[name]['version']}" for name in config["imports"]}
+    assert config["imports"] == wanted, "run `make lock`"
+    assert set(lock["specifiers"]) == set(wanted.values()), "run `make lock`"
+    assert lock["npm"]
+    for pinned, entry in lock["npm"].items():
+        name, _, version = pinned.rpartition("@")
+        assert (packages[name]["version"], packages[name]["integrity"]) == (version, entry["integrity"]), (
+            "run `make lock`"
+        )
 
 
 def test_a_platform_is_named_only_in_its_own_folder() -> None:
-    platforms = [folder.name for folder in (ROOT / "agent" / "platforms").iterdir() if (folder / "__init__.py").exists()]
+    platforms = [
+        folder.name for folder in (ROOT / "agent" / "platforms").iterdir() if (folder / "__init__.py").exists()
+    ]
     assert platforms
-    wanted = re.compile(rf"\b({'|'.join([*platforms, 'mt4', 'mt5', 'ctrader', 'MetaTrader5?', 'cTrader'])})\b", re.IGNORECASE)
+    wanted = re.compile(
+        rf"\b({'|'.join([*platforms, 'mt4', 'mt5', 'ctrader', 'MetaTrader5?', 'cTrader'])})\b", re.IGNORECASE
+    )
     named = []
     for name, text in texts():
         if not name.startswith("agent/") or not name.endswith(".py") or name.startswith(tuple(MAY_NAME_PLATFORMS)):

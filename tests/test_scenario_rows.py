@@ -58,7 +58,7 @@ def test_a_row_without_a_test_is_blank_and_fails(tmp_path: Path) -> None:
     assert lines["P1"].endswith("played.yaml")
     # what is skipped or expected to fail shows nothing
     assert [lines[row] for row in ("L5", "L6", "L8")] == ["--", "--", "--"]
-    assert "rows are shown by no test: L5, L6, L8" in done.stderr
+    assert "rows have no test: L5, L6, L8" in done.stderr
 
 
 def test_a_row_that_is_not_in_the_list_is_named_with_its_test(tmp_path: Path) -> None:

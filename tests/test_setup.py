@@ -1,6 +1,7 @@
-"""`make setup` where something is missing: the last line says what, and the command that mends it."""
+"""`make setup` where something is missing: the last line says what, and the command that fixes it."""
 
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
@@ -47,7 +48,13 @@ def program(machine: Path, name: str, script: str) -> None:
 def last_line_of_setup(checkout: Path, machine: Path) -> str:
     environment = {"PATH": str(machine), "HOME": str(checkout), "LANG": "C.UTF-8"}
     done = subprocess.run(
-        ["make", "setup"], cwd=checkout, env=environment, capture_output=True, stdin=subprocess.DEVNULL, timeout=60, check=False
+        ["make", "setup"],
+        cwd=checkout,
+        env=environment,
+        capture_output=True,
+        stdin=subprocess.DEVNULL,
+        timeout=60,
+        check=False,
     )
     assert done.returncode != 0
     return (done.stdout + done.stderr).decode().splitlines()[-1]
@@ -63,10 +70,12 @@ def test_with_an_old_python_only_the_last_line_says_so(checkout: Path, machine: 
     # the real interpreter, told that it is old before set-up looks
     pretend = "import sys, runpy; sys.version_info = (3, 9, 2); sys.argv = sys.argv[1:]"
     pretend += "; runpy.run_path(sys.argv[0], run_name='__main__')"
-    program(machine, "python3", f'[ "$1" = -c ] && echo "[3, 9]" && exit 0\nexec "{sys.executable}" -c "{pretend}" "$@"')
+    program(
+        machine, "python3", f'[ "$1" = -c ] && echo "[3, 9]" && exit 0\nexec "{sys.executable}" -c "{pretend}" "$@"'
+    )
     line = last_line_of_setup(checkout, machine)
     assert "Python 3.11 or newer was not found (only 3.9)" in line
-    assert "To mend it: " in line
+    assert "To fix it: " in line
 
 
 def test_without_node_the_last_line_names_it(checkout: Path, machine: Path) -> None:
@@ -106,8 +115,10 @@ def setup_module() -> ModuleType:
         ("The virtual environment was not created successfully because ensurepip is not available.", "python3-venv"),
         ("npm error code ENOTFOUND", "cannot be reached"),
         ("error sending request for url: dns error", "cannot be reached"),
-        ("npm error code EINTEGRITY", "not the one that the lock file promises"),
-        ("ERROR: THESE PACKAGES DO NOT MATCH THE HASHES\n  hash mismatch", "not the one that the lock file promises"),
+        ("error sending request for url: client error: invalid peer certificate: UnknownIssuer", "SSL_CERT_FILE"),
+        ("npm error code SELF_SIGNED_CERT_IN_CHAIN", "is not trusted here"),
+        ("npm error code EINTEGRITY", "does not match the lock file"),
+        ("ERROR: THESE PACKAGES DO NOT MATCH THE HASHES\n  hash mismatch", "does not match the lock file"),
         ("PermissionError: [Errno 13] Permission denied: '.venv'", "cannot be written by user"),
         ("something nobody has seen", "This command failed"),
     ],
@@ -115,7 +126,22 @@ def setup_module() -> ModuleType:
 def test_a_failed_command_is_explained(setup_module: ModuleType, output: str, told: str) -> None:
     line = str(setup_module.explain(output, ["npm", "ci"]))
     assert told in line
-    assert "To mend it: " in line
+    assert "To fix it: " in line
+
+
+def test_every_program_of_set_up_trusts_what_the_system_trusts(
+    setup_module: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("UV_NATIVE_TLS", "UV_SYSTEM_CERTS", "DENO_TLS_CA_STORE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NODE_USE_SYSTEM_CA", "0")
+    show = [sys.executable, "-c", "import os, json; print(json.dumps(dict(os.environ)))"]
+    told = json.loads(setup_module.run(show, setup_module.Step()))
+    assert (told["UV_NATIVE_TLS"], told["UV_SYSTEM_CERTS"], told["DENO_TLS_CA_STORE"]) == ("1", "1", "system")
+    assert told["NODE_USE_SYSTEM_CA"] == "0", "what the user has set stays"
+    monkeypatch.setenv("UV_NATIVE_TLS", "false")
+    told = json.loads(setup_module.run(show, setup_module.Step()))
+    assert (told["UV_NATIVE_TLS"], told.get("UV_SYSTEM_CERTS")) == ("false", None), "two names of one setting"
 
 
 def test_a_step_is_stale_when_content_changes_not_when_dates_do(setup_module: ModuleType) -> None:

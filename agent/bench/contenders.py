@@ -1,4 +1,4 @@
-"""Who plays in `bench queue`: the product twice, each peer twice, everyone with a database of its own."""
+"""The contenders of `bench queue`: the product twice, each peer twice, each with its own database."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -10,19 +10,19 @@ import psycopg
 from psycopg import sql
 
 from agent.bench.lanes import COMPLETED, make_lanes
-from agent.local.database import Database
-from agent.local.postgres import PostgresServer
-from agent.local.schema import project_root
+from agent.stack.database import Database
+from agent.stack.postgres import PostgresServer
+from agent.stack.schema import project_root
 
 PRODUCT: Final = "agent.bench.contest.product"
 BESIDE: Final = "tradecopier_beside"
-APART: Final = "tradecopier_apart"
+ISOLATED: Final = "tradecopier_isolated"
 SAME_WORK: Final = "_same_work"
 
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """A known queue: the module that plays it, and how its schema counts what is completed."""
+    """A known queue library: the module that runs it, and the SQL that counts its completed jobs."""
 
     module: str
     completed: str
@@ -32,13 +32,15 @@ PEERS: Final = {
     "procrastinate": Peer(
         "agent.bench.contest.procrastinate_peer", "select count(*) from procrastinate_jobs where status = 'succeeded'"
     ),
-    "pgqueuer": Peer("agent.bench.contest.pgqueuer_peer", "select count(*) from pgqueuer_log where status = 'successful'"),
+    "pgqueuer": Peer(
+        "agent.bench.contest.pgqueuer_peer", "select count(*) from pgqueuer_log where status = 'successful'"
+    ),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """A contender: where its program is, and how its database, which has its name, counts what is completed.
+    """A contender: its program, and the SQL that counts completed jobs in its database (which has its name).
 
     `lanes`: masters and followers of the product in that database, if it copies trades.
     """
@@ -51,7 +53,7 @@ class Queue:
 
 
 def make_queues(server: PostgresServer, python: Path, connections: int, batch: int) -> list[Queue]:
-    """Makes their databases. `python`: the interpreter of the peers; `connections` and `batch`: of each contender."""
+    """Create the databases. `python`: the peers' interpreter; `connections` and `batch`: for each contender."""
     template = Database.prepared(server, "bench_template", project_root())
     own = Path(sys.executable)
 
@@ -73,6 +75,6 @@ def make_queues(server: PostgresServer, python: Path, connections: int, batch: i
         return Queue(name, PEERS[peer].module, python, completed, copying(name))
 
     return [
-        product(BESIDE, apart=False), product(APART, apart=True),
+        product(BESIDE, apart=False), product(ISOLATED, apart=True),
         *(bare(peer) for peer in PEERS), *(carrier(peer) for peer in PEERS),
     ]  # fmt: skip

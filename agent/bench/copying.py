@@ -1,4 +1,5 @@
-"""How long a copied trade takes: `copy` (one follower on another VPS) and `fanout` (many followers, the last order sent)."""
+"""Latency of a copied trade: `copy` (one follower on another VPS) and `fanout` (many followers, until the last
+order)."""
 
 import asyncio
 import math
@@ -11,19 +12,19 @@ from typing import Literal
 
 from agent.bench.arrivals import Arrival, arrive
 from agent.bench.histogram import describe
-from agent.demo.backend import Person
-from agent.demo.farm import Opening
-from agent.demo.quiet import Hanging, Worked
-from agent.demo.shelter import Shelter
 from agent.failure import Failure
 from agent.model import Rejected
 from agent.paper.client import ticket_of
 from agent.paper.specs import DEFAULT_PRICES
+from agent.testbed.farm import Opening
+from agent.testbed.quiescence import Hanging, Worked
+from agent.testbed.supabase_client import Person
+from agent.testbed.testbed import Testbed
 
 LOTS = Decimal("0.10")
 BALANCE = Decimal(1_000_000)
 SETTLE_S = 60.0
-MOST_ACCOUNTS = "accounts_per_user_max"
+LIMITS_OF_A_USER = ("accounts_per_user_max", "copiers_per_user_max")
 
 ORDERS = """
   select l.master_ticket, q.action, q.status, q.detected_at, q.queued_at, q.received_at, q.sent_at, q.done_at
@@ -39,9 +40,9 @@ LOOK_S = 0.1
 
 @dataclass(slots=True)
 class Trades:
-    """The master opens and closes in turn, a close a second after its open; remembers which position an event is about."""
+    """The master alternately opens and closes, each close a second after its open. Maps each event to its position."""
 
-    shelter: Shelter
+    testbed: Testbed
     master: Worked
     per_second: float
     _tickets: dict[int, "asyncio.Future[str]"] = field(default_factory=dict)
@@ -49,20 +50,20 @@ class Trades:
     events: dict[tuple[str, str], int] = field(default_factory=dict)
 
     def about(self, number: int) -> tuple[Literal["open", "close"], int]:
-        """What event `number` does, and with which position (counted from 0)."""
+        """The action of event `number`, and its position (counted from 0)."""
         ahead = math.ceil(self.per_second)
         beyond = number - ahead
         if beyond < 0 or beyond % 2 == 0:
             return "open", number if beyond < 0 else ahead + beyond // 2
         return "close", beyond // 2
 
-    async def deed(self, number: int) -> None:
+    async def action(self, number: int) -> None:
         action, position = self.about(number)
         await (self.open(number, position) if action == "open" else self.close(number, position))
 
     async def open(self, number: int, position: int) -> None:
         """Event `number`: open `position` (counted from 0)."""
-        result = await self.shelter.farm.paper.market(self.master.login, "EURUSD", "buy", LOTS)
+        result = await self.testbed.farm.paper.market(self.master.login, "EURUSD", "buy", LOTS)
         if isinstance(result, Rejected):
             raise _refused(number, result)
         ticket = ticket_of(result)
@@ -70,10 +71,10 @@ class Trades:
         self._ticket(position).set_result(ticket)
 
     async def close(self, number: int, position: int) -> None:
-        """Event `number`: close `position`, as soon as it is open."""
+        """Event `number`: close `position` as soon as it is open."""
         ticket = await self._ticket(position)
         self.events[ticket, "close"] = number
-        result = await self.shelter.farm.paper.close_position(self.master.login, ticket)
+        result = await self.testbed.farm.paper.close_position(self.master.login, ticket)
         if isinstance(result, Rejected):
             raise _refused(number, result)
 
@@ -87,7 +88,8 @@ def _refused(number: int, result: Rejected) -> Failure:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """One order of a follower, in milliseconds from the moment its master's agent saw the change; `due` from the schedule."""
+    """One order of a follower, in ms from the moment when the master's agent detected the change; `due`: from the
+    schedule."""
 
     event: int
     sent: float
@@ -99,16 +101,16 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """A master, its followers, and who owns them."""
+    """A master, its followers, and their owner."""
 
     owner: Person
     master: Worked
     followers: Sequence[Worked]
 
 
-async def prepare(shelter: Shelter, vps_count: int, say: Callable[[str], None]) -> Field:
-    """VPSes, and a master on the first of them; no follower yet."""
-    farm = shelter.farm
+async def prepare(testbed: Testbed, vps_count: int, say: Callable[[str], None]) -> Field:
+    """Create VPSes, and a master on the first of them; no followers yet."""
+    farm = testbed.farm
     owner = await farm.backend.sign_up("bench@tradecopier.test")
     await farm.add_vpses([f"vps-{number + 1}" for number in range(vps_count)])
     await farm.paper.set_prices(DEFAULT_PRICES)
@@ -118,9 +120,11 @@ async def prepare(shelter: Shelter, vps_count: int, say: Callable[[str], None]) 
     return Field(owner, master, ())
 
 
-async def add_followers(shelter: Shelter, field: Field, count: int, say: Callable[[str], None], *, beside: bool) -> Field:
-    """Connect followers until there are `count`, spread over the VPSes (`beside` False: not on the master's)."""
-    farm = shelter.farm
+async def add_followers(
+    testbed: Testbed, field: Field, count: int, say: Callable[[str], None], *, beside: bool
+) -> Field:
+    """Connect followers until there are `count`, distributed over the VPSes (`beside` False: not on the master's)."""
+    farm = testbed.farm
     vpses = list(farm.vpses.values())[0 if beside else 1 :]
     added = []
     for number in range(len(field.followers), count):
@@ -135,70 +139,79 @@ async def add_followers(shelter: Shelter, field: Field, count: int, say: Callabl
     return Field(field.owner, field.master, (*field.followers, *added))
 
 
-async def allow_accounts(shelter: Shelter, count: int) -> None:
-    """One user owns them all: more than a person may by default."""
-    await shelter.farm.backend.rpc("set_setting", "p_request", {"key": MOST_ACCOUNTS, "value": count})
+async def allow_accounts(testbed: Testbed, count: int) -> None:
+    """Raise the limits: one user owns all accounts, with a copier each, which is more than the default allows."""
+    for key in LIMITS_OF_A_USER:
+        await testbed.farm.backend.rpc("set_setting", "p_request", {"key": key, "value": count})
 
 
-async def run_events(shelter: Shelter, field: Field, *, events: int, warm_up: int, per_second: float) -> list[Order]:
-    """Warm up, then `events` changes on a fixed schedule. Every order; `Failure` if one is missing or too many."""
-    warm = Trades(shelter, field.master, per_second)
-    await arrive(warm_up, per_second, warm.deed)
-    await settle(shelter, field)
-    trades = Trades(shelter, field.master, per_second)
-    [newest] = await shelter.farm.observer.rows(NEWEST)
-    arrivals = await arrive(events, per_second, trades.deed)
-    await wait_finished(shelter, field, newest["id"], events * len(field.followers))
-    in_flight = await settle(shelter, field)
-    orders = await orders_of(shelter, field, trades, {arrival.number: arrival for arrival in arrivals})
+async def run_events(testbed: Testbed, field: Field, *, events: int, warm_up: int, per_second: float) -> list[Order]:
+    """Warm up, then make `events` changes on a fixed schedule.
+
+    Returns all orders; `Failure` if one is missing or extra.
+    """
+    warm = Trades(testbed, field.master, per_second)
+    await arrive(warm_up, per_second, warm.action)
+    await settle(testbed, field)
+    trades = Trades(testbed, field.master, per_second)
+    [newest] = await testbed.farm.observer.rows(NEWEST)
+    arrivals = await arrive(events, per_second, trades.action)
+    await wait_finished(testbed, field, newest["id"], events * len(field.followers))
+    in_flight = await settle(testbed, field)
+    orders = await orders_of(testbed, field, trades, {arrival.number: arrival for arrival in arrivals})
     expected = events * len(field.followers)
     if len(orders) != expected or in_flight:
         raise Failure(
             f"{expected} orders were expected, {len(orders)} were completed"
             + (f"; a minute later {in_flight[:300]}" if in_flight else ""),
-            "the benchmark is void; look for the cause with `tradecopier demo`",
+            "discard this result and look for the cause with `tradecopier demo`",
             code="TC660",
         )
     return orders
 
 
-async def settle(shelter: Shelter, field: Field) -> str | None:
-    """Wait until every mirror is its broker's book and nothing is in flight; what still is after a minute, in words."""
+async def settle(testbed: Testbed, field: Field) -> str | None:
+    """Wait until every mirror equals its broker's book and nothing is in flight.
+
+    Describes what is left after a minute.
+    """
     try:
-        await shelter.farm.observer.wait_quiet([field.master, *field.followers], limit_s=SETTLE_S)
+        await testbed.farm.observer.wait_quiet([field.master, *field.followers], limit_s=SETTLE_S)
     except Hanging as hanging:
         return str(hanging)
     return None
 
 
-async def wait_finished(shelter: Shelter, field: Field, after: object, expected: int) -> None:
-    """Wait until so many executions above number `after` are over, for a minute at the most.
+async def wait_finished(testbed: Testbed, field: Field, after: object, expected: int) -> None:
+    """Wait until this many executions above number `after` are final, at most a minute.
 
-    One light question at a time: to compare every book with its mirror meanwhile would be a load of its own.
+    Polls with one cheap query: comparing every book with its mirror meanwhile would be a load of its own.
     """
     end = time.monotonic() + SETTLE_S
     while time.monotonic() < end:
-        finished, _ = await finished_since(shelter, field, after)
+        finished, _ = await finished_since(testbed, field, after)
         if finished >= expected:
             return
         await asyncio.sleep(LOOK_S)
 
 
-async def finished_since(shelter: Shelter, field: Field, after: object) -> tuple[int, datetime | None]:
-    """How many executions above number `after` are over, and when the last one was booked."""
+async def finished_since(testbed: Testbed, field: Field, after: object) -> tuple[int, datetime | None]:
+    """How many executions above number `after` are final, and when the last one was booked."""
     parameters = {"followers": [follower.account_id for follower in field.followers], "after": after}
-    [row] = await shelter.farm.observer.rows(FINISHED, parameters)
+    [row] = await testbed.farm.observer.rows(FINISHED, parameters)
     finished, last = row["n"], row["last"]
     return finished if isinstance(finished, int) else 0, last if isinstance(last, datetime) else None
 
 
-async def orders_of(shelter: Shelter, field: Field, trades: Trades, arrivals: Mapping[int, Arrival]) -> list[Order]:
-    """The completed orders that `arrivals` (by number of the event) led to."""
-    rows = await shelter.farm.observer.rows(ORDERS, {"followers": [follower.account_id for follower in field.followers]})
+async def orders_of(testbed: Testbed, field: Field, trades: Trades, arrivals: Mapping[int, Arrival]) -> list[Order]:
+    """The completed orders that resulted from `arrivals` (by event number)."""
+    rows = await testbed.farm.observer.rows(
+        ORDERS, {"followers": [follower.account_id for follower in field.followers]}
+    )
     found = []
     for row in rows:
         event = trades.events.get((str(row["master_ticket"]), str(row["action"])))
-        if event is not None and event in arrivals and row["status"] == "completed":
+        if event is not None and event in arrivals and row["status"] == "completed" and row["sent_at"]:
             found.append(_order(row, event, arrivals[event].due_at))
     return found
 
@@ -228,7 +241,7 @@ def _ms(before: datetime, after: datetime) -> float:
 
 
 def summarise(orders: Sequence[Order]) -> dict[str, object]:
-    """Per order: from detection and from the schedule to the moment it was sent, and stage by stage."""
+    """Per order: time from detection and from the schedule to sending, and each stage."""
     return {
         "orders": len(orders),
         "latency_ms": describe(order.sent for order in orders),
@@ -242,7 +255,7 @@ def summarise(orders: Sequence[Order]) -> dict[str, object]:
 
 
 def summarise_last(orders: Sequence[Order]) -> dict[str, object]:
-    """Per event: until the last of its orders was sent."""
+    """Per event: time until the last of its orders was sent."""
     last: dict[int, Order] = {}
     for order in orders:
         if order.event not in last or order.sent > last[order.event].sent:

@@ -1,13 +1,14 @@
-"""Distributions: percentiles and a histogram with buckets that double."""
+"""Distributions: percentiles, and a histogram with buckets that double in width."""
 
 import math
 from collections.abc import Iterable
 
-from agent.demo.figures import spread
+from agent.testbed.figures import spread
 
 
 def describe(values: Iterable[float]) -> dict[str, object]:
-    """p50, p95, p99, max, n and `histogram`: how many values were at most so many milliseconds (and above the bucket before)."""
+    """p50, p95, p99, max, n and `histogram`: the number of values up to each limit in ms (and above the previous
+    limit)."""
     ordered = sorted(values)
     return {**spread(ordered), "histogram": _histogram(ordered)}
 

@@ -1,9 +1,9 @@
-"""`bench history`: what an event costs in Postgres when years of trades lie beside it, against the same farm without any.
+"""`bench history`: cost of an event in Postgres with years of closed trades, compared with the same farm without them.
 
-Two databases on one server, the same farm in both: a master and its followers. One is then filled with closed history of these
-very accounts (events, executions, ended links, closed positions, outcomes), the other is not. Rounds take turns between the two,
-so that whatever else the machine does meets both alike, and only their ratio is a result. A round is an open and its reports,
-then a close and its reports, by the functions that agents call.
+Two databases on one server contain the same farm: a master and its followers. One is then filled with closed history of
+these accounts (events, executions, ended links, closed positions, outcomes). Rounds alternate between the two, so that
+other load on the machine affects both alike, and only their ratio is a result. A round is an open and its reports, then
+a close and its reports, through the functions that agents call.
 """
 
 import json
@@ -17,48 +17,49 @@ from typing import Any, Final
 
 import psycopg
 
-from agent.bench.contest.copies import position_told
+from agent.bench.contest.copies import position_report
 from agent.bench.contest.product import SETTINGS
 from agent.bench.histogram import describe
 from agent.bench.lanes import make_lanes
 from agent.bench.machine import machine_facts
 from agent.failure import Failure
-from agent.local.database import Database
-from agent.local.lodging import remove_folder
-from agent.local.postgres import PostgresServer
-from agent.local.schema import project_root
+from agent.stack.database import Database
+from agent.stack.postgres import PostgresServer
+from agent.stack.schema import project_root
+from agent.stack.server_user import remove_folder
 
 Connection = psycopg.Connection[tuple[Any, ...]]
-#: of every thousand rows of history, how many lie in which table
+#: rows per table, out of every thousand rows of history
 SHARES: Final = {"executions": 350, "links": 250, "positions": 150, "events": 150, "outcomes": 100}
 FILL: Final = {
     "links": """
-        insert into public.position_links (user_id, copier_id, master_account_id, follower_account_id, master_ticket, master_side,
-          symbol, side, state, reason, seen_master_lots, base_master_lots, base_lots, event_id, created_at, ended_at)
-        select c.user_id, c.id, c.master_account_id, c.follower_account_id, 'old' || n, 'buy', 'EURUSD', 'buy', 'ended', 'closed',
-          1, 1, 1, n, now() - n * interval '10 s', now() - n * interval '10 s' + interval '5 s'
+        insert into public.position_links (user_id, copier_id, master_account_id, follower_account_id, master_ticket,
+          master_side, symbol, side, state, reason, seen_master_lots, base_master_lots, base_lots, event_id,
+          created_at, ended_at)
+        select c.user_id, c.id, c.master_account_id, c.follower_account_id, 'old' || n, 'buy', 'EURUSD', 'buy',
+          'ended', 'closed', 1, 1, 1, n, now() - n * interval '10 s', now() - n * interval '10 s' + interval '5 s'
         from generate_series(1, %(rows)s) n join pg_temp.farm c on c.number = n %% %(followers)s""",
     "executions": """
-        insert into public.trade_execution_queue (step_id, link_id, lane, copier_id, user_id, account_id, master_account_id,
-          event_id, action, priority, symbol, side, lots, status, filled_lots, fill_price, send_before, detected_at, queued_at,
-          sent_at, done_at, finalized_at, updated_at)
-        select n, n, n::text, c.id, c.user_id, c.follower_account_id, c.master_account_id, n,
-          case when n %% 2 = 0 then 'open' else 'close' end, 40, 'EURUSD', 'buy', 1, 'completed', 1, 1.1, t.at, t.at, t.at, t.at,
-          t.at, t.at, t.at
+        insert into public.trade_execution_queue (step_id, link_id, lane, copier_id, user_id, account_id,
+          master_account_id, event_id, action, priority, symbol, side, lots, status, filled_lots, fill_price,
+          send_before, detected_at, queued_at, sent_at, done_at, finalized_at, updated_at)
+        select n, n, n::text, c.id, c.user_id, c.follower_account_id, c.master_account_id, n, case when n %% 2 = 0
+          then 'open' else 'close' end, 40, 'EURUSD', 'buy', 1, 'completed', 1, 1.1, t.at, t.at, t.at, t.at, t.at,
+          t.at, t.at
         from generate_series(1, %(rows)s) n join pg_temp.farm c on c.number = n %% %(followers)s
         cross join lateral (select now() - n * interval '10 s' as at) t""",
     "positions": """
-        insert into public.positions (account_id, ticket, user_id, kind, symbol, side, lots, price, session, seq, unseen_at,
-          detected_at, first_seen_at, changed_at, closed_at, close_reason)
-        select case when n %% 2 = 0 then c.master_account_id else c.follower_account_id end, 'old' || n, c.user_id, 'position',
-          'EURUSD', 'buy', 0, 1.1, 1, 0, t.at, t.at, t.at, t.at, t.at, 'client'
+        insert into public.positions (account_id, ticket, user_id, kind, symbol, side, lots, price, session, seq,
+          unseen_at, detected_at, first_seen_at, changed_at, closed_at, close_reason)
+        select case when n %% 2 = 0 then c.master_account_id else c.follower_account_id end, 'old' || n, c.user_id,
+          'position', 'EURUSD', 'buy', 0, 1.1, 1, 0, t.at, t.at, t.at, t.at, t.at, 'client'
         from generate_series(1, %(rows)s) n join pg_temp.farm c on c.number = n %% %(followers)s
         cross join lateral (select now() - n * interval '10 s' as at) t""",
     "events": """
-        insert into public.trade_events (account_id, user_id, session, seq, event_key, type, status, ticket, symbol, side, lots,
-          payload, detected_at, received_at, decided_at)
-        select c.master_account_id, c.user_id, 1, -n, '1:-' || n, 'opened', 'accepted', 'old' || n, 'EURUSD', 'buy', 1, '{}',
-          t.at, t.at, t.at
+        insert into public.trade_events (account_id, user_id, session, seq, event_key, type, status, ticket, symbol,
+          side, lots, payload, detected_at, received_at, decided_at)
+        select c.master_account_id, c.user_id, 1, -n, '1:-' || n, 'opened', 'accepted', 'old' || n, 'EURUSD', 'buy',
+          1, '{}', t.at, t.at, t.at
         from generate_series(1, %(rows)s) n join pg_temp.farm c on c.number = n %% %(followers)s
         cross join lateral (select date_trunc('day', now(), 'UTC') - (n %% 80000) * interval '1 s' as at) t""",
     "outcomes": """
@@ -72,20 +73,21 @@ FARM: Final = """
     from public.copiers c"""
 
 
-def history_figures(rows: int, rounds: int, followers: int, tell: Callable[[str], None]) -> dict[str, object]:
-    """Cost of an event with and without `rows` of history, in ms, and the ratio of their p50. Raises `Failure`."""
+def history_figures(rows: int, rounds: int, followers: int, progress: Callable[[str], None]) -> dict[str, object]:
+    """Cost of an event with and without `rows` of history, in ms, and the ratio of the p50s. Raises `Failure`."""
     folder = Path(tempfile.mkdtemp(prefix="tradecopier-bench-"))
-    folder.chmod(0o711)  # Postgres may run as another user
+    # Postgres may run as another user
+    folder.chmod(0o711)
     server = PostgresServer(folder, durable=False)
     farms: dict[str, Farm] = {}
     try:
         server.start()
-        tell("a database without history")
+        progress("a database without history")
         farms["without"] = Farm(Database.prepared(server, "young", project_root()), followers)
-        tell(f"a database with {rows} rows of history")
+        progress(f"a database with {rows} rows of history")
         farms["with"] = Farm(Database.prepared(server, "old", project_root()), followers)
         farms["with"].fill(rows)
-        tell(f"{rounds} rounds, {followers} followers")
+        progress(f"{rounds} rounds, {followers} followers")
         for number in range(3 + rounds):
             for farm in farms.values() if number % 2 else reversed(farms.values()):
                 farm.play(counts=number >= 3)
@@ -104,7 +106,7 @@ def history_figures(rows: int, rounds: int, followers: int, tell: Callable[[str]
 
 
 class Farm:
-    """One database with a master and its followers; `times_ms` holds the two calls of every half round."""
+    """One database with a master and its followers; `times_ms` contains both calls of every half round."""
 
     def __init__(self, database: Database, followers: int) -> None:
         self._followers = followers
@@ -122,7 +124,7 @@ class Farm:
         self._owner.close()
 
     def fill(self, rows: int) -> None:
-        """Closed history of this farm's own accounts; triggers and foreign keys are left out while it is put in."""
+        """Insert closed history of this farm's accounts, with triggers and foreign keys disabled."""
         self._owner.execute("set session_replication_role = replica")
         self._owner.execute(FARM)
         for table, share in SHARES.items():
@@ -136,12 +138,14 @@ class Farm:
             began = time.perf_counter()
             answer = self._call("queue_trade_copy", self._event(ticket, opens=opens))
             executions = answer["executions"]
-            results = self._call("report_executions", {"reports": [self._report(each) for each in executions]})["results"]
+            results = self._call("report_executions", {"reports": [self._report(each) for each in executions]})[
+                "results"
+            ]
             took = (time.perf_counter() - began) * 1000
             if len(executions) != self._followers or any(result["status"] != "accepted" for result in results):
                 raise Failure(
                     f"{self._followers} executions were expected, {len(executions)} came",
-                    "the benchmark is void; report it",
+                    "discard this result and report it",
                     code="TC660",
                 )
             if counts:
@@ -155,27 +159,32 @@ class Farm:
         now = datetime.now(UTC).isoformat()
         event = {
             "session": 1, "seq": int(self._number("")), "type": "opened" if opens else "closed", "evidence": "deal",
-            "detected_at": now, "unchanged_at": now, "position": position_told(ticket, "0.10" if opens else "0"),
+            "detected_at": now, "unchanged_at": now, "position": position_report(ticket, "0.10" if opens else "0"),
         }  # fmt: skip
         return {"account_id": self._place["master"], "epoch": 1, "events": [event]}
 
     def _report(self, execution: dict[str, Any]) -> dict[str, object]:
         now = datetime.now(UTC).isoformat()
         opens = execution["action"] == "open"
-        told = position_told(
-            self._number("f") if opens else execution["ticket"], execution["lots"] if opens else "0", tag=execution["id"]
+        position = position_report(
+            self._number("f") if opens else execution["ticket"],
+            execution["lots"] if opens else "0",
+            tag=execution["id"],
         )
         return {
-            "account_id": execution["account_id"], "session": 1, "seq": int(self._number("")), "execution_id": execution["id"],
+            "account_id": execution["account_id"], "session": 1, "seq": int(self._number("")),
+            "execution_id": execution["id"],
             "attempt": execution["attempt"], "outcome": "completed", "filled_lots": execution["lots"], "price": "1.1",
-            "positions": [told], "received_at": now, "sent_at": now, "done_at": now,
+            "positions": [position], "received_at": now, "sent_at": now, "done_at": now,
         }  # fmt: skip
 
     def _call(self, function: str, request: dict[str, object]) -> dict[str, Any]:
         claims = json.dumps({"sub": self._place["agent"], "role": "authenticated"})
         with self._agent.transaction():
             self._agent.execute(SETTINGS, (claims,))
-            row = self._agent.execute(f"select public.{function}(%s::jsonb)".encode(), (json.dumps(request),)).fetchone()
+            row = self._agent.execute(
+                f"select public.{function}(%s::jsonb)".encode(), (json.dumps(request),)
+            ).fetchone()
         assert row is not None
         answer: dict[str, Any] = row[0]
         return answer

@@ -1,4 +1,4 @@
-"""What a figure was measured on: commit, processor, versions. A figure without them says nothing."""
+"""The environment of a measurement: commit, processor, versions. A figure is meaningless without them."""
 
 import platform
 import subprocess
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 
-from agent.demo.quiet import Observer
+from agent.testbed.quiescence import Observer
 
 
 async def machine(observer: Observer) -> dict[str, object]:
@@ -16,7 +16,7 @@ async def machine(observer: Observer) -> dict[str, object]:
 
 
 def machine_facts(postgres: str) -> dict[str, object]:
-    """`postgres` is the server's own version."""
+    """Collect the facts. `postgres` is the server's version."""
     return {
         "commit": _commit(),
         "cpu": _processor(),
@@ -32,7 +32,7 @@ def machine_facts(postgres: str) -> dict[str, object]:
 
 
 def _commit() -> str | None:
-    """The commit of the checkout, with `+` when something differs from it; None outside one."""
+    """The commit of the checkout, with `+` if there are uncommitted changes; None outside a checkout."""
     folder = Path(__file__).resolve().parents[2]
     try:
         head = subprocess.run(

@@ -1,29 +1,32 @@
-"""`bench queue`: executions queued and completed per second in Postgres, the product's own functions against two known queues.
+"""`bench queue`: executions queued and completed per second in Postgres, the product compared with two known queues.
 
-What is compared: the same number of jobs, in batches of the same size, over the same number of connections, on the same server,
-in the same run, in rounds that take turns (each round begins with another contender). Each contender is one Python process,
-and each connection has a queue of its own. A job is enqueued, fetched (claimed) and finished; after each round the database is
-asked whether exactly that many were. Everybody is called below its worker, through its own data access, in bulk where it offers
-that: procrastinate defers in bulk but fetches and finishes one by one; pgqueuer does all three in bulk; the product plans one
-event for all its followers and takes reports in bulk. The peers run on uvloop, pgqueuer on asyncpg too; the product on plain
-asyncio and psycopg.
+Compared are the same number of jobs, in batches of the same size, over the same number of connections, on the same
+server, in the same run, in alternating rounds (each round begins with another contender). Each contender is one Python
+process, and each connection has its own queue. A job is enqueued, fetched (claimed) and finished; after each round the
+database must confirm that exactly this number was finished. Each contender is called below its worker, through its own
+data access, in bulk where it has bulk calls: procrastinate defers in bulk but fetches and finishes one by one; pgqueuer
+does all three in bulk; the product plans one event for all its followers and takes reports in bulk. The peers run on
+uvloop, pgqueuer on asyncpg too; the product runs on plain asyncio and psycopg.
 
-Each peer plays twice, for there are two questions.
+Each peer takes part twice, because there are two questions.
 
-* `procrastinate_same_work`, `pgqueuer_same_work`: which queue is faster at the product's work? The product's planner makes the
-  executions, the peer carries them to the followers' side, the product books the reports; only the way in between differs. To be
-  compared with `tradecopier_apart`, which broadcasts executions to another VPS. In the peers' favour they need no broadcast
-  (their followers are planned as if they were on their master's VPS), and one connection speaks for one agent for good.
-* `procrastinate`, `pgqueuer`: what does the work cost beside a bare queue? A job is a row that nobody looks into. For the product
-  the same calls also store the event, size every copy, keep links and mirrors of positions, explain every decision and check
-  every report, under locks that keep a trade from being copied twice.
+* `procrastinate_same_work`, `pgqueuer_same_work`: which queue is faster at the product's work? The product's planner
+  creates the executions, the peer transports them to the followers' side, the product books the reports; only the
+  transport differs. Compare with `tradecopier_isolated`, which broadcasts executions to another VPS. In the peers'
+  favour they need no broadcast (their followers are planned as if they were on their master's VPS), and one connection
+  acts for one agent permanently.
+* `procrastinate`, `pgqueuer`: what does the work cost compared with a bare queue? A job is a row without any work. For
+  the product the same calls also store the event, size every copy, keep links and mirrors of positions, explain every
+  decision and validate every report, under locks that prevent a trade from being copied twice.
 
-A peer takes any job at any moment, while the product's jobs come many at a time, one for each follower of one event: with one
-follower its figures are lower, and `--batch 1` shows it. Workers, listening, retries and a long history are left out for
-everybody. After the warm-up every database is vacuumed and analysed once, as autovacuum would do within a minute. The server
-flushes nothing to disk (as in every benchmark here), which favours who commits most: procrastinate.
+A peer accepts any job at any time, while the product's jobs come in groups, one per follower of an event: with one
+follower its figures are lower, as `--batch 1` shows. Workers, listening, retries and a long history are left out for
+everybody. After the warm-up every database is vacuumed and analysed once, as autovacuum would do within a minute. The
+server does not flush to disk (as in every benchmark here), which favours the contender that commits most:
+procrastinate.
 
-`tradecopier_beside` has followers on their master's VPS, `tradecopier_apart` on another one, see `agent.bench.contest.product`.
+`tradecopier_beside` has its followers on their master's VPS, `tradecopier_isolated` on another one
+(`agent.bench.contest.product`).
 """
 
 import asyncio
@@ -39,20 +42,21 @@ from typing import Final
 
 import psycopg
 
-from agent.bench.contenders import APART, BESIDE, PEERS, SAME_WORK, Queue, make_queues
+from agent.bench.contenders import BESIDE, ISOLATED, PEERS, SAME_WORK, Queue, make_queues
 from agent.bench.contest.turns import STAGES
 from agent.bench.histogram import describe
 from agent.bench.lanes import RENEW
 from agent.bench.machine import machine_facts
 from agent.bench.peers import peer_python
 from agent.failure import Failure
-from agent.local.lodging import remove_folder
-from agent.local.postgres import PostgresServer
-from agent.local.schema import project_root
+from agent.stack.postgres import PostgresServer
+from agent.stack.schema import project_root
+from agent.stack.server_user import remove_folder
 
 TURN_S: Final = 300.0
 PAYLOAD: Final = {
-    "id": "123", "attempt": 1, "account_id": "00000000-0000-0000-0000-000000000000", "epoch": 1, "link_id": "77", "lane": "77",
+    "id": "123", "attempt": 1, "account_id": "00000000-0000-0000-0000-000000000000", "epoch": 1, "link_id": "77",
+    "lane": "77",
     "step_id": "123", "after_id": None, "action": "open", "priority": 40, "symbol": "EURUSD", "side": "buy",
     "order_type": "market", "lots": "0.10", "target_lots": None, "ticket": None, "price": None, "sl": None, "tp": None,
     "max_slippage_points": None, "master_price": "1.10000", "expires_at": None, "comment": "", "investigate": False,
@@ -62,7 +66,7 @@ PAYLOAD: Final = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contest:
-    """`jobs` per round and contender, rounded up to whole batches on every connection."""
+    """`jobs` per round and contender, rounded up to full batches on every connection."""
 
     jobs: int
     rounds: int
@@ -71,7 +75,7 @@ class Contest:
 
     @property
     def steps(self) -> int:
-        """Batches of each connection in a round."""
+        """Batches per connection in a round."""
         return max(1, -(-self.jobs // (self.connections * self.batch)))
 
     @property
@@ -81,18 +85,18 @@ class Contest:
 
 @dataclass(slots=True)
 class Player:
-    """A contender's running process."""
+    """The running process of a contender."""
 
     queue: Queue
     server: PostgresServer
     process: asyncio.subprocess.Process
     versions: Mapping[str, str] = field(default_factory=dict)
-    #: jobs per second, round by round
+    #: jobs per second of each round
     rates: list[float] = field(default_factory=list)
     stages_ms: dict[str, list[float]] = field(default_factory=lambda: {stage: [] for stage in STAGES})
 
     async def ask(self, line: str) -> dict[str, object]:
-        """Send one line, wait for the answer. Raises `Failure` (TC662)."""
+        """Send one line and wait for the answer. Raises `Failure` (TC662)."""
         reader, writer = self.process.stdout, self.process.stdin
         assert reader is not None
         assert writer is not None
@@ -100,11 +104,14 @@ class Player:
             writer.write(line.encode() + b"\n")
             await writer.drain()
         try:
-            answer = await asyncio.wait_for(reader.readline(), TURN_S)
+            async with asyncio.timeout(TURN_S):
+                answer = await reader.readline()
         except TimeoutError:
             answer = b""
         if not answer:
-            raise Failure(f"{self.queue.name} broke off", "its own words stand above", code="TC662")
+            raise Failure(
+                f"the process of {self.queue.name} ended unexpectedly", "read its error output above", code="TC662"
+            )
         found: dict[str, object] = json.loads(answer)
         return found
 
@@ -116,20 +123,21 @@ class Player:
         return 0 if row is None else int(row[0])
 
     def analyze(self) -> None:
-        """What autovacuum does within a minute: let the planner of Postgres know tables that are no longer empty."""
+        """Analyse the tables, as autovacuum does within a minute, because they are no longer empty."""
         with psycopg.connect(self.server.dsn(self.queue.name), autocommit=True) as connection:
             connection.execute("vacuum (analyze)")
 
     async def turn(self, contest: Contest, *, counts: bool) -> None:
-        """One round; what was really completed is asked of the database. `counts`: False for the warm-up."""
+        """Run one round; the database must confirm what was completed. `counts`: False for the warm-up."""
         before = await asyncio.to_thread(self.completed)
         result = await self.ask(str(contest.steps))
         done = await asyncio.to_thread(self.completed) - before
         if done != contest.jobs_per_round or result["jobs"] != done:
             raise Failure(
-                f"{self.queue.name}: {contest.jobs_per_round} jobs were queued, it says {result['jobs']} were finished, "
+                f"{self.queue.name}: {contest.jobs_per_round} jobs were queued, it says {result['jobs']} were"
+                f" finished, "
                 f"its database says {done}",
-                "the benchmark is void; report it",
+                "discard this result and report it",
                 code="TC660",
             )
         if not counts:
@@ -142,15 +150,16 @@ class Player:
 
 
 async def queue_figures(contest: Contest, say: Callable[[str], None]) -> dict[str, object]:
-    """Run the contest on an embedded Postgres of its own. Raises `Failure` (TC660–TC662)."""
+    """Run the contest on a temporary embedded Postgres. Raises `Failure` (TC660–TC662)."""
     python = await asyncio.to_thread(peer_python)
     folder = Path(tempfile.mkdtemp(prefix="tradecopier-bench-"))
-    await asyncio.to_thread(folder.chmod, 0o711)  # Postgres may run as another user
+    # Postgres may run as another user
+    await asyncio.to_thread(folder.chmod, 0o711)
     server = PostgresServer(folder, durable=False)
     try:
         say("starting Postgres")
         await asyncio.to_thread(server.start)
-        say("making accounts and queues")
+        say("creating accounts and queues")
         queues = await asyncio.to_thread(make_queues, server, python, contest.connections, contest.batch)
         about = machine_facts(await asyncio.to_thread(_server_version, server))
         async with _players(server, queues, contest) as players:
@@ -192,11 +201,12 @@ async def _players(server: PostgresServer, queues: Sequence[Queue], contest: Con
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
-    """A contender ends with its standard input."""
+    """Close standard input, which ends the contender."""
     if process.stdin is not None:
         process.stdin.close()
     try:
-        await asyncio.wait_for(process.wait(), 10)
+        async with asyncio.timeout(10):
+            await process.wait()
     except TimeoutError:
         process.kill()
         await process.wait()
@@ -213,12 +223,14 @@ async def _play(players: Sequence[Player], contest: Contest, say: Callable[[str]
 
 
 def _summary(players: Sequence[Player], contest: Contest) -> dict[str, object]:
-    """Jobs per second are those of the middle round; ratios are the middle of the rounds' own ratios, product over peer.
+    """Jobs per second are those of the median round; ratios (product over peer) are the median of the rounds' ratios.
 
-    To followers beside their master nothing is delivered: no queue does that work.
+    Nothing is delivered to followers on their master's VPS, so no queue does equal work.
     """
     rates = {player.queue.name: player.rates for player in players}
-    pairs = [(own, peer) for own in (BESIDE, APART) for peer in PEERS] + [(APART, peer + SAME_WORK) for peer in PEERS]
+    pairs = [(own, peer) for own in (BESIDE, ISOLATED) for peer in PEERS] + [
+        (ISOLATED, peer + SAME_WORK) for peer in PEERS
+    ]
     return {
         "jobs_per_round": contest.jobs_per_round,
         "rounds": contest.rounds,

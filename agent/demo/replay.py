@@ -1,7 +1,7 @@
-"""The master trades what a statement says: prices are set to the statement's, and each action is detected before the next.
+"""The master replays a statement: prices are set as in the statement, and each action is detected before the next.
 
-Time is compressed. A stop that the statement shows is set only where no price of the statement would hit it too early, and
-before a price that hits one is set, the copies of earlier actions are waited for: in life they had minutes.
+Time is compressed. A stop from the statement is set only where no price of the statement would hit it too early. Before
+a price that hits a stop is set, the copies of earlier actions must be complete: in reality there were minutes between.
 """
 
 import asyncio
@@ -10,12 +10,12 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_UP, Decimal
 
-from agent.demo.quiet import Observer, Worked
 from agent.demo.statement import Action, Statement
 from agent.failure import Failure
 from agent.model import Placed, Rejected, SymbolSpec
 from agent.paper.client import PaperClient, ticket_of
 from agent.paper.specs import REFERENCE_USD, infer_spec, instrument
+from agent.testbed.quiescence import Observer, Worked
 
 DETECT_S = 10.0
 LEVERAGE = 100
@@ -27,8 +27,10 @@ SEEN = """
 
 
 def specs_of(statement: Statement) -> dict[str, SymbolSpec]:
-    """What each symbol of the statement is, by its name and the digits of its prices."""
-    return {name: infer_spec(name, max(-_exponent(price) for price in prices)) for name, prices in statement.symbols.items()}
+    """The specification of each symbol in the statement, from its name and the digits of its prices."""
+    return {
+        name: infer_spec(name, max(-_exponent(price) for price in prices)) for name, prices in statement.symbols.items()
+    }
 
 
 def _exponent(number: Decimal) -> int:
@@ -37,7 +39,7 @@ def _exponent(number: Decimal) -> int:
 
 
 def needed_balance(statement: Statement, size: Callable[[Decimal], Decimal] = lambda lots: lots) -> Decimal:
-    """A balance in USD that never stops out when every trade has `size(lots)`, whatever the order of its prices."""
+    """A balance in USD without a stop-out when every trade has `size(lots)`, whatever the order of the prices."""
     specs = specs_of(statement)
     held: dict[str, Decimal] = {}
     peak = notional = at_risk = Decimal(0)
@@ -60,7 +62,7 @@ def needed_balance(statement: Statement, size: Callable[[Decimal], Decimal] = la
 
 
 def _round_up(number: Decimal) -> Decimal:
-    """To two significant digits, upwards."""
+    """Round up to two significant digits."""
     unit = Decimal(1).scaleb(number.adjusted() - 1)
     return Decimal(f"{(number / unit).to_integral_value(ROUND_UP) * unit:f}")
 
@@ -72,7 +74,8 @@ class Levels:
 
 
 def safe_levels(actions: Sequence[Action]) -> dict[str, Levels]:
-    """For every position the levels of the statement that none of its prices reaches before the position's own close."""
+    """The statement's levels of every position, without those that one of its prices reaches before the position's
+    close."""
     ends = {action.key: n for n, action in enumerate(actions) if action.kind == "close"}
     paths: dict[str, list[tuple[int, Decimal]]] = {}
     for n, action in enumerate(actions):
@@ -91,7 +94,7 @@ def safe_levels(actions: Sequence[Action]) -> dict[str, Levels]:
 
 
 class Replay:
-    """Drives book `master.login` through a statement. `detected` counts the actions that the master's agent has told."""
+    """Replays a statement in book `master.login`. `detected`: the actions that the master's agent has reported."""
 
     def __init__(self, statement: Statement, paper: PaperClient, observer: Observer, master: Worked) -> None:
         self._statement = statement
@@ -104,14 +107,14 @@ class Replay:
         self.detected = 0
 
     async def set_first_prices(self) -> None:
-        """Give every symbol its first price, so that all can be converted from the start."""
+        """Set the first price of every symbol, so that all currencies can be converted from the start."""
         first = {instrument(name).plain: (prices[0], prices[0]) for name, prices in self._statement.symbols.items()}
         await self._paper.set_prices(first)
 
     async def run(self, *, speed: float | None, settle: Callable[[], Awaitable[None]]) -> None:
-        """Do every action, `speed` times as fast as in life, but each detected before the next.
+        """Perform every action, `speed` times as fast as in reality, but each one after the previous one was detected.
 
-        None: as fast as they are copied, one after the other as in life. `settle` waits until the copies so far are done.
+        None: as fast as they are copied, one after the other. `settle` waits until the copies so far are complete.
         """
         begun, start = time.monotonic(), self._statement.actions[0].at
         for action in self._statement.actions:
@@ -141,9 +144,12 @@ class Replay:
         ticket = self._tickets[action.key]
         if action.kind == "close" and not await self._holds(ticket):
             self._left[action.key] = Decimal(0)
-            return  # its own stop was hit by this price
+            # this price has hit the position's own stop
+            return
         self._left[action.key] = Decimal(0) if action.kind == "close" else self._left[action.key] - action.lots
-        result = await self._paper.close_position(self._master.login, ticket, None if action.kind == "close" else action.lots)
+        result = await self._paper.close_position(
+            self._master.login, ticket, None if action.kind == "close" else action.lots
+        )
         match result:
             case Placed(positions=positions):
                 rest = [position for position in positions if position.lots]
@@ -163,7 +169,7 @@ class Replay:
         return any(position.ticket == ticket for position in (await self._paper.book(self._master.login)).positions)
 
     async def _detect(self, action: Action) -> None:
-        """Wait until the database holds what the action left of its position."""
+        """Wait until the database shows what the action left of its position."""
         parameters: Mapping[str, object] = {"account": self._master.account_id, "ticket": self._tickets[action.key]}
         end = time.monotonic() + DETECT_S
         while True:
@@ -172,8 +178,9 @@ class Replay:
                 return
             if time.monotonic() > end:
                 raise Failure(
-                    f"line {action.line} of the statement ({action.kind} {action.symbol}) was not seen within {DETECT_S:.0f} s",
-                    "look at the master's agent: its log stands in the folder that the demo named",
+                    f"line {action.line} of the statement ({action.kind} {action.symbol}) was not detected within"
+                    f" {DETECT_S:.0f} s",
+                    "read the log of the master's agent in the folder that the demo printed",
                     code="TC652",
                 )
             await asyncio.sleep(0.005)
@@ -182,6 +189,6 @@ class Replay:
         return Failure(
             f"line {action.line} of the statement ({action.kind} {action.lots} {action.symbol} at {action.price}) "
             f"was refused by the master's broker: {result.reason} {result.message}".rstrip(),
-            "a statement needs trades that its own broker accepts; check that line",
+            "correct that line: the statement must contain only trades that its broker would accept",
             code="TC651",
         )

@@ -1,11 +1,11 @@
-"""Account statements: a CSV of closed orders becomes the list of what its owner did, in order.
+"""Account statements: turns a CSV of closed orders into the list of its owner's actions, in order.
 
 Columns: ticket, open_time, side, lots, symbol, open_price, sl, tp, close_time, close_price, commission, swap, profit,
-comment.
-Times are the broker's clock face, `YYYY.MM.DD HH:MM:SS`; a price or level of 0 means none; an empty
+comment. Times are in the broker's local time, `YYYY.MM.DD HH:MM:SS`; a price or level of 0 means none; an empty
 `close_time` means still open.
-MetaTrader 4 gives what is left after a partial close a new ticket: the closed part says `to #N`, the rest `from #N`, and both
-keep the open time and price. Such a chain of rows was one position, opened with the sum of their lots.
+
+MetaTrader 4 gives the rest after a partial close a new ticket: the closed part says `to #N`, the rest `from #N`, and
+both keep the open time and price. Such a chain of rows was one position, opened with the sum of their lots.
 """
 
 import csv
@@ -45,18 +45,20 @@ EXAMPLE = "example"
 
 
 class StatementError(Failure):
-    """A file that is not a statement: names file, line and column."""
+    """A file that is not a valid statement; the message names file, line and column."""
 
     def __init__(self, path: str, line: int, column: str, message: str) -> None:
         where = f"{path}:{line}, column {column}" if column else f"{path}:{line}"
         super().__init__(
-            f"{where}: {message}", "give a CSV in the statement format (tradecopier demo --help); nothing was run", code="TC650"
+            f"{where}: {message}",
+            "correct the CSV (format: tradecopier demo --help) and run the demo again; nothing was run",
+            code="TC650",
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One line of a statement. `lots` is what this ticket closed with; None in `closed_at` means still open."""
+    """One line of a statement. `lots` is the volume that this ticket closed; `closed_at` None means still open."""
 
     line: int
     ticket: str
@@ -76,7 +78,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Action:
-    """What the owner did: opened `lots`, took `lots` off, or closed the rest of position `key` at `price`."""
+    """One action of the owner: opened, reduced by `lots`, or closed the rest of position `key` at `price`."""
 
     kind: Literal["open", "reduce", "close"]
     key: str
@@ -105,7 +107,7 @@ class Statement:
 
 
 def read_statement(path: str) -> Statement:
-    """Read a file (or the example that comes with the product: `example`). Raises `StatementError`."""
+    """Read a file, or the included example (`example`). Raises `StatementError`."""
     try:
         if path == EXAMPLE:
             content = (resources.files("agent.demo") / "statements" / "example.csv").read_bytes()
@@ -127,7 +129,7 @@ def parse_statement(path: str, text: str) -> Statement:
     if not rows:
         raise StatementError(path, 1, "", "the statement has no trades")
     actions = [action for chain in _chains(path, rows) for action in _actions(path, chain)]
-    # What happened in the same second: opening before reducing before closing, else in the file's order.
+    # Within the same second: opens before reductions before closes, otherwise in the order of the file.
     order = {"open": 0, "reduce": 1, "close": 2}
     actions.sort(key=lambda action: (action.at, order[action.kind], action.line))
     return Statement(rows=rows, actions=tuple(actions))
@@ -145,11 +147,15 @@ def _rows(path: str, text: str) -> list[Row]:
             if not any(value.strip() for value in values):
                 continue
             if len(values) != len(COLUMNS):
-                raise StatementError(path, reader.line_num, "", f"the line has {len(values)} columns instead of {len(COLUMNS)}")
-            row = _Cells(path, reader.line_num, dict(zip(COLUMNS, (value.strip() for value in values), strict=True))).row()
+                raise StatementError(
+                    path, reader.line_num, "", f"the line has {len(values)} columns instead of {len(COLUMNS)}"
+                )
+            row = _Cells(
+                path, reader.line_num, dict(zip(COLUMNS, (value.strip() for value in values), strict=True))
+            ).row()
             if row.ticket in tickets:
                 raise StatementError(
-                    path, row.line, "ticket", f"ticket {row.ticket} stands in line {tickets[row.ticket]} already"
+                    path, row.line, "ticket", f"ticket {row.ticket} already appears in line {tickets[row.ticket]}"
                 )
             tickets[row.ticket] = row.line
             rows.append(row)
@@ -181,7 +187,7 @@ class _Cells:
     def time(self, column: str) -> datetime:
         value = self.values[column]
         try:
-            # The broker's clock face: kept without a zone, only the order counts.
+            # The broker's local time: stored without a zone, because only the order matters.
             return datetime.strptime(value, "%Y.%m.%d %H:%M:%S")  # noqa: DTZ007
         except ValueError:
             raise self.fault(column, f"{value!r} is not a time like 2025.05.26 19:36:41") from None
@@ -198,7 +204,7 @@ class _Cells:
     def row(self) -> Row:
         for column in ("ticket", "symbol"):
             if not self.values[column] or len(self.values[column]) > 64:
-                raise self.fault(column, f"a {column} is needed, of at most 64 characters")
+                raise self.fault(column, f"{column} must have 1 to 64 characters")
         links = dict(LINK.findall(self.values["comment"]))
         opened_at = self.time("open_time")
         closed_at = self.time("close_time") if self.values["close_time"] else None
@@ -235,7 +241,10 @@ class _Cells:
 
 
 def _chains(path: str, rows: Sequence[Row]) -> list[list[Row]]:
-    """Rows that were one position, in the order in which they closed. A link that leads out of the file ends there."""
+    """Rows that were one position, in the order in which they closed.
+
+    A link to a ticket outside the file is ignored.
+    """
     by_ticket = {row.ticket: row for row in rows}
     after: dict[str, Row] = {}
     before: set[str] = set()
@@ -262,7 +271,7 @@ def _chains(path: str, rows: Sequence[Row]) -> list[list[Row]]:
             chain.append(rest)
         chains.append(chain)
     if sum(len(chain) for chain in chains) != len(rows):
-        raise StatementError(path, rows[0].line, "comment", "the from/to links of some tickets run in a circle")
+        raise StatementError(path, rows[0].line, "comment", "the from/to links of some tickets form a circle")
     return chains
 
 

@@ -1,1 +1,1 @@
-"""The built-in paper broker: one matching engine in a process of its own, and the client that operates it."""
+"""The built-in paper broker: a matching engine in its own process, and the client that operates it."""

@@ -1,4 +1,4 @@
-"""One account at the paper broker: what it holds, what was booked, and everything that ever happened to it."""
+"""One account at the paper broker: its positions and orders, its deals, and its complete history."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -8,6 +8,7 @@ from decimal import Decimal
 from typing import Any
 
 from agent.model import CloseReason, Evidence, Mode, Position, Side, SymbolSpec
+from agent.paper.passwords import Hashed
 from agent.paper.profile import Moods, Profile
 from agent.paper.records import (
     BookChange,
@@ -20,13 +21,13 @@ from agent.paper.records import (
 )
 
 ZERO = Decimal(0)
-#: told of every change as (kind of record, key, record or None when it is gone), for keeping
+#: called for every change with (kind of record, key, record or None when it was removed), so that it can be stored
 Keep = Callable[[str, str, object | None], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Exposure:
-    """All positions of one symbol and side together. `value` = Σ lots × open price."""
+    """The total of all positions of one symbol and side. `value` = Σ lots × open price."""
 
     lots: Decimal = ZERO
     value: Decimal = ZERO
@@ -40,7 +41,7 @@ def opposite(side: Side) -> Side:
 
 
 class Book:
-    """Plain state with bookkeeping; the rules of trading are `agent.paper.matching`'s affair."""
+    """State and bookkeeping only; the trading rules are in `agent.paper.matching`."""
 
     def __init__(
         self,
@@ -60,23 +61,27 @@ class Book:
         self.symbols = dict(symbols)
         self.profile = profile
         self.moods = Moods(profile, drawn)
+        #: None: the first login sets the password
+        self.password: Hashed | None = None
+        #: for read-only logins; None: there is no investor password
+        self.investor_password: Hashed | None = None
         self.balance = ZERO
         self.positions: dict[str, Position] = {}
-        #: sums of `positions` by symbol and side, so that figures do not cost more the more is held
+        #: totals of `positions` by symbol and side, so that account figures do not get slower with more positions
         self.exposure: dict[str, dict[Side, Exposure]] = {}
         self.orders: dict[str, Position] = {}
-        #: last known state of what is gone, lots 0
+        #: last known state of closed positions and removed orders, with lots 0
         self.gone: dict[str, Position] = {}
         self.deals: list[Deal] = []
         self.history: list[OrderRecord] = []
         self.history_by_tag: dict[int, list[OrderRecord]] = {}
         self.requests: list[RequestRecord] = []
-        #: tags being worked on → how many requests
+        #: tags of requests in progress → number of requests
         self.open_tags: Counter[int] = Counter()
         self.journal: list[JournalEntry] = []
-        #: changes of the operation that is going on, in order; taken by `take_changes`
+        #: changes made by the current operation, in order; `take_changes` returns and clears them
         self._changes: list[BookChange] = []
-        #: the last deal of the operation that is going on, by ticket
+        #: the last deal of the current operation, by ticket
         self._dealt: dict[str, Deal] = {}
         self.keep: Keep = lambda _kind, _key, _record: None
 
@@ -86,15 +91,15 @@ class Book:
         return Decimal(1) if self.currency in ("JPY", "KRW", "HUF") else Decimal("0.01")
 
     def held(self, ticket: str) -> Position | None:
-        """The present or last state of a ticket."""
+        """The current or last state of a ticket."""
         return self.positions.get(ticket) or self.orders.get(ticket) or self.gone.get(ticket)
 
     def net(self, symbol: str) -> Position | None:
-        """The one position in `symbol` of a netting account."""
+        """The single position in `symbol` of a netting account."""
         return next((position for position in self.positions.values() if position.symbol == symbol), None)
 
     def put(self, position: Position) -> Position:
-        """Hold this state of a position or order from now on, and tell everybody."""
+        """Store the new state of a position or order and publish the change."""
         self._shelve(position)
         self.keep("held", position.ticket, position)
         self._changes.append(BookChange(position=position))
@@ -108,7 +113,10 @@ class Book:
         *,
         continued: bool = False,
     ) -> Position:
-        """Let go of a position or order. `continued`: another ticket replaces it, whose own change says so."""
+        """Remove a position or order.
+
+        `continued`: another ticket replaces it, and only that ticket's change is published.
+        """
         self._shelve(position)
         self.keep("held", position.ticket, position)
         if not continued:
@@ -168,7 +176,7 @@ class Book:
         self.keep("history", str(record.number), record)
 
     def request(self, record: RequestRecord) -> None:
-        """Add a request record, or replace the one with its number."""
+        """Add a request record, or replace the one with the same number."""
         if record.number > len(self.requests):
             self.requests.append(record)
         else:
@@ -178,11 +186,11 @@ class Book:
         self.keep("request", str(record.number), record)
 
     def restore_request(self, record: RequestRecord) -> None:
-        """Take a kept request back; it is decided, whatever it was."""
+        """Restore a stored request; it counts as decided, whatever its state was."""
         self.requests.append(record)
 
     def restore_held(self, position: Position) -> None:
-        """Take a kept position or order back, without telling anybody."""
+        """Restore a stored position or order without publishing a change."""
         self._shelve(position)
 
     def _shelve(self, position: Position) -> None:

@@ -1,7 +1,7 @@
 """The paper broker: many books, one market, one clock. Synchronous and deterministic; the server adds the waiting.
 
-An order request goes through two steps: `receive` puts it on record and draws its fate, `execute` carries it out after the
-latency that was drawn. `on_changes` hears of every change in the moment it happens.
+An order request takes two steps: `receive` records it and draws its random outcome, `execute` carries it out after the
+latency that was drawn. `on_changes` is called for every change at the moment it happens.
 """
 
 import itertools
@@ -20,6 +20,7 @@ from agent.paper.faults import BadRead, Faults
 from agent.paper.margin import state
 from agent.paper.market import Market
 from agent.paper.matching import Conditions, Matching
+from agent.paper.passwords import Hashed, Right, hashed, matches
 from agent.paper.profile import Mood, Profile
 from agent.paper.records import (
     Answer,
@@ -42,7 +43,7 @@ HALF = Decimal("0.5")
 
 
 class BrokerError(Exception):
-    """An operator's call that makes no sense; `code` is one word, the text says what and why."""
+    """An operator's call is invalid; `code` is one word, the text says what is wrong and why."""
 
     def __init__(self, code: str, message: str) -> None:
         self.code = code
@@ -51,14 +52,14 @@ class BrokerError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """A request on record, and its fate."""
+    """A recorded request and its drawn outcome."""
 
     login: str
     number: int
     request: Request
     mood: Mood
     fault: OrderFault | None
-    #: what a planted partial fill leaves of the volume
+    #: the share of the volume that an injected partial fill executes
     share: Decimal
     quote: Quote | None
     too_many: bool
@@ -96,10 +97,11 @@ class Broker:
         symbols: Iterable[SymbolSpec] | None = None,
         profile: Profile | None = None,
     ) -> AccountState:
-        if not login or login in self.books:
-            raise BrokerError("login_taken", f"an account {login!r} exists already" if login else "a login is needed")
+        # logins that differ only in upper and lower case are the same to people, and to the database
+        if not login or login in self.books or login.casefold() in map(str.casefold, self.books):
+            raise BrokerError("login_taken", f"an account {login!r} exists already" if login else "a login is required")
         if leverage < 1 or not balance.is_finite() or balance < 0:
-            raise BrokerError("malformed", "leverage must be at least 1 and the balance not negative")
+            raise BrokerError("malformed", "leverage must be at least 1 and the balance must not be negative")
         specs = default_specs() if symbols is None else symbols
         book = Book(
             login, currency=currency, leverage=leverage, mode=mode, symbols={spec.name: spec for spec in specs},
@@ -111,14 +113,37 @@ class Broker:
         return state(book, self.market, SERVER)
 
     def adopt(self, book: Book) -> None:
-        """Take over a book as it is (a new one, or one that was kept)."""
+        """Take over a book as it is (a new one, or one loaded from disk)."""
         self.books[book.login] = book
         self._faults[book.login] = Faults()
         self._recent[book.login] = deque()
         self.on_book(book)
 
+    async def admit(self, login: str, password: str) -> Right:
+        """The rights that this password grants on an account. An account's first login sets its trading password."""
+        book = self.book(login)
+        if await matches(password, book.investor_password):
+            return "investor"
+        if book.password is None:
+            first = await hashed(password)
+            # another login may have set it in the meantime
+            if book.password is None:
+                self.set_passwords(login, first, book.investor_password)
+                return "trading"
+        if not await matches(password, book.password):
+            raise BrokerError("wrong_password", f"the password of account {login!r} is wrong")
+        return "trading"
+
+    def set_passwords(self, login: str, password: Hashed | None, investor_password: Hashed | None) -> None:
+        book = self.book(login)
+        book.password, book.investor_password = password, investor_password
+        book.note(
+            self.clock.now(), "passwords_set", password=password is not None, investor=investor_password is not None
+        )
+        self.on_book(book)
+
     def skip_tickets(self, used: int) -> None:
-        """Never give out a ticket up to `used` again."""
+        """Never assign a ticket number up to `used` again."""
         self.numbers = itertools.count(max(used + 1, _FIRST_TICKET))
 
     def book(self, login: str) -> Book:
@@ -146,7 +171,9 @@ class Broker:
 
     def deposit(self, login: str, amount: Decimal) -> None:
         book = self.book(login)
-        book.book_deal(self.clock.now(), "balance", "balance", profit=amount, comment="deposit" if amount >= 0 else "withdrawal")
+        book.book_deal(
+            self.clock.now(), "balance", "balance", profit=amount, comment="deposit" if amount >= 0 else "withdrawal"
+        )
         self._triggers(book).stop_out()
         self._publish(book)
 
@@ -164,7 +191,7 @@ class Broker:
     # --- prices and time ---------------------------------------------------------------------------
 
     def set_prices(self, prices: Mapping[str, tuple[Decimal, Decimal]], login: str | None = None) -> None:
-        """Set quotes and run everything that they trigger."""
+        """Set quotes and execute everything that they trigger."""
         books = list(self.books.values()) if login is None else [self.book(login)]
         try:
             self.market.set(prices, self.clock.now(), login)
@@ -178,7 +205,7 @@ class Broker:
                 self._publish(book)
 
     def pass_time(self) -> None:
-        """Let everything expire that is due now."""
+        """Expire every order that is due now."""
         for book in self.books.values():
             if book.orders:
                 self._triggers(book).expire()
@@ -191,7 +218,7 @@ class Broker:
     # --- orders ------------------------------------------------------------------------------------
 
     def receive(self, login: str, request: Request) -> Received:
-        """Put a request on record and draw its fate; chance and faults strike connected programs only."""
+        """Record a request and draw its outcome; chance and injected faults affect connected programs only."""
         book = self.book(login)
         program = request.origin == "expert"
         now = self.clock.now()
@@ -214,7 +241,7 @@ class Broker:
         )  # fmt: skip
 
     def execute(self, received: Received) -> Answer:
-        """Carry a received request out. `timeout`: the sender must not learn what happened."""
+        """Execute a received request. `timeout`: the sender must not learn the result."""
         book, fault = self.book(received.login), received.fault
         if fault in ("timeout_lost", "hang"):
             return self._decide(book, received, Answer(status="timeout", message="no answer"), "lost")
@@ -232,11 +259,11 @@ class Broker:
         return replace(answer, positions=()) if fault == "bare" else answer
 
     def submit(self, login: str, request: Request) -> Answer:
-        """Both steps at once, without latency."""
+        """Receive and execute at once, without latency."""
         return self.execute(self.receive(login, request))
 
     def _strike(self, received: Received) -> None:
-        """Raise what chance or a fault has in store instead of an execution."""
+        """Raise the error that chance or an injected fault has chosen instead of an execution."""
         match received.fault:
             case "reject":
                 raise Refusal("rejected")
@@ -266,7 +293,9 @@ class Broker:
         slippage = received.mood.slippage_points
         return Conditions(slippage_points=slippage, fill_share=share, quote=received.quote)
 
-    def _decide(self, book: Book, received: Received, answer: Answer, outcome: Literal["executed", "refused", "lost"]) -> Answer:
+    def _decide(
+        self, book: Book, received: Received, answer: Answer, outcome: Literal["executed", "refused", "lost"]
+    ) -> Answer:
         record = book.requests[received.number - 1]
         book.request(replace(record, outcome=outcome, reason=answer.reason))
         fields = {"number": received.number, "reason": answer.reason, "fault": received.fault}
@@ -288,11 +317,16 @@ class Broker:
     # --- faults ------------------------------------------------------------------------------------
 
     def fault(
-        self, login: str, kind: OrderFault, next_orders: int = 1, only: Iterable[RequestKind] = (), share: Decimal = HALF
+        self,
+        login: str,
+        kind: OrderFault,
+        next_orders: int = 1,
+        only: Iterable[RequestKind] = (),
+        share: Decimal = HALF,
     ) -> None:
         book = self.book(login)
         if not 0 < share < 1:
-            raise BrokerError("malformed", "a partial fill leaves a share between 0 and 1")
+            raise BrokerError("malformed", "the share of a partial fill must be between 0 and 1")
         self._faults[login].plant(kind, next_orders, only, share)
         book.note(self.clock.now(), "fault_planted", kind=kind, next_orders=next_orders)
 
@@ -317,7 +351,7 @@ class Broker:
         self.book(login)
         self._faults[login].clear()
 
-    # --- inside ------------------------------------------------------------------------------------
+    # --- internal ----------------------------------------------------------------------------------
 
     def _desk(self, book: Book) -> Desk:
         return Desk(book, self.market, self.clock.now(), self.numbers)

@@ -1,4 +1,4 @@
-"""What a broker checks before it deals. Each check raises `Refusal` and changes nothing."""
+"""The broker's checks before an execution. Each check raises `Refusal` and changes nothing."""
 
 from datetime import datetime
 from decimal import Decimal
@@ -25,18 +25,18 @@ def quote_of(book: Book, market: Market, name: str) -> Quote:
 
 
 def check_volume(spec: SymbolSpec, lots: Decimal | None) -> Decimal:
-    """The volume of an opening order."""
+    """Check the volume of an opening order."""
     if lots is None or not lots.is_finite() or not spec.lots_min <= lots <= spec.lots_max or lots % spec.lots_step:
         raise Refusal("invalid_volume", f"{lots} lots; {spec.lots_min} to {spec.lots_max} in steps of {spec.lots_step}")
     return lots
 
 
 def check_closing_volume(spec: SymbolSpec, lots: Decimal | None, held: Decimal) -> Decimal:
-    """The volume of a close: None or all of it is always right, a part must fit the step."""
+    """Check the volume of a close: None or the whole volume is always valid, a part must be a multiple of the step."""
     if lots is None or lots == held:
         return held
     if not lots.is_finite() or not spec.lots_min <= lots < held or lots % spec.lots_step:
-        raise Refusal("invalid_volume", f"{lots} of {held} lots")
+        raise Refusal("invalid_volume", f"{lots} lots cannot be closed of {held} lots")
     return lots
 
 
@@ -56,7 +56,7 @@ def check_trading_allowed(spec: SymbolSpec) -> None:
 
 
 def check_levels(spec: SymbolSpec, side: Side, price: Decimal, sl: Decimal | None, tp: Decimal | None) -> None:
-    """Levels must lie on the tick grid, on their side of `price`, and at least the stops level away."""
+    """Levels must lie on the tick grid, on the correct side of `price`, and at least the stops level away."""
     distance = spec.stops_level_points * _point(spec)
     for level, below in ((sl, side == "buy"), (tp, side == "sell")):
         if level is None:
@@ -67,14 +67,14 @@ def check_levels(spec: SymbolSpec, side: Side, price: Decimal, sl: Decimal | Non
 
 
 def check_not_frozen(spec: SymbolSpec, price: Decimal, *changes: tuple[Decimal | None, Decimal | None]) -> None:
-    """A level that the price is about to reach cannot be changed any more."""
+    """A level that is within the freeze level of the price cannot be changed."""
     for before, after in changes:
         if before != after and before is not None and abs(price - before) < spec.freeze_level_points * _point(spec):
             raise Refusal("invalid_stops", f"{before} is frozen with the price at {price}")
 
 
 def check_trigger(spec: SymbolSpec, side: Side, order_type: OrderType, price: Decimal | None, quote: Quote) -> Decimal:
-    """The price of a pending order: on the tick grid, on its side of the market, at least the stops level away."""
+    """Check the price of a pending order: on the tick grid, on the correct side, at least the stops level away."""
     if order_type == "market" or price is None or not price.is_finite() or price <= 0 or price % spec.tick_size:
         raise Refusal("invalid_price", str(price))
     market = quote.ask if side == "buy" else quote.bid
@@ -86,7 +86,7 @@ def check_trigger(spec: SymbolSpec, side: Side, order_type: OrderType, price: De
 
 def check_expiry(expires_at: datetime | None, now: datetime, profile: Profile) -> None:
     if expires_at is not None and not profile.timed_orders:
-        raise Refusal("invalid_expiration", "orders stand until cancelled here")
+        raise Refusal("invalid_expiration", "this broker accepts only orders without an expiry (good till cancelled)")
     if expires_at is not None and expires_at <= now:
         raise Refusal("invalid_expiration", expires_at.isoformat())
 

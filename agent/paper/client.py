@@ -1,13 +1,13 @@
-"""`PaperClient`: the operator's and the account holder's side of the paper broker.
+"""`PaperClient`: the paper broker for operators and for the account's human trader.
 
     async with await PaperClient.connect(process.address, process.token) as paper:
         await paper.open_book("1001", balance=Decimal(10000))
         await paper.set_prices({"EURUSD": (Decimal("1.10000"), Decimal("1.10010"))})
         placed = await paper.market("1001", "EURUSD", "buy", Decimal("0.10"))
 
-Every order method trades as that account's human (`reason` client) and meets neither latency nor faults.
-Its result is a value: `Placed`, or `Rejected` with a reason of docs/errors.md. A lost connection raises `PaperLost`,
-a request that makes no sense `PaperRefused` (unknown login, malformed figures).
+Every order method trades as the account's human (`reason` client), without latency or injected faults. The result is
+`Placed`, or `Rejected` with a reason of docs/errors.md. A lost connection raises `PaperLost`; an invalid request raises
+`PaperRefused` (unknown login, malformed figures).
 """
 
 import asyncio
@@ -46,7 +46,7 @@ class PaperClient:
 
     @classmethod
     async def connect(cls, address: str, token: str, *, timeout: float = 5.0) -> Self:  # noqa: ASYNC109
-        """`address` is host:port."""
+        """Connect. `address` is host:port."""
         connection = await Connection.open(address, timeout=timeout)
         try:
             await connection.call("hello", token=token)
@@ -77,7 +77,10 @@ class PaperClient:
         symbols: Iterable[SymbolSpec] | None = None,
         profile: Profile | None = None,
     ) -> AccountState:
-        """Open an account. `symbols` None: the default instruments; else exactly these. A second book of a login is refused."""
+        """Open an account.
+
+        `symbols` None: the default instruments, otherwise exactly these. An existing login is refused.
+        """
         reply = await self._connection.call(
             "open_book",
             login=login,
@@ -91,8 +94,19 @@ class PaperClient:
         found: AccountState = decode(AccountState, reply)
         return found
 
+    async def set_passwords(
+        self, login: str, *, password: str | None = None, investor_password: str | None = None
+    ) -> None:
+        """Set both passwords of an account.
+
+        Without `password` the next login sets it; without `investor_password` there is none.
+        """
+        await self._connection.call(
+            "set_passwords", login=login, password=password, investor_password=investor_password
+        )
+
     async def books(self) -> tuple[str, ...]:
-        """Logins of all books."""
+        """The logins of all books."""
         found: tuple[str, ...] = decode(tuple[str, ...], await self._connection.call("books"))
         return found
 
@@ -101,7 +115,7 @@ class PaperClient:
         return found
 
     async def put_symbols(self, login: str, symbols: Iterable[SymbolSpec]) -> None:
-        """Add instruments to a book, or change theirs (say, `trade_mode`)."""
+        """Add instruments to a book, or change existing ones (for example `trade_mode`)."""
         await self._connection.call("put_symbols", login=login, symbols=tuple(symbols))
 
     async def deposit(self, login: str, amount: Decimal) -> None:
@@ -109,11 +123,14 @@ class PaperClient:
         await self._connection.call("deposit", login=login, amount=amount)
 
     async def set_prices(self, prices: Prices, *, login: str | None = None) -> None:
-        """(bid, ask) per symbol, for everybody or for one book only; triggers follow before this returns.
+        """Set (bid, ask) per symbol, for all books or for one; everything that they trigger happens before this
+        returns.
 
-        A symbol without prices of its own takes those of its plain name (EURUSD.m those of EURUSD).
+        A symbol without prices of its own uses those of its plain name (EURUSD.m uses EURUSD).
         """
-        await self._connection.call("set_prices", login=login, prices={name: [str(b), str(a)] for name, (b, a) in prices.items()})
+        await self._connection.call(
+            "set_prices", login=login, prices={name: [str(b), str(a)] for name, (b, a) in prices.items()}
+        )
 
     async def quote(self, login: str, symbol: str) -> Quote | None:
         found: Quote | None = decode(Quote | None, await self._connection.call("quote", login=login, symbol=symbol))
@@ -122,7 +139,7 @@ class PaperClient:
     async def start_feed(
         self, *, symbols: Iterable[str] | None = None, seed: int = 1, interval: timedelta = timedelta(milliseconds=250)
     ) -> None:
-        """Start a seeded random walk over `symbols` (None: the default instruments) from their present prices."""
+        """Start a seeded random walk over `symbols` (None: the default instruments) from their current prices."""
         names = None if symbols is None else tuple(symbols)
         await self._connection.call("start_feed", symbols=names, seed=seed, interval_s=interval.total_seconds())
 
@@ -134,14 +151,14 @@ class PaperClient:
         return found
 
     async def advance(self, by: timedelta) -> datetime:
-        """Move a virtual clock on (latencies end, orders expire); refused when the broker runs on the real clock."""
+        """Advance a virtual clock (latencies end, orders expire); refused when the broker runs on the real clock."""
         found: datetime = decode(datetime, await self._connection.call("advance", seconds=by.total_seconds()))
         return found
 
     # --- trading as the account's human --------------------------------------------------------------
 
     async def submit(self, login: str, request: Request) -> Placed | Rejected:
-        """Any request as it is; the methods below are its short forms."""
+        """Submit any request; the methods below are shorthands for it."""
         answer: Answer = decode(Answer, await self._connection.call("order", login=login, request=request))
         if answer.status == "done":
             return Placed(lots=answer.lots, price=answer.price, positions=answer.positions)
@@ -207,7 +224,7 @@ class PaperClient:
         return await self.submit(login, request)
 
     async def close_position(self, login: str, ticket: str, lots: Decimal | None = None) -> Placed | Rejected:
-        """Take `lots` off a position; None: all of it."""
+        """Close `lots` of a position; None: all of it."""
         return await self.submit(login, Request(kind="close", ticket=ticket, lots=lots))
 
     async def close_symbol(self, login: str, symbol: str) -> tuple[Placed | Rejected, ...]:
@@ -216,11 +233,11 @@ class PaperClient:
         return tuple([await self.close_position(login, position.ticket) for position in held])
 
     async def close_by(self, login: str, ticket: str, other_ticket: str) -> Placed | Rejected:
-        """Close two opposite positions of one symbol against each other; what one is larger by stays open."""
+        """Close two opposite positions of one symbol against each other; the difference in volume stays open."""
         return await self.submit(login, Request(kind="close_by", ticket=ticket, other_ticket=other_ticket))
 
     async def modify(self, login: str, ticket: str, *, sl: Decimal | None, tp: Decimal | None) -> Placed | Rejected:
-        """Set both levels of a position; None removes."""
+        """Set both levels of a position; None removes a level."""
         return await self.submit(login, Request(kind="modify", ticket=ticket, sl=sl, tp=tp))
 
     async def amend(
@@ -233,7 +250,7 @@ class PaperClient:
         tp: Decimal | None = None,
         expires_at: datetime | None = None,
     ) -> Placed | Rejected:
-        """Set price, both levels and expiry of a pending order; None removes."""
+        """Set price, both levels and expiry of a pending order; None removes a level or the expiry."""
         request = Request(kind="amend", ticket=ticket, price=price, sl=sl, tp=tp, expires_at=expires_at)
         return await self.submit(login, request)
 
@@ -243,19 +260,21 @@ class PaperClient:
     # --- records and faults --------------------------------------------------------------------------
 
     async def journal(self, login: str, *, after: int = 0) -> tuple[JournalEntry, ...]:
-        """Everything that happened to a book, in order; only entries with a number above `after`."""
+        """The journal of a book in order; only entries with a number above `after`."""
         found: tuple[JournalEntry, ...] = decode(
             tuple[JournalEntry, ...], await self._connection.call("journal", login=login, after=after)
         )
         return found
 
     async def requests(self, login: str) -> tuple[RequestRecord, ...]:
-        """Every order request that arrived for a book, humans' included, in order."""
-        found: tuple[RequestRecord, ...] = decode(tuple[RequestRecord, ...], await self._connection.call("requests", login=login))
+        """Every order request that a book received, including those of humans, in order."""
+        found: tuple[RequestRecord, ...] = decode(
+            tuple[RequestRecord, ...], await self._connection.call("requests", login=login)
+        )
         return found
 
     async def requests_by_tag(self, login: str) -> dict[int, tuple[RequestRecord, ...]]:
-        """Requests of connected programs by execution number: none may have been *executed* twice."""
+        """Requests of connected programs by execution number; for each number at most one may have been *executed*."""
         by_tag: dict[int, tuple[RequestRecord, ...]] = {}
         for record in await self.requests(login):
             if record.tag is not None:
@@ -271,29 +290,32 @@ class PaperClient:
         only: Iterable[RequestKind] = (),
         share: Decimal = HALF,
     ) -> None:
-        """Let the next order requests of connected programs (only of these kinds, when named) go wrong.
+        """Inject a fault into the next order requests of connected programs (only of these kinds, if given).
 
-        timeout_executed: carried out, but no answer · timeout_lost: neither · hang: the session answers nothing any more ·
-        partial: `share` of the volume is filled · bare: carried out, but the answer names no position · the others: refused
-        with that reason (reject: with none).
+        timeout_executed: executed, but not answered · timeout_lost: neither · hang: the session stops answering ·
+        partial: only `share` of the volume is filled · bare: executed, but the answer names no position · the others:
+        refused with that reason (reject: without one).
         """
-        await self._connection.call("fault", login=login, kind=kind, next_orders=next_orders, only=tuple(only), share=share)
+        await self._connection.call(
+            "fault", login=login, kind=kind, next_orders=next_orders, only=tuple(only), share=share
+        )
 
     async def fault_snapshot(self, login: str, kind: SnapshotFault, *, times: int = 1) -> None:
-        """Let the next reads of positions and orders (one pair counts once) fail: none and error = unreadable,
-        empty = "holds nothing", stale = the state of this moment."""
+        """Inject a fault into the next reads of positions and orders (a pair counts once).
+
+        none and error = unreadable, empty = "holds nothing", stale = the state at the time of this call."""
         await self._connection.call("fault_snapshot", login=login, kind=kind, times=times)
 
     async def clear_faults(self, login: str) -> None:
         await self._connection.call("clear_faults", login=login)
 
     async def disconnect(self, login: str) -> int:
-        """Cut every connected program off a book; returns how many."""
+        """Disconnect every program from a book; returns their number."""
         found: int = decode(int, await self._connection.call("disconnect", login=login))
         return found
 
     async def sessions(self, login: str) -> int:
-        """How many programs are connected to a book now."""
+        """The number of programs that are connected to a book."""
         found: int = decode(int, await self._connection.call("sessions", login=login))
         return found
 
@@ -305,7 +327,7 @@ class PaperClient:
         orders: int | None = None,
         timeout: float = 5.0,  # noqa: ASYNC109
     ) -> BookView:
-        """Wait until a book holds so many positions and pending orders; TimeoutError otherwise. Woken, not polling."""
+        """Wait until a book holds this many positions and pending orders; TimeoutError otherwise. Does not poll."""
         async with asyncio.timeout(timeout):
             reply = await self._connection.call("wait_for", login=login, positions=positions, orders=orders)
         found: BookView = decode(BookView, reply)
@@ -318,7 +340,7 @@ class PaperClient:
 
 
 def ticket_of(result: Placed | Rejected) -> str:
-    """Ticket that an order left open; ValueError if it was refused or left nothing."""
+    """The ticket that an order left open; ValueError if it was refused or left nothing open."""
     left: list[Position] = [] if isinstance(result, Rejected) else [p for p in result.positions if p.lots]
     if not left:
         raise ValueError(f"nothing was left open: {result}")

@@ -1,4 +1,4 @@
-"""The paper broker's clock: the real one, or one that only moves when it is told to."""
+"""The paper broker's clock: the real one, or a virtual one that moves only on request."""
 
 import asyncio
 import heapq
@@ -22,7 +22,7 @@ class RealClock:
 
 
 class VirtualClock:
-    """Stands still until `advance`; sleepers wake in the order of their times."""
+    """Stands still until `advance`; sleeping tasks wake in the order of their times."""
 
     def __init__(self, start: datetime = datetime(2026, 1, 5, tzinfo=UTC)) -> None:
         self._now = start
@@ -45,7 +45,7 @@ class VirtualClock:
 
     def advance(self, by: timedelta) -> datetime:
         if by < timedelta(0):
-            raise ValueError("time does not run backwards")
+            raise ValueError("a clock cannot be set back")
         self._now += by
         while self._sleepers and self._sleepers[0][0] <= self._now:
             wake = heapq.heappop(self._sleepers)[2]

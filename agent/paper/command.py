@@ -1,4 +1,4 @@
-"""`tradecopier paper`: the paper broker for an operator, until Ctrl-C."""
+"""`tradecopier paper`: runs the paper broker until Ctrl-C."""
 
 import asyncio
 import secrets
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from agent import private_file
 from agent.paper.server import PaperServer, ServerSettings
 from agent.paper.specs import DEFAULT_PRICES
 
@@ -18,14 +19,18 @@ _FEED_INTERVAL_S = 0.25
 @click.option(
     "--data",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder that keeps the books; without it they end with the broker.",
+    help="Folder where the accounts are stored; without it they are lost when the broker stops.",
 )
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Loopback port; 0 takes any free one.")
 @click.option(
-    "--token", envvar="PAPER_TOKEN", help="Password of the broker (better: the variable PAPER_TOKEN); made up when absent."
+    "--token",
+    envvar="PAPER_TOKEN",
+    help="Token that operators of this broker need (better: set PAPER_TOKEN). Generated if absent.",
 )
-@click.option("--feed/--no-feed", default=True, show_default=True, help="Let the default symbols' prices walk at random.")
-@click.option("--seed", type=int, default=1, show_default=True, help="Seed of that walk.")
+@click.option(
+    "--feed/--no-feed", default=True, show_default=True, help="Move the default symbols' prices in a random walk."
+)
+@click.option("--seed", type=int, default=1, show_default=True, help="Seed of the random walk.")
 def paper(data: Path | None, port: int, token: str | None, feed: bool, seed: int) -> None:
     """Run the built-in paper broker: accounts to try copiers with, without money."""
     settings = ServerSettings(token=token or _own_token(data), port=port, data=data)
@@ -38,14 +43,14 @@ def paper(data: Path | None, port: int, token: str | None, feed: bool, seed: int
 
 
 def _own_token(data: Path | None) -> str:
-    """A new token; kept beside the books, because the accounts that know it outlive this process."""
+    """Generate a token; stored next to the books, so that it stays valid when the broker is restarted."""
     if data is None:
         return secrets.token_urlsafe(24)
     file = data / "token"
     if not file.exists():
         data.mkdir(parents=True, exist_ok=True)
-        file.touch(mode=0o600)
-        file.write_text(secrets.token_urlsafe(24), encoding="utf-8")
+        private_file.write(file, secrets.token_urlsafe(24))
+    private_file.tighten(file)
     return file.read_text(encoding="utf-8").strip()
 
 
@@ -53,7 +58,7 @@ async def _run(settings: ServerSettings, feed: bool, seed: int) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
-        # where the loop cannot take signals (Windows), Ctrl-C raises KeyboardInterrupt instead
+        # where the event loop cannot handle signals (Windows), Ctrl-C raises KeyboardInterrupt instead
         with suppress(NotImplementedError):
             loop.add_signal_handler(number, stop.set)
     async with PaperServer(settings) as server:
@@ -62,10 +67,11 @@ async def _run(settings: ServerSettings, feed: bool, seed: int) -> None:
         click.echo(f"paper broker   {server.address}")
         click.echo(f"token          {settings.token}")
         click.echo(f"symbols        {' '.join(DEFAULT_PRICES)}")
-        click.echo(
-            f"books          {'kept in ' + str(settings.data) if settings.data else 'in memory only (keep them with --data DIR)'}"
-        )
-        click.echo("Connect an account of platform paper: server = the address, password = the token. Ctrl-C ends it.")
+        stored = f"stored in {settings.data}" if settings.data else "in memory only (store them with --data DIR)"
+        click.echo(f"accounts       {stored}")
+        click.echo("Register the address with save_broker_server; users can then connect accounts to that server.")
+        click.echo("The first login of an account sets its password. The token is for operators only.")
+        click.echo("Press Ctrl-C to stop.")
         with suppress(KeyboardInterrupt):
             await stop.wait()
     click.echo("paper broker stopped")

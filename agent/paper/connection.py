@@ -1,4 +1,4 @@
-"""One JSON-lines connection to the paper broker, with many calls in flight at once."""
+"""One JSON-lines connection to the paper broker that can have many calls in progress."""
 
 import asyncio
 import itertools
@@ -11,11 +11,11 @@ from agent.paper.messages import LINE_LIMIT, MalformedMessage, encode, parse
 
 
 class PaperLost(ConnectionError):
-    """The connection to the paper broker is gone. What was sent may have been carried out."""
+    """The connection to the paper broker is lost. Requests that were sent may have been executed."""
 
 
 class PaperRefused(Exception):
-    """The paper broker answered a call with an error; `code` is a short word, the text says why."""
+    """The paper broker answered a call with an error; `code` is a short word, the text gives the reason."""
 
     def __init__(self, code: str, message: str) -> None:
         self.code = code
@@ -23,7 +23,7 @@ class PaperRefused(Exception):
 
 
 class Connection:
-    """Calls and their replies; pushes go to `on_push` as they arrive, `on_lost` is called once at the end."""
+    """Matches calls with replies; `on_push` receives pushes as they arrive, `on_lost` is called once at the end."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -37,13 +37,13 @@ class Connection:
 
     @classmethod
     async def open(cls, address: str, *, timeout: float = 5.0) -> Self:  # noqa: ASYNC109
-        """`address` is host:port. OSError or TimeoutError when nobody answers there."""
+        """`address` is host:port. Raises OSError or TimeoutError when there is no answer."""
         host, _, port = address.rpartition(":")
         if not host or not port.isdigit():
-            raise ValueError(f"{address!r} is not host:port")
+            raise ValueError(f"{address!r} is not of the form host:port")
         # asyncio.timeout throughout: wait_for can swallow a cancellation on Python 3.11
         async with asyncio.timeout(timeout):
-            reader, writer = await asyncio.open_connection(host, int(port), limit=LINE_LIMIT)
+            reader, writer = await asyncio.open_connection(host.strip("[]"), int(port), limit=LINE_LIMIT)
         raw = writer.get_extra_info("socket")
         if raw is not None:
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -54,7 +54,10 @@ class Connection:
         return self._lost
 
     async def call(self, op: str, **fields: object) -> Any:
-        """The reply's `ok`. PaperLost: no reply will come; PaperRefused: the broker's own error."""
+        """Returns the reply's `ok`.
+
+        Raises PaperLost when no reply will come, PaperRefused for an error of the broker.
+        """
         if self._lost is not None:
             raise PaperLost(str(self._lost))
         number = next(self._numbers)
@@ -77,7 +80,7 @@ class Connection:
                 await self._writer.wait_closed()
 
     def abort(self, why: str) -> None:
-        """Give the connection up at once, telling everybody who waits."""
+        """Close the connection at once and notify everybody who waits for it."""
         self._fail(why)
         self._writer.transport.abort()
 

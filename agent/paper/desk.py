@@ -1,4 +1,4 @@
-"""The dealing desk: how an execution at a price changes a book. Nothing here refuses; checks come before."""
+"""The dealing desk: books executions. Nothing is refused here; the checks have been made before."""
 
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -11,13 +11,13 @@ from agent.paper.margin import profit_of
 from agent.paper.market import Market
 from agent.paper.records import DealEntry, DealReason
 
-#: digits that a netting account's average price keeps beyond those of its symbol
+#: digits of a netting account's average price beyond the symbol's digits
 _AVERAGE_DIGITS = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
-    """What a deal inherits from the order behind it."""
+    """Attributes that a deal inherits from its order."""
 
     reason: DealReason
     sl: Decimal | None = None
@@ -25,12 +25,12 @@ class Terms:
     magic: int = 0
     tag: int | None = None
     comment: str = ""
-    #: the pending order that is being filled
+    #: the pending order that this deal fills
     replaces: Ticket | None = None
 
 
 class Desk:
-    """Executes deals in one book at one moment. Every method returns all positions it touched, gone ones with lots 0."""
+    """Executes deals in one book at one moment. Every method returns all changed positions; closed ones have lots 0."""
 
     def __init__(self, book: Book, market: Market, now: datetime, numbers: "count[int]") -> None:
         self.book = book
@@ -42,7 +42,7 @@ class Desk:
         return Ticket(str(next(self._numbers)))
 
     def deal(self, spec: SymbolSpec, side: Side, lots: Decimal, price: Decimal, terms: Terms) -> tuple[Position, ...]:
-        """Buy or sell at the market: a new position, or on a netting account whatever the net becomes."""
+        """Buy or sell at the market: opens a position, or on a netting account changes the net position."""
         held = self.book.net(spec.name) if self.book.mode == "netting" else None
         if held is None:
             return (self._open(spec, side, lots, price, terms),)
@@ -73,7 +73,7 @@ class Desk:
         profit: Decimal,
         commission: Decimal = ZERO,
     ) -> tuple[Position, ...]:
-        """Book a closing deal of given profit and hold what is left."""
+        """Book a closing deal with the given profit and keep the remaining volume."""
         self.book.book_deal(
             self.now, entry, terms.reason, position=position, lots=lots, price=price, profit=profit,
             commission=commission, tag=terms.tag, magic=terms.magic, comment=terms.comment,
@@ -105,7 +105,7 @@ class Desk:
                 held,
                 lots=total,
                 price=exact.quantize(Decimal(1).scaleb(-spec.digits - _AVERAGE_DIGITS)).normalize() + ZERO,
-                # a level that the new order does not name stays as it is
+                # a level that the new order does not set stays unchanged
                 sl=held.sl if terms.sl is None else terms.sl,
                 tp=held.tp if terms.tp is None else terms.tp,
                 replaces=terms.replaces or held.replaces,
@@ -113,15 +113,15 @@ class Desk:
         )
 
     def _flip(self, spec: SymbolSpec, held: Position, lots: Decimal, price: Decimal, terms: Terms) -> Position:
-        """One deal through zero: the position keeps its ticket and changes side, as a netting terminal shows it."""
+        """A deal through zero: the position keeps its ticket and changes side, as on a netting terminal."""
         self.book.book_deal(
             self.now, "out", terms.reason, position=held, lots=held.lots, price=price, tag=terms.tag, magic=terms.magic,
             profit=profit_of(self.book, self.market, held, price, held.lots), commission=self._commission(held.lots),
             comment=terms.comment,
         )  # fmt: skip
         turned = replace(
-            held, side="sell" if held.side == "buy" else "buy", lots=lots - held.lots, price=price, sl=terms.sl, tp=terms.tp,
-            magic=terms.magic, comment=terms.comment, opened_at=self.now, tag=_tag(terms.tag),
+            held, side="sell" if held.side == "buy" else "buy", lots=lots - held.lots, price=price,
+            sl=terms.sl, tp=terms.tp, magic=terms.magic, comment=terms.comment, opened_at=self.now, tag=_tag(terms.tag),
         )  # fmt: skip
         self._book_in(turned, turned.lots, price, terms)
         return self.book.put(turned)

@@ -1,4 +1,4 @@
-"""Faults that an operator plants in a book: what goes wrong with its next orders and its next reads."""
+"""Faults that an operator injects into a book: failures of its next orders and next reads."""
 
 from collections import deque
 from collections.abc import Iterable
@@ -19,7 +19,7 @@ class _Planted:
 
 @dataclass(frozen=True, slots=True)
 class BadRead:
-    """One faulty snapshot. `positions` and `orders`: what it shows instead of the truth (None: it cannot be read)."""
+    """One faulty snapshot. `positions` and `orders`: what it shows instead of the actual state (None: unreadable)."""
 
     kind: SnapshotFault
     positions: tuple[Position, ...] | None = None
@@ -27,7 +27,7 @@ class BadRead:
 
 
 class Faults:
-    """Used up in the order in which they were planted."""
+    """Injected faults, used up in the order in which they were added."""
 
     def __init__(self) -> None:
         self._orders: deque[_Planted] = deque()
@@ -40,7 +40,7 @@ class Faults:
         self._reads.extend([bad] * times)
 
     def take(self, request: RequestKind) -> tuple[OrderFault, Decimal] | None:
-        """The fault that strikes this request, if one waits for its kind, and what a partial fill leaves of it."""
+        """The fault for this kind of request, if there is one, and the share that a partial fill executes."""
         for planted in self._orders:
             if not planted.only or request in planted.only:
                 planted.left -= 1

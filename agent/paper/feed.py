@@ -1,4 +1,4 @@
-"""A seeded random walk over the paper broker's prices, for demos and for people who try things out."""
+"""A seeded random walk of the paper broker's prices, for demos and for trying things out."""
 
 import random
 from collections.abc import Iterable
@@ -7,13 +7,13 @@ from decimal import ROUND_HALF_EVEN, Decimal
 from agent.paper.broker import Broker
 from agent.paper.specs import DEFAULT_PRICES, infer_spec
 
-#: standard deviation of one step, as a share of the price
+#: standard deviation of one step, as a fraction of the price
 _STEP = 0.00004
 _FIRST_BID = Decimal(100)
 
 
 class RandomWalk:
-    """Each `step` moves every symbol a little; the spread stays. Equal seeds walk equal ways."""
+    """Each `step` moves every symbol slightly and keeps the spread. Equal seeds give equal prices."""
 
     def __init__(self, broker: Broker, symbols: Iterable[str] | None = None, seed: int = 1) -> None:
         self._broker = broker

@@ -1,8 +1,8 @@
-"""What a book is worth and what it may still open.
+"""The equity of a book and its free margin.
 
 Profit = (close − open) × lots × contract size, in the profit currency. Margin = lots × contract size / leverage in the
-margin currency for currency pairs; × open price for everything whose margin currency is its profit currency. Of opposite
-positions in one symbol only the larger side needs margin. Sums are rounded once, at the end.
+margin currency for currency pairs; × open price for symbols whose margin currency is their profit currency. Of opposite
+positions in one symbol, only the larger side needs margin. Totals are rounded once, at the end.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ def money(book: Book, amount: Decimal) -> Decimal:
 
 
 def profit_of(book: Book, market: Market, position: Position, price: Decimal, lots: Decimal) -> Decimal:
-    """What closing `lots` of `position` at `price` earns, in the account's currency, rounded."""
+    """The profit from closing `lots` of `position` at `price`, in the account's currency, rounded."""
     spec = book.symbols[position.symbol]
     points = price - position.price if position.side == "buy" else position.price - price
     earned = points * lots * spec.contract_size
@@ -34,13 +34,13 @@ def closing_price(position: Position, quote: Quote) -> Decimal:
 
 
 def floating_profit(book: Book, market: Market, position: Position) -> Decimal:
-    """What closing one position now would earn; nothing as long as its symbol has no quote."""
+    """The profit from closing one position now; 0 while its symbol has no quote."""
     quote = market.quote(book.login, position.symbol)
     return ZERO if quote is None else profit_of(book, market, position, closing_price(position, quote), position.lots)
 
 
 def equity(book: Book, market: Market) -> Decimal:
-    """Balance and all floating profit, in the account's currency."""
+    """Balance plus all floating profit, in the account's currency."""
     floating = ZERO
     for symbol, sides in book.exposure.items():
         quote = market.quote(book.login, symbol)
@@ -54,7 +54,7 @@ def equity(book: Book, market: Market) -> Decimal:
 
 
 def margin(book: Book, market: Market, changed: Mapping[str, Mapping[Side, Exposure]] = _UNCHANGED) -> Decimal:
-    """Margin of everything held, as if the symbols in `changed` were held so."""
+    """Margin of all positions, with the symbols in `changed` replaced by these exposures."""
     held = {**book.exposure, **changed} if changed else book.exposure
     total = ZERO
     for symbol, sides in held.items():
@@ -70,7 +70,7 @@ def _margin_base(spec: SymbolSpec, exposure: Exposure) -> Decimal:
 
 
 def state(book: Book, market: Market, server: str) -> AccountState:
-    """The account's figures at the present quotes."""
+    """The account's figures at the current quotes."""
     used, worth = margin(book, market), equity(book, market)
     return AccountState(
         login=book.login, server=server, currency=book.currency, mode=book.mode, leverage=book.leverage,

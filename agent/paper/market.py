@@ -1,4 +1,4 @@
-"""Quotes of the paper broker, shared by all books or a book's own, and what currencies are worth by them."""
+"""Quotes of the paper broker, shared by all books or specific to one, and the currency rates derived from them."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -11,7 +11,10 @@ _SHARED = ""
 
 
 class Market:
-    """The latest quote per symbol; a book's own quote goes before the shared one, an exact name before the plain one."""
+    """The latest quote per symbol.
+
+    A book's own quote takes precedence over the shared one, an exact name over the plain name.
+    """
 
     def __init__(self) -> None:
         self._quotes: dict[str, dict[str, Quote]] = {_SHARED: {}}
@@ -19,7 +22,7 @@ class Market:
         self._plain: dict[str, dict[str, Quote]] = {_SHARED: {}}
 
     def set(self, prices: Mapping[str, tuple[Decimal, Decimal]], at: datetime, login: str | None = None) -> None:
-        """ValueError (and nothing set) unless 0 < bid <= ask everywhere."""
+        """Set prices. ValueError (and nothing is set) unless 0 < bid <= ask for all of them."""
         for symbol, (bid, ask) in prices.items():
             if not (bid.is_finite() and ask.is_finite() and 0 < bid <= ask):
                 raise ValueError(f"{symbol}: 0 < bid <= ask does not hold for {bid} and {ask}")
@@ -29,7 +32,7 @@ class Market:
             quotes[symbol] = plain[instrument(symbol).plain] = Quote(symbol, bid, ask, at)
 
     def quote(self, login: str, symbol: str) -> Quote | None:
-        """What `login` sees for `symbol`, under that name."""
+        """The quote that `login` sees for `symbol`, under that name."""
         name = instrument(symbol).plain
         for scope in (login, _SHARED):
             found = self._quotes.get(scope, {}).get(symbol) or self._plain.get(scope, {}).get(name)
@@ -38,14 +41,14 @@ class Market:
         return None
 
     def all(self) -> dict[str, dict[str, Quote]]:
-        """Every quote by scope ("" = shared), for keeping."""
+        """Every quote by scope ("" = shared), for storing."""
         return self._quotes
 
     def rate(self, login: str, source: str, target: str) -> Decimal:
-        """Units of `target` for one unit of `source`, at mid prices: a direct pair, else over USD.
+        """Units of `target` for one unit of `source`, at mid prices: by a direct pair, otherwise over USD.
 
-        A currency without any quote takes its reference value, an unknown one counts as USD: a paper account must never
-        hang on a missing quote.
+        A currency without a quote uses its reference value, an unknown one counts as USD: a paper account must never be
+        blocked by a missing quote.
         """
         if source == target:
             return Decimal(1)

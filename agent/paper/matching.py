@@ -1,6 +1,6 @@
-"""The matching engine: one order request against one book at the present quotes.
+"""The matching engine: one order request against one book at the current quotes.
 
-Every path checks everything before it changes anything: a `Refusal` leaves the book as it was.
+Every path makes all checks before it changes anything: after a `Refusal` the book is unchanged.
 """
 
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ from agent.paper.refusals import Refusal
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conditions:
-    """What the broker's mood does to an execution. `quote` is what the sender saw when the request arrived."""
+    """Random conditions of an execution. `quote` is the quote at the time when the request arrived."""
 
     slippage_points: int = 0
     fill_share: Decimal = Decimal(1)
@@ -30,7 +30,7 @@ CALM = Conditions()
 
 
 class Matching:
-    """Executes requests through a `Desk`; the answer's `positions` is everything touched."""
+    """Executes requests through a `Desk`; the answer's `positions` lists everything that changed."""
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
@@ -38,7 +38,7 @@ class Matching:
         self._market = desk.market
 
     def execute(self, request: Request, conditions: Conditions = CALM) -> Answer:
-        """Carry the request out, or raise `Refusal`."""
+        """Execute the request, or raise `Refusal`."""
         match request.kind:
             case "market":
                 return self._market_order(request, conditions)
@@ -70,7 +70,7 @@ class Matching:
             checks.check_opening_allowed(spec, request.side)
             self._check_hedging(spec, request.side)
         if not self._book.profile.levels_on_open and (request.sl, request.tp) != (None, None):
-            raise Refusal("invalid_stops", "a market order takes no levels here")
+            raise Refusal("invalid_stops", "a market order cannot carry stop loss or take profit at this broker")
         price = self._price(spec, request, request.side, quote, conditions)
         closing_side_price = quote.bid if request.side == "buy" else quote.ask
         checks.check_levels(spec, request.side, closing_side_price, request.sl, request.tp)
@@ -88,7 +88,7 @@ class Matching:
         if request.symbol and (request.symbol, request.side) != (position.symbol, position.side):
             turned = self._book.mode == "netting" and request.symbol == position.symbol
             reason = "position_reversed" if turned else "invalid_request"
-            raise Refusal(reason, f"ticket {position.ticket} is a {position.side} of {position.symbol}")
+            raise Refusal(reason, f"ticket {position.ticket} is a {position.side} position in {position.symbol}")
         self._check_fifo(position)
         asked = checks.check_closing_volume(spec, request.lots, position.lots)
         lots = asked
@@ -110,7 +110,7 @@ class Matching:
         return self._done(request, one.symbol, one.side, lots, lots, other.price, touched)
 
     def _price(self, spec: SymbolSpec, request: Request, side: Side, quote: Quote, conditions: Conditions) -> Decimal:
-        """Execution price of a buy or sell, or `price_changed` when it slips further than the request allows."""
+        """Execution price of a buy or sell. Refuses with `price_changed` when slippage exceeds the request's limit."""
         price = (quote.ask if side == "buy" else quote.bid) + conditions.slippage_points * spec.tick_size
         if request.max_slippage_points is None:
             return price
@@ -128,17 +128,19 @@ class Matching:
                 raise Refusal("no_hedging", spec.name)
 
     def _check_fifo(self, position: Position) -> None:
-        """Positions are kept in the order in which they were opened."""
+        """Closing must follow the order in which positions were opened, which is their order in the book."""
         if not self._book.profile.fifo:
             return
         oldest = next(
-            held for held in self._book.positions.values() if (held.symbol, held.side) == (position.symbol, position.side)
+            held
+            for held in self._book.positions.values()
+            if (held.symbol, held.side) == (position.symbol, position.side)
         )
         if oldest.ticket != position.ticket:
             raise Refusal("fifo", f"{oldest.ticket} was opened before {position.ticket}")
 
     def check_money(self, spec: SymbolSpec, side: Side, lots: Decimal, price: Decimal) -> None:
-        """NO_MONEY unless the margin afterwards is covered; what needs no more margin than before always passes."""
+        """Refuse with no_money unless the margin is covered; an order that does not raise the margin always passes."""
         book, market = self._book, self._market
         before = margin(book, market)
         after = margin(book, market, {spec.name: self._hypothetical(spec, side, lots, price)})
@@ -149,7 +151,7 @@ class Matching:
             raise Refusal("no_money", f"margin {after} {book.currency} needed, equity {worth}")
 
     def _hypothetical(self, spec: SymbolSpec, side: Side, lots: Decimal, price: Decimal) -> dict[Side, Exposure]:
-        """What would be held in the symbol after a deal."""
+        """The exposure in the symbol after a deal."""
         sides = dict(self._book.exposure.get(spec.name, {"buy": Exposure(), "sell": Exposure()}))
         other = opposite(side)
         if self._book.mode == "netting" and (against := sides[other]).lots:
@@ -216,7 +218,7 @@ class Matching:
     # --- shared ------------------------------------------------------------------------------------
 
     def _hold(self, before: Position, after: Position) -> Position:
-        """Nothing is announced when nothing changed."""
+        """Publish a change only if there is one."""
         return before if before == after else self._book.put(after)
 
     def _position(self, ticket: str | None) -> Position:
@@ -251,5 +253,10 @@ class Matching:
 
 def _terms(request: Request) -> Terms:
     return Terms(
-        reason=request.origin, sl=request.sl, tp=request.tp, magic=request.magic, tag=request.tag, comment=request.comment
+        reason=request.origin,
+        sl=request.sl,
+        tp=request.tp,
+        magic=request.magic,
+        tag=request.tag,
+        comment=request.comment,
     )

@@ -11,23 +11,25 @@ from typing import Any
 import orjson
 from pydantic import TypeAdapter, ValidationError
 
-#: longest line either side accepts; a book with 50,000 deals fits
+#: longest line that either side accepts; a book with 50,000 deals fits
 LINE_LIMIT = 64 * 1024 * 1024
 
 
 class MalformedMessage(ValueError):
-    """A line is not what this protocol says; the text names the field."""
+    """A line does not follow the protocol; the text names the field."""
 
 
 def _plain(value: object) -> object:
     if isinstance(value, Decimal):
         return str(value)
-    raise TypeError(f"{type(value).__name__} cannot travel as JSON")
+    raise TypeError(f"{type(value).__name__} cannot be encoded as JSON")
 
 
 def encode(message: object) -> bytes:
-    """One line, its newline included."""
-    return orjson.dumps(message, default=_plain, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_UTC_Z | orjson.OPT_NON_STR_KEYS)
+    """One line, including its newline."""
+    return orjson.dumps(
+        message, default=_plain, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_UTC_Z | orjson.OPT_NON_STR_KEYS
+    )
 
 
 def parse(line: bytes) -> dict[str, Any]:
@@ -46,9 +48,9 @@ def _adapter(shape: Any) -> TypeAdapter[Any]:
 
 
 def decode(shape: Any, value: object) -> Any:
-    """`value` checked and converted to `shape`, a type or a union (NaN and infinity are refused).
+    """Validate `value` and convert it to `shape`, a type or a union (NaN and infinity are refused).
 
-    The result is of that shape; callers say so in their own return types.
+    The result has that shape; callers declare it in their own return types.
     """
     try:
         return _adapter(shape).validate_python(value)

@@ -1,4 +1,4 @@
-"""The paper broker as a child process: its books outlive agents, and it never outlives its parent."""
+"""The paper broker as a child process: its books outlive agents, but it never outlives its parent."""
 
 import asyncio
 import secrets
@@ -18,26 +18,28 @@ _STOP_TIMEOUT_S = 5.0
 
 
 class PaperProcess:
-    """Use as `async with PaperProcess() as broker`; `start` and `stop` by hand serve a restart with the same `data`.
+    """Use as `async with PaperProcess() as broker`; call `start` and `stop` to restart it with the same `data`.
 
-    Programs log in at `address` with `token` as their password. With `virtual_clock` no latency ends and nothing expires
-    until `PaperClient.advance`.
+    Operators authenticate with `token`; programs log in at `address` with their account's password. With
+    `virtual_clock`, latencies and expiries do not elapse until `PaperClient.advance`.
     """
 
-    def __init__(self, *, token: str | None = None, port: int = 0, data: Path | None = None, virtual_clock: bool = False) -> None:
+    def __init__(
+        self, *, token: str | None = None, port: int = 0, data: Path | None = None, virtual_clock: bool = False
+    ) -> None:
         self.token = token or secrets.token_urlsafe(24)
         self._port = port
         self._data = data
         self._virtual_clock = virtual_clock
         self._process: Process | None = None
-        #: the last it said on standard error, read all the time: a full pipe would stop it
+        #: the last lines of standard error; it is read continuously, because a full pipe would block the process
         self._said: deque[bytes] = deque(maxlen=20)
         self._listening: asyncio.Task[None] | None = None
         self._address: str | None = None
 
     @property
     def address(self) -> str:
-        """host:port; a restart by `start` keeps it."""
+        """host:port; it stays the same when `start` restarts the process."""
         if self._address is None:
             raise RuntimeError("the paper broker has not been started")
         return self._address
@@ -56,10 +58,10 @@ class PaperProcess:
         await self.stop()
 
     async def start(self) -> None:
-        """PaperLost with what it said when it does not come up."""
+        """Start the process. Raises PaperLost with its error output when it fails."""
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "agent.paper.server", stdin=PIPE, stdout=PIPE, stderr=PIPE,
-            # Ctrl-C in a terminal is for the parent, which then ends its broker last
+            # the parent handles Ctrl-C and stops its broker last
             start_new_session=True,
         )  # fmt: skip
         self._process = process
@@ -85,11 +87,11 @@ class PaperProcess:
         self._port = int(self._address.rpartition(":")[2])
 
     async def client(self) -> PaperClient:
-        """A new operator connection; close it yourself."""
+        """A new operator connection; the caller closes it."""
         return await PaperClient.connect(self.address, self.token)
 
     async def stop(self) -> None:
-        """End it and wait until it is gone."""
+        """Stop the process and wait until it has ended."""
         process = self._process
         if process is None:
             return
@@ -102,7 +104,7 @@ class PaperProcess:
             await self.kill()
 
     async def kill(self) -> None:
-        """kill -9, as a crash would."""
+        """Kill with SIGKILL, to simulate a crash."""
         process = self._process
         if process is not None and process.returncode is None:
             with suppress(ProcessLookupError):
@@ -112,7 +114,7 @@ class PaperProcess:
 
     @property
     def said(self) -> str:
-        """The last lines that it wrote to standard error."""
+        """The last lines that the process wrote to standard error."""
         return b"".join(self._said).decode(errors="replace").strip()
 
     async def _ended(self, process: Process) -> None:

@@ -1,4 +1,4 @@
-"""How a broker treats the orders of one book: costs, delays and moods, reproducible by seed."""
+"""How a broker executes the orders of one book: costs, delays and random failures, reproducible by seed."""
 
 import random
 from dataclasses import dataclass
@@ -9,52 +9,52 @@ from decimal import ROUND_DOWN, Decimal
 class Profile:
     """Rates are probabilities from 0 to 1 per order; equal seeds and equal requests give equal outcomes.
 
-    Only orders of connected programs (`origin` expert) meet latency, rejects, requotes and partial fills; slippage hits
-    every market execution.
+    Only orders of connected programs (`origin` expert) are subject to latency, rejects, requotes and partial fills;
+    slippage affects every market execution.
     """
 
     seed: int = 0
     latency_ms_min: float = 0
     latency_ms_max: float = 0
-    #: adverse or favourable, uniformly up to so many points
+    #: adverse or favourable, uniformly distributed up to this many points
     slippage_points_max: int = 0
     reject_rate: float = 0
     requote_rate: float = 0
     partial_rate: float = 0
-    #: money in the account's currency per lot and side
+    #: amount in the account's currency per lot and side
     commission_per_lot: Decimal = Decimal(0)
-    #: margin level in percent at which positions are closed by force
+    #: margin level in percent at which positions are closed (stop-out)
     stop_out_percent: Decimal = Decimal(50)
-    #: a partial close gives the rest a new ticket (as MetaTrader 4 does)
+    #: after a partial close, the remaining position gets a new ticket (as in MetaTrader 4)
     retickets: bool = False
-    #: a hedging account that may not hold opposite positions of one symbol (as in the USA)
+    #: a hedging account that must not hold opposite positions in one symbol (as in the USA)
     no_hedging: bool = False
     #: positions of one symbol and side may only be closed in the order in which they were opened (as in the USA)
     fifo: bool = False
-    #: what a program writes into the comment is kept; some brokers put words of their own there
+    #: the comment of a program is kept; some brokers replace it
     keeps_comments: bool = True
-    #: market orders may bring stop loss and take profit ("market execution" brokers refuse that)
+    #: market orders may carry stop loss and take profit ("market execution" brokers refuse this)
     levels_on_open: bool = True
-    #: pending orders may carry an expiry; else only those that stand until cancelled
+    #: pending orders may have an expiry; otherwise only good-till-cancelled orders are accepted
     timed_orders: bool = True
-    #: orders per second of one book; 0 = unlimited
+    #: orders per second for one book; 0 = unlimited
     orders_per_second_max: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Mood:
-    """What chance decided about one order, drawn in one go so that the sequence never depends on what was asked."""
+    """The random draws for one order, always drawn together, so that the sequence does not depend on the requests."""
 
     latency_s: float
     slippage_points: int
     reject: bool
     requote: bool
-    #: share of the volume to fill, 1 = all
+    #: fraction of the volume to fill, 1 = all
     fill_share: Decimal
 
 
 class Moods:
-    """The seeded stream of `Mood`s of one book."""
+    """The seeded sequence of `Mood`s of one book."""
 
     def __init__(self, profile: Profile, drawn: int = 0) -> None:
         self._profile = profile
@@ -79,6 +79,6 @@ class Moods:
 
 
 def share_of(lots: Decimal, share: Decimal, step: Decimal, least: Decimal) -> Decimal:
-    """`share` of `lots` floored to `step`, but at least `least` and at most `lots`."""
+    """`share` of `lots`, floored to `step`, but at least `least` and at most `lots`."""
     floored = (lots * share / step).to_integral_value(ROUND_DOWN) * step
     return min(lots, max(least, floored))

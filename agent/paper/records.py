@@ -1,6 +1,6 @@
-"""What the paper broker is asked, what it answers, and what it keeps on record.
+"""Requests to the paper broker, its answers, and its records.
 
-Positions and orders are the product's own `Position`; everything here is immutable and travels as JSON.
+Positions and orders are the product's own `Position`; everything here is immutable and can be encoded as JSON.
 Money is in the account's currency, volumes are lots, times are on the broker's clock (UTC).
 """
 
@@ -13,7 +13,7 @@ from typing import Literal
 from agent.model import AccountState, CloseReason, Evidence, OrderType, Position, Side, SymbolSpec
 
 RequestKind = Literal["market", "close", "close_by", "modify", "pending", "amend", "cancel"]
-#: who asked: the account's human, a connected program, or the broker itself
+#: who sent the request: the account's human or a connected program
 Origin = Literal["client", "expert"]
 DealEntry = Literal["balance", "in", "out", "out_by"]
 DealReason = Literal["balance", "client", "expert", "sl", "tp", "stop_out"]
@@ -26,9 +26,10 @@ SnapshotFault = Literal["none", "empty", "error", "stale"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One order request. `lots` None on a close means all of it; `tag` is the sender's own number for it.
+    """One order request. `lots` None on a close means the whole position; `tag` is the sender's own number for it.
 
-    `price_given`, `sl_given` … do not exist: modify and amend carry the whole state wanted (None removes).
+    modify and amend always carry the complete new state (None removes), so there is no `price_given`, `sl_given` and so
+    on.
     """
 
     kind: RequestKind
@@ -38,7 +39,7 @@ class Request:
     lots: Decimal | None = None
     order_type: OrderType = "market"
     ticket: str | None = None
-    #: close_by: the opposite position
+    #: for close_by: the opposite position
     other_ticket: str | None = None
     price: Decimal | None = None
     sl: Decimal | None = None
@@ -53,7 +54,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What came of a request. `timeout`: the broker cannot say (it may have been executed)."""
+    """The result of a request. `timeout`: the broker does not say (the request may have been executed)."""
 
     status: Literal["done", "refused", "timeout"]
     reason: str | None = None
@@ -65,13 +66,13 @@ class Answer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deal:
-    """One booking. `lots` is signed by nothing: `side` and `entry` say the direction. Balance = Σ (profit + commission)."""
+    """One booking. `lots` has no sign: `side` and `entry` give the direction. Balance = Σ (profit + commission)."""
 
     number: int
     at: datetime
     entry: DealEntry
     reason: DealReason
-    #: the position concerned; None for a deposit or withdrawal
+    #: the position of the deal; None for a deposit or withdrawal
     ticket: str | None = None
     order: str | None = None
     symbol: str = ""
@@ -87,25 +88,25 @@ class Deal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OrderRecord:
-    """One order in the history of a book: requests that the broker carried out, wholly or in part."""
+    """One order in the history of a book: a request that the broker executed, fully or in part."""
 
     number: int
     at: datetime
     kind: RequestKind
     symbol: str
     side: Side
-    #: asked for; what was filled is `filled`
+    #: the requested volume; the executed volume is `filled`
     lots: Decimal
     filled: Decimal
     price: Decimal | None
     tag: int | None
-    #: every position and order that it touched
+    #: every position and order that it changed
     tickets: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestRecord:
-    """One order request as it arrived, executed or not: the broker's proof of what it was sent."""
+    """One order request as received, executed or not: the broker's evidence of what was sent to it."""
 
     number: int
     at: datetime
@@ -115,15 +116,15 @@ class RequestRecord:
     side: Side
     lots: Decimal | None
     tag: int | None
-    #: executed: the book changed (also when the answer was lost); refused: it did not; lost: it never got through;
-    #: open: not decided yet
+    #: executed: the book changed (even if the answer was lost); refused: it did not change; lost: the request never
+    #: reached the book; open: not decided yet
     outcome: Literal["open", "executed", "refused", "lost"]
     reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JournalEntry:
-    """One line of a book's append-only journal; numbers count from 1 without a gap."""
+    """One line of a book's append-only journal; numbers start at 1 and have no gaps."""
 
     number: int
     at: datetime
@@ -133,32 +134,32 @@ class JournalEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BookChange:
-    """Pushed to every session of the book: a position or order is now as `position` says (lots 0: gone).
+    """Pushed to every session of the book: the new state of a position or order (lots 0: gone).
 
-    A filled pending order and an MT4-like partial close push only the new ticket, whose `replaces` names the old one.
+    A filled pending order or an MT4-style partial close pushes only the new ticket, whose `replaces` names the old one.
     """
 
     position: Position
     evidence: Evidence | None = None
     close_reason: CloseReason | None = None
-    #: the deal that made the change, if a deal did
+    #: the deal that caused the change, if any
     deal_price: Decimal | None = None
     dealt_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Traces:
-    """Everything a book knows about one tag. `in_flight`: such a request is being worked on right now."""
+    """Everything a book knows about one tag. `in_flight`: a request with this tag is being processed right now."""
 
     records: tuple[OrderRecord, ...]
-    #: present (or last) state of every ticket in `records`, gone ones with lots 0
+    #: current (or last) state of every ticket in `records`; closed ones have lots 0
     positions: tuple[Position, ...]
     in_flight: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BookView:
-    """A whole book at one moment."""
+    """A complete book at one moment."""
 
     login: str
     state: AccountState

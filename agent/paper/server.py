@@ -1,7 +1,10 @@
-"""The paper broker's process: books behind a loopback TCP port, JSON lines, guarded by a token.
+"""The paper broker's process: books behind a loopback TCP port, JSON lines.
 
-`python -m agent.paper.server` reads its settings as one JSON line from standard input (so that the token is on no command
-line), prints `{"address": …}` and ends when standard input does: it dies with its parent, however that one ends.
+Operators authenticate with a token, programs with their account's password.
+
+`python -m agent.paper.server` reads its settings as one JSON line from standard input (so that the token is on no
+command line), prints `{"address": …}` and ends when standard input is closed: when its parent ends, for whatever
+reason, so does it.
 """
 
 import asyncio
@@ -29,7 +32,7 @@ class ServerSettings(BaseModel):
     token: str
     #: 0: any free port
     port: int = 0
-    #: folder that keeps the books; None: they end with the process
+    #: folder where the books are stored; None: they are lost when the process ends
     data: Path | None = None
     virtual_clock: bool = False
 
@@ -116,19 +119,19 @@ class PaperServer:
             self._arm_expiry()
 
     def wake(self, login: str) -> None:
-        """Let everybody look who waits for something in a book."""
+        """Wake everybody who waits for a change of a book."""
         for waiting in self._waiting.pop(login, []):
             if not waiting.done():
                 waiting.set_result(None)
 
     async def changed(self, login: str) -> None:
-        """Return when something happened in a book."""
+        """Return when a book has changed."""
         waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(login, []).append(waiting)
         await waiting
 
     def settle(self) -> None:
-        """Write what the last operation changed."""
+        """Store the changes of the last operation."""
         if self._store is not None:
             self._store.flush()
 
@@ -167,7 +170,7 @@ class PaperServer:
 
 
 async def serve(settings: ServerSettings) -> None:
-    """Serve until standard input ends."""
+    """Serve until standard input is closed."""
     loop = asyncio.get_running_loop()
     parent_gone = asyncio.Event()
 
@@ -180,14 +183,15 @@ async def serve(settings: ServerSettings) -> None:
     async with PaperServer(settings) as server:
         sys.stdout.buffer.write(encode({"address": server.address}))
         sys.stdout.buffer.flush()
-        # a thread, because not every system's event loop can wait for a pipe; a daemon, because nothing else ends it
+        # a thread, because not every platform's event loop can wait for a pipe; a daemon thread, because nothing ends
+        # it
         threading.Thread(target=watch_parent, name="parent-watch", daemon=True).start()
         await parent_gone.wait()
 
 
 def main() -> None:
     settings = ServerSettings.model_validate_json(sys.stdin.buffer.readline())
-    # books only grow: looking through all of them for garbage again and again would only delay orders
+    # books only grow, so frequent full garbage collections would only delay orders
     gc.set_threshold(50_000, 50, 1000)
     with suppress(KeyboardInterrupt):
         asyncio.run(serve(settings))

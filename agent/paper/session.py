@@ -1,26 +1,26 @@
-"""One connection to the paper broker: who it is, what it may ask, what it is told."""
+"""One connection to the paper broker: authentication, permitted operations, and pushes."""
 
 import asyncio
 import hmac
 import logging
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Sized
+from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-from agent.model import Mode, Position, SymbolSpec
-from agent.paper.broker import HALF, BrokerError
+from agent.model import AccountState, Mode, Position, SymbolSpec
+from agent.paper.broker import HALF, Broker, BrokerError
 from agent.paper.clocks import VirtualClock
 from agent.paper.faults import BadRead
 from agent.paper.messages import MalformedMessage, decode, encode, parse
+from agent.paper.passwords import Right, hashed
 from agent.paper.profile import Profile
-from agent.paper.records import BookChange, OrderFault, Request, RequestKind, SnapshotFault
+from agent.paper.records import Answer, BookChange, OrderFault, Request, RequestKind, SnapshotFault
+from agent.paper.refusals import Refusal
 
-if TYPE_CHECKING:
-    from agent.paper.server import PaperServer
-
-#: unread bytes after which a session that does not listen is cut off
+#: a session with this many unread bytes is disconnected
 _BACKLOG_MAX = 32 * 1024 * 1024
 _ADVANCE_MAX_S = 10 * 366 * 86400
 logger = logging.getLogger(__name__)
@@ -28,33 +28,55 @@ Handler = Callable[[dict[str, Any]], object]
 Later = Awaitable[object]
 
 
+class Host(Protocol):
+    """What a session needs from its server."""
+
+    broker: Broker
+    token: str
+
+    def join(self, session: "Session") -> None: ...
+    def leave(self, session: "Session") -> None: ...
+    def sessions_of(self, login: str) -> Sized: ...
+    def disconnect(self, login: str) -> int: ...
+    def wake(self, login: str) -> None: ...
+    def settle(self) -> None: ...
+    def start_feed(self, symbols: Iterable[str] | None, seed: int, interval_s: float) -> None: ...
+    def stop_feed(self) -> None: ...
+    async def changed(self, login: str) -> None: ...
+
+
 class Session:
     """An operator (`hello`) or a program connected to one book (`login`)."""
 
-    def __init__(self, server: "PaperServer", reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, server: Host, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._server = server
         self._broker = server.broker
         self._reader = reader
         self._writer = writer
         self._tasks: set[asyncio.Task[None]] = set()
         self._handlers: dict[str, Handler] = {"hello": self._hello, "login": self._login}
-        #: the book of a program; None: an operator, or nobody yet
+        #: the book of a program; None: an operator, or not authenticated yet
         self.login: str | None = None
+        self._right: Right = "trading"
+        self._operates = False
         self._hung = False
-        #: what the positions of the snapshot that has begun show
+        #: what the positions of the current snapshot show
         self._bad_read: BadRead | None = None
         raw = writer.get_extra_info("socket")
         if raw is not None:
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     async def run(self) -> None:
-        """Serve until the other side goes. Orders that were received are carried out all the same."""
+        """Serve until the peer disconnects. Orders already received are executed in any case."""
         try:
             while line := await self._reader.readline():
                 if not self._hung:
                     self._receive(line)
+                    if self.login is None and self._tasks and not self._operates:
+                        # messages after a login wait until it was accepted
+                        await asyncio.wait(self._tasks)
         except (OSError, ValueError):
-            # a line over the limit, or a reset: either way there is nobody to talk to any more
+            # a line over the limit, or a reset: the peer cannot be reached in either case
             pass
         finally:
             self._server.leave(self)
@@ -81,7 +103,7 @@ class Session:
             number = message.get("id")
             handler = self._handlers.get(str(message.get("op")))
             if handler is None:
-                raise MalformedMessage(f"there is no operation {message.get('op')!r} here")
+                raise MalformedMessage(f"unknown operation {message.get('op')!r}")
             reply = handler(message)
         except Exception as error:
             self._refuse(number, error)
@@ -102,13 +124,13 @@ class Session:
             self._answer(number, reply)
 
     def _answer(self, number: object, reply: object) -> None:
-        """What is said is kept first: a crash takes back nothing that anybody heard."""
+        """Store changes before answering: a crash must not undo anything that was reported."""
         self._server.settle()
         if reply is not NO_REPLY:
             self._send({"id": number, "ok": reply})
 
     def _refuse(self, number: object, error: Exception) -> None:
-        """Say what is wrong. A bug must not take the session with it, and never passes for a definite no."""
+        """Report an error. A bug must not end the session, and must never look like a definite refusal."""
         match error:
             case BrokerError():
                 code = error.code
@@ -119,28 +141,38 @@ class Session:
                 logger.error("request_failed", exc_info=error)
         self._send({"id": number, "error": {"code": code, "message": str(error) or type(error).__name__}})
 
-    # --- who are you -------------------------------------------------------------------------------
+    # --- authentication -------------------------------------------------------------------------------
 
     def _check_token(self, message: dict[str, Any]) -> None:
         if not hmac.compare_digest(str(message.get("token", "")).encode(), self._server.token.encode()):
-            raise BrokerError("unauthorised", "the token is not this paper broker's")
+            raise BrokerError("unauthorised", "the token does not belong to this paper broker")
 
     def _hello(self, message: dict[str, Any]) -> object:
         self._check_token(message)
+        self._operates = True
         self._handlers = self._operator_handlers()
         return {"server": "paper"}
 
     def _login(self, message: dict[str, Any]) -> object:
-        self._check_token(message)
-        login = _text(message, "login")
+        """A program logs in with its account's password; the broker's token would make it an operator of all
+        accounts."""
+        login, password = _text(message, "login"), _text(message, "password")
         opening = message.get("open")
         if login not in self._broker.books and opening is not None:
             self._open(login, opening)
-        state = self._broker.state(login)
-        self.login = login
-        self._handlers = self._program_handlers()
-        self._server.join(self)
-        return state
+
+        async def admitted() -> object:
+            self._right = await self._broker.admit(login, password)
+            if not self._writer.transport.is_closing():
+                self.login = login
+                self._handlers = self._program_handlers()
+                self._server.join(self)
+            return self._state(login)
+
+        return admitted()
+
+    def _state(self, login: str) -> AccountState:
+        return replace(self._broker.state(login), trade_allowed=self._right == "trading")
 
     def _open(self, login: str, opening: dict[str, Any]) -> object:
         symbols: tuple[SymbolSpec, ...] | None = decode(tuple[SymbolSpec, ...] | None, opening.get("symbols"))
@@ -160,7 +192,7 @@ class Session:
         login, broker = self.login or "", self._broker
         return {
             "ping": lambda _: None,
-            "account": lambda _: broker.state(login),
+            "account": lambda _: self._state(login),
             "profile": lambda _: broker.book(login).profile,
             "symbol": lambda m: broker.book(login).symbols.get(_text(m, "symbol")),
             "symbols": lambda _: tuple(broker.book(login).symbols),
@@ -172,13 +204,13 @@ class Session:
         }
 
     def _read_orders(self) -> tuple[Position, ...]:
-        """The first half of a snapshot: a planted fault covers both halves and counts once."""
+        """The first half of a snapshot; an injected fault covers both halves and counts once."""
         self._bad_read = bad = self._broker.take_bad_read(self.login or "")
         if bad is None:
             return tuple(self._broker.book(self.login or "").orders.values())
         if bad.orders is None:
             self._bad_read = None
-            raise BrokerError("unreadable", f"the terminal answered nothing ({bad.kind})")
+            raise BrokerError("unreadable", f"the terminal returned no data ({bad.kind})")
         return bad.orders
 
     def _read_positions(self) -> tuple[Position, ...]:
@@ -186,11 +218,14 @@ class Session:
         if bad is None:
             return tuple(self._broker.book(self.login or "").positions.values())
         if bad.positions is None:
-            raise BrokerError("unreadable", f"the terminal answered nothing ({bad.kind})")
+            raise BrokerError("unreadable", f"the terminal returned no data ({bad.kind})")
         return bad.positions
 
     def _order(self, login: str, message: dict[str, Any], origin: str) -> object:
         request: Request = decode(Request, {**_mapping(message, "request"), "origin": origin})
+        if self._right == "investor":
+            refusal = Refusal("investor_password")
+            return Answer(status="refused", reason=refusal.reason, message=str(refusal))
         received = self._broker.receive(login, request)
         self._server.wake(login)
         if received.fault == "hang":
@@ -212,16 +247,21 @@ class Session:
         broker, server = self._broker, self._server
         return {
             "open_book": lambda m: self._open(_text(m, "login"), m),
+            "set_passwords": self._set_passwords,
             "books": lambda _: tuple(broker.books),
             "book": lambda m: broker.view(_text(m, "login")),
-            "put_symbols": lambda m: broker.put_symbols(_text(m, "login"), decode(tuple[SymbolSpec, ...], m.get("symbols"))),
+            "put_symbols": lambda m: broker.put_symbols(
+                _text(m, "login"), decode(tuple[SymbolSpec, ...], m.get("symbols"))
+            ),
             "deposit": lambda m: broker.deposit(_text(m, "login"), decode(Decimal, m.get("amount"))),
             "set_prices": lambda m: broker.set_prices(
                 decode(dict[str, tuple[Decimal, Decimal]], m.get("prices")), decode(str | None, m.get("login"))
             ),
             "quote": lambda m: broker.market.quote(broker.book(_text(m, "login")).login, _text(m, "symbol")),
             "start_feed": lambda m: server.start_feed(
-                decode(tuple[str, ...] | None, m.get("symbols")), decode(int, m.get("seed")), decode(float, m.get("interval_s"))
+                decode(tuple[str, ...] | None, m.get("symbols")),
+                decode(int, m.get("seed")),
+                decode(float, m.get("interval_s")),
             ),
             "stop_feed": lambda _: server.stop_feed(),
             "now": lambda _: broker.clock.now(),
@@ -248,6 +288,13 @@ class Session:
             ),
         }
 
+    async def _set_passwords(self, message: dict[str, Any]) -> None:
+        login = _text(message, "login")
+        trading: str | None = decode(str | None, message.get("password"))
+        investor: str | None = decode(str | None, message.get("investor_password"))
+        made = [await hashed(password) if password else None for password in (trading, investor)]
+        self._broker.set_passwords(login, made[0], made[1])
+
     def _advance(self, message: dict[str, Any]) -> object:
         clock = self._broker.clock
         if not isinstance(clock, VirtualClock):
@@ -259,7 +306,7 @@ class Session:
         self._broker.pass_time()
 
         async def once_woken() -> object:
-            # sleepers that are due run before the answer does
+            # waiting tasks that became due run before the answer is sent
             await asyncio.sleep(0)
             return now
 
@@ -282,12 +329,12 @@ NO_REPLY = object()
 def _text(message: dict[str, Any], name: str) -> str:
     value = message.get(name)
     if not isinstance(value, str) or not value:
-        raise MalformedMessage(f"{name}: a text is needed")
+        raise MalformedMessage(f"{name}: a string is required")
     return value
 
 
 def _mapping(message: dict[str, Any], name: str) -> dict[str, Any]:
     value = message.get(name)
     if not isinstance(value, dict):
-        raise MalformedMessage(f"{name}: an object is needed")
+        raise MalformedMessage(f"{name}: an object is required")
     return value

@@ -1,4 +1,4 @@
-"""Keeps books on disk, so that they survive a restart of the broker: one SQLite file, one row per record."""
+"""Stores books on disk, so that they survive a restart of the broker: one SQLite file, one row per record."""
 
 import sqlite3
 from collections.abc import Iterable
@@ -8,10 +8,13 @@ from typing import TypeVar
 
 import orjson
 
+from agent import private_file
+from agent.failure import Failure
 from agent.model import Mode, Position, Quote, SymbolSpec
 from agent.paper.book import Book
 from agent.paper.broker import Broker
 from agent.paper.messages import decode, encode
+from agent.paper.passwords import Hashed
 from agent.paper.profile import Profile
 from agent.paper.records import Deal, JournalEntry, OrderRecord, RequestRecord
 
@@ -20,12 +23,16 @@ _QUOTES = ""
 
 
 class Store:
-    """Records are gathered with `keep` and written by `flush`, one transaction for everything since the last one."""
+    """`keep` collects records; `flush` writes all records since the last flush in one transaction."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._connection = sqlite3.connect(folder / "books.sqlite3", isolation_level=None)
-        # a killed process loses nothing; a power cut may cost the last moments, which is fair for play money
+        file = folder / "books.sqlite3"
+        # SQLite gives its other files the same permissions as this one
+        private_file.append(file).close()
+        self._connection = sqlite3.connect(file, isolation_level=None, timeout=0)
+        self._take(folder)
+        # a killed process loses nothing; a power failure may lose the last moments, which is acceptable for paper money
         self._connection.executescript(
             """
             pragma journal_mode = wal;
@@ -36,13 +43,32 @@ class Store:
         )
         self._dirty: dict[tuple[str, str, str], object] = {}
 
+    def _take(self, folder: Path) -> None:
+        """Lock the books until `close` or the end of the process: two brokers would overwrite each other's trades."""
+        try:
+            self._connection.execute("pragma locking_mode = exclusive")
+            # in this mode the lock outlasts the transaction
+            self._connection.execute("begin exclusive")
+            self._connection.execute("commit")
+        except sqlite3.OperationalError as error:
+            self._connection.close()
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
+                raise
+            raise Failure(
+                f"another paper broker is using the folder {folder}",
+                "stop it, or choose another folder with --data",
+                code="TC620",
+            ) from error
+
     def attach(self, broker: Broker) -> None:
-        """Load what was kept into `broker`, and keep everything from now on."""
+        """Load the stored books into `broker`, and store every change from now on."""
         for login in self._logins():
             broker.adopt(self._load(login))
         for scope, quote in self._quotes():
             broker.market.set({quote.symbol: (quote.bid, quote.ask)}, quote.at, scope or None)
-        tickets = [int(ticket) for book in broker.books.values() for ticket in (*book.positions, *book.orders, *book.gone)]
+        tickets = [
+            int(ticket) for book in broker.books.values() for ticket in (*book.positions, *book.orders, *book.gone)
+        ]
         broker.skip_tickets(max(tickets, default=0))
         for book in broker.books.values():
             self._keep_book(book)
@@ -63,10 +89,11 @@ class Store:
         self._connection.close()
 
     def _keep_book(self, book: Book) -> None:
-        """Keep what a book is by itself, and have it report its records."""
+        """Store a book's own data, and register for its records."""
         meta = {
             "currency": book.currency, "leverage": book.leverage, "mode": book.mode, "profile": book.profile,
             "symbols": tuple(book.symbols.values()),
+            "password": book.password, "investor_password": book.investor_password,
         }  # fmt: skip
         login, dirty = book.login, self._dirty
         dirty[login, "meta", ""] = meta
@@ -95,7 +122,9 @@ class Store:
         return [decode(shape, orjson.loads(row[0])) for row in rows]
 
     def _load(self, login: str) -> Book:
-        row = self._connection.execute("select body from records where login = ? and kind = 'meta'", (login,)).fetchone()
+        row = self._connection.execute(
+            "select body from records where login = ? and kind = 'meta'", (login,)
+        ).fetchone()
         meta = orjson.loads(row[0])
         symbols: tuple[SymbolSpec, ...] = decode(tuple[SymbolSpec, ...], meta["symbols"])
         requests = self._records(login, "request", RequestRecord)
@@ -105,8 +134,11 @@ class Store:
             symbols={spec.name: spec for spec in symbols}, profile=decode(Profile, meta["profile"]),
             drawn=sum(request.origin == "expert" for request in requests),
         )  # fmt: skip
+        book.password = decode(Hashed | None, meta.get("password"))
+        book.investor_password = decode(Hashed | None, meta.get("investor_password"))
         for request in requests:
-            # what was being worked on when the broker died was never carried out: both would have been written together
+            # requests in progress when the broker died were never executed: record and result would have been written
+            # together
             lost = request.outcome == "open"
             book.restore_request(replace(request, outcome="lost") if lost else request)
         positions = self._records(login, "held", Position)

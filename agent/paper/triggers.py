@@ -1,4 +1,4 @@
-"""What prices and time set off: pending orders, stop loss, take profit, expiry and the stop-out."""
+"""Events that prices and time trigger: pending orders, stop loss, take profit, expiry and the stop-out."""
 
 from dataclasses import replace
 from decimal import Decimal
@@ -14,7 +14,7 @@ from agent.paper.refusals import Refusal
 
 
 class Triggers:
-    """Runs everything that is due in one book at one moment."""
+    """Executes everything that is due in one book at one moment."""
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
@@ -22,7 +22,7 @@ class Triggers:
         self._market = desk.market
 
     def run(self) -> None:
-        """Orders fill before levels are looked at; the stop-out is last."""
+        """Fill orders before levels are checked; the stop-out comes last."""
         for order in list(self._book.orders.values()):
             quote = self._market.quote(self._book.login, order.symbol)
             if quote is not None and _reached(order, quote):
@@ -43,7 +43,7 @@ class Triggers:
                 self._book.note(now, "order_expired", ticket=order.ticket)
 
     def stop_out(self) -> None:
-        """Close the largest loser until the margin level is above the limit (MetaTrader's order)."""
+        """Close the position with the largest loss until the margin level is above the limit (MetaTrader's order)."""
         while self._book.positions:
             book, market = self._book, self._market
             used, worth = margin(book, market), equity(book, market)
@@ -58,7 +58,8 @@ class Triggers:
             self._close(worst, closing_price(worst, quote), "stop_out", f"so {level}%")
 
     def _fill(self, order: Position, quote: Quote) -> None:
-        """A limit fills at its price or better, a stop at the market, gaps included; without money it is deleted."""
+        """A limit order fills at its price or better, a stop order at the market, gaps included; without money it is
+        deleted."""
         spec = self._book.symbols[order.symbol]
         price = quote.ask if order.side == "buy" else quote.bid
         terms = Terms(

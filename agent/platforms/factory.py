@@ -1,19 +1,19 @@
-"""`PlatformFactory`: a platform's name → a fresh adapter, its module imported only when it is asked for."""
+"""`PlatformFactory`: makes the adapter of a platform by name; its module is imported only then."""
 
 from collections.abc import Mapping
 from importlib import import_module
 from typing import cast
 
-from agent.platforms.protocol import Adapter
+from agent.platforms.adapter import Adapter
 
-#: where each platform's adapter class lives; nothing is imported before it is needed (a VPS has not every platform)
+#: each platform's adapter class; imported only when needed, because no VPS has the libraries of every platform
 PLATFORMS: Mapping[str, str] = {
     "paper": "agent.platforms.paper.adapter:PaperAdapter",
 }
 
 
 class UnknownPlatform(ValueError):
-    """No adapter of that name exists, or what it needs is not installed on this machine."""
+    """There is no adapter with that name, or a library that it needs cannot be used on this machine."""
 
 
 class PlatformFactory:
@@ -27,13 +27,15 @@ class PlatformFactory:
         return tuple(sorted(self._platforms))
 
     def create(self, platform: str) -> Adapter:
-        """A new, unconnected adapter. UnknownPlatform says what is wrong and which names exist."""
+        """A new, unconnected adapter. Raises `UnknownPlatform`."""
         path = self._platforms.get(platform)
         if path is None:
-            raise UnknownPlatform(f"there is no platform {platform!r}; known are: {', '.join(self.names)}")
+            raise UnknownPlatform(f"there is no platform {platform!r}; available: {', '.join(self.names)}")
         module, _, name = path.partition(":")
         try:
-            built = getattr(import_module(module), name)
-        except ImportError as error:
-            raise UnknownPlatform(f"platform {platform!r} cannot be used here: {error}") from error
-        return cast(Adapter, built())
+            built = getattr(import_module(module), name)()
+        except Exception as error:
+            # An installed library may be broken: whatever it raises, this machine cannot use the platform.
+            why = f"{type(error).__name__}: {error}"
+            raise UnknownPlatform(f"platform {platform!r} cannot be used here: {why}"[:400]) from error
+        return cast(Adapter, built)

@@ -1,15 +1,15 @@
-"""Expectations against what is: the whole book in any order, exact counts of reasons, orders that were sent."""
+"""Compares expected with actual values: a whole book in any order, exact counts of reasons, orders that were sent."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 
-from agent.demo.reasons import NOTHING_TO_DO
 from agent.model import Position
 from agent.scenario.script import Holding
+from agent.testbed.reasons import NOTHING_TO_DO
 
 
 def matches(holding: Holding, position: Position) -> bool:
-    """Every key of `holding` fits; a level of 0 means that there is none."""
+    """Whether every key of `holding` matches; a level of 0 means that there is none."""
     return all(_value(position, key) == wanted for key, wanted in holding.keys.items())
 
 
@@ -34,7 +34,7 @@ def _value(position: Position, key: str) -> str | Decimal | None:
 
 
 def book_fits(expected: Sequence[Holding], book: Sequence[Position]) -> bool:
-    """Whether each expected holding can be given a position of its own, with none left over."""
+    """Whether every expected holding can be matched with a different position, with none left over."""
     if len(expected) != len(book):
         return False
     fitting = [[n for n, position in enumerate(book) if matches(holding, position)] for holding in expected]
@@ -43,7 +43,7 @@ def book_fits(expected: Sequence[Holding], book: Sequence[Position]) -> bool:
 
 
 def _assign(holding: int, fitting: Sequence[Sequence[int]], taken: dict[int, int], tried: set[int]) -> bool:
-    """Give `holding` a position, moving earlier ones to another when they have one (an augmenting path)."""
+    """Match `holding` with a position; earlier matches are moved if they have an alternative (augmenting path)."""
     for position in fitting[holding]:
         if position in tried:
             continue
@@ -55,7 +55,9 @@ def _assign(holding: int, fitting: Sequence[Sequence[int]], taken: dict[int, int
 
 
 def say_expected(expected: Iterable[Holding]) -> str:
-    return "[" + ", ".join(" ".join(f"{key} {value}" for key, value in holding.keys.items()) for holding in expected) + "]"
+    return (
+        "[" + ", ".join(" ".join(f"{key} {value}" for key, value in holding.keys.items()) for holding in expected) + "]"
+    )
 
 
 def say_book(book: Iterable[Position]) -> str:
@@ -69,6 +71,11 @@ def _say(position: Position) -> str:
 
 
 def reasons_fit(expected: Mapping[str, int], recorded: Mapping[str, int]) -> bool:
-    """The named codes exactly so often, and no other refusal at all; "nothing to do" counts only when it is named."""
+    """The named codes exactly this often, and no other refusal.
+
+    "Nothing to do" codes count only when they are named.
+    """
     named = all(recorded.get(code, 0) == count for code, count in expected.items())
-    return named and not any(count for code, count in recorded.items() if code not in expected and code not in NOTHING_TO_DO)
+    return named and not any(
+        count for code, count in recorded.items() if code not in expected and code not in NOTHING_TO_DO
+    )

@@ -1,4 +1,4 @@
-"""The grammar of a scenario file: `read_scenario` makes a `Scenario` of it or refuses it with file, line and what is expected."""
+"""The grammar of a scenario file: `read_scenario` returns a `Scenario`, or reports file, line and what was expected."""
 
 from collections.abc import Mapping
 from decimal import Decimal
@@ -13,7 +13,7 @@ from agent.scenario.steps import RESERVED, Names, read_step
 
 __all__ = ["DEFAULT_SYMBOLS", "GrammarError", "read_scenario"]
 
-#: what every account offers unless the file says otherwise
+#: the symbols of every account unless the file says otherwise
 DEFAULT_SYMBOLS = ("EURUSD", "GBPUSD", "USDJPY", "XAUUSD", "US30", "NAS100", "BTCUSD")
 PLATFORMS = ("paper", "mt5", "mt4", "ctrader")
 SPEC_NUMBERS = ("lots_min", "lots_step", "lots_max", "contract_size", "tick_size")
@@ -25,7 +25,7 @@ TOP = ("name", "covers", "accounts", "symbols", "prices", "copiers", "steps")
 
 
 def read_scenario(path: Path) -> Scenario:
-    """Read one file. Raises `GrammarError` (with file:line) when it does not fit, also for a file that cannot be read."""
+    """Read one file. Raises `GrammarError` (with file:line) for a file that is invalid or cannot be read."""
     try:
         content = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
@@ -51,7 +51,9 @@ def parse_scenario(path: str, content: str) -> Scenario:
     return Scenario(
         path=path,
         name=top["name"].text("name") if "name" in top else Path(path).stem,
-        covers=tuple(row.text("a row of docs/scenarios.md") for row in top["covers"].items("covers")) if "covers" in top else (),
+        covers=tuple(row.text("a row of docs/scenarios.md") for row in top["covers"].items("covers"))
+        if "covers" in top
+        else (),
         accounts=accounts,
         symbols=symbols,
         prices=prices,
@@ -68,7 +70,7 @@ def _accounts(node: Node) -> dict[str, Account]:
     found: dict[str, Account] = {}
     for name, entry in node.entries("accounts").items():
         if name in RESERVED:
-            raise entry.fault(f"an account cannot be called {name!r}: it is the name of a step")
+            raise entry.fault(f"{name!r} cannot be the name of an account: it is the name of a step")
         if "." in name:
             raise entry.fault(f"the account name {name!r} may not contain a dot")
         found[name] = _account(name, entry)
@@ -94,7 +96,7 @@ def _account(name: str, node: Node) -> Account:
 
 
 def _broker(node: Node) -> Profile:
-    """The ways of the account's broker that a script may need."""
+    """The properties of the account's broker that a script may set."""
     keys = node.entries("broker", ("levels_on_open", "timed_orders", "retickets", "no_hedging"))
     said = {name: value.choice(name, ("true", "false")) == "true" for name, value in keys.items()}
     usual = Profile()
@@ -114,7 +116,7 @@ def _currency(node: Node) -> str:
 
 
 def _owner(key: str, accounts: Mapping[str, Account] | frozenset[str]) -> tuple[str | None, str]:
-    """`F.EURUSD.m` → F, EURUSD.m when F is an account; `EURUSD` → everybody's."""
+    """`F.EURUSD.m` → F, EURUSD.m when F is an account; `EURUSD` → every account's."""
     account, dot, rest = key.partition(".")
     return (account, rest) if dot and rest and account in accounts else (None, key)
 
@@ -142,7 +144,8 @@ def _symbol(key: str, node: Node, accounts: Mapping[str, Account]) -> Symbol:
 
 
 def _offered(accounts: Mapping[str, Account], symbols: tuple[Symbol, ...]) -> dict[str, frozenset[str]]:
-    """What each account offers: the defaults, less those that the file gives it under a suffixed name, and the file's own."""
+    """The symbols of each account: the defaults, except those that the file renames with a suffix, and the file's
+    own."""
     offered: dict[str, frozenset[str]] = {}
     for account in accounts:
         own = {symbol.name for symbol in symbols if symbol.account in (None, account)}

@@ -1,4 +1,4 @@
-"""Reading YAML strictly: every scalar as the text that stands there, every fault with its file and line."""
+"""Strict reading of YAML: every scalar is the text as written, every error has its file and line."""
 
 import re
 from collections.abc import Iterable
@@ -15,15 +15,16 @@ LARGEST_FILE = 1_000_000
 
 
 class GrammarError(Failure):
-    """A scenario file that does not fit the grammar; `where` is file:line, `message` what stands there and what is expected."""
+    """A scenario file that does not follow the grammar; `where` is file:line, `message` says what is there and what is
+    expected."""
 
     def __init__(self, where: str, message: str) -> None:
-        super().__init__(f"{where}: {message}", "mend that line; no scenario was run", code="TC640")
+        super().__init__(f"{where}: {message}", "correct that line; no scenario was run", code="TC640")
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One YAML node and the file it stands in. Nothing is guessed: `1.0` is the text "1.0"."""
+    """One YAML node and its file. Types are never guessed: `1.0` is the text "1.0"."""
 
     path: str
     yaml: yaml.Node
@@ -36,17 +37,19 @@ class Node:
         return GrammarError(f"{self.path}:{self.line}", message)
 
     def is_null(self) -> bool:
-        return isinstance(self.yaml, yaml.ScalarNode) and self.yaml.style is None and self.yaml.value in ("", "~", "null")
+        return (
+            isinstance(self.yaml, yaml.ScalarNode) and self.yaml.style is None and self.yaml.value in ("", "~", "null")
+        )
 
     def is_list(self) -> bool:
         return isinstance(self.yaml, yaml.SequenceNode)
 
     def is_plain(self) -> bool:
-        """A scalar without quotes, so that `true` may be a switch and `1` a number."""
+        """Whether it is a scalar without quotes, so that `true` may be a switch and `1` a number."""
         return isinstance(self.yaml, yaml.ScalarNode) and self.yaml.style is None
 
     def entries(self, what: str, allowed: Iterable[str] | None = None) -> dict[str, "Node"]:
-        """A mapping's entries; refuses a key that is not allowed or comes twice."""
+        """The entries of a mapping; refuses a key that is not allowed or appears twice."""
         if not isinstance(self.yaml, yaml.MappingNode):
             raise self.fault(f"{what} must be a mapping, like {{key: value}}")
         known = None if allowed is None else tuple(allowed)
@@ -55,9 +58,9 @@ class Node:
             key_node = Node(self.path, key)
             name = key_node.text(f"a key of {what}")
             if name in found:
-                raise key_node.fault(f"{name!r} stands twice in {what}")
+                raise key_node.fault(f"{name!r} appears twice in {what}")
             if known is not None and name not in known:
-                raise key_node.fault(f"{what} has no key {name!r}; it knows {', '.join(known)}")
+                raise key_node.fault(f"{what} has no key {name!r}; the known keys are {', '.join(known)}")
             found[name] = Node(self.path, value)
         return found
 
@@ -78,7 +81,7 @@ class Node:
         return value
 
     def number(self, what: str, *, least: Decimal | None = None, above: Decimal | None = None) -> Decimal:
-        """A decimal number as it is written (no exponents, no underscores, no binary float on the way)."""
+        """A decimal number exactly as written (no exponent, no underscore, no conversion to a binary float)."""
         value = self.text(what)
         if not NUMBER.match(value):
             raise self.fault(f"{what} is {value!r}; it must be a decimal number")
@@ -96,7 +99,7 @@ class Node:
         return int(value)
 
     def seconds(self, what: str) -> float:
-        """A span such as 3s or 500ms, in seconds."""
+        """A duration such as 3s or 500ms, in seconds."""
         match = DURATION.match(self.text(what))
         if match is None:
             raise self.fault(f"{what} is {self.text(what)!r}; it must be a time such as 3s or 500ms")
@@ -104,9 +107,9 @@ class Node:
 
 
 def read_document(path: str, content: str) -> Node:
-    """The file's one YAML document. Raises `GrammarError`."""
+    """The single YAML document of the file. Raises `GrammarError`."""
     if len(content) > LARGEST_FILE:
-        raise GrammarError(f"{path}:1", "the file is larger than 1 MB; a scenario is a page or two")
+        raise GrammarError(f"{path}:1", "the file is larger than 1 MB; a scenario has a page or two")
     try:
         document = yaml.compose(content, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:

@@ -1,11 +1,10 @@
-"""Runs a scenario: its steps as the humans of its accounts, its expectations once nothing is in flight."""
+"""Runs a scenario: performs its steps as the accounts' humans, and checks expectations once nothing is in flight."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import assert_never
 
-from agent.demo.quiet import Hanging
 from agent.failure import Failure
 from agent.model import Placed, Position, Rejected
 from agent.paper.records import Request
@@ -36,13 +35,14 @@ from agent.scenario.script import (
     Step,
 )
 from agent.scenario.stage import Stage
+from agent.testbed.quiescence import Hanging
 
 SETTLE_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """What is told about one expectation, or about a step that could not be done."""
+    """The printed result of one expectation, or of a step that failed."""
 
     ok: bool
     where: str
@@ -53,11 +53,11 @@ class Line:
 
 
 class StepFailed(Exception):
-    """A step could not be done: the rest of its file is not run."""
+    """A step failed; the rest of its file is not run."""
 
 
 class Runner:
-    """One scenario on its stage. `tell` gets a line per expectation, as it is known."""
+    """Runs one scenario on its stage. `tell` receives a line per expectation as soon as it is known."""
 
     def __init__(self, scenario: Scenario, stage: Stage, tell: Callable[[Line], None]) -> None:
         self._scenario = scenario
@@ -106,7 +106,7 @@ class Runner:
             case _:
                 assert_never(step)
 
-    # --- what users and operators set -----------------------------------------------------------------------
+    # --- settings of users and operators -----------------------------------------------------------------------
 
     async def _set(self, step: ChangeCopier | Protect | RemoveCopier | Resync | SetTrading) -> None:
         match step:
@@ -124,7 +124,7 @@ class Runner:
             case _:
                 assert_never(step)
 
-    # --- what humans do -------------------------------------------------------------------------------------
+    # --- orders of humans -----------------------------------------------------------------------------------
 
     def _login(self, account: str) -> str:
         return self._stage.accounts[account].login
@@ -133,7 +133,9 @@ class Runner:
         paper, login = self._stage.paper, self._login(step.account)
         match step:
             case Open(side=side, symbol=symbol, lots=lots, sl=sl, tp=tp):
-                self._name(step, await paper.market(login, symbol, side, lots, sl=sl or None, tp=tp or None), step.alias)
+                self._name(
+                    step, await paper.market(login, symbol, side, lots, sl=sl or None, tp=tp or None), step.alias
+                )
             case Place(order_type=order_type, side=side, symbol=symbol, lots=lots, price=price, sl=sl, tp=tp):
                 place = paper.limit if order_type == "limit" else paper.stop
                 until = None if step.expires_s is None else datetime.now(UTC) + timedelta(seconds=step.expires_s)
@@ -161,9 +163,11 @@ class Runner:
         if held.kind == "order":
             price = step.price or held.price
             until = held.expires_at
-            self._demand(step, await self._stage.paper.amend(login, held.ticket, price=price, sl=sl, tp=tp, expires_at=until))
+            self._demand(
+                step, await self._stage.paper.amend(login, held.ticket, price=price, sl=sl, tp=tp, expires_at=until)
+            )
         elif step.price is not None:
-            raise StepFailed(f"{step.target} is an open position: it has no price that could be changed")
+            raise StepFailed(f"{step.target} is an open position: only a pending order has a price that can be changed")
         else:
             self._demand(step, await self._stage.paper.modify(login, held.ticket, sl=sl, tp=tp))
 
@@ -178,7 +182,8 @@ class Runner:
             self._aliases[step.account, alias] = left[-1].ticket
 
     async def _held(self, account: str, target: str) -> list[Position]:
-        """What `target` names on the account now: an alias (also under a later ticket), else everything of a symbol."""
+        """The positions or orders that `target` names: an alias (also under a later ticket), otherwise all of a
+        symbol."""
         book = await self._stage.paper.book(self._login(account))
         everything = [*book.positions, *book.orders]
         ticket = self._aliases.get((account, target))
@@ -193,7 +198,7 @@ class Runner:
             raise StepFailed(f"{account} holds no {target} now")
         return held
 
-    # --- what shall be --------------------------------------------------------------------------------------
+    # --- expectations --------------------------------------------------------------------------------------
 
     async def _expect(self, step: ExpectBook | ExpectReasons | ExpectDrift | ExpectSent) -> None:
         match step:
@@ -202,7 +207,9 @@ class Runner:
                     view = await self._stage.paper.book(self._login(name))
                     book = view.positions if kind == "position" else view.orders
                     what = "holds" if kind == "position" else "has the orders"
-                    self._compare(step, book_fits(expected, book), f"{name} {what}", say_expected(expected), say_book(book))
+                    self._compare(
+                        step, book_fits(expected, book), f"{name} {what}", say_expected(expected), say_book(book)
+                    )
             case ExpectReasons(counts=reasons):
                 for name, wanted in reasons.items():
                     recorded = await self._stage.reasons(name)

@@ -1,6 +1,6 @@
-"""What a scenario file says, as values: accounts, symbols, prices, copiers, steps. Numbers are exact `Decimal`s.
+"""The contents of a scenario file as values: accounts, symbols, prices, copiers, steps. Numbers are exact `Decimal`s.
 
-Names of accounts and of what they hold (`as:`) are local to the file. `line` is where the thing stands in it.
+Names of accounts and of what they hold (`as:`) are local to the file. `line` is the line number in the file.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from agent.paper.records import OrderFault, SnapshotFault
 
 Removal = Literal["preserve", "close_gracefully", "close_now"]
 
-#: a value of a copier's column: text, an exact number, a switch, null, or a list
+#: the value of a copier's column: text, an exact number, a switch, null, or a list
 Value = str | Decimal | bool | None | tuple[str, ...]
 
 
@@ -34,7 +34,7 @@ class Account:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Symbol:
-    """`account` None: every account has it so. `spec` holds only what the file says."""
+    """`account` None: it applies to every account. `spec` contains only what the file sets."""
 
     account: str | None
     name: str
@@ -44,7 +44,7 @@ class Symbol:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Price:
-    """Bid and ask of a symbol, on one account or (`account` None) on every account that has it."""
+    """Bid and ask of a symbol, on one account or (`account` None) on every account that offers it."""
 
     account: str | None
     symbol: str
@@ -62,7 +62,7 @@ class Copier:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Steps: what the human of an account does
+# Steps: actions of an account's human
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +79,7 @@ class Open:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """A pending order."""
+    """Place a pending order."""
 
     account: str
     side: Side
@@ -89,7 +89,7 @@ class Place:
     price: Decimal
     sl: Decimal | None
     tp: Decimal | None
-    #: seconds until it expires
+    #: seconds until the order expires
     expires_s: float | None
     alias: str | None
     line: int
@@ -97,7 +97,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Close:
-    """`target` is an alias of the account, or a symbol: then everything that it holds of it. `lots` None: all."""
+    """`target` is an alias of the account, or a symbol: then everything it holds of that symbol. `lots` None: all."""
 
     account: str
     target: str
@@ -107,7 +107,7 @@ class Close:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Modify:
-    """What is None stays as it is; a level of 0 removes it. `price` only for a pending order."""
+    """None leaves a value unchanged; a level of 0 removes it. `price` only for a pending order."""
 
     account: str
     target: str
@@ -133,7 +133,7 @@ class CloseBy:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Steps: what happens around them
+# Steps: actions of users and operators, and faults
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,7 +167,7 @@ class RemoveCopier:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resync:
-    """The user of a copier does this with every difference that offers it."""
+    """The copier's user performs this action on every difference that offers it."""
 
     index: int
     action: Literal["copy", "close", "dismiss"]
@@ -177,7 +177,7 @@ class Resync:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetTrading:
-    """The switch of the operators, for everybody."""
+    """The operators' trading switch, which applies to everybody."""
 
     state: Literal["on", "monitor", "off"]
     line: int
@@ -188,7 +188,7 @@ class FailOrders:
     account: str
     count: int
     kind: OrderFault
-    #: what a partial fill leaves of the volume
+    #: the fraction of the volume that a partial fill executes
     share: Decimal
     line: int
 
@@ -203,7 +203,8 @@ class FailSnapshots:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drop:
-    """`what`: broadcasts or database (for `seconds`, beginning now), agent (killed and started again), vps (gone for good)."""
+    """`what`: broadcasts or database (for `seconds`, starting now), agent (killed and restarted), vps (killed
+    permanently)."""
 
     what: Literal["broadcasts", "database", "agent", "vps"]
     seconds: float
@@ -213,7 +214,7 @@ class Drop:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replay:
-    """Deliver the last `events` events of `account` once more, newest first. None: the master of the first copier."""
+    """Deliver the last `events` events of `account` again, newest first. None: the master of the first copier."""
 
     events: int
     account: str | None
@@ -221,12 +222,12 @@ class Replay:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Steps: what shall be
+# Steps: expectations
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holding:
-    """One position or pending order that is expected; a key that the file leaves out is not in `keys`."""
+    """One expected position or pending order; `keys` contains only the keys that the file sets."""
 
     keys: Mapping[str, str | Decimal]
     line: int
@@ -249,7 +250,7 @@ class ExpectReasons:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpectDrift:
-    """How many differences of which reason a copier's user is shown."""
+    """The number of differences by reason that a copier's user sees."""
 
     index: int
     counts: Mapping[str, int]
@@ -263,7 +264,9 @@ class ExpectSent:
 
 
 Action = Open | Place | Close | Modify | Cancel | CloseBy
-Surrounding = SetPrices | ChangeCopier | Protect | RemoveCopier | Resync | SetTrading | FailOrders | FailSnapshots | Drop | Replay
+Surrounding = (
+    SetPrices | ChangeCopier | Protect | RemoveCopier | Resync | SetTrading | FailOrders | FailSnapshots | Drop | Replay
+)
 Expectation = ExpectBook | ExpectReasons | ExpectDrift | ExpectSent
 Step = Action | Surrounding | Expectation
 

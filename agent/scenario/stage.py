@@ -1,4 +1,4 @@
-"""What a scenario is played on: accounts at the paper broker, worked by agents of the farm, and the faults of a stage hand."""
+"""The environment of a scenario: accounts at the paper broker, worked by the farm's agents, and injected faults."""
 
 import asyncio
 import time
@@ -10,17 +10,17 @@ from decimal import Decimal
 from types import TracebackType
 from typing import Protocol, Self
 
-from agent.demo.backend import Person
-from agent.demo.farm import Farm, Opening, Vps
-from agent.demo.quiet import Hanging, Observer, Worked
 from agent.failure import Failure
 from agent.model import SymbolSpec
 from agent.paper.client import PaperClient
 from agent.paper.specs import DEFAULT_PRICES, infer_spec
 from agent.scenario.grammar import DEFAULT_SYMBOLS
 from agent.scenario.script import Account, Drop, Price, Scenario, Symbol
+from agent.testbed.farm import Farm, Opening, Vps
+from agent.testbed.quiescence import Hanging, Observer, Worked
+from agent.testbed.supabase_client import Person
 
-#: how long agents and database may take to be back after a fault of the script
+#: the longest time that agents and database may need to recover after a fault of the script
 RECOVERY_S = 60.0
 
 COLUMNS = """
@@ -45,22 +45,24 @@ ASSIGNED = """
   where s.account_id = %(account)s::uuid"""
 
 NOW = "select clock_timestamp()::text as now"
-#: protected accounts whose funds were not seen since, whose rule is in doubt, or that are being closed
+#: protected accounts that have not reported funds since, have an unconfirmed breach, or are being closed
 UNPROTECTED = """
   select a.name, case when a.copy_state = 'flattening' then 'is being closed by its protection rule'
-      when d.doubts then 'has a protection rule in doubt' else 'has not reported its funds' end as what
+      when d.doubts then 'has a protection rule whose breach is not confirmed yet'
+      else 'has not reported its funds' end as what
   from public.trading_accounts a
   cross join lateral (select bool_or(r.breached_at is not null and r.triggered_at is null) as doubts
     from public.protection_rules r where r.account_id = a.id and r.enabled) d
-  where a.id = any(%(accounts)s::uuid[]) and (d.doubts or a.copy_state = 'flattening' or a.funds_at < %(since)s::timestamptz
+  where a.id = any(%(accounts)s::uuid[]) and (d.doubts or a.copy_state = 'flattening'
+    or a.funds_at < %(since)s::timestamptz
     and exists (select from public.positions p where p.account_id = a.id and p.closed_at is null))"""
 
 
 class Hands(Protocol):
-    """Faults of the stack that only whoever runs it can make."""
+    """Faults of the stack that only the process that runs it can cause."""
 
     async def drop_broadcasts(self) -> None:
-        """Lose every broadcast to an agent from now on."""
+        """Drop every broadcast to an agent from now on."""
         ...
 
     async def deliver_broadcasts(self) -> None: ...
@@ -69,13 +71,13 @@ class Hands(Protocol):
     async def start_database(self) -> None: ...
 
     async def call_as(self, user_id: str, function: str, parameter: str, argument: Mapping[str, object]) -> object:
-        """Call a function of the database as this signed-in user would."""
+        """Call a function of the database as this signed-in user."""
         ...
 
 
 @dataclass(slots=True)
 class Pool:
-    """Agents that serve one scenario after another; one that a script kills for good is never given out again."""
+    """Agents that serve one scenario after another; an agent that a script kills permanently is not used again."""
 
     farm: Farm
     owner: Person
@@ -97,7 +99,7 @@ class Pool:
 
 
 class Stage:
-    """Async context manager for one scenario; leaving it ends its copiers and gives its agents back."""
+    """Async context manager for one scenario; on exit its copiers are removed and its agents returned."""
 
     def __init__(self, scenario: Scenario, pool: Pool, number: int) -> None:
         self._scenario = scenario
@@ -108,11 +110,11 @@ class Stage:
         self._copiers: list[str] = []
         self._vps_of: dict[str, Vps] = {}
         self._outages: list[asyncio.Task[None]] = []
-        #: accounts whose next session is waited for, with the one before
+        #: accounts that must get a new session, with the number of their previous session
         self._awaited: dict[str, int] = {}
-        #: accounts under a protection rule
+        #: accounts with a protection rule
         self._protected: list[str] = []
-        #: whether a step has stopped the trading of everybody
+        #: whether a step has stopped all trading
         self._stopped = False
 
     @property
@@ -123,7 +125,7 @@ class Stage:
     def observer(self) -> Observer:
         return self._farm.observer
 
-    # --- before and after -----------------------------------------------------------------------------------
+    # --- set-up and clean-up -----------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
         await self._check_columns()
@@ -143,7 +145,9 @@ class Stage:
                 raise error.at(f"{self._scenario.path}:{copier.line}") from None
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for outage in self._outages:
             with suppress(Failure):
                 await outage
@@ -180,7 +184,7 @@ class Stage:
         )
 
     async def _set_first_prices(self) -> None:
-        """Prices are the broker's, not a scenario's: each file starts from the usual ones."""
+        """Reset the prices: they belong to the broker, and each file starts from the default ones."""
         await self.paper.set_prices(DEFAULT_PRICES)
 
     async def set_prices(self, prices: Iterable[Price]) -> None:
@@ -200,7 +204,7 @@ class Stage:
         await self._farm.remove_copier(self._pool.owner, self._copiers[index], mode)
 
     async def drift(self, index: int) -> dict[str, int]:
-        """How many differences the copier's user is shown, by reason."""
+        """The number of differences that the copier's user sees, by reason."""
         items = await self._farm.copier_drift(self._pool.owner, self._copiers[index])
         return dict(Counter(str(item["reason"]) for item in items))
 
@@ -216,7 +220,7 @@ class Stage:
     # --- faults ---------------------------------------------------------------------------------------------
 
     async def drop(self, step: Drop) -> None:
-        """Outages begin now and end by themselves while the script goes on; a killed agent is started again at once."""
+        """Outages start now and end while the script continues; a killed agent is restarted at once."""
         match step.what:
             case "broadcasts":
                 await self._pool.hands.drop_broadcasts()
@@ -251,10 +255,10 @@ class Stage:
             argument = {"account_id": worked.account_id, "epoch": assigned["epoch"], "events": [row["payload"]]}
             await self._pool.hands.call_as(str(assigned["user_id"]), "queue_trade_copy", "p_events", argument)
 
-    # --- what is ------------------------------------------------------------------------------------------------
+    # --- waiting and reading --------------------------------------------------------------------------------
 
     async def settle(self, limit_s: float) -> None:
-        """Wait until the faults of the script are over and the agents back, then until nothing is in flight."""
+        """Wait until the script's faults are over and the agents are back, then until nothing is in flight."""
         for outage in self._outages:
             await outage
         self._outages.clear()
@@ -271,7 +275,7 @@ class Stage:
             await self.observer.wait_quiet(self.accounts.values(), limit_s=limit_s)
 
     async def _settle_protection(self, limit_s: float) -> None:
-        """Wait until every protected account was looked at after now, and what its rules do is done."""
+        """Wait until the rules of every protected account have been checked again and their actions are complete."""
         [row] = await self.observer.rows(NOW)
         end = time.monotonic() + limit_s
         parameters = {"accounts": self._protected, "since": str(row["now"])}
@@ -285,7 +289,7 @@ class Stage:
         return {str(row["reason"]): int(str(row["n"])) for row in rows}
 
     async def sent(self, account: str) -> int:
-        """Orders that reached the broker from the account's agent, executed or not."""
+        """The number of orders that reached the broker from the account's agent, executed or not."""
         records = await self.paper.requests(self.accounts[account].login)
         return sum(1 for record in records if record.origin == "expert")
 
@@ -300,12 +304,14 @@ async def _after(seconds: float, then: Callable[[], Awaitable[None]]) -> None:
 
 
 def specs_for(account: str, symbols: Iterable[Symbol]) -> tuple[SymbolSpec, ...]:
-    """Instruments of an account: the usual ones, changed and added to as the file says.
+    """Instruments of an account: the default ones, with the file's changes and additions.
 
-    A name that carries a prefix or suffix (F.EURUSD.m) takes the place of the plain one: a broker offers one of them.
+    A name with a prefix or suffix (F.EURUSD.m) replaces the plain one: a broker offers only one of them.
     """
     own = [symbol for symbol in symbols if symbol.account in (None, account)]
-    renamed = {plain for plain in DEFAULT_SYMBOLS if any(plain in symbol.name and plain != symbol.name for symbol in own)}
+    renamed = {
+        plain for plain in DEFAULT_SYMBOLS if any(plain in symbol.name and plain != symbol.name for symbol in own)
+    }
     kept = {symbol.name for symbol in own}
     specs = {name: infer_spec(name) for name in DEFAULT_SYMBOLS if name in kept or name not in renamed}
     for symbol in sorted(own, key=lambda one: one.account is not None):

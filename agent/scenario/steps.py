@@ -1,4 +1,4 @@
-"""The steps of a scenario: one mapping with one key each, read strictly."""
+"""The steps of a scenario: each is a mapping with exactly one key."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -38,7 +38,7 @@ from agent.scenario.script import (
     Value,
 )
 
-#: keys of steps that are not an account's name
+#: keys of steps that are not the name of an account
 RESERVED = (
     *("price", "copier", "protection", "trading", "resync", "fault", "drop", "replay"),
     *("expect", "expect_orders", "expect_reasons", "expect_drift", "expect_sent"),
@@ -50,11 +50,12 @@ ZERO = Decimal(0)
 
 @dataclass(slots=True)
 class Names:
-    """What may be named so far: accounts, what each offers, how many copiers there are, each account's aliases (`as:`)."""
+    """Names that are known so far: accounts, the symbols of each, the number of copiers, each account's aliases
+    (`as:`)."""
 
     accounts: frozenset[str]
     symbols: Mapping[str, frozenset[str]]
-    #: what accounts call theirs; one without a name is called like its account
+    #: VPS names of accounts; an account without `vps` uses its own name
     vpses: frozenset[str] = frozenset()
     copiers: int = 0
     aliases: dict[str, set[str]] = field(default_factory=dict)
@@ -67,7 +68,7 @@ class Names:
 def read_step(
     node: Node, names: Names, *, read_price: Callable[[str, Node], Price], read_value: Callable[[str, Node], Value]
 ) -> Step:
-    """One step. Raises `GrammarError`."""
+    """Read one step. Raises `GrammarError`."""
     entries = node.entries("a step", (*names.accounts, *RESERVED))
     if len(entries) != 1:
         raise node.fault("a step is one mapping with one key, like {M: {…}} or {expect: {…}}")
@@ -94,7 +95,7 @@ def read_step(
             events = _need(body, keys, "events", "replay").whole("events", least=1)
             account = keys["account"].choice("account", names.accounts) if "account" in keys else None
             if account is None and not names.copiers:
-                raise body.fault("replay without account: is about the master of copier 0, and the file has no copier")
+                raise body.fault("replay without account: means the master of copier 0, but the file has no copier")
             return Replay(events=events, account=account, line=node.line)
         case _ if key in RESERVED:
             return _expectation(key, body, names, node.line)
@@ -109,7 +110,8 @@ def _expectation(key: str, body: Node, names: Names, line: int) -> Step:
         case "expect_reasons":
             counts = {
                 account: {
-                    reason: count.whole(f"the count of {reason}", least=0) for reason, count in value.entries(account).items()
+                    reason: count.whole(f"the count of {reason}", least=0)
+                    for reason, count in value.entries(account).items()
                 }
                 for account, value in body.entries(key, names.accounts).items()
             }
@@ -117,7 +119,9 @@ def _expectation(key: str, body: Node, names: Names, line: int) -> Step:
         case "expect_drift":
             keys = body.entries(key)
             index = _number(_need(body, keys, "copier", key), "copier", names)
-            shown = {reason: n.whole(f"the count of {reason}", least=0) for reason, n in keys.items() if reason != "copier"}
+            shown = {
+                reason: n.whole(f"the count of {reason}", least=0) for reason, n in keys.items() if reason != "copier"
+            }
             return ExpectDrift(index=index, counts=shown, line=line)
         case _:
             sent = {account: n.whole(account, least=0) for account, n in body.entries(key, names.accounts).items()}
@@ -145,10 +149,12 @@ def _action(account: str, node: Node, names: Names) -> Action:
     keys = node.entries(f"a step of {account}", every)
     verbs = [verb for verb in VERBS if verb in keys]
     if len(verbs) != 1:
-        raise node.fault(f"a step of {account} does one of {', '.join(VERBS)}")
+        raise node.fault(f"a step of {account} must contain one of {', '.join(VERBS)}")
     verb = verbs[0]
     if extra := [key for key in keys if key != verb and key not in VERBS[verb]]:
-        raise keys[extra[0]].fault(f"{verb} has no key {extra[0]!r}; it knows {', '.join(VERBS[verb]) or 'none'}")
+        raise keys[extra[0]].fault(
+            f"{verb} has no key {extra[0]!r}; the known keys are {', '.join(VERBS[verb]) or 'none'}"
+        )
     match verb:
         case "open" | "order":
             return _entry(account, verb, node, keys, names)
@@ -161,7 +167,12 @@ def _action(account: str, node: Node, names: Names) -> Action:
             target = _target(account, keys[verb], names)
             price = keys["price"].number("price", above=ZERO) if "price" in keys else None
             return Modify(
-                account=account, target=target, price=price, sl=_level(keys, "sl"), tp=_level(keys, "tp"), line=node.line
+                account=account,
+                target=target,
+                price=price,
+                sl=_level(keys, "sl"),
+                tp=_level(keys, "tp"),
+                line=node.line,
             )
         case "cancel":
             return Cancel(account=account, target=_target(account, keys[verb], names), line=node.line)
@@ -201,7 +212,7 @@ def _entry(account: str, verb: str, node: Node, keys: Mapping[str, Node], names:
 
 
 def _level(keys: Mapping[str, Node], key: str) -> Decimal | None:
-    """0 (or null) says "no level"; a key that is left out says nothing."""
+    """0 (or null) means "no level"; a key that is left out leaves the level open."""
     if key not in keys:
         return None
     return ZERO if keys[key].is_null() else keys[key].number(key, least=ZERO)
@@ -213,12 +224,13 @@ def _target(account: str, node: Node, names: Names) -> str:
         return value
     known = sorted(names.aliases.get(account, ()))
     raise node.fault(
-        f"{account} has no {value!r}; name what an earlier step called so with as: ({', '.join(known) or 'none'}), or a symbol"
+        f"{account} has no {value!r}; use a name that an earlier step gave with as: ({', '.join(known) or 'none'}),"
+        f" or a symbol"
     )
 
 
 def _number(node: Node, key: str, names: Names) -> int:
-    """Which copier of the file is meant."""
+    """The copier of the file that is meant."""
     index = node.whole(key, least=0)
     if index >= names.copiers:
         raise node.fault(f"there is no copier {index}; the file has {names.copiers}, counted from 0")
@@ -234,7 +246,7 @@ def _change_copier(node: Node, names: Names, read_value: Callable[[str, Node], V
     index = _number(_need(node, keys, "set", "copier"), "set", names)
     columns = {name: read_value(name, value) for name, value in keys.items() if name != "set"}
     if not columns:
-        raise node.fault("copier needs what shall change, like mode: monitor")
+        raise node.fault("copier needs at least one setting, like mode: monitor")
     if fixed := [name for name in ("master", "follower") if name in columns]:
         raise keys[fixed[0]].fault(f"the {fixed[0]} of a copier cannot change")
     return ChangeCopier(index=index, columns=columns, line=node.line)
@@ -255,7 +267,9 @@ def _resync(node: Node, names: Names) -> Resync:
     keys = node.entries("resync", ("copier", "action", "max_distance_points"))
     actions: tuple[Literal["copy", "close", "dismiss"], ...] = ("copy", "close", "dismiss")
     action = _need(node, keys, "action", "resync").choice("action", actions)
-    far = keys["max_distance_points"].number("max_distance_points", least=ZERO) if "max_distance_points" in keys else None
+    far = (
+        keys["max_distance_points"].number("max_distance_points", least=ZERO) if "max_distance_points" in keys else None
+    )
     index = _number(_need(node, keys, "copier", "resync"), "copier", names)
     return Resync(
         index=index, action=cast("Literal['copy', 'close', 'dismiss']", action), max_distance_points=far, line=node.line
@@ -274,12 +288,14 @@ def _fault(node: Node, names: Names) -> FailOrders | FailSnapshots:
         times = keys["times"].whole("times", least=1) if "times" in keys else 1
         return FailSnapshots(account=account, count=times, kind=kind, line=node.line)
     if "times" in keys:
-        raise keys["times"].fault("times: belongs to a snapshot fault; orders are counted by next_orders:")
+        raise keys["times"].fault("times: is only for a snapshot fault; use next_orders: for orders")
     order_kind = cast("OrderFault", _need(node, keys, "kind", "fault").choice("kind", get_args(OrderFault)))
     count = keys["next_orders"].whole("next_orders", least=1) if "next_orders" in keys else 1
     share = keys["share"].number("share", above=ZERO) if "share" in keys else HALF
     if "share" in keys and (order_kind != "partial" or share >= 1):
-        raise keys["share"].fault("share: says what a partial fill leaves of the volume, below 1")
+        raise keys["share"].fault(
+            "share: must be below 1: it is the fraction of the volume that a partial fill executes"
+        )
     return FailOrders(account=account, count=count, kind=order_kind, share=share, line=node.line)
 
 
@@ -294,7 +310,9 @@ def _drop(node: Node, names: Names) -> Drop:
         case "agent":
             return Drop(what="agent", seconds=0, name=value.choice("agent", names.accounts), line=node.line)
         case _:
-            return Drop(what="vps", seconds=0, name=value.choice("vps", sorted(names.vpses | names.accounts)), line=node.line)
+            return Drop(
+                what="vps", seconds=0, name=value.choice("vps", sorted(names.vpses | names.accounts)), line=node.line
+            )
 
 
 HOLDING: Mapping[str, tuple[str, ...]] = {
@@ -317,7 +335,9 @@ def _items(node: Node, what: str) -> Iterable[Node]:
 
 def _holding(step: str, node: Node) -> Holding:
     found: dict[str, str | Decimal] = {}
-    for key, value in node.entries("an expected position" if step == "expect" else "an expected order", HOLDING[step]).items():
+    for key, value in node.entries(
+        "an expected position" if step == "expect" else "an expected order", HOLDING[step]
+    ).items():
         match key:
             case "symbol":
                 found[key] = value.text(key)

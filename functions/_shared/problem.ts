@@ -2,7 +2,7 @@ import type { Context } from "hono";
 import { HTTPException } from "hono/http-exception";
 import type { ContentfulStatusCode } from "hono/utils/http-status";
 
-/** A refusal with a code of docs/errors.md. `message`: what happened, to what. `hint`: what to do. */
+/** A refusal with a code of docs/errors.md. `message` says what happened to what, `hint` what to do. */
 export class Problem extends Error {
   constructor(
     readonly status: ContentfulStatusCode,
@@ -15,7 +15,7 @@ export class Problem extends Error {
   }
 }
 
-/** The answer to every failure: `{"code","message","hint"}`. What nobody foresaw is logged by name only, and told as TC141. */
+/** The answer to every failure: `{"code","message","hint"}`. Of an unexpected error only the name is logged (TC141). */
 export function answerProblem(error: Error, context: Context): Response {
   const problem = asProblem(error);
   if (problem.retryAfterSeconds !== undefined) {
@@ -27,14 +27,19 @@ export function answerProblem(error: Error, context: Context): Response {
 export function asProblem(error: Error): Problem {
   if (error instanceof Problem) return error;
   if (error instanceof HTTPException) {
-    return new Problem(error.status, "TC001", error.message || "the request was refused", "Send a JSON object as documented.");
+    return new Problem(
+      error.status,
+      "TC001",
+      error.message || "the request was refused",
+      "Send a JSON object as documented.",
+    );
   }
-  // the message may quote what was sent, secrets included: only the kind of error is logged
+  // the message may quote the request and its secrets, so only the kind of error is logged
   console.error(JSON.stringify({ event: "function_failed", error: error.name }));
   return unavailable("the request could not be completed");
 }
 
-/** Something behind the function did not answer; nothing was changed, or what was changed was undone. */
+/** A service behind the function did not answer. Nothing was changed, or the change was undone. */
 export function unavailable(message: string): Problem {
   return new Problem(503, "TC141", message, "Wait a few seconds and try again.", 5);
 }

@@ -1,12 +1,12 @@
 import { createClient, type SupabaseClient } from "@supabase/supabase-js";
 import { z } from "zod";
 
-/** No call from a function may wait longer; hosted ends an idle request after 150 s. */
+/** Timeout of every call from a function; hosted ends an idle request after 150 s. */
 const CALL_TIMEOUT_MS = 10_000;
 
 const keyRing = z.record(z.string(), z.string());
 
-/** Hosted's present key rings first (JSON, named keys), then the legacy single keys. */
+/** Reads hosted's current variables first (JSON with named keys), then the legacy single keys. */
 function key(ringName: string, legacyName: string): string | undefined {
   const ring = keyRing.safeParse(readJson(Deno.env.get(ringName)));
   const named = ring.success ? (ring.data["default"] ?? Object.values(ring.data)[0]) : undefined;
@@ -26,8 +26,8 @@ export function publishableKey(): string | undefined {
 }
 
 /**
- * A new client with the project's secret key (role service_role). One per purpose: a client that signs somebody in
- * speaks as that user afterwards.
+ * A new client with the project's secret key (role service_role). Use one per purpose: a client that signs a user in
+ * acts as that user afterwards.
  */
 export function serviceClient(): SupabaseClient {
   const url = Deno.env.get("SUPABASE_URL");

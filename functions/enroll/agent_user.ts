@@ -2,7 +2,7 @@ import type { AuthError, SupabaseClient } from "@supabase/supabase-js";
 import { Problem, unavailable } from "../_shared/problem.ts";
 import { serviceClient } from "../_shared/supabase.ts";
 
-/** 256 random bits as text. Passwords made of it stay far below bcrypt's 72 bytes. */
+/** 256 random bits as text, far below bcrypt's limit of 72 bytes when used as a password. */
 export function randomSecret(): string {
   const bytes = crypto.getRandomValues(new Uint8Array(32));
   return btoa(String.fromCharCode(...bytes))
@@ -16,7 +16,7 @@ export async function sha256Hex(text: string): Promise<string> {
   return Array.from(new Uint8Array(digest), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
-/** Makes the auth user of an agent. Its address is never mailed: `.invalid` is reserved for names that lead nowhere. */
+/** Creates an agent's auth user. Its address receives no mail: `.invalid` is a reserved domain that never resolves. */
 export async function createAgentUser(admin: SupabaseClient): Promise<string> {
   const { data, error } = await admin.auth.admin.createUser({
     email: `agent-${crypto.randomUUID()}@agents.invalid`,
@@ -27,7 +27,7 @@ export async function createAgentUser(admin: SupabaseClient): Promise<string> {
   return data.user.id;
 }
 
-/** Undoes `createAgentUser`. A user that stays behind belongs to no VPS and is refused everywhere (TC101). */
+/** Undoes `createAgentUser`. If that fails, the remaining user belongs to no VPS and is refused everywhere (TC101). */
 export async function deleteAgentUser(admin: SupabaseClient, userId: string): Promise<void> {
   const { error } = await admin.auth.admin.deleteUser(userId);
   if (error) console.error(JSON.stringify({ event: "agent_user_left_behind", user_id: userId, status: error.status }));
@@ -36,12 +36,12 @@ export async function deleteAgentUser(admin: SupabaseClient, userId: string): Pr
 export type Session = { access_token: string; refresh_token: string; expires_in: number };
 
 /**
- * Signs an agent in without a stored password: each time the user gets a fresh random one, which is used once, here.
+ * Signs an agent in without a stored password: the user gets a new random one each time, which is used once, here.
  *
- * A one-time link (generateLink + verifyOtp) would do on hosted, but it needs the e-mail provider and its rate limits,
- * and the embedded Auth server has no such links. The password grant works on both. It is asked with the project's secret key,
- * which hosted exempts from a CAPTCHA. On hosted a new password also ends the user's older sessions: whoever
- * held a refresh token of this agent before is out.
+ * A one-time link (generateLink + verifyOtp) would work on hosted, but it needs the e-mail provider and its rate
+ * limits, and the embedded Auth server has no such links. The password grant works on both. It is requested with the
+ * project's secret key, which hosted exempts from a CAPTCHA. On hosted a new password also ends the user's older
+ * sessions: a refresh token that somebody held for this agent becomes invalid.
  */
 export async function signInAgent(admin: SupabaseClient, userId: string, email: string): Promise<Session> {
   const password = randomSecret();
@@ -50,8 +50,8 @@ export async function signInAgent(admin: SupabaseClient, userId: string, email: 
 
   const { data, error } = await serviceClient().auth.signInWithPassword({ email, password });
   if (error?.code === "invalid_credentials") {
-    // the same agent signed in a moment ago in another request, which set its own password in between
-    throw unavailable("two sign-ins of this agent met");
+    // another request of the same agent has set a new password in the meantime
+    throw unavailable("two sign-ins of this agent ran at the same time");
   }
   if (error) throw authProblem(error, "the agent could not be signed in");
   const { access_token, refresh_token, expires_in } = data.session;
@@ -60,7 +60,13 @@ export async function signInAgent(admin: SupabaseClient, userId: string, email: 
 
 function authProblem(error: AuthError, message: string): Problem {
   console.error(
-    JSON.stringify({ event: "auth_call_failed", what: message, error: error.name, status: error.status, code: error.code }),
+    JSON.stringify({
+      event: "auth_call_failed",
+      what: message,
+      error: error.name,
+      status: error.status,
+      code: error.code,
+    }),
   );
   if (error.status === 429) {
     return new Problem(429, "TC142", message, "Too many sign-ins at once: wait half a minute and try again.", 30);

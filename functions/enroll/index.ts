@@ -1,12 +1,14 @@
 /**
- * `enroll`: how the agent of a VPS joins the farm, and how it signs in ever after.
+ * `enroll`: adds the agent of a VPS to the farm, and signs it in later.
  *
- * POST /enroll          {"token","name"?,"platforms","region"?,"capacity"?} → {"vps_id","name","secret","publishable_key"}
- * POST /enroll/session  {"vps_id","secret"}                                 → {"access_token","refresh_token","expires_in"}
+ * POST /enroll
+ *   {"token","name"?,"platforms","region"?,"capacity"?} → {"vps_id","name","secret","publishable_key"}
+ * POST /enroll/session
+ *   {"vps_id","secret"} → {"access_token","refresh_token","expires_in"}
  *
- * Callers have no JWT yet (verify_jwt = false in supabase/config.toml): a one-time token guards the first call, the agent's
- * secret the second. Both are long and random, and only their SHA-256 is stored. The rules are the database's
- * (supabase/schemas/19_enroll.sql); this function adds what SQL cannot do: users and sessions of Auth.
+ * Callers have no JWT yet (verify_jwt = false in supabase/config.toml): a one-time token protects the first call, the
+ * agent's secret the second. Both are long and random, and only their SHA-256 is stored. The rules are in the database
+ * (supabase/schemas/agents/enrollment.sql); this function adds what SQL cannot do: users and sessions of Auth.
  */
 import { Hono } from "hono";
 import { bodyLimit } from "hono/body-limit";
@@ -29,7 +31,10 @@ const known = z.object({ user_id: z.uuid(), email: z.string() });
 const app = new Hono().basePath("/enroll");
 app.onError(answerProblem);
 app.notFound((context) =>
-  answerProblem(new Problem(404, "TC001", "there is no such call", "POST /enroll or POST /enroll/session."), context),
+  answerProblem(
+    new Problem(404, "TC001", "there is no such endpoint", "POST /enroll or POST /enroll/session."),
+    context,
+  ),
 );
 app.use(
   bodyLimit({
@@ -41,7 +46,7 @@ app.use(
 
 app.post("/", async (context) => {
   const request = parse(enrolment, await readJson(context.req.raw));
-  // before a user is made: a wrong token must not leave anything behind, not even for a moment
+  // checked before a user is created: a wrong token must not leave anything behind, not even for a moment
   await callFunction("check_enrollment", request);
   const admin = serviceClient();
   const secret = randomSecret();
@@ -70,7 +75,7 @@ async function readJson(request: Request): Promise<unknown> {
   }
 }
 
-/** Names the field that is wrong, never its value: it may be a secret. */
+/** Names the invalid field but never its value, which may be a secret. */
 function parse<T>(schema: z.ZodType<T>, value: unknown): T {
   const result = schema.safeParse(value);
   if (result.success) return result.data;
@@ -82,21 +87,21 @@ function parse<T>(schema: z.ZodType<T>, value: unknown): T {
 function parseAnswer<T>(schema: z.ZodType<T>, value: unknown): T {
   const result = schema.safeParse(value);
   if (result.success) return result.data;
-  throw unavailable("the database answered in a form that this function does not know: deploy both of one version");
+  throw unavailable("the database's answer has an unknown form: deploy function and database of the same version");
 }
 
-/** A refusal of the database keeps its code, words and hint; everything else is trouble that may pass. */
+/** A refusal by the database keeps its code, message and hint; any other error is reported as temporary. */
 async function callFunction(name: string, request: Record<string, unknown>): Promise<unknown> {
   const { data, error } = await serviceClient().rpc(name, { p_request: request });
   if (!error) return data;
   if (!/^TC\d{3}$/.test(error.code)) {
     console.error(JSON.stringify({ event: "database_call_failed", function: name, code: error.code }));
-    throw unavailable("the database could not be asked");
+    throw unavailable("the database did not answer");
   }
   throw new Problem(REFUSALS.get(error.code) ?? 400, error.code, error.message, error.hint || "See docs/errors.md.");
 }
 
-/** HTTP status of the database's refusals; all others are the request's own fault (400). */
+/** HTTP status of the database's refusals; all others are errors of the request (400). */
 const REFUSALS: ReadonlyMap<string, 401 | 403 | 409> = new Map([
   ["TC102", 403],
   ["TC210", 403],

@@ -14,7 +14,16 @@ from agent.failure import Failure
 @pytest.fixture(autouse=True)
 def data_dir(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setenv("TRADECOPIER_DATA_DIR", str(tmp_path))
-    for name in ("URL", "PUBLISHABLE_KEY", "VPS_ID", "AGENT_SECRET", "SECRET_KEY", "AGENT_EMAIL", "AGENT_PASSWORD", "DEBUG"):
+    for name in (
+        "URL",
+        "PUBLISHABLE_KEY",
+        "VPS_ID",
+        "AGENT_SECRET",
+        "SECRET_KEY",
+        "AGENT_EMAIL",
+        "AGENT_PASSWORD",
+        "DEBUG",
+    ):
         monkeypatch.delenv(f"TRADECOPIER_{name}", raising=False)
     return tmp_path
 
@@ -30,13 +39,17 @@ def test_help_lists_every_command_without_importing_one() -> None:
     assert done.stdout.strip().endswith("[]")
 
 
-def test_a_command_that_is_not_built_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_command_that_is_not_built_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setitem(cli.COMMANDS, "soon", Entry("agent.not_there.command:soon", ""))
     assert run(["soon"]) == 1
     assert capsys.readouterr().err.startswith("tradecopier: TC601: `tradecopier soon` is not part of this version")
 
 
-def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_missing_package_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     (tmp_path / "needs_more.py").write_text("import a_package_that_nobody_has\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setitem(cli.COMMANDS, "broken", Entry("needs_more:broken", ""))
@@ -60,7 +73,7 @@ def test_a_bug_is_one_line_unless_debugged(monkeypatch: pytest.MonkeyPatch, caps
         run(["--debug", "agent", "run"])
 
 
-def test_of_several_errors_the_one_a_person_can_act_on_is_told(
+def test_of_several_errors_the_one_a_person_can_act_on_is_shown(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def explode() -> None:

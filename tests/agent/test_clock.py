@@ -6,7 +6,7 @@ NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 
 def measure(clock: DatabaseClock, *, trip_ms: float, offset_ms: float, server_share: float = 0.5) -> None:
-    """One heartbeat; `server_share`: where within the round trip the database looked at its clock."""
+    """One heartbeat; `server_share`: the part of the round trip after which the database read its clock."""
     trip = timedelta(milliseconds=trip_ms)
     clock.measure(NOON, NOON + trip * server_share + timedelta(milliseconds=offset_ms), NOON + trip)
 
@@ -34,7 +34,7 @@ def test_old_measurements_are_forgotten() -> None:
     assert clock.offset_ms == 6
 
 
-def test_a_round_trip_that_ended_before_it_began_says_nothing() -> None:
+def test_a_round_trip_that_ended_before_it_began_is_ignored() -> None:
     clock = DatabaseClock()
     measure(clock, trip_ms=4, offset_ms=7)
     measure(clock, trip_ms=-1000, offset_ms=7)

@@ -1,4 +1,4 @@
-"""Settings: everything wrong is said at once, and no secret is ever shown."""
+"""Settings: all errors are reported together, and no secret is ever shown."""
 
 import json
 import os
@@ -18,7 +18,12 @@ def data_dir(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path
 
 
-IDENTITY = {"url": "https://abc.supabase.co", "publishable_key": "sb_publishable_x", "vps_id": "v", "agent_secret": "s3cret"}
+IDENTITY = {
+    "url": "https://abc.supabase.co",
+    "publishable_key": "sb_publishable_x",
+    "vps_id": "v",
+    "agent_secret": "s3cret",
+}
 
 
 def write(data_dir: Path, content: object) -> None:
@@ -47,14 +52,22 @@ def test_missing_and_wrong_keys_are_reported_together(monkeypatch: pytest.Monkey
     assert "VPS_ID" not in text
 
 
-@pytest.mark.parametrize("url", ["abc.supabase.co", "ftp://x", "https://x/rest/v1", "https://", "http://example.com"])
-def test_an_address_that_cannot_be_one_is_refused(monkeypatch: pytest.MonkeyPatch, data_dir: Path, url: str) -> None:
+@pytest.mark.parametrize("url", [
+    "abc.supabase.co", "ftp://x", "https://x/rest/v1", "https://", "http://example.com", "http://example.com:54321",
+    "http://localhost.example.com", "http://127.0.0.1.example.com", "http://example.com#@localhost", "http://example.com?@127.0.0.1",
+    "http://example.com\\@localhost", "http://user@localhost", "http://2130706433", "http://10.0.0.1", "http://[2001:db8::1]:8000",
+    "http://0.0.0.0", "https://user:secret@abc.supabase.co", "https://abc.supabase.co?x", "https://abc .supabase.co", "https://x:y",
+])  # fmt: skip
+def test_an_invalid_address_is_refused(monkeypatch: pytest.MonkeyPatch, data_dir: Path, url: str) -> None:
     write(data_dir, {**IDENTITY, "url": url})
     with pytest.raises(Failure, match="URL is wrong"):
         load_settings()
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:54321", "http://localhost:54321/", "https://abc.supabase.co/"])
+@pytest.mark.parametrize("url", [
+    "http://127.0.0.1:54321", "http://localhost:54321/", "https://abc.supabase.co/",
+    "http://[::1]", "http://[::1]:54321", "http://127.0.0.2",
+])  # fmt: skip
 def test_https_or_loopback_is_an_address(monkeypatch: pytest.MonkeyPatch, data_dir: Path, url: str) -> None:
     write(data_dir, {**IDENTITY, "url": url})
     assert load_settings().url == url.rstrip("/")
@@ -75,7 +88,12 @@ def test_the_environment_outranks_the_file(monkeypatch: pytest.MonkeyPatch, data
 
 
 def test_an_agent_may_have_a_password_instead(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"URL": "http://127.0.0.1:1", "PUBLISHABLE_KEY": "k", "AGENT_EMAIL": "a@b", "AGENT_PASSWORD": "p"}.items():
+    for name, value in {
+        "URL": "http://127.0.0.1:1",
+        "PUBLISHABLE_KEY": "k",
+        "AGENT_EMAIL": "a@b",
+        "AGENT_PASSWORD": "p",
+    }.items():
         monkeypatch.setenv(PREFIX + name, value)
     assert load_settings().vps_id is None
 

@@ -1,9 +1,9 @@
 from decimal import Decimal
 
-from agent.demo.cast import replaying_cast, trading_cast
-from agent.demo.figures import percentile, spread
+from agent.demo.accounts import replaying_cast, trading_cast
 from agent.demo.replay import Levels, needed_balance, safe_levels, specs_of
 from agent.demo.statement import COLUMNS, Statement, parse_statement, read_statement
+from agent.testbed.figures import percentile, spread
 
 HEADER = ",".join(COLUMNS)
 
@@ -12,7 +12,9 @@ def statement(*rows: str) -> Statement:
     return parse_statement("s.csv", "\n".join((HEADER, *rows)))
 
 
-def row(ticket: int, opened: str, closed: str, *, price: str, close: str, sl: str = "0", tp: str = "0", side: str = "buy") -> str:
+def row(
+    ticket: int, opened: str, closed: str, *, price: str, close: str, sl: str = "0", tp: str = "0", side: str = "buy"
+) -> str:
     return f"{ticket},2025.01.02 {opened},{side},0.10,EURUSD,{price},{sl},{tp},2025.01.02 {closed},{close},0,0,0,"
 
 

@@ -25,7 +25,9 @@ def test_an_empty_close_time_leaves_the_trade_open() -> None:
 def test_partial_closes_with_new_tickets_are_one_position() -> None:
     first = ROW.replace("buy,0.10", "buy,0.30") + "to #2"
     second = ROW.replace("1,2025", "2,2025", 1).replace("11:00:00", "12:00:00") + "to #3"
-    third = ROW.replace("1,2025", "3,2025", 1).replace("11:00:00", "13:00:00").replace("buy,0.10", "buy,0.20") + "from #2"
+    third = (
+        ROW.replace("1,2025", "3,2025", 1).replace("11:00:00", "13:00:00").replace("buy,0.10", "buy,0.20") + "from #2"
+    )
     assert parse(first, second, third) == [
         ("open", "1", Decimal("0.60")),
         ("reduce", "1", Decimal("0.30")),
@@ -50,7 +52,12 @@ def test_a_link_to_a_ticket_outside_the_file_stands_alone() -> None:
 
 def test_actions_come_in_the_order_of_their_times() -> None:
     later = ROW.replace("1,2025", "2,2025", 1).replace("10:00:00", "10:30:00")
-    assert [(kind, key) for kind, key, _ in parse(later, ROW)] == [("open", "1"), ("open", "2"), ("close", "2"), ("close", "1")]
+    assert [(kind, key) for kind, key, _ in parse(later, ROW)] == [
+        ("open", "1"),
+        ("open", "2"),
+        ("close", "2"),
+        ("close", "1"),
+    ]
 
 
 def test_a_trade_closed_in_the_second_it_was_opened_opens_first() -> None:

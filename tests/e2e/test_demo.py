@@ -1,4 +1,4 @@
-"""The whole product at once: the demo and the replay as a person calls them."""
+"""The whole product: demo and replay, started as a person would."""
 
 import json
 import os
@@ -44,10 +44,16 @@ def test_the_demo_ends_by_itself_and_writes_its_figures(tmp_path: Path) -> None:
     assert "login" in result.stdout
     found = figures(file)
     assert set(found) == {
-        "seconds", "events", "executions", "skipped", "success_rate", "latency_ms", "stages_ms", "divergence", "duplicates",
-        "unexplained", "platforms", "vps",
+        "seconds", "events", "executions", "skipped", "success_rate", "latency_ms", "stages_ms",
+        "divergence", "duplicates", "unexplained", "platforms", "vps",
     }  # fmt: skip
-    assert set(cast("dict[str, object]", found["executions"])) == {"completed", "rejected", "expired", "cancelled", "open"}
+    assert set(cast("dict[str, object]", found["executions"])) == {
+        "completed",
+        "rejected",
+        "expired",
+        "cancelled",
+        "open",
+    }
     assert set(cast("dict[str, object]", found["latency_ms"])) == {"p50", "p95", "p99", "max", "n"}
     assert set(cast("dict[str, object]", found["stages_ms"])) == {"decide", "transport", "broker"}
     assert found["vps"] == 3
@@ -78,7 +84,11 @@ def test_ctrl_c_ends_the_demo_and_leaves_nothing_running(tmp_path: Path) -> None
     file = tmp_path / "figures.json"
     with (tmp_path / "output").open("w+") as output:
         process = subprocess.Popen(
-            [*COMMAND, "demo", "--json", str(file)], stdout=output, stderr=output, start_new_session=True, env=dict(os.environ)
+            [*COMMAND, "demo", "--json", str(file)],
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            env=dict(os.environ),
         )
         family: dict[int, psutil.Process] = {}
         end = time.monotonic() + 120
@@ -100,7 +110,11 @@ def test_a_reader_that_goes_away_ends_the_demo_like_ctrl_c(tmp_path: Path) -> No
     file = tmp_path / "figures.json"
     with (tmp_path / "errors").open("w+") as errors:
         process = subprocess.Popen(
-            [*COMMAND, "demo", "--json", str(file)], stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True
+            [*COMMAND, "demo", "--json", str(file)],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            start_new_session=True,
         )
         assert process.stdout is not None
         try:
@@ -111,6 +125,6 @@ def test_a_reader_that_goes_away_ends_the_demo_like_ctrl_c(tmp_path: Path) -> No
         finally:
             process.kill()
         errors.seek(0)
-        assert errors.read() == f"figures written to {file}\n"
+        assert errors.read() == f"results written to {file}\n"
     assert figures(file)["divergence"] == {"missing": 0, "orphan": 0, "volume_mismatch": 0}
     assert not [child for child in family if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]

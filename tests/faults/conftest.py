@@ -5,9 +5,10 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-pytest.register_assert_rewrite("fault_ground")
+pytest.register_assert_rewrite("fault_harness")
 
-from fault_ground import Ground  # noqa: E402 - only what is imported later has its assertions told in full
+# imported after the call above: pytest shows assertions in full only of modules that it rewrites
+from fault_harness import Ground  # noqa: E402
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -1,6 +1,7 @@
-"""One identity on two machines: a VPS that was cloned while it ran. Two real agents; only one of them trades at any time.
+"""One identity on two machines: a VPS that was cloned while it ran. Two real agents; only one of them trades at any
+time.
 
-Covered elsewhere: who may take over from whom, step by step: tests/sql/test_processes.py
+Covered elsewhere: who may take over from whom, step by step: tests/sql/farm/test_processes.py
 """
 
 import asyncio
@@ -11,9 +12,9 @@ from typing import cast
 
 import pytest
 import pytest_asyncio
-from fault_ground import Desk, Ground, until
+from fault_harness import Desk, Ground, until
 
-from agent.demo.farm import Vps
+from agent.testbed.farm import Vps
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
 
@@ -24,7 +25,7 @@ PROCESS = """
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module", autouse=True)
 async def short_leases(ground: Ground) -> AsyncIterator[None]:
-    """Who takes over waits less long; everything else is as it is."""
+    """A shorter wait before a take-over; all other settings are unchanged."""
     await ground.setting("maintain_s", 1)
     await ground.setting("lease_s", 7)
     yield
@@ -32,7 +33,7 @@ async def short_leases(ground: Ground) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def cloned(ground: Ground, vps: Vps) -> AsyncIterator[Vps]:
-    """The disk of a running VPS, copied; the copy starts by itself."""
+    """A copy of the disk of a running VPS, with its agent started."""
     clone = Vps(f"{vps.name}-clone", vps.vps_id, vps.data_dir.with_name(f"{vps.name}-clone"))
     await asyncio.to_thread(shutil.copytree, vps.data_dir, clone.data_dir)
     clone.log.unlink(missing_ok=True)
@@ -50,15 +51,16 @@ async def process_of(ground: Ground, vps: Vps) -> dict[str, object]:
 
 
 async def session_of(ground: Ground, desk: Desk) -> int:
-    """Of the only follower: the newest session that has told what the account holds."""
+    """The newest session of the only follower whose snapshot was accepted."""
     found = await ground.one(
-        "select coalesce(snapshot_session, 0) as n from public.trading_accounts where id = %(id)s", id=desk.follower.account_id
+        "select coalesce(snapshot_session, 0) as n from public.trading_accounts where id = %(id)s",
+        id=desk.follower.account_id,
     )
     return cast(int, found)
 
 
 async def reduce_until(desk: Desk, ticket: str, over: asyncio.Event) -> int:
-    """The master takes off a little all the time: whoever is told of it sends it."""
+    """The master reduces its position again and again: every agent that receives the copies sends them."""
     count = 0
     while not over.is_set() and count < 80:
         await desk.close(ticket, "0.01")
@@ -118,7 +120,7 @@ async def test_an_agent_restarted_at_once_trades_at_once(ground: Ground) -> None
             async def logged_in(old: int = session) -> bool:
                 return await session_of(ground, desk) > old
 
-            # what is queued before that is an unknown outcome for it, and never sent
+            # an execution queued before that counts as possibly sent, and is never sent
             await until(logged_in, "the restarted agent to log in")
         ticket = await desk.open(lots="0.20")
         await desk.holds(1)

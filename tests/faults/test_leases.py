@@ -1,8 +1,8 @@
-"""DESIGN §4.3: who may execute. One agent per account; whoever held it before does not send.
+"""Law 4.3: who may execute. One agent per account; whoever held it before does not send.
 
 Covered elsewhere with the real parts, and not repeated here:
-* every function refuses an old epoch, and anything without a lease: tests/sql/test_lease.py
-* an execution of an older epoch, past its deadline or without a lease is not sent: tests/agent/test_engine.py
+* every function refuses an old epoch, and anything without a lease: tests/sql/upkeep/test_lease.py
+* an execution of an older epoch, past its deadline or without a lease is not sent: tests/execution/test_engine.py
 """
 
 from collections.abc import AsyncIterator, Mapping
@@ -13,13 +13,13 @@ from typing import cast
 import psutil
 import pytest
 import pytest_asyncio
-from fault_ground import Desk, Ground, until
+from fault_harness import Desk, Ground, until
 
-from agent.demo.farm import Vps
-from agent.demo.quiet import Worked
 from agent.failure import Failure
 from agent.model import Placed
 from agent.paper.records import Request
+from agent.testbed.farm import Vps
+from agent.testbed.quiescence import Worked
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
 
@@ -30,7 +30,7 @@ SYMBOLS = ("EURUSD", "USDJPY", "XAUUSD", "GBPUSD")
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module", autouse=True)
 async def short_leases(ground: Ground) -> AsyncIterator[None]:
-    """A lost agent is found sooner; everything else is as it is."""
+    """A lost agent is found sooner; all other settings are unchanged."""
     await ground.setting("maintain_s", 1)
     await ground.setting("lease_s", 7)
     yield
@@ -49,14 +49,15 @@ async def works_at(ground: Ground, account: Worked, vps: Vps, *, limit_s: float 
             "select session_vps_id::text as vps from public.trading_accounts where id = %(account)s::uuid",
             account=account.account_id,
         )
-        begun = cast(datetime, now["begins_at"]) <= cast(datetime, await ground.one(NOW))  # before that its agent may only read
+        # before begins_at the new agent may only read
+        begun = cast(datetime, now["begins_at"]) <= cast(datetime, await ground.one(NOW))
         return begun and (now["vps_id"], session["vps"], now["account_status"]) == (vps.vps_id, vps.vps_id, "connected")
 
     await until(there, f"{account.name} to be worked by {vps.name}", limit_s=limit_s)
 
 
 async def has_beaten(ground: Ground, vps: Vps) -> None:
-    """Wait for a heartbeat that is received from now on."""
+    """Wait for a heartbeat that is received after this call."""
     since = cast(datetime, await ground.one(NOW))
 
     async def beaten() -> bool:
@@ -109,12 +110,12 @@ async def test_the_epoch_before_is_refused_while_its_agent_lives(ground: Ground)
         ]
         for function, parameter, argument in calls:
             with pytest.raises(Failure) as refused:
-                await ground.shelter.call_as(str(before["agent"]), function, parameter, argument)
+                await ground.testbed.call_as(str(before["agent"]), function, parameter, argument)
             assert refused.value.code == "TC103", function
         # with the new epoch, but not its own
         now = await ground.assigned(desk.follower)
         with pytest.raises(Failure) as refused:
-            await ground.shelter.call_as(
+            await ground.testbed.call_as(
                 str(before["agent"]), "queue_trade_copy", "p_events", {**old, "epoch": now["epoch"], "events": []}
             )
         assert refused.value.code == "TC103"
@@ -132,7 +133,7 @@ async def test_an_agent_that_was_paused_past_its_lease_sends_nothing_when_it_wak
         await desk.holds(2)
         await desk.assert_money_laws()
         async with ground.frozen(one):
-            # told to a socket that nobody reads: the paused agent finds all of this when it wakes
+            # sent to a socket that is not read: the paused agent receives all of it when it resumes
             await desk.close(closed)
             await desk.close(reduced, "0.20")
             lost = await desk.open("XAUUSD", "0.40")
@@ -180,16 +181,27 @@ async def test_a_fill_reported_after_expired_and_from_an_old_epoch_is_a_fact(gro
                 return execution["status"] == "expired"
 
             await until(expired, "the order that nobody sent to be given up", limit_s=60)
-            # … but it was sent: it had been on its way to the broker all the time
+            # … but it had been sent: it was at the broker all the time
             order = Request(
-                kind="market", origin="expert", symbol="EURUSD", side="buy", lots=Decimal("0.30"), tag=number, magic=number
+                kind="market",
+                origin="expert",
+                symbol="EURUSD",
+                side="buy",
+                lots=Decimal("0.30"),
+                tag=number,
+                magic=number,
             )
             placed = await ground.paper.submit(desk.follower.login, order)
             assert isinstance(placed, Placed)
-            answer = await ground.shelter.call_as(
-                str(before["agent"]), "report_executions", "p_reports", {"reports": [late_report(desk, before, number, placed)]}
+            answer = await ground.testbed.call_as(
+                str(before["agent"]),
+                "report_executions",
+                "p_reports",
+                {"reports": [late_report(desk, before, number, placed)]},
             )
-            assert [result["status"] for result in cast(dict[str, list[dict[str, str]]], answer)["results"]] == ["accepted"]
+            assert [result["status"] for result in cast(dict[str, list[dict[str, str]]], answer)["results"]] == [
+                "accepted"
+            ]
             [execution] = await ground.executions(desk.follower)
             assert execution["status"] == "completed"
             await desk.assert_money_laws()
@@ -202,7 +214,7 @@ async def test_a_fill_reported_after_expired_and_from_an_old_epoch_is_a_fact(gro
 
 
 def late_report(desk: Desk, before: Mapping[str, object], number: int, placed: Placed) -> dict[str, object]:
-    """What the agent of the old epoch says: filled."""
+    """The report of the agent with the old epoch: filled."""
     [position] = placed.positions
     now = datetime.now(UTC).isoformat()
     return {

@@ -1,17 +1,18 @@
-"""DESIGN §4.1: closes follow the level, opens are decided once, and what cannot be read is not "closed".
+"""Law 4.1: closes follow the level, opens are decided once, and what cannot be read is not "closed".
 
 Covered elsewhere with the real parts, and not repeated here:
 * events delivered again and in reverse: tests/scenarios/delivered_twice.yaml
 * opens too small latched for ever, reductions that do not drift: tests/scenarios/below_min.yaml, partial_closes.yaml
 * a follower closed by hand stays closed: tests/scenarios/by_hand.yaml
 * a close that overtakes its open: tests/scenarios/close_in_flight.yaml
-* two reads without a position are evidence, one is not: tests/sql/test_planner.py, tests/agent/test_watcher.py
+* two reads without a position are evidence, one is not: tests/sql/planner/test_planner.py,
+  tests/watching/test_watcher.py
 """
 
 from decimal import Decimal
 
 import pytest
-from fault_ground import Ground, until
+from fault_harness import Ground, until
 
 from agent.paper.records import SnapshotFault
 
@@ -68,7 +69,7 @@ async def test_a_master_that_cannot_be_read_closes_nothing(ground: Ground, fault
             return now["session"] != session and now["account_status"] == "connected"
 
         await until(back, "the master's next session")
-        # what only a session that reads well can tell: a change after the fault
+        # a change after the fault, which only a session that reads correctly can report
         await desk.close(closed, "0.05")
         await ground.paper.modify(desk.master.login, kept, sl=Decimal("1.05"), tp=None)
         await desk.assert_money_laws()

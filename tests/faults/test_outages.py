@@ -1,9 +1,9 @@
-"""DESIGN §4.3 and §4.4: what is away comes back, and the copying with it; heartbeats alone do the upkeep.
+"""Laws 4.3 and 4.4: copying resumes after outages; heartbeats alone run the upkeep.
 
 Covered elsewhere with the real parts, and not repeated here:
 * callers see a database restart as 503 and nothing else: tests/stack/test_stack.py
 * the database gone for seconds in a scenario: tests/scenarios/ (drop: {database})
-* an outage of the database does not move the farm: tests/sql/test_lease.py
+* an outage of the database does not move the farm: tests/sql/upkeep/test_lease.py
 """
 
 import asyncio
@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
-from fault_ground import Desk, Ground, until
+from fault_harness import Desk, Ground, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
 
@@ -42,7 +42,7 @@ class Load:
             await task
 
     async def more(self, trades: int) -> None:
-        """Wait until so many further trades were made."""
+        """Wait until the given number of further trades were made."""
         goal = self.trades + trades
         async with asyncio.timeout(60):
             while self.trades < goal:
@@ -65,11 +65,11 @@ class Load:
 
 
 async def restart_database(ground: Ground) -> None:
-    await ground.shelter.stack.restart_database()
+    await ground.testbed.stack.restart_database()
 
 
 async def restart_gateway(ground: Ground) -> None:
-    await ground.shelter.stack.restart_gateway()
+    await ground.testbed.stack.restart_gateway()
 
 
 @pytest.mark.parametrize("restart", [restart_database, restart_gateway])
@@ -85,7 +85,7 @@ async def test_a_restart_under_load_loses_nothing_and_doubles_nothing(
             await restart(ground)
             await load.more(20)
         await desk.close(kept, "0.20")
-        # the load is over and everything of it closed: no follower may keep what the master has not
+        # the load is over and everything of it closed: no follower may hold what the master does not
         await desk.assert_money_laws(limit_s=60)
         after = await desk.open("EURUSD", "0.30")
         await desk.holds(2)
@@ -95,9 +95,10 @@ async def test_a_restart_under_load_loses_nothing_and_doubles_nothing(
 
 @asynccontextmanager
 async def no_scheduler(ground: Ground) -> AsyncIterator[None]:
-    """pg_cron is dead: not one of its jobs runs any more.
+    """pg_cron is dead: none of its jobs runs.
 
-    Leases keep their length: below twice the pause between two runs of maintain() each run would take the pause for an outage.
+    Leases keep their length: below twice the pause between two runs of maintain() each run would take the pause for an
+    outage.
     """
     await ground.rows(CRON, active=False)
     try:
@@ -106,7 +107,7 @@ async def no_scheduler(ground: Ground) -> AsyncIterator[None]:
         await ground.rows(CRON, active=True)
 
 
-async def test_with_a_dead_scheduler_heartbeats_alone_do_the_upkeep(ground: Ground) -> None:
+async def test_with_a_dead_scheduler_heartbeats_alone_run_the_upkeep(ground: Ground) -> None:
     home, away, spare = await ground.vps("home"), await ground.vps("away"), await ground.vps("spare")
     async with no_scheduler(ground), ground.desk(home, [away, home]) as desk:
         moved, beside = desk.followers
@@ -115,13 +116,13 @@ async def test_with_a_dead_scheduler_heartbeats_alone_do_the_upkeep(ground: Grou
         async def ran() -> bool:
             return await ground.one(LAST_RUN) != stopped_at
 
-        # a refused order is tried again by the clock …
+        # the upkeep retries a refused order …
         await ground.paper.fault(beside.login, "requote", next_orders=2)
         ticket = await desk.open(lots="0.20")
         await desk.holds(1)
         await until(ran, "a heartbeat to run maintain()")
         await desk.assert_money_laws()
-        # … and a lost VPS is found by it
+        # … and finds a lost VPS
         await ground.kill(away)
         await desk.close(ticket, "0.10")
 

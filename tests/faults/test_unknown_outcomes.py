@@ -1,8 +1,8 @@
-"""DESIGN §4.5: an unknown outcome is not a failure, and no execution number becomes two orders.
+"""Law 4.5: an unknown outcome is not a failure, and no execution number becomes two orders.
 
 Covered elsewhere with the real parts, and not repeated here:
-* the same at the moments "journalled, not sent" and "answered, while reporting" with the real engine, journal and broker
-  and a scripted database: tests/agent/test_engine_killed.py
+* the same at the moments "journalled, not sent" and "answered, while reporting" with the real engine, journal and
+  broker and a scripted database: tests/execution/test_engine_killed.py
 * an order whose answer was lost is adopted: tests/scenarios/timeout_executed.yaml
 * an agent killed between trades: tests/scenarios/agent_killed.yaml
 """
@@ -13,15 +13,15 @@ from decimal import Decimal
 
 import psycopg
 import pytest
-from fault_ground import Desk, Ground, until
+from fault_harness import Desk, Ground, until
 
-from agent.demo.farm import Vps
-from agent.demo.quiet import Worked
 from agent.paper.profile import Profile
+from agent.testbed.farm import Vps
+from agent.testbed.quiescence import Worked
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
 
-#: and it puts words of its own into every comment: only the number that an order carries tells whose it is
+#: the broker also changes every comment: only the number in an order identifies it
 SLOW = Profile(latency_ms_min=600, latency_ms_max=600, keeps_comments=False)
 BLOCKED = """
   select pid from pg_stat_activity
@@ -31,19 +31,21 @@ END = "select pg_terminate_backend(pid) from pg_stat_activity where pid = any(%(
 
 @asynccontextmanager
 async def planning_held(ground: Ground, account: Worked) -> AsyncIterator[None]:
-    """Nobody else can plan for the account, so no report about it can be accepted."""
-    async with await psycopg.AsyncConnection.connect(ground.shelter.stack.dsn) as other:
-        await other.execute("select 1 from private.plan_locks where account_id = %s for no key update", (account.account_id,))
+    """Lock the account, so that no report about it can be accepted."""
+    async with await psycopg.AsyncConnection.connect(ground.testbed.stack.dsn) as other:
+        await other.execute(
+            "select 1 from private.plan_locks where account_id = %s for no key update", (account.account_id,)
+        )
         yield
 
 
 async def killed_before_the_answer(ground: Ground, desk: Desk, vps: Vps, number: int) -> None:
-    """The order is at the broker, which takes its time; the agent dies waiting."""
+    """The broker is slow; the agent is killed while it waits for the answer."""
     await ground.kill(vps)
 
 
 async def killed_after_the_answer(ground: Ground, desk: Desk, vps: Vps, number: int) -> None:
-    """The order is filled and the agent knows; its report waits in the database and dies with it."""
+    """The order is filled and the agent knows it; it is killed while its report waits in the database."""
     async with planning_held(ground, desk.follower):
         await desk.holds(1)
         pids: list[object] = []
@@ -96,7 +98,10 @@ async def test_a_broker_that_hangs_on_one_order_delays_no_other_account(ground: 
         patient = {"paper": {"order_timeout_s": 60, "read_timeout_s": 60}}
         before = (await ground.assigned(hanging))["session"]
         await ground.farm.backend.rpc(
-            "update_account", "p_request", {"account_id": hanging.account_id, "settings": patient}, token=ground.owner.token
+            "update_account",
+            "p_request",
+            {"account_id": hanging.account_id, "settings": patient},
+            token=ground.owner.token,
         )
 
         async def again() -> bool:

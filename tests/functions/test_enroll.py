@@ -2,15 +2,19 @@
 
 import asyncio
 import hashlib
+import itertools
 from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
 import pytest
 
-from agent.local.stack import Stack
+from agent.stack.stack import Stack
 
 Answer = tuple[int, dict[str, Any]]
+
+
+_numbers = itertools.count(1)
 
 
 class Caller:
@@ -19,9 +23,20 @@ class Caller:
     def __init__(self, stack: Stack, http: aiohttp.ClientSession) -> None:
         self.stack = stack
         self.http = http
+        self._number = next(_numbers)
+
+    def vps(self, which: str) -> str:
+        """A name that no other test gives."""
+        return f"vps-{self._number}-{which}"
 
     async def post(
-        self, path: str, body: object = None, *, data: bytes | None = None, key: str | None = None, jwt: str | None = None
+        self,
+        path: str,
+        body: object = None,
+        *,
+        data: bytes | None = None,
+        key: str | None = None,
+        jwt: str | None = None,
     ) -> Answer:
         headers = {"apikey": key} if key else {}
         if jwt:
@@ -40,7 +55,9 @@ class Caller:
         return await self.post(f"/rest/v1/rpc/{name}", body, key=self.stack.publishable_key, jwt=jwt)
 
     async def token(self) -> str:
-        status, made = await self.post("/rest/v1/rpc/create_enrollment_token", {"p_request": {}}, key=self.stack.secret_key)
+        status, made = await self.post(
+            "/rest/v1/rpc/create_enrollment_token", {"p_request": {}}, key=self.stack.secret_key
+        )
         assert status == 200, made
         token = made["token"]
         assert isinstance(token, str)
@@ -65,9 +82,11 @@ async def caller(stack: Stack) -> AsyncIterator[Caller]:
 
 async def test_a_token_becomes_an_agent_that_signs_in_again_and_again(caller: Caller) -> None:
     token = await caller.token()
-    status, identity = await caller.enroll(token=token, name="vps-a", platforms=["paper", "mt5"], region="lon", capacity=7)
+    status, identity = await caller.enroll(
+        token=token, name=caller.vps("a"), platforms=["paper", "mt5"], region="lon", capacity=7
+    )
     assert status == 201, identity
-    assert identity["name"] == "vps-a"
+    assert identity["name"] == caller.vps("a")
     assert identity["publishable_key"] == caller.stack.publishable_key
     stored = await caller.value("select secret_hash from private.vps_secrets where vps_id = %s", identity["vps_id"])
     assert stored == hashlib.sha256(identity["secret"].encode()).hexdigest()
@@ -78,13 +97,15 @@ async def test_a_token_becomes_an_agent_that_signs_in_again_and_again(caller: Ca
         assert status == 200, session
         assert set(session) == {"access_token", "refresh_token", "expires_in"}
         status, beat = await caller.rpc(
-            "vps_heartbeat", {"p_heartbeat": {"agent_version": "0", "accounts": []}}, jwt=session["access_token"]
+            "vps_heartbeat", {"p_heartbeat": {"protocol_version": 2, "accounts": []}}, jwt=session["access_token"]
         )
         assert status == 200, beat
         assert beat["vps_id"] == identity["vps_id"]
 
     status, refreshed = await caller.post(
-        "/auth/v1/token?grant_type=refresh_token", {"refresh_token": session["refresh_token"]}, key=caller.stack.publishable_key
+        "/auth/v1/token?grant_type=refresh_token",
+        {"refresh_token": session["refresh_token"]},
+        key=caller.stack.publishable_key,
     )
     assert status == 200, refreshed
 
@@ -94,17 +115,17 @@ async def test_a_token_becomes_an_agent_that_signs_in_again_and_again(caller: Ca
 
 async def test_a_refused_enrolment_leaves_no_user_behind(caller: Caller) -> None:
     token = await caller.token()
-    assert (await caller.enroll(token=token, name="vps-a", platforms=["paper"]))[0] == 201
+    assert (await caller.enroll(token=token, name=caller.vps("a"), platforms=["paper"]))[0] == 201
     before = await caller.users()
 
-    status, refusal = await caller.enroll(token=token, name="vps-b", platforms=["paper"])
+    status, refusal = await caller.enroll(token=token, name=caller.vps("b"), platforms=["paper"])
     assert (status, refusal["code"]) == (403, "TC210")
     assert refusal["hint"]
-    status, refusal = await caller.enroll(token="tce_" + "0" * 64, name="vps-b", platforms=["paper"])
+    status, refusal = await caller.enroll(token="tce_" + "0" * 64, name=caller.vps("b"), platforms=["paper"])
     assert (status, refusal["code"]) == (403, "TC210")
-    status, refusal = await caller.enroll(token=await caller.token(), name="vps-a", platforms=["paper"])
+    status, refusal = await caller.enroll(token=await caller.token(), name=caller.vps("a"), platforms=["paper"])
     assert (status, refusal["code"]) == (409, "TC211")
-    status, refusal = await caller.enroll(token=await caller.token(), name="vps-b", platforms=["abacus"])
+    status, refusal = await caller.enroll(token=await caller.token(), name=caller.vps("b"), platforms=["abacus"])
     assert (status, refusal["code"]) == (400, "TC001")
     assert "abacus" in refusal["message"]
     assert await caller.users() == before
@@ -112,15 +133,18 @@ async def test_a_refused_enrolment_leaves_no_user_behind(caller: Caller) -> None
 
 async def test_of_many_machines_with_one_token_exactly_one_joins(caller: Caller) -> None:
     token, before = await caller.token(), await caller.users()
-    answers = await asyncio.gather(*(caller.enroll(token=token, name=f"vps-{n}", platforms=["paper"]) for n in range(4)))
+    vpses = await caller.value("select count(*) from public.vps_instances")
+    answers = await asyncio.gather(
+        *(caller.enroll(token=token, name=caller.vps(str(n)), platforms=["paper"]) for n in range(4))
+    )
     assert sorted(status for status, _ in answers) == [201, 403, 403, 403]
-    assert await caller.value("select count(*) from public.vps_instances") == 1
+    assert await caller.value("select count(*) from public.vps_instances") == vpses + 1
     assert await caller.users() == before + 1  # users made for the losers are gone
 
 
 async def test_signing_in_needs_the_secret_of_a_vps_that_is_not_retired(caller: Caller) -> None:
-    _, identity = await caller.enroll(token=await caller.token(), name="vps-a", platforms=["paper"])
-    _, other = await caller.enroll(token=await caller.token(), name="vps-b", platforms=["paper"])
+    _, identity = await caller.enroll(token=await caller.token(), name=caller.vps("a"), platforms=["paper"])
+    _, other = await caller.enroll(token=await caller.token(), name=caller.vps("b"), platforms=["paper"])
     status, refusal = await caller.session(vps_id=identity["vps_id"], secret=other["secret"])
     assert (status, refusal["code"]) == (401, "TC212")
 
@@ -164,11 +188,11 @@ async def test_an_outage_is_told_as_one_and_costs_nothing(caller: Caller) -> Non
         await connection.execute("alter function public.enroll_vps(jsonb) rename to enroll_vps_away")
         await connection.execute("notify pgrst, 'reload schema'")
     before = await caller.users()
-    status, refusal = await caller.enroll(token=token, name="vps-a", platforms=["paper"])
+    status, refusal = await caller.enroll(token=token, name=caller.vps("a"), platforms=["paper"])
     assert (status, refusal["code"]) == (503, "TC141")
     assert await caller.users() == before
 
     async with await caller.stack.database.connect_async() as connection:
         await connection.execute("alter function public.enroll_vps_away(jsonb) rename to enroll_vps")
         await connection.execute("notify pgrst, 'reload schema'")
-    assert (await caller.enroll(token=token, name="vps-a", platforms=["paper"]))[0] == 201
+    assert (await caller.enroll(token=token, name=caller.vps("a"), platforms=["paper"]))[0] == 201

@@ -1,4 +1,4 @@
-"""How the paper broker deals: what is refused, what a deal leaves behind, what it costs."""
+"""The paper broker's executions: what is refused, what remains afterwards, what it costs."""
 
 from datetime import timedelta
 from decimal import Decimal
@@ -84,8 +84,11 @@ def test_a_retickets_book_gives_the_rest_a_new_ticket_that_names_the_old() -> No
     assert held.ticket != position.ticket
     assert (held.replaces, held.lots, held.price) == (position.ticket, D("0.70"), position.price)
     assert held.comment == f"from #{position.ticket}"
-    assert [(touched.ticket, touched.lots) for touched in answer.positions] == [(position.ticket, 0), (held.ticket, D("0.70"))]
-    # nobody is told that the old ticket closed: it goes on under another number
+    assert [(touched.ticket, touched.lots) for touched in answer.positions] == [
+        (position.ticket, 0),
+        (held.ticket, D("0.70")),
+    ]
+    # no close of the old ticket is published: the position continues under another number
     assert [change.position.ticket for change in trading.announced] == [position.ticket, held.ticket]
 
 
@@ -186,7 +189,9 @@ def test_an_account_without_hedging_refuses_the_opposite_side() -> None:
     assert trading.send("market", side="sell", lots="1").reason == "no_hedging"
 
 
-@pytest.mark.parametrize(("first", "second", "left"), [("1.00", "0.40", "buy"), ("0.40", "1.00", "sell"), ("0.70", "0.70", None)])
+@pytest.mark.parametrize(
+    ("first", "second", "left"), [("1.00", "0.40", "buy"), ("0.40", "1.00", "sell"), ("0.70", "0.70", None)]
+)
 def test_close_by_leaves_the_difference(first: str, second: str, left: str | None) -> None:
     trading = Trading()
     long, short = trading.open("buy", first), trading.open("sell", second)
@@ -216,7 +221,9 @@ def test_a_refusal_leaves_no_trace_but_its_record() -> None:
     deals = list(trading.book.deals)
     trading.send("market", lots="1", sl="2.0", tag=7)
     assert (trading.book.deals, trading.book.history, trading.announced) == (deals, [], [])
-    assert [(record.tag, record.outcome, record.reason) for record in trading.book.requests] == [(7, "refused", "invalid_stops")]
+    assert [(record.tag, record.outcome, record.reason) for record in trading.book.requests] == [
+        (7, "refused", "invalid_stops")
+    ]
 
 
 def test_tickets_never_repeat_between_books() -> None:
@@ -271,7 +278,7 @@ def test_close_only_still_lets_a_netting_account_reduce() -> None:
     assert trading.send("market", side="sell", lots="1.00").status == "done"
 
 
-# --- what prices and time set off ------------------------------------------------------------------
+# --- triggered by prices and time ------------------------------------------------------------------
 
 
 def test_a_gap_through_the_stop_loss_fills_at_the_market() -> None:
@@ -302,7 +309,9 @@ def test_a_pending_order_without_money_is_deleted_when_it_triggers() -> None:
 
 def test_a_filled_pending_order_carries_its_levels_tag_and_comment() -> None:
     trading = Trading()
-    trading.send("pending", order_type="stop", lots="0.5", price="1.11000", sl="1.10500", tp="1.12000", tag=9, comment="c")
+    trading.send(
+        "pending", order_type="stop", lots="0.5", price="1.11000", sl="1.10500", tp="1.12000", tag=9, comment="c"
+    )
     trading.price("EURUSD", "1.11000", "1.11010")
     (position,) = trading.positions
     assert (position.sl, position.tp, position.tag, position.comment) == (D("1.10500"), D("1.12000"), 9, "c")

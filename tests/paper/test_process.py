@@ -1,10 +1,11 @@
-"""The broker as a process: it outlives its clients, keeps its books when asked to, and never outlives its parent."""
+"""The broker as a process: it outlives its clients, stores its books on request, and never outlives its parent."""
 
 import asyncio
 import os
 import signal
 import sys
 from asyncio.subprocess import PIPE
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from agent.model import AccountId, ExecutionId, Login, Order, Placed
 from agent.paper.client import PaperClient, PaperLost, ticket_of
 from agent.paper.process import PaperProcess
 from agent.paper.profile import Profile
+from agent.platforms.adapter import LoginRefused
 from agent.platforms.factory import PlatformFactory
 
 D = Decimal
@@ -27,9 +29,10 @@ from decimal import Decimal
 from agent.model import AccountId, ExecutionId, Login, Order
 from agent.platforms.factory import PlatformFactory
 
-async def main(address, token):
+async def main(address, password):
     adapter = PlatformFactory().create("paper")
-    login = Login(account_id=AccountId("a"), platform="paper", server=address, login="1001", password=token)
+    login = Login(account_id=AccountId("a"), platform="paper", server="Paper", address=address, login="1001",
+    password=password)
     await adapter.connect(login, lambda: 1)
     order = Order(tag=ExecutionId(77), kind="market", symbol="EURUSD", side="buy", lots=Decimal("0.30"))
     print(type(await adapter.place(order)).__name__, flush=True)
@@ -63,16 +66,25 @@ async def test_an_agent_killed_with_9_finds_its_position_again() -> None:
     async with PaperProcess() as broker, await broker.client() as paper:
         await paper.open_book("1001")
         await paper.set_prices(PRICES)
-        agent = await asyncio.create_subprocess_exec(sys.executable, "-c", _AGENT, broker.address, stdin=PIPE, stdout=PIPE)
+        agent = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", _AGENT, broker.address, stdin=PIPE, stdout=PIPE
+        )
         assert agent.stdin is not None
         assert agent.stdout is not None
-        agent.stdin.write(broker.token.encode() + b"\n")
+        agent.stdin.write(b"pw\n")
         async with asyncio.timeout(20):
             assert (await agent.stdout.readline()).strip() == b"Placed"
         agent.kill()
         await agent.wait()
         adapter = PlatformFactory().create("paper")
-        login = Login(account_id=AccountId("a"), platform="paper", server=broker.address, login="1001", password=broker.token)
+        login = Login(
+            account_id=AccountId("a"),
+            platform="paper",
+            server="Paper",
+            address=broker.address,
+            login="1001",
+            password="pw",
+        )
         await adapter.connect(login, lambda: 1)
         try:
             (position,) = await adapter.positions()
@@ -87,7 +99,9 @@ async def test_books_survive_a_killed_broker_when_they_are_kept(tmp_path: Path) 
     await broker.start()
     try:
         async with await broker.client() as paper:
-            await paper.open_book("1001", currency="EUR", leverage=50, profile=Profile(seed=5, commission_per_lot=D("3.5")))
+            await paper.open_book(
+                "1001", currency="EUR", leverage=50, profile=Profile(seed=5, commission_per_lot=D("3.5"))
+            )
             await paper.open_book("1002", mode="netting")
             await paper.set_prices(PRICES)
             kept = ticket_of(await paper.market("1001", "EURUSD", "buy", D("0.50"), sl=D("1.09000")))
@@ -118,10 +132,18 @@ async def test_a_broker_killed_in_a_burst_forgets_nothing_that_it_confirmed(tmp_
         async with await broker.client() as paper:
             await paper.open_book("1001", balance=D(1_000_000))
             await paper.set_prices(PRICES)
-        login = Login(account_id=AccountId("a"), platform="paper", server=broker.address, login="1001", password=broker.token)
+        login = Login(
+            account_id=AccountId("a"),
+            platform="paper",
+            server="Paper",
+            address=broker.address,
+            login="1001",
+            password="pw",
+        )
         await adapter.connect(login, lambda: 1)
         orders = [
-            Order(tag=ExecutionId(tag), kind="market", symbol="EURUSD", side="buy", lots=D("0.01")) for tag in range(1, 301)
+            Order(tag=ExecutionId(tag), kind="market", symbol="EURUSD", side="buy", lots=D("0.01"))
+            for tag in range(1, 301)
         ]
         placing = [asyncio.create_task(adapter.place(order)) for order in orders]
         async with asyncio.timeout(20):
@@ -208,9 +230,10 @@ async def test_the_command_serves_a_user_s_account_until_it_is_interrupted(numbe
     login = Login(
         account_id=AccountId("a"),
         platform="paper",
-        server=said["paper broker"],
+        server="Paper",
+        address=said["paper broker"],
         login="mine",
-        password=said["token"],
+        password="my own",
         currency="EUR",
         settings={"paper": {"balance": "5000", "leverage": 30}},
     )
@@ -243,6 +266,36 @@ async def test_the_command_keeps_books_and_token(tmp_path: Path) -> None:
     assert (tmp_path / "token").stat().st_mode & 0o077 == 0
 
 
+async def test_a_second_broker_on_one_folder_is_refused_until_the_first_is_gone(tmp_path: Path) -> None:
+    first = PaperProcess(data=tmp_path)
+    await first.start()
+    try:
+        async with await first.client() as paper:
+            await paper.open_book("1001", balance=D(123))
+        second = await command("--data", str(tmp_path), "--no-feed")
+        async with asyncio.timeout(20):
+            _, errors = await second.communicate()
+        assert second.returncode == 1
+        assert b"TC620: another paper broker is using the folder" in errors
+        assert errors.count(b"\n") == 1
+        await first.kill()
+        await first.start()
+        async with await first.client() as paper:
+            assert (await paper.book("1001")).balance == D(123)
+    finally:
+        await first.stop()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such modes")
+async def test_books_are_readable_for_their_owner_only(tmp_path: Path) -> None:
+    (tmp_path / "books.sqlite3").touch(0o644)
+    async with PaperProcess(data=tmp_path) as broker, await broker.client() as paper:
+        await paper.open_book("1001")
+        modes = {file.name: oct(file.stat().st_mode & 0o777) for file in tmp_path.iterdir()}
+    assert modes["books.sqlite3"] == "0o600"
+    assert set(modes.values()) == {"0o600"}
+
+
 async def test_a_taken_port_is_one_readable_line() -> None:
     async with PaperProcess() as broker:
         process = await command("--port", broker.address.rpartition(":")[2])
@@ -250,3 +303,29 @@ async def test_a_taken_port_is_one_readable_line() -> None:
     assert process.returncode == 1
     assert b"choose another --port" in errors
     assert b"Traceback" not in errors
+
+
+async def test_kept_passwords_are_hashes_and_hold_after_a_restart(tmp_path: Path) -> None:
+    broker = PaperProcess(data=tmp_path / "books")
+    await broker.start()
+    login = Login(
+        account_id=AccountId("a"), platform="paper", server="Paper", address=broker.address, login="1001",
+        password="open sesame",
+        settings={"paper": {"balance": "1"}},
+    )  # fmt: skip
+    adapter = PlatformFactory().create("paper")
+    try:
+        await adapter.connect(login, lambda: 1)
+        async with await broker.client() as paper:
+            await paper.open_book("1002")
+        await broker.kill()
+        kept = b"".join(file.read_bytes() for file in (tmp_path / "books").iterdir())
+        assert b"1001" in kept
+        assert b"sesame" not in kept
+        await broker.start()
+        with pytest.raises(LoginRefused):
+            await adapter.connect(replace(login, password="guess"), lambda: 1)
+        await adapter.connect(login, lambda: 1)
+    finally:
+        await adapter.close()
+        await broker.stop()

@@ -1,4 +1,4 @@
-"""A broker's moods: reproducible by seed, and only for programs."""
+"""A broker's random outcomes: reproducible by seed, and only for programs."""
 
 from collections import Counter
 from dataclasses import replace
@@ -14,7 +14,13 @@ from agent.paper.records import Answer, Request
 
 D = Decimal
 MOODY = Profile(
-    seed=11, latency_ms_min=5, latency_ms_max=50, slippage_points_max=4, reject_rate=0.2, requote_rate=0.2, partial_rate=0.3
+    seed=11,
+    latency_ms_min=5,
+    latency_ms_max=50,
+    slippage_points_max=4,
+    reject_rate=0.2,
+    requote_rate=0.2,
+    partial_rate=0.3,
 )
 
 

@@ -1,4 +1,4 @@
-"""What holds after any sequence of orders, prices and faults."""
+"""Invariants after any sequence of orders, prices and faults."""
 
 from collections import Counter
 from decimal import Decimal
@@ -24,14 +24,16 @@ STEPS = st.lists(
         st.tuples(st.just("close_by"), st.integers(0, 9), st.integers(0, 9)),
         st.tuples(st.just("pending"), SIDES, LOTS, POINTS),
         st.tuples(st.just("price"), POINTS),
-        st.tuples(st.just("fault"), st.sampled_from(["reject", "requote", "partial", "timeout_executed", "timeout_lost"])),
+        st.tuples(
+            st.just("fault"), st.sampled_from(["reject", "requote", "partial", "timeout_executed", "timeout_lost"])
+        ),
     ),
     max_size=40,
 )
 
 
 def play(trading: Trading, steps: list[tuple[object, ...]]) -> None:
-    """Send every step as a program would, each order with a tag of its own."""
+    """Send every step as a program would, each order with its own tag."""
     for tag, step in enumerate(steps, start=1):
         tickets = list(trading.book.positions) or ["1"]
         match step:
@@ -48,7 +50,16 @@ def play(trading: Trading, steps: list[tuple[object, ...]]) -> None:
             case ("pending", side, lots, points):
                 level = D("1.10000") + D(points) / 100000  # type: ignore[arg-type]
                 kind = "limit" if (level < D("1.1")) == (side == "buy") else "stop"
-                send(trading, kind="pending", symbol="EURUSD", side=side, order_type=kind, lots=lots, price=level, tag=tag)
+                send(
+                    trading,
+                    kind="pending",
+                    symbol="EURUSD",
+                    side=side,
+                    order_type=kind,
+                    lots=lots,
+                    price=level,
+                    tag=tag,
+                )
             case ("price", points):
                 bid = D("1.10000") + D(points) / 100000  # type: ignore[arg-type]
                 trading.broker.set_prices({"EURUSD": (bid, bid + D("0.00010"))})
@@ -113,7 +124,7 @@ def test_what_is_held_is_what_was_dealt(book: dict[str, object], steps: list[tup
 @settings(max_examples=60, deadline=None)
 @given(steps=STEPS)
 def test_the_pushes_tell_the_whole_story(book: dict[str, object], steps: list[tuple[object, ...]]) -> None:
-    """Whoever applies every change, and lets `replaces` take the old ticket away, holds what the book holds."""
+    """Applying every change, and removing the old ticket that `replaces` names, gives the book's own positions."""
     trading = Trading(**book)
     play(trading, steps)
     mirror: dict[str, object] = {}
@@ -148,7 +159,9 @@ def test_no_request_is_executed_twice_and_what_was_lost_left_nothing(
 @BOOKS
 @settings(max_examples=60, deadline=None)
 @given(steps=STEPS)
-def test_equity_and_margin_are_recomputed_from_the_positions(book: dict[str, object], steps: list[tuple[object, ...]]) -> None:
+def test_equity_and_margin_are_recomputed_from_the_positions(
+    book: dict[str, object], steps: list[tuple[object, ...]]
+) -> None:
     trading = Trading(**book)
     play(trading, steps)
     state = trading.broker.state(LOGIN)

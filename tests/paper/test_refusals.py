@@ -1,4 +1,4 @@
-"""The reasons of a broker's no: each is documented, none is made up on the way."""
+"""The broker's refusal reasons: each one is documented, and no others appear."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The broker behind its port: who gets in, what nonsense does, what faults look like from outside."""
+"""The broker behind its port: who may log in, how invalid input is answered, how faults appear to a client."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -34,7 +34,7 @@ async def paper(server: PaperServer) -> AsyncIterator[PaperClient]:
 
 
 async def talk(server: PaperServer, *lines: bytes) -> list[dict[str, object]]:
-    """Raw lines in, as many parsed lines out."""
+    """Send raw lines and return as many parsed lines."""
     host, _, port = server.address.rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     try:
@@ -175,7 +175,14 @@ async def test_on_the_real_clock_orders_expire_and_latencies_end_by_themselves()
         later = soon + timedelta(days=1)
         await paper.limit("1001", "EURUSD", "buy", D("0.20"), D("1.09000"), expires_at=later)
         adapter = PlatformFactory().create("paper")
-        login = Login(account_id=AccountId("a"), platform="paper", server=server.address, login="1001", password=TOKEN)
+        login = Login(
+            account_id=AccountId("a"),
+            platform="paper",
+            server="Paper",
+            address=server.address,
+            login="1001",
+            password="pw",
+        )
         await adapter.connect(login, lambda: 1)
         order = Order(tag=ExecutionId(5), kind="market", symbol="EURUSD", side="buy", lots=D("0.10"))
         assert isinstance(await adapter.place(order), Placed)
@@ -191,7 +198,7 @@ async def test_a_session_that_goes_away_with_orders_under_way_has_them_carried_o
     await paper.open_book("1002", profile=Profile(latency_ms_min=20, latency_ms_max=20))
     host, _, port = server.address.rpartition(":")
     _, writer = await asyncio.open_connection(host, int(port))
-    writer.write(orjson.dumps({"id": 1, "op": "login", "token": TOKEN, "login": "1002"}) + b"\n")
+    writer.write(orjson.dumps({"id": 1, "op": "login", "password": "pw", "login": "1002"}) + b"\n")
     request = {"kind": "market", "symbol": "EURUSD", "side": "buy", "lots": "0.10", "tag": 9}
     writer.write(orjson.dumps({"id": 2, "op": "order", "request": request}) + b"\n")
     writer.close()
@@ -200,3 +207,28 @@ async def test_a_session_that_goes_away_with_orders_under_way_has_them_carried_o
     await paper.advance(timedelta(milliseconds=20))
     book = await paper.wait_for("1002", positions=1)
     assert book.positions[0].tag == 9
+
+
+async def test_of_two_first_logins_at_once_one_sets_the_password(server: PaperServer, paper: PaperClient) -> None:
+    async def log_in(password: str) -> str:
+        line = orjson.dumps({"id": 1, "op": "login", "login": "1001", "password": password})
+        (reply,) = await talk(server, line)
+        return "ok" if "ok" in reply else str(reply["error"]["code"])  # type: ignore[index]
+
+    answers = await asyncio.gather(*(log_in(f"password-{n}") for n in range(4)))
+    assert sorted(answers) == ["ok", "wrong_password", "wrong_password", "wrong_password"]
+    assert await log_in(f"password-{answers.index('ok')}") == "ok"
+
+
+async def test_a_program_has_no_right_to_the_token_and_none_by_it(server: PaperServer, paper: PaperClient) -> None:
+    login = {"op": "login", "login": "1001", "password": "pw"}
+    replies = await talk(
+        server,
+        orjson.dumps({"id": 1, "op": "login", "login": "1001", "token": TOKEN}),
+        orjson.dumps({"id": 2, **login}),
+        orjson.dumps({"id": 3, "op": "set_passwords", "login": "1001", "password": "x"}),
+        orjson.dumps({"id": 4, "op": "hello", "token": TOKEN}),
+    )
+    assert ["ok" in reply for reply in replies] == [False, True, False, False]
+    assert await talk(server, orjson.dumps({"id": 5, **login, "password": ""})) != []
+    assert not any("pw" in str(entry.fields) or TOKEN in str(entry.fields) for entry in await paper.journal("1001"))

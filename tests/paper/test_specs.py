@@ -1,4 +1,4 @@
-"""What a symbol's name says."""
+"""What a symbol's name means."""
 
 from decimal import Decimal
 
@@ -51,7 +51,15 @@ def test_the_digits_of_a_statement_s_prices_go_before_the_usual_ones() -> None:
 
 
 def test_the_default_symbols_are_the_documented_ones() -> None:
-    assert [spec.name for spec in default_specs()] == ["EURUSD", "GBPUSD", "USDJPY", "XAUUSD", "US30", "NAS100", "BTCUSD"]
+    assert [spec.name for spec in default_specs()] == [
+        "EURUSD",
+        "GBPUSD",
+        "USDJPY",
+        "XAUUSD",
+        "US30",
+        "NAS100",
+        "BTCUSD",
+    ]
 
 
 @given(st.text(min_size=1, max_size=20), st.integers(0, 8))

@@ -1,4 +1,4 @@
-"""Short ways to trade in a `Broker` directly, without a server: for tests of the rules themselves."""
+"""Short functions to trade in a `Broker` directly, without a server: for tests of the rules themselves."""
 
 from decimal import Decimal
 from typing import Any
@@ -35,7 +35,7 @@ class Trading:
         self.broker.set_prices({symbol: (D(bid), D(ask))})
 
     def send(self, kind: str, **fields: Any) -> Answer:
-        """A request; texts become decimals."""
+        """A request; strings are converted to decimals."""
         for name in ("lots", "price", "sl", "tp", "reference_price"):
             if isinstance(fields.get(name), str):
                 fields[name] = D(fields[name])

@@ -1,4 +1,4 @@
-"""An adapter that is connected to an account, and short ways to use it in tests."""
+"""An adapter that is connected to an account, with helpers for tests."""
 
 import asyncio
 import itertools
@@ -10,7 +10,7 @@ from typing import Any
 from counterparties import Counterparty
 
 from agent.model import Change, Changed, ExecutionId, Login, Mode, Order, Placed, Position, Result, Side, Ticket
-from agent.platforms.protocol import Adapter
+from agent.platforms.adapter import Adapter
 
 WAIT_S = 5.0
 
@@ -41,7 +41,7 @@ class Connected:
         return await self.adapter.place(self.order(kind, **fields))
 
     async def open(self, side: Side = "buy", lots: str = "0.50", **fields: Any) -> Position:
-        """Open at the market; the position that is held afterwards."""
+        """Open at the market; returns the position."""
         placed = await self.place("market", side=side, lots=Decimal(lots), **fields)
         assert isinstance(placed, Placed), placed
         return next(position for position in placed.positions if position.lots)

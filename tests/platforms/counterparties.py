@@ -1,4 +1,4 @@
-"""The broker's side of each platform, as the contract suite needs it: prices, the account's human, faults, time."""
+"""The broker's side of each platform for the contract suite: prices, trades by hand, faults, time."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,8 +11,8 @@ from agent.paper.client import PaperClient, ticket_of
 from agent.paper.profile import Profile
 from agent.paper.records import OrderFault, SnapshotFault
 from agent.paper.server import PaperServer, ServerSettings
+from agent.platforms.adapter import Adapter
 from agent.platforms.factory import PlatformFactory
-from agent.platforms.protocol import Adapter
 
 TOKEN = "contract-token"
 
@@ -77,12 +77,14 @@ class PaperCounterparty:
     async def open_account(self, login: str, mode: Mode = "hedging", latency_ms: int = 0) -> Login:
         profile = Profile(latency_ms_min=latency_ms, latency_ms_max=latency_ms)
         await self._paper.open_book(login, mode=mode, profile=profile)
+        await self._paper.set_passwords(login, password="pw")
         return Login(
             account_id=AccountId(login),
             platform=self.platform,
-            server=self._server.address,
+            server="Paper",
+            address=self._server.address,
             login=login,
-            password=TOKEN,
+            password="pw",
             mode=mode,
             settings={"paper": {"order_timeout_s": 0.3, "read_timeout_s": 2}},
         )

@@ -1,4 +1,4 @@
-"""The contract that every platform's adapter keeps (agent/platforms/protocol.py), told as what an agent may rely on."""
+"""The contract of every platform's adapter (agent/platforms/adapter.py): what an agent may rely on."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -11,7 +11,7 @@ from connected import WAIT_S, Connected, by_ticket, connected
 from counterparties import Counterparty
 
 from agent.model import ExecutionId, Found, NotFound, Placed, Rejected, Unknown
-from agent.platforms.protocol import AdapterError, Capabilities, LoginRefused
+from agent.platforms.adapter import AdapterError, Capabilities, LoginRefused
 
 D = Decimal
 
@@ -112,7 +112,7 @@ async def test_a_sell_deals_at_the_bid(terminal: Connected) -> None:
     assert (await terminal.open("sell")).price == D("1.10000")
 
 
-async def test_a_market_order_may_bring_its_levels(terminal: Connected) -> None:
+async def test_a_market_order_may_carry_its_levels(terminal: Connected) -> None:
     need(terminal.broker, "protected_market_orders")
     position = await terminal.open(sl=D("1.09500"), tp=D("1.11000"))
     assert (position.sl, position.tp) == (D("1.09500"), D("1.11000"))
@@ -170,7 +170,7 @@ async def test_slippage_is_limited_from_the_reference_price(terminal: Connected)
 
 
 async def test_sending_an_order_twice_makes_two(terminal: Connected) -> None:
-    """No broker promises more: that a tag is sent once is the agent's own affair."""
+    """No broker promises more: the agent itself must send a tag only once."""
     order = terminal.order("market")
     first, second = await terminal.adapter.place(order), await terminal.adapter.place(order)
     assert isinstance(first, Placed)
@@ -216,7 +216,7 @@ async def test_a_pending_order_can_be_amended_and_cancelled(terminal: Connected)
         ("stop", "sell", "1.09000", "1.08000", "1.08010", "1.08000"),
     ],
 )
-async def test_a_filled_pending_order_names_itself_in_the_position(
+async def test_the_position_of_a_filled_pending_order_names_the_order(
     terminal: Connected, order_type: str, side: str, price: str, bid: str, ask: str, filled: str
 ) -> None:
     ticket = await pending(terminal, order_type=order_type, side=side, price=D(price))
@@ -252,7 +252,9 @@ async def test_a_pending_order_expires(terminal: Connected) -> None:
         ({"symbol": "NOSUCH"}, "unknown_symbol"),
     ],
 )
-async def test_a_senseless_pending_order_is_refused(terminal: Connected, fields: dict[str, object], reason: str) -> None:
+async def test_a_senseless_pending_order_is_refused(
+    terminal: Connected, fields: dict[str, object], reason: str
+) -> None:
     need(terminal.broker, "pending_orders")
     refused = await terminal.place("pending", **{"order_type": "limit", "price": D("1.09000"), **fields})
     assert isinstance(refused, Rejected)
@@ -299,7 +301,7 @@ async def test_changes_are_numbered_in_order_and_before_any_later_read(terminal:
     assert before < opened.seq < reduced.seq < after
     assert opened.unchanged_at <= opened.detected_at <= reduced.detected_at
     assert (opened.position.lots, reduced.position.lots) == (D("0.20"), D("0.15"))
-    # a read that begins with a higher number shows at least what the pushes before it said
+    # a read that begins with a higher number shows at least what earlier pushes reported
     assert await terminal.adapter.positions() == (reduced.position,)
 
 
@@ -368,19 +370,19 @@ async def test_a_refusal_is_definite(terminal: Connected, kind: str, reason: str
         ({"symbol": "GBPUSD"}, "no_quotes"),
     ],
 )
-async def test_an_order_that_cannot_be_is_refused(terminal: Connected, fields: dict[str, object], reason: str) -> None:
+async def test_an_invalid_order_is_refused(terminal: Connected, fields: dict[str, object], reason: str) -> None:
     refused = await terminal.place("market", **fields)
     assert isinstance(refused, Rejected)
     assert refused.reason == reason
 
 
-async def test_closing_what_is_not_there_is_refused(terminal: Connected) -> None:
+async def test_closing_an_unknown_ticket_is_refused(terminal: Connected) -> None:
     refused = await terminal.place("close", ticket="1")
     assert isinstance(refused, Rejected)
     assert refused.reason == "position_not_found"
 
 
-async def test_a_partial_fill_says_how_much(terminal: Connected) -> None:
+async def test_a_partial_fill_reports_its_lots(terminal: Connected) -> None:
     await terminal.broker.fail_order(terminal.login.login, "partial")
     placed = await terminal.place("market", lots=D("0.50"))
     assert isinstance(placed, Placed)
@@ -441,12 +443,16 @@ async def test_closes_changes_and_pending_orders_are_found_too(terminal: Connect
     assert (found.lots, found.price) == (D("0.50"), D("1.08910"))
 
 
-async def test_somebody_else_s_order_with_the_same_number_is_not_ours(terminal: Connected) -> None:
+async def test_another_program_s_order_with_the_same_tag_is_not_ours(terminal: Connected) -> None:
     order = terminal.order("market")
     await terminal.broker.open_by_hand(terminal.login.login, "EURUSD", "buy", "0.50", magic=order.tag)
     other = await terminal.adapter.place(replace(order, lots=D("0.40")))
     assert isinstance(other, Placed)
-    for different in (order, replace(order, side="sell", lots=D("0.40")), replace(order, tag=ExecutionId(order.tag + 1))):
+    for different in (
+        order,
+        replace(order, side="sell", lots=D("0.40")),
+        replace(order, tag=ExecutionId(order.tag + 1)),
+    ):
         assert isinstance(await terminal.adapter.find(different), NotFound)
 
 
@@ -458,7 +464,7 @@ async def test_a_connection_lost_after_sending_leaves_the_outcome_unknown(broker
         await broker.cut(terminal.login.login)
         assert isinstance(await placing, Unknown)
         await terminal.connect()
-        # the broker is still working on it: no absence is conclusive now, however long it takes
+        # the broker is still working on it: until it has finished, an absence is not conclusive
         assert await terminal.adapter.find(order) == NotFound(conclusive=False)
         await broker.advance(timedelta(milliseconds=50))
         found = await terminal.adapter.find(order)
@@ -539,10 +545,10 @@ async def test_a_stale_snapshot_shows_the_past(terminal: Connected) -> None:
     assert await terminal.adapter.positions() == (first, second)
 
 
-# --- in time or not at all -------------------------------------------------------------------------
+# --- deadlines ------------------------------------------------------------------------------------
 
 
-async def test_an_order_whose_time_is_over_is_not_sent(terminal: Connected) -> None:
+async def test_an_order_past_its_deadline_is_not_sent(terminal: Connected) -> None:
     late = replace(terminal.order("market"), send_before=datetime.now(UTC))
     refused = await terminal.adapter.place(late)
     assert isinstance(refused, Rejected)
@@ -551,6 +557,6 @@ async def test_an_order_whose_time_is_over_is_not_sent(terminal: Connected) -> N
     assert isinstance(await terminal.adapter.find(late), NotFound)
 
 
-async def test_an_order_in_time_is_sent(terminal: Connected) -> None:
+async def test_an_order_before_its_deadline_is_sent(terminal: Connected) -> None:
     in_time = replace(terminal.order("market"), send_before=datetime.now(UTC) + timedelta(minutes=1))
     assert isinstance(await terminal.adapter.place(in_time), Placed)

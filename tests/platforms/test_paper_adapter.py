@@ -1,4 +1,4 @@
-"""What only the paper adapter does: accounts that open themselves, absences that settle, age of a change."""
+"""What only the paper adapter does: accounts opened at the first login, the settle time, the age of a change."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -11,10 +11,10 @@ from connected import connected
 from counterparties import TOKEN, PaperCounterparty
 
 from agent.clock import boot_time
-from agent.model import AccountId, Changed, Login, NotFound, Unknown
+from agent.model import AccountId, Changed, Login, NotFound, Rejected, Unknown
 from agent.paper.profile import Profile
+from agent.platforms.adapter import AdapterError, LoginRefused
 from agent.platforms.paper.adapter import PaperAdapter
-from agent.platforms.protocol import AdapterError, LoginRefused
 
 D = Decimal
 
@@ -40,24 +40,90 @@ async def test_an_account_with_a_balance_opens_itself_once(paper: PaperCounterpa
     assert again.balance == D(2500)
 
 
-async def test_address_and_token_may_stand_in_the_settings(paper: PaperCounterparty) -> None:
-    login = await fresh_login(paper, balance="1000")
-    named = {"paper": {"balance": "1000", "address": login.server, "token": TOKEN}}
+async def test_settings_can_name_neither_address_nor_token(paper: PaperCounterparty) -> None:
+    login = await fresh_login(paper)
+    named = {"address": login.address, "server": login.address, "host": "127.0.0.1", "token": TOKEN}
+    for settings in (named, {"paper": named}):
+        with pytest.raises(AdapterError, match="does not answer") as raised:
+            await PaperAdapter().connect(replace(login, address="127.0.0.1:1", settings=settings), lambda: 1)
+        assert not isinstance(raised.value, LoginRefused)
+        with pytest.raises(AdapterError, match="does not answer"):
+            await PaperAdapter().connect(replace(login, address="", server=login.address, settings=settings), lambda: 1)
+
+
+async def test_an_error_message_names_neither_the_address_nor_what_answered_there() -> None:
+    async def shout(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 400 Secret-Service-9000\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(shout, "127.0.0.1", 0) as stranger:
+        port = stranger.sockets[0].getsockname()[1]
+        login = Login(
+            account_id=AccountId("a"),
+            platform="paper",
+            server="Paper",
+            login="1",
+            password="p",
+            address=f"127.0.0.1:{port}",
+        )
+        for where in (login, replace(login, address="127.0.0.1:1")):
+            with pytest.raises(AdapterError) as raised:
+                await PaperAdapter().connect(where, lambda: 1)
+            assert not isinstance(raised.value, LoginRefused)
+            for secret in (str(port), "127.0.0.1", "HTTP", "Secret", "JSON", "refused"):
+                assert secret not in str(raised.value)
+
+
+async def test_the_first_login_sets_the_password_and_another_one_is_refused(paper: PaperCounterparty) -> None:
+    login = await fresh_login(paper, balance="1", read_timeout_s=30)
     adapter = PaperAdapter()
-    state = await adapter.connect(replace(login, server="Paper-Demo", password="", settings=named), lambda: 1)
+    assert (await adapter.connect(login, lambda: 1)).trade_allowed
     await adapter.close()
-    assert state.server == "Paper-Demo"
+    for wrong in ("", "PW", "pw ", "x" * 1000, TOKEN):
+        with pytest.raises(LoginRefused):
+            await PaperAdapter().connect(replace(login, password=wrong), lambda: 1)
+    assert (await adapter.connect(login, lambda: 1)).login == login.login
+    await adapter.close()
 
 
-@pytest.mark.parametrize("wrong", [{"balance": "much"}, {"balance": "-1"}, {"balance": "1", "leverage": 0}, {"ping_s": "x"}])
+async def test_an_investor_password_reads_and_trades_nothing(paper: PaperCounterparty) -> None:
+    async with connected(paper) as terminal:
+        await terminal.open()
+    login = terminal.login
+    await paper.operator.set_passwords(login.login, password="new", investor_password="look")
+    adapter = PaperAdapter()
+    with pytest.raises(LoginRefused, match="wrong"):
+        await adapter.connect(login, lambda: 1)
+    assert not (await adapter.connect(replace(login, password="look"), lambda: 1)).trade_allowed
+    assert not (await adapter.account()).trade_allowed
+    assert len(await adapter.positions()) == 1
+    refused = await adapter.place(terminal.order("market"))
+    assert isinstance(refused, Rejected)
+    assert refused.reason == "investor_password"
+    assert await paper.held(login.login) == 1
+    await adapter.close()
+    assert (await adapter.connect(replace(login, password="new"), lambda: 1)).trade_allowed
+    await adapter.close()
+
+
+async def test_logins_that_differ_in_capitals_are_one(paper: PaperCounterparty) -> None:
+    known = replace(await paper.open_account("abc"), settings={"paper": {"balance": "1"}})
+    with pytest.raises(LoginRefused, match="exists already"):
+        await PaperAdapter().connect(replace(known, login="ABC"), lambda: 1)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"balance": "much"}, {"balance": "-1"}, {"balance": "1", "leverage": 0}, {"ping_s": "x"}]
+)
 async def test_senseless_settings_are_refused_for_good(paper: PaperCounterparty, wrong: dict[str, object]) -> None:
     with pytest.raises(LoginRefused):
         await PaperAdapter().connect(await fresh_login(paper, **wrong), lambda: 1)
 
 
-@pytest.mark.parametrize("server", ["127.0.0.1:1", "nowhere", "127.0.0.1:http"])
-async def test_an_address_where_nobody_answers_is_no_refusal(server: str) -> None:
-    login = Login(account_id=AccountId("a"), platform="paper", server=server, login="1")
+@pytest.mark.parametrize("address", ["", "127.0.0.1:1", "nowhere", "127.0.0.1:http"])
+async def test_an_address_that_does_not_answer_is_no_refusal(address: str) -> None:
+    login = Login(account_id=AccountId("a"), platform="paper", server="Paper", address=address, login="1", password="p")
     with pytest.raises(AdapterError, match="tradecopier paper") as raised:
         await PaperAdapter().connect(login, lambda: 1)
     assert not isinstance(raised.value, LoginRefused)
@@ -96,7 +162,7 @@ async def test_an_absence_is_conclusive_once_the_settle_time_is_over(
         assert await terminal.adapter.find(order) == NotFound(conclusive=True)
 
 
-async def test_a_change_is_dated_between_the_last_sign_of_life_and_now(paper: PaperCounterparty) -> None:
+async def test_a_change_is_dated_between_the_last_answer_and_now(paper: PaperCounterparty) -> None:
     async with connected(paper) as terminal:
         asked = datetime.now(UTC)
         await terminal.adapter.positions()
@@ -105,7 +171,7 @@ async def test_a_change_is_dated_between_the_last_sign_of_life_and_now(paper: Pa
         assert asked <= change.unchanged_at <= change.detected_at <= datetime.now(UTC)
 
 
-async def test_the_deal_that_made_a_change_is_told_with_its_price(paper: PaperCounterparty) -> None:
+async def test_the_deal_that_made_a_change_is_reported_with_its_price(paper: PaperCounterparty) -> None:
     async with connected(paper) as terminal:
         login = terminal.login.login
         await paper.set_price("EURUSD", "1.10000", "1.10010")

@@ -1,4 +1,4 @@
-"""A Realtime server on a port of its own, and both official clients to talk to it."""
+"""A Realtime server on its own port, and both official clients to talk to it."""
 
 import itertools
 import os
@@ -8,21 +8,25 @@ from typing import cast
 
 import psycopg
 import pytest
-from realtime_hall import POLICIES, Hall, Opener, serving, verify
+from realtime_harness import POLICIES, Hall, Opener, serving, verify
 from realtime_peers import ClientName, Node
 
-from agent.local.database import Database
-from agent.local.lodging import temporary_folder
-from agent.local.postgres import PostgresServer
-from agent.local.realtime import Limits, RealtimeServer
-from agent.local.schema import apply_platform
+from agent.stack.database import Database
+from agent.stack.passwords import REALTIME
+from agent.stack.postgres import PostgresServer
+from agent.stack.realtime import Limits, RealtimeServer
+from agent.stack.schema import apply_platform
+from agent.stack.server_user import temporary_folder
 
 _numbers = itertools.count(1)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "fact(id, client=None): shows a fact of agent.local.realtime.facts (make parity)")
-    # realtime-py reads a deprecated attribute of websockets when a connection is torn; as an error it would kill its listener.
+    config.addinivalue_line(
+        "markers", "fact(id, client=None): shows a fact of agent.stack.realtime.facts (make parity)"
+    )
+    # When a connection is lost, realtime-py reads a deprecated attribute of websockets; as an error this would end its
+    # listener.
     config.addinivalue_line("filterwarnings", "ignore:ConnectionClosed.code is deprecated:DeprecationWarning")
     config.addinivalue_line("filterwarnings", "ignore:ConnectionClosed.reason is deprecated:DeprecationWarning")
 
@@ -50,24 +54,27 @@ def node_process() -> Iterator[Callable[[], Node]]:
 
 @pytest.fixture(scope="session")
 def realtime_database(postgres_server: PostgresServer) -> Iterator[Database]:
-    """The platform's slice and the policies above; shared, because every test has topics of its own."""
+    """platform.sql and the policies above; shared, because every test has its own topics."""
     database = Database.create(postgres_server, f"realtime_{os.getpid()}_{next(_numbers)}")
     with database.connect() as connection:
         apply_platform(connection)
+        postgres_server.passwords.give_to(connection)
         connection.execute(POLICIES)
     yield database
     database.drop()
 
 
 @pytest.fixture
-async def open_hall(client: ClientName, realtime_database: Database, node_process: Callable[[], Node]) -> AsyncIterator[Opener]:
-    """Open a server with limits, or on a database, of the test's choice."""
+async def open_hall(
+    client: ClientName, realtime_database: Database, node_process: Callable[[], Node]
+) -> AsyncIterator[Opener]:
+    """Open a server with limits, or on a database, that the test chooses."""
     halls: list[Hall] = []
     async with AsyncExitStack() as stack:
 
-        async def opening(limits: Limits | None = None, dsn: str | None = None) -> Hall:
-            address = dsn or realtime_database.dsn
-            server = RealtimeServer(address, verify, limits, test_hooks=True)
+        async def opening(limits: Limits | None = None, database: Database = realtime_database) -> Hall:
+            address = database.dsn
+            server = RealtimeServer(database.dsn_of(REALTIME), verify, limits, test_hooks=True)
             url = await stack.enter_async_context(serving(server))
             db = await psycopg.AsyncConnection.connect(address, autocommit=True)
             stack.push_async_callback(db.close)
@@ -76,7 +83,7 @@ async def open_hall(client: ClientName, realtime_database: Database, node_proces
             return hall
 
         yield opening
-    # Whatever the test was about: the Python client must have understood every frame.
+    # In every test: the Python client must have understood every frame.
     assert [text for hall in halls for peer in hall.peers for text in peer.unreadable] == []
 
 
@@ -93,6 +100,6 @@ def topic() -> str:
 
 @pytest.fixture(scope="module")
 def lone_postgres() -> Iterator[PostgresServer]:
-    """A server of its own, for tests that stop it."""
+    """A separate server for tests that stop it."""
     with temporary_folder() as folder, PostgresServer(folder, durable=False) as server:
         yield server

@@ -1,4 +1,4 @@
-"""One face for both official clients, so that a test is written once and run with each."""
+"""A common interface to both official clients, so that a test is written once and runs with each."""
 
 import ast
 import asyncio
@@ -26,7 +26,7 @@ _FOLDER = Path(__file__).parent
 
 
 class Inbox(Generic[T]):
-    """What arrived and was not read yet."""
+    """Received items that have not been read yet."""
 
     def __init__(self, what: str) -> None:
         self._what = what
@@ -43,20 +43,20 @@ class Inbox(Generic[T]):
             raise AssertionError(f"no {self._what} within {timeout_s:g} s") from None
 
     async def until(self, wanted: Callable[[T], bool], timeout_s: float = WAIT_S) -> T:
-        """Skip what does not match."""
+        """Return the next item that matches, and skip others."""
         async with asyncio.timeout(timeout_s):
             while not wanted(item := await self.next(timeout_s)):
                 pass
             return item
 
     def rest(self) -> list[T]:
-        """What waits, taken out."""
+        """Remove and return all waiting items."""
         return [self._queue.get_nowait() for _ in range(self._queue.qsize())]
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A frame as one client saw it; fields are the same for both serializers, `keys` only for 1.0.0 objects."""
+    """A frame as one client saw it; its fields are the same for both serializers, `keys` only for 1.0.0 objects."""
 
     topic: str
     event: str
@@ -111,7 +111,7 @@ class Member(ABC):
 
     @abstractmethod
     async def send(self, event: str, payload: Any) -> str:
-        """ok | error | timed out (without ack always ok)."""
+        """ok | error | timed out (always ok without ack)."""
 
     @abstractmethod
     async def http_send(self, event: str, payload: Any) -> str | None:
@@ -137,8 +137,10 @@ class Peer(ABC):
     unreadable: list[str] = field(default_factory=list)
 
     async def frame(self, event: str, topic: str | None = None) -> Frame:
-        """The next frame of that event (and `realtime:` topic)."""
-        return await self.frames.until(lambda f: f.event == event and topic in (None, f.topic.removeprefix("realtime:")))
+        """The next frame with that event (and `realtime:` topic)."""
+        return await self.frames.until(
+            lambda f: f.event == event and topic in (None, f.topic.removeprefix("realtime:"))
+        )
 
     @abstractmethod
     async def connect(self) -> None: ...
@@ -173,7 +175,7 @@ _here: contextvars.ContextVar["PythonPeer | None"] = contextvars.ContextVar("pee
 
 
 class _Tap(logging.Handler):
-    """The client logs every raw frame at DEBUG; the context says whose it is."""
+    """The client logs every raw frame at DEBUG; the logging context identifies the client."""
 
     def emit(self, record: logging.LogRecord) -> None:
         peer, text = _here.get(), record.getMessage()
@@ -302,7 +304,7 @@ def _states(state: Json) -> Json:
 
 
 class Node:
-    """One Node process for the whole run; a thread reads it, so that tests with loops of their own can share it."""
+    """One Node process for the whole run; a thread reads its output, because tests with different loops share it."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
@@ -382,7 +384,8 @@ class JsMember(Member):
             case "sync":
                 self.syncs.put(message["data"])
             case _:
-                pass  # presence joins and leaves: the frames say the same
+                # presence joins and leaves are checked in the frames
+                pass
 
     async def send(self, event: str, payload: Any) -> str:
         if isinstance(payload, bytes):
@@ -434,7 +437,13 @@ class JsPeer(Peer):
         member = JsMember(topic, node=self.node, channel=f"{self.name}/{next(_names)}")
         self.node.listen(member.channel, member.receive)
         await self.node.call(
-            "join", client=self.name, channel=member.channel, topic=topic, config=config, presence=watch, changes=changes
+            "join",
+            client=self.name,
+            channel=member.channel,
+            topic=topic,
+            config=config,
+            presence=watch,
+            changes=changes,
         )
         return member
 
@@ -446,7 +455,7 @@ class JsPeer(Peer):
 
 
 def python_peer(url: str, key: str, token: str | None, **options: Any) -> PythonPeer:
-    """A Python client; with a token as an agent has it (key for the gateway, JWT for the channels)."""
+    """A Python client; with a token it connects as an agent does (key for the gateway, JWT for the channels)."""
     logger = logging.getLogger("realtime")
     logger.setLevel(logging.DEBUG)
     if _TAP not in logger.handlers:
@@ -460,7 +469,7 @@ def python_peer(url: str, key: str, token: str | None, **options: Any) -> Python
 
 
 async def js_peer(node: Node, url: str, key: str, token: str | None, **options: Any) -> JsPeer:
-    """A supabase-js client; the token comes from its `accessToken` callback, as a dashboard does it."""
+    """A supabase-js client; its token comes from the `accessToken` callback, as in the dashboard."""
     peer = JsPeer(node=node, name=f"client{next(_names)}")
     node.listen(peer.name, peer.receive)
     if "timeout" in options:

@@ -1,9 +1,10 @@
-"""Private channels: the real policies on realtime.messages decide, at join for reading and at the first send for writing."""
+"""Private channels: the policies on realtime.messages decide, at the join for reading and at the first send for
+writing."""
 
 import pytest
-from realtime_hall import Hall, Opener, mint
+from realtime_harness import Hall, Opener, mint
 
-from agent.local.realtime import Limits
+from agent.stack.realtime import Limits
 
 ACK = {"ack": True, "self": False}
 NO_READ = "Unauthorized: You do not have permissions to read from this Channel topic: "
@@ -137,7 +138,9 @@ async def test_an_expiring_token_closes_the_channel_for_good(hall: Hall, topic: 
 @pytest.mark.fact("authorize.rolled-back")
 async def test_asking_the_policies_leaves_no_row_and_reaches_nobody(open_hall: Opener, topic: str) -> None:
     hall = await open_hall(Limits(messages_per_second=1_000))
-    member = await (await hall.open()).joined(topic, private=True, broadcast=ACK, presence={"key": "me", "enabled": True})
+    member = await (await hall.open()).joined(
+        topic, private=True, broadcast=ACK, presence={"key": "me", "enabled": True}
+    )
     await member.send("e", {})
     await member.track({})
     rows = await (await hall.db.execute("select count(*) from realtime.messages where topic = %s", (topic,))).fetchone()

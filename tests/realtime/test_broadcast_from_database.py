@@ -1,15 +1,15 @@
-"""Broadcasts from the database: who gets them, in which order, and what survives."""
+"""Broadcasts from the database: receivers, order, and behaviour after failures."""
 
 import time
 
 import psycopg
 import pytest
-from realtime_hall import Hall, Opener, only_js
+from realtime_harness import Hall, Opener, only_js
 
-from agent.local.database import Database
-from agent.local.postgres import PostgresServer
-from agent.local.realtime import Limits
-from agent.local.schema import apply_platform
+from agent.stack.database import Database
+from agent.stack.postgres import PostgresServer
+from agent.stack.realtime import Limits
+from agent.stack.schema import apply_platform
 
 
 @pytest.mark.fact("database.private")
@@ -90,7 +90,8 @@ async def test_what_sql_may_not_or_cannot_send_reaches_nobody_and_fails_nobody(h
         await hall.send(topic, "not allowed")
     await hall.send(topic, "an array", "[1]")
     await hall.db.execute(
-        "insert into realtime.messages (topic, extension, event, private) values (%s, 'broadcast', 'no payload', true)", (topic,)
+        "insert into realtime.messages (topic, extension, event, private) values (%s, 'broadcast', 'no payload', true)",
+        (topic,),
     )
     await hall.send(topic, "good")
     assert (await member.broadcasts.next())["event"] == "good"
@@ -106,7 +107,9 @@ async def test_an_oversize_row_is_dropped(open_hall: Opener, topic: str) -> None
 
 
 @pytest.mark.fact("database.stream-lost")
-async def test_channels_stay_joined_when_the_stream_breaks_and_hear_again_when_it_is_back(hall: Hall, topic: str) -> None:
+async def test_channels_stay_joined_when_the_stream_breaks_and_hear_again_when_it_is_back(
+    hall: Hall, topic: str
+) -> None:
     member = await (await hall.open()).joined(topic, private=True)
     slots = "select active_pid from pg_replication_slots where database = current_database() and active_pid is not null"
     (before,) = await (await hall.db.execute(slots)).fetchall()
@@ -132,7 +135,8 @@ async def test_a_database_restart_is_survived_by_those_who_are_joined(
     database = Database.create(lone_postgres, f"lone_{time.monotonic_ns()}")
     with database.connect() as connection:
         apply_platform(connection)
-    hall = await open_hall(Limits(database_wait_s=0.2), dsn=database.dsn)
+        lone_postgres.passwords.give_to(connection)
+    hall = await open_hall(Limits(database_wait_s=0.2), database=database)
     peer = await hall.open(key="sb_secret_test", token="sb_secret_test")
     member = await peer.joined(topic, private=True)
     await hall.db.close()
@@ -145,8 +149,10 @@ async def test_a_database_restart_is_survived_by_those_who_are_joined(
     async with await psycopg.AsyncConnection.connect(database.dsn, autocommit=True) as db:
         await db.execute("select realtime.send('{}', 'after', %s, true)", (topic,))
         assert (await member.broadcasts.next())["event"] == "after"
-        for (name,) in await (await db.execute("select inhrelid::regclass::text from pg_inherits "
-                                               "where inhparent = 'realtime.messages'::regclass")).fetchall():  # fmt: skip
+        partitions = await db.execute(
+            "select inhrelid::regclass::text from pg_inherits where inhparent = 'realtime.messages'::regclass"
+        )
+        for (name,) in await partitions.fetchall():
             await db.execute(f"drop table {name}".encode())
     third = await peer.join(topic + "y", private=True)
     assert "MissingPartition" in str(await third.status("CHANNEL_ERROR"))
@@ -180,7 +186,8 @@ async def test_replay_begins_at_the_wanted_moment(hall: Hall, topic: str) -> Non
     await hall.send(topic, "new")
     replay = {"since": int(row[0]) + 1, "limit": 25}
     await hall.db.execute(
-        "update realtime.messages set inserted_at = inserted_at + interval '1 second' where topic = %s and event = 'new'",
+        "update realtime.messages set inserted_at = inserted_at + interval '1 second' where topic = %s and event ="
+        " 'new'",
         (topic,),
     )
     member = await (await hall.open()).joined(topic, private=True, broadcast={**REPLAY, "replay": replay})

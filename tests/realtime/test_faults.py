@@ -1,10 +1,10 @@
-"""The test hook: what it does to frames and sockets, in the process and over HTTP."""
+"""The test hook: its effect on frames and sockets, in the same process and over HTTP."""
 
 import aiohttp
 import pytest
-from realtime_hall import Hall, Opener, eventually, mint, only_python
+from realtime_harness import Hall, Opener, eventually, mint, only_python
 
-from agent.local.realtime import Limits
+from agent.stack.realtime import Limits
 
 pytestmark = only_python
 
@@ -65,7 +65,8 @@ async def test_a_black_hole_swallows_without_closing(hall: Hall, topic: str) -> 
     await other.broadcasts.next()
     assert member.broadcasts.rest() == []
     assert peer.closed.rest() == []
-    assert hall.server.faults.cut(topic) == 1  # the client would wait ten seconds for an answer to its goodbye
+    # the client would wait ten seconds for the answer to its leave
+    assert hall.server.faults.cut(topic) == 1
 
 
 async def test_handshakes_can_be_refused_for_a_while(hall: Hall, topic: str) -> None:
@@ -116,7 +117,9 @@ async def test_a_client_that_does_not_read_is_cut_before_it_fills_the_memory(ope
         transport = deaf._response.connection.transport  # type: ignore[union-attr]
         transport.pause_reading()  # type: ignore[union-attr]
         for _ in range(40):
-            await hall.db.execute("select realtime.send(jsonb_build_object('x', repeat('x', 500000)), 'big', %s, true)", (topic,))
+            await hall.db.execute(
+                "select realtime.send(jsonb_build_object('x', repeat('x', 500000)), 'big', %s, true)", (topic,)
+            )
         await eventually(lambda: hall.server.faults.joined() == [])
         transport.abort()  # type: ignore[union-attr]
 
@@ -135,7 +138,9 @@ async def test_what_is_no_frame_ends_the_socket_only(hall: Hall, vsn: str, text:
 
 async def test_without_a_version_a_socket_speaks_version_1(hall: Hall) -> None:
     async with aiohttp.ClientSession() as http:
-        async with http.ws_connect(f"{hall.url}/realtime/v1/websocket", headers={"x-api-key": "sb_secret_test"}) as socket:
+        async with http.ws_connect(
+            f"{hall.url}/realtime/v1/websocket", headers={"x-api-key": "sb_secret_test"}
+        ) as socket:
             await socket.send_json({"topic": "phoenix", "event": "heartbeat", "payload": {}, "ref": "7"})
             assert (await socket.receive_json())["ref"] == "7"
         unknown = await http.get(f"{hall.url}/realtime/v1/websocket?vsn=9&apikey=sb_secret_test")

@@ -4,9 +4,9 @@ import struct
 
 import pytest
 
-from agent.local.realtime import frames
-from agent.local.realtime.frames import BadFrame, Broadcast
-from agent.local.realtime.pgoutput import Decoder
+from agent.stack.realtime import frames
+from agent.stack.realtime.frames import BadFrame, Broadcast
+from agent.stack.realtime.pgoutput import Decoder
 
 
 @pytest.mark.parametrize(("size", "header"), [(0, 2), (125, 2), (126, 4), (65_535, 4), (65_536, 10)])
@@ -24,6 +24,17 @@ def test_websocket_headers_grow_with_the_payload(size: int, header: int) -> None
 def test_broken_binary_frames_are_refused(data: bytes) -> None:
     with pytest.raises(BadFrame):
         frames.decode_binary(data)
+
+
+@pytest.mark.parametrize("depth", [253, 254, 300, 1_000, 100_000])
+def test_a_frame_that_could_not_be_sent_on_is_refused(depth: int) -> None:
+    """Presence and broadcasts are sent to other clients, whose connections must not fail because of them."""
+    payload = '{"a":' * depth + "1" + "}" * depth
+    if depth == 253:
+        assert frames.decode_text("1.0.0", f'{{"topic":"t","event":"e","ref":"1","payload":{payload}}}').event == "e"
+        return
+    with pytest.raises(BadFrame):
+        frames.decode_text("1.0.0", f'{{"topic":"t","event":"e","ref":"1","payload":{payload}}}')
 
 
 def test_a_binary_push_is_read() -> None:

@@ -1,7 +1,7 @@
-"""Both serializers, as each client sees them; and one client hearing the other."""
+"""Both serializers as each client sees them, and messages from one client to the other."""
 
 import pytest
-from realtime_hall import Hall, only_js
+from realtime_harness import Hall, only_js
 
 
 @pytest.mark.fact("frames.text")

@@ -1,4 +1,4 @@
-"""Opening a socket: versions, keys, refusals in hosted's words, and when the server ends it."""
+"""Opening a socket: versions, keys, refusals with hosted's texts, and when the server closes it."""
 
 import contextlib
 import time
@@ -6,11 +6,11 @@ from typing import Any
 
 import jwt
 import pytest
-from realtime_hall import SECRET, Hall, Opener, mint, only_python
+from realtime_harness import SECRET, Hall, Opener, mint, only_python
 from realtime_peers import Refused
 from websockets.exceptions import ConnectionClosed
 
-from agent.local.realtime import Limits
+from agent.stack.realtime import Limits
 
 
 @pytest.mark.fact("handshake.version")
@@ -51,7 +51,9 @@ async def test_a_key_that_is_no_jwt_is_refused(hall: Hall) -> None:
 
 @pytest.mark.fact("handshake.signature")
 async def test_a_key_with_a_foreign_signature_is_refused(hall: Hall) -> None:
-    refused = await _refused(hall, jwt.encode({"role": "anon", "exp": time.time() + 60}, SECRET + "?", algorithm="HS256"))
+    refused = await _refused(
+        hall, jwt.encode({"role": "anon", "exp": time.time() + 60}, SECRET + "?", algorithm="HS256")
+    )
     assert (refused.status, refused.body) == (401, {"error": "Failed to validate JWT signature"})
 
 

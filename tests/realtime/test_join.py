@@ -1,14 +1,14 @@
-"""Joining a channel: the reply, what follows it, and every refusal in hosted's words."""
+"""Joining a channel: the reply, the messages after it, and every refusal with hosted's text."""
 
 import json
 import time
 
 import jwt
 import pytest
-from realtime_hall import SECRET, Hall, Opener, mint, only_python
+from realtime_harness import SECRET, Hall, Opener, mint, only_python
 from realtime_peers import Member, Peer
 
-from agent.local.realtime import Limits
+from agent.stack.realtime import Limits
 
 
 @pytest.mark.fact("join.reply")
@@ -46,7 +46,9 @@ async def test_booleans_may_come_as_strings(hall: Hall, topic: str) -> None:
 @pytest.mark.fact("join.odd-config")
 async def test_a_configuration_of_the_wrong_kind_is_not_refused(hall: Hall, topic: str) -> None:
     peer = await hall.open()
-    member = await peer.joined(topic, broadcast={"ack": 3, "self": [], "replay": None}, presence={"key": 7, "enabled": False})
+    member = await peer.joined(
+        topic, broadcast={"ack": 3, "self": [], "replay": None}, presence={"key": 7, "enabled": False}
+    )
     await hall.send(topic, private=False)
     await member.broadcasts.next()
 
@@ -62,7 +64,8 @@ async def test_a_second_join_of_a_topic_closes_the_first(hall: Hall, topic: str)
     second = await peer.sent.until(lambda f: f.event == "phx_join")
     assert close.ref == first.ref != second.ref
     assert (await peer.frames.until(lambda f: f.ref == second.ref)).payload["status"] == "ok"
-    if hall.client == "js":  # compares refs, so the close of the old join does not touch it
+    # it compares refs, so the close of the old join does not affect it
+    if hall.client == "js":
         await member.status("SUBSCRIBED")
 
 

@@ -1,8 +1,8 @@
-"""The measurement runs; its figures are printed, never judged."""
+"""The measurement runs. Its figures are printed, not asserted."""
 
 from click.testing import CliRunner
 
-from agent.local.realtime.measure import main
+from agent.stack.realtime.measure import main
 
 
 def test_the_measurement_prints_its_table() -> None:

@@ -1,11 +1,11 @@
-"""Heartbeats, tokens, client broadcasts, leaving, and every way in which a channel or socket ends."""
+"""Heartbeats, tokens, client broadcasts, leaving, and all ways in which a channel or socket ends."""
 
 from typing import Any
 
 import pytest
-from realtime_hall import Hall, Opener, eventually, mint, only_js, only_python
+from realtime_harness import Hall, Opener, eventually, mint, only_js, only_python
 
-from agent.local.realtime import Limits
+from agent.stack.realtime import Limits
 
 ACK = {"ack": True, "self": False}
 
@@ -118,7 +118,8 @@ async def test_a_message_to_a_topic_not_joined_is_refused(hall: Hall, topic: str
     peer = await hall.open()
     member = await peer.joined(topic, broadcast=ACK)
     hall.server.faults.drop(topic, "phx_error")
-    assert hall.server.faults.crash(topic) == 1  # the server has forgotten the channel, the client has not
+    # the server has dropped the channel, the client has not
+    assert hall.server.faults.crash(topic) == 1
     assert await member.send("e", {}) == "error"
     reply = await peer.frames.until(lambda f: f.event == "phx_reply" and f.payload["status"] == "error")
     assert reply.payload["response"] == {"reason": "unmatched topic"}
@@ -206,7 +207,9 @@ async def test_the_server_answers_websocket_pings(hall: Hall, topic: str) -> Non
 async def test_a_frame_over_one_mebibyte_ends_the_socket_of_python_only(hall: Hall, topic: str) -> None:
     peer = await hall.open()
     member = await peer.joined(topic, private=True)
-    await hall.db.execute("select realtime.send(jsonb_build_object('fill', repeat('x', 1200000)), 'big', %s, true)", (topic,))
+    await hall.db.execute(
+        "select realtime.send(jsonb_build_object('fill', repeat('x', 1200000)), 'big', %s, true)", (topic,)
+    )
     if hall.client == "python":
         await peer.closed.next()
         await member.status("SUBSCRIBED")

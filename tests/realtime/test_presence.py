@@ -5,10 +5,10 @@ import contextlib
 import uuid
 
 import pytest
-from realtime_hall import Hall, Opener
+from realtime_harness import Hall, Opener
 from realtime_peers import Member
 
-from agent.local.realtime import Limits
+from agent.stack.realtime import Limits
 
 
 def on(key: str = "") -> dict[str, object]:
@@ -98,7 +98,7 @@ async def test_a_client_that_calls_too_often_is_shut_out(hall: Hall, topic: str)
 
 
 async def _last_track(member: Member) -> str:
-    """A track that may stay unanswered."""
+    """A track call that may stay unanswered."""
     async with asyncio.timeout(1):
         return await member.track({"n": 9})
 
@@ -110,7 +110,8 @@ async def test_too_much_presence_in_the_project_closes_the_receivers(open_hall: 
     watching = await first.joined(topic, presence=on("ann"))
     member = await second.joined(topic)
     await member.track({"n": 1})
-    with contextlib.suppress(TimeoutError):  # the tracker hears presence too, and is shut as well
+    # the tracker receives presence too, and its channel is closed as well
+    with contextlib.suppress(TimeoutError):
         await _last_track(member)
     system = await first.frame("system", topic)
     assert system.payload["message"] == "Too many presence messages per second"

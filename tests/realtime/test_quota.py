@@ -1,12 +1,15 @@
-"""Hosted's message quota: an average over a window; sends and deliveries count; over it, receivers are closed, rows dropped."""
+"""Hosted's message quota, averaged over a window.
+
+Sends and deliveries count; above it receivers close and rows drop.
+"""
 
 from dataclasses import dataclass
 
 import pytest
-from realtime_hall import Opener, eventually
+from realtime_harness import Opener, eventually
 
-from agent.local.realtime import Limits
-from agent.local.realtime.limits import RateMeter
+from agent.stack.realtime import Limits
+from agent.stack.realtime.limits import RateMeter
 
 SMALL = Limits(messages_per_second=4, window_s=1, window_buckets=4)
 

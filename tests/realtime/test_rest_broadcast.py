@@ -4,9 +4,9 @@ import io
 
 import aiohttp
 import pytest
-from realtime_hall import Hall, Opener, mint
+from realtime_harness import Hall, Opener, mint
 
-from agent.local.realtime import Limits
+from agent.stack.realtime import Limits
 
 
 @pytest.mark.fact("rest.single")
@@ -87,6 +87,13 @@ async def test_a_faulty_batch_is_refused_whole(hall: Hall, topic: str) -> None:
     assert (status, "is invalid" in text) == (422, True)
     status, text = await _post(hall, "", json={"messages": [{"payload": {}}]})
     assert (status, "can't be blank" in text) == (422, True)
+    deep = b'{"messages":[{"topic":"t","event":"e","payload":' + b'{"a":' * 250 + b"1" + b"}" * 250 + b"}]}"
+    status, text = await _post(hall, "", data=deep)
+    assert (status, "payload" in text) == (422, True)
+    identifiers: tuple[object, ...] = ({}, [], 5, True)
+    for key in identifiers:
+        status, text = await _post(hall, "", json={"messages": [good | {"id": key}]})
+        assert (status, "id" in text) == (422, True)
     assert (await _post(hall, "", json={}))[0] == 422
     assert (await _post(hall, "", data=b"{"))[0] == 400
     assert (await _post(hall, "", data=io.BytesIO(b"x" * 10_000_000)))[0] == 413

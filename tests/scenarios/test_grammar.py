@@ -31,7 +31,8 @@ def test_columns_of_a_copier_keep_their_kind() -> None:
     [copier] = parse("price: {EURUSD: [1, 2]}").copiers
     assert isinstance(copier, Copier)
     assert dict(copier.columns) == {
-        "sizing_mode": "multiplier", "sizing_value": Decimal("0.1"), "reverse": True, "comment": Decimal(1), "max_lots": None,
+        "sizing_mode": "multiplier", "sizing_value": Decimal("0.1"), "reverse": True, "comment": Decimal(1),
+        "max_lots": None,
     }  # fmt: skip
 
 
@@ -75,7 +76,7 @@ def test_a_suffixed_symbol_takes_the_place_of_the_plain_one() -> None:
         ("M: {open: buy, symbol: EURUSD, lots: 0}", "more than 0"),
         ("M: {open: buy, symbol: EURUSD}", "needs lots"),
         ("M: {open: buy, symbol: DOGE, lots: 1}", "does not offer the symbol"),
-        ("M: {open: buy, symbol: EURUSD, lots: 1, close: p}", "does one of"),
+        ("M: {open: buy, symbol: EURUSD, lots: 1, close: p}", "must contain one of"),
         ("M: {close: p}", "has no 'p'"),
         ("M: {modify: EURUSD}", "needs sl:, tp: or price:"),
         ("M: {cancel: EURUSD, lots: 1}", "has no key 'lots'"),
@@ -88,7 +89,7 @@ def test_a_suffixed_symbol_takes_the_place_of_the_plain_one() -> None:
         ("protection: {account: F, kind: daily_loss, threshold: 5, limit: 1}", "has no key 'limit'"),
         ("price: {NONE: [1, 2]}", "no account offers"),
         ("copier: {set: 1, mode: off}", "there is no copier 1"),
-        ("copier: {set: 0}", "what shall change"),
+        ("copier: {set: 0}", "at least one setting"),
         ("copier: {remove: 1, mode: close_now}", "there is no copier 1"),
         ("copier: {remove: 0}", "remove needs mode:"),
         ("copier: {remove: 0, mode: at_once}", "must be one of preserve"),
@@ -123,7 +124,7 @@ def test_what_does_not_fit_is_refused_with_its_line(step: str, message: str) -> 
         ("", "empty"),
         ("steps: []\n", "needs accounts"),
         ("accounts: {M: {}}\n", "needs steps"),
-        ("accounts: {M: {}}\naccounts: {}\nsteps: []\n", "s.yaml:2: 'accounts' stands twice"),
+        ("accounts: {M: {}}\naccounts: {}\nsteps: []\n", "s.yaml:2: 'accounts' appears twice"),
         ("accounts: {expect: {}}\nsteps: []\n", "name of a step"),
         ("accounts: {M: {platform: mt9}}\nsteps: []\n", "one of paper"),
         ("accounts: {M: {}\nsteps: [\n", "not YAML"),

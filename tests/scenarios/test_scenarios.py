@@ -1,8 +1,13 @@
-"""Every scenario file, on one stack; each is a test of its own that reads its lines of the common run."""
+"""Runs every scenario file, half of them on one stack and half on another at the same time: a scenario mostly waits.
+
+Each file is a separate test that reads its lines from the run.
+"""
 
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -29,28 +34,39 @@ def run(*files: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False, env=dict(os.environ))
 
 
+@dataclass(frozen=True, slots=True)
+class Played:
+    """What the command printed for the scenarios, and how it ended where one of them had to fail."""
+
+    lines: list[str]
+    errors: str
+    status_with_failure: int
+
+    def lines_of(self, name: str) -> list[str]:
+        return [line for line in self.lines if f"{name}:" in line]
+
+
 @pytest.fixture(scope="module")
-def played(tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProcess[str]:
-    """All scenarios and one that must fail, in one call: it tells one line per expectation."""
+def played(tmp_path_factory: pytest.TempPathFactory) -> Played:
+    """All scenarios and one that must fail. The command prints one line per expectation."""
     wrong = tmp_path_factory.mktemp("wrong") / "wrong.yaml"
     wrong.write_text(WRONG)
-    return run(*FILES, wrong)
-
-
-def lines_of(played: subprocess.CompletedProcess[str], name: str) -> list[str]:
-    return [line for line in played.stdout.splitlines() if f"{name}:" in line]
+    with ThreadPoolExecutor(2) as halves:
+        first, second = halves.map(lambda files: run(*files), (FILES[::2], [*FILES[1::2], wrong]))
+    lines = [*first.stdout.splitlines(), *second.stdout.splitlines()]
+    return Played(lines, first.stderr[-2000:] + second.stderr[-2000:], second.returncode)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_scenario(file: Path, played: subprocess.CompletedProcess[str]) -> None:
-    lines = lines_of(played, str(file))
-    assert lines, played.stderr[-2000:]
+def test_scenario(file: Path, played: Played) -> None:
+    lines = played.lines_of(str(file))
+    assert lines, played.errors
     assert [line for line in lines if not line.startswith("ok ")] == []
 
 
-def test_a_wrong_expectation_fails_and_tells_both_sides(played: subprocess.CompletedProcess[str]) -> None:
-    lines = lines_of(played, "wrong.yaml")
-    assert played.returncode == 1
+def test_a_wrong_expectation_fails_and_tells_both_sides(played: Played) -> None:
+    lines = played.lines_of("wrong.yaml")
+    assert played.status_with_failure == 1
     assert [line.split()[0] for line in lines] == ["FAILED", "FAILED", "FAILED"]
     assert "expected [symbol EURUSD lots 0.2], is [buy 0.1" in lines[0]
     assert "expected 3 orders, is 1 orders" in lines[1]

@@ -4,18 +4,25 @@ A table, view or function that is missing from the lists fails the test: whoever
 """
 
 import json
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, LiteralString
 from uuid import UUID
 
 import psycopg
 import pytest
-from farm_actors import EURUSD, Actor, Farm
+from api_actors import EURUSD, Actor, Farm
 from psycopg import sql
+
+from agent.stack.database import Database
+from agent.stack.postgres import PostgresServer
+
+pytestmark = pytest.mark.own_database
 
 WHO: Final = ("anonymous", "user", "other user", "agent", "other agent", "retired agent", "operator", "service")
 
-# own: exactly the caller's rows; all: every row; none: no row; -: no right on the table at all. Nobody may write any of them.
+# own: exactly the caller's rows; all: every row; none: no row; -: no right on the table at all. Nobody may write any of
+# them.
 TABLES: Final = """
 table                           anonymous user other-user agent other-agent retired-agent operator service
 public.account_snapshots        -         own  own        none  none        none          all      all
@@ -23,6 +30,7 @@ public.account_symbols          -         own  own        none  none        none
 public.account_vps_assignments  -         own  own        none  none        none          all      all
 public.alerts                   -         own  own        none  none        none          all      all
 public.audit_log                -         own  own        none  none        none          all      all
+public.broker_servers           -         -    -          -     -           -             -        all
 public.connection_health_logs   -         own  own        none  none        none          all      all
 public.copied_trades            -         own  own        none  none        none          all      all
 public.copiers                  -         own  own        none  none        none          all      all
@@ -43,16 +51,22 @@ public.trading_switch           -         all  all        all   all         all 
 public.unexplained_pairs        -         own  own        none  none        none          all      all
 public.vps_instances            -         none none       none  none        none          all      all
 private.clockwork               -         -    -          -     -           -             -        -
+private.database_generation     -         -    -          -     -           -             -        -
 private.drift_dismissals        -         -    -          -     -           -             -        -
+private.copier_filters          -         -    -          -     -           -             -        -
 private.doorbells               -         -    -          -     -           -             -        -
 private.event_keys              -         -    -          -     -           -             -        -
-private.faults                  -         -    -          -     -           -             -        -
+private.quarantine                  -         -    -          -     -           -             -        -
 private.link_legs               -         -    -          -     -           -             -        -
 private.symbol_choices           -         -    -          -     -           -             -        -
+private.login_attempts          -         -    -          -     -           -             -        -
 private.link_states             -         -    -          -     -           -             -        -
 private.net_ledgers             -         -    -          -     -           -             -        -
+private.number_jumps            -         -    -          -     -           -             -        -
 private.plan_locks              -         -    -          -     -           -             -        -
+private.releases                -         -    -          -     -           -             -        -
 private.trade_events_*          -         -    -          -     -           -             -        -
+private.time_zones              -         -    -          -     -           -             -        -
 private.vps_secrets             -         -    -          -     -           -             -        -
 """
 
@@ -72,12 +86,16 @@ enroll_vps               42501     42501 42501      42501 42501       42501     
 flatten_account          42501     ok    TC106      TC105 TC105       TC105         ok       42501
 grant_operator           42501     42501 42501      42501 42501       42501         42501    ok
 maintain                 42501     42501 42501      42501 42501       42501         42501    ok
+list_broker_servers      42501     TC107 TC107      TC107 TC107       TC107         ok       ok
 mark_alert_seen          42501     ok    TC106      TC105 TC105       TC105         ok       42501
+note_restored            42501     42501 42501      42501 42501       42501         42501    ok
 open_session             42501     TC101 TC101      ok    TC103       TC102         TC101    42501
 pause_account            42501     ok    TC106      TC105 TC105       TC105         ok       42501
+operator_candidate       42501     42501 42501      42501 42501       42501         42501    ok
 preview_copy             42501     ok    ok         ok    ok          ok            ok       ok
 queue_trade_copy         42501     TC101 TC101      ok    TC103       TC102         TC101    42501
 remove_account           42501     ok    TC106      TC105 TC105       TC105         TC106    ok
+remove_broker_server     42501     TC107 TC107      TC107 TC107       TC107         ok       ok
 remove_copier            42501     ok    TC106      TC105 TC105       TC105         ok       42501
 remove_protection_rule   42501     ok    TC106      TC105 TC105       TC105         TC106    42501
 report_account_state     42501     TC101 TC101      ok    TC103       TC102         TC101    42501
@@ -85,6 +103,7 @@ report_executions        42501     TC101 TC101      ok    ok          TC102     
 reset_protection         42501     ok    TC106      TC105 TC105       TC105         TC106    42501
 resync_copier            42501     ok    TC106      TC105 TC105       TC105         ok       42501
 retire_vps               42501     TC107 TC107      TC107 TC107       TC107         ok       ok
+save_broker_server       42501     TC107 TC107      TC107 TC107       TC107         ok       ok
 save_copier              42501     ok    TC106      TC105 TC105       TC105         TC106    42501
 save_protection_rule     42501     ok    TC106      TC105 TC105       TC105         TC106    42501
 set_copier_mode          42501     ok    TC106      TC105 TC105       TC105         ok       42501
@@ -109,6 +128,7 @@ OWNER: Final[dict[str, LiteralString]] = {
     "public.operators": "null::uuid",
     "public.symbol_aliases": "null::uuid",
     "public.trading_switch": "null::uuid",
+    "public.broker_servers": "null::uuid",
     "public.system_config": "null::uuid",
     "public.enrollment_tokens": "null::uuid",
     "public.vps_instances": "null::uuid",
@@ -119,6 +139,31 @@ def parsed(table: str) -> dict[str, dict[str, str]]:
     """`{row: {who: cell}}` of one of the tables above."""
     lines = [line.split() for line in table.strip().splitlines()]
     return {name: dict(zip(WHO, cells, strict=True)) for name, *cells in lines[1:]}
+
+
+@pytest.fixture(scope="module")
+def served_template(
+    postgres_server: PostgresServer, template_database: Database, serve_tables: Callable[[Database], None]
+) -> Iterator[Database]:
+    """The project's schema after a stack has served its tables to every role."""
+    served = Database.create(postgres_server, "template_served", template_database)
+    serve_tables(served)
+    yield served
+    served.drop()
+
+
+@pytest.fixture(params=["as made", "after table reads"])
+def farm(request: pytest.FixtureRequest, postgres_server: PostgresServer) -> Iterator[Farm]:
+    """Rights are the same before and after the REST server has read tables: it must grant nothing."""
+    if request.param == "as made":
+        template: Database = request.getfixturevalue("template_database")
+    else:
+        template = request.getfixturevalue("served_template")
+    database = Database.create(postgres_server, "test_rights", template)
+    verbs = Farm(database)
+    yield verbs
+    verbs.close()
+    database.drop()
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +186,10 @@ def furnish(farm: Farm, user: Actor, agent: Actor) -> tuple[UUID, UUID, UUID]:
         farm.service.can("assign_account", {"account_id": account, "vps_id": agent.vps_id})
         session = farm.session(agent, account)
         agent.can("report_account_state", {
-            "account_id": account, "epoch": farm.assignment(account)["epoch"], "session": session, "balance": "1", "equity": "1",
-            "symbols": [{"name": "EURUSD", "contract_size": "1", "digits": 5, "tick_size": "1", "profit_currency": "USD",
+            "account_id": account, "epoch": farm.assignment(account)["epoch"], "session": session, "balance": "1",
+            "equity": "1",
+            "symbols": [{"name": "EURUSD", "contract_size": "1", "digits": 5, "tick_size": "1",
+                         "profit_currency": "USD",
                          "lots_min": "1", "lots_max": "2", "lots_step": "1"}],
         })  # fmt: skip
     master, follower = accounts
@@ -164,11 +211,14 @@ def furnish(farm: Farm, user: Actor, agent: Actor) -> tuple[UUID, UUID, UUID]:
         "insert into public.position_links (user_id, copier_id, master_account_id, follower_account_id, master_ticket,"
         " master_side, state, reason, seen_master_lots, ended_at)"
         " values (%(user)s, %(copier)s, %(master)s, %(follower)s, '1', 'buy', 'ended', 'below_min', 1, now())",
-        "insert into public.trade_events (account_id, user_id, type, status) values (%(master)s, %(user)s, 'opened', 'accepted')",
+        "insert into public.trade_events (account_id, user_id, type, status) values (%(master)s, %(user)s, 'opened',"
+        " 'accepted')",
         "insert into public.copy_outcomes (event_id, copier_id, user_id, reason)"
         " values ((select max(id) + 1000 from public.trade_events), %(copier)s, %(user)s, 'below_min')",
-        "insert into public.trade_execution_queue (step_id, lane, user_id, account_id, action, priority, symbol, side, lots,"
-        " send_before, queued_at, updated_at, status, reason, finalized_at) values (1, '1', %(user)s, %(follower)s, 'open', 40,"
+        "insert into public.trade_execution_queue (step_id, lane, user_id, account_id, action, priority, symbol,"
+        " side, lots,"
+        " send_before, queued_at, updated_at, status, reason, finalized_at) values (1, '1', %(user)s, %(follower)s,"
+        " 'open', 40,"
         " 'EURUSD', 'buy', 1, now(), now(), now(), 'expired', 'expired', now())",
     )
     for statement in statements:
@@ -184,10 +234,14 @@ def world(farm: Farm) -> World:
     furnish(farm, other, other_agent)
     retired = farm.agent("c")
     operator.can("retire_vps", {"vps_id": retired.vps_id})
-    farm.rows("update private.vps_secrets set secret_hash = encode(sha256('secret'), 'hex') where vps_id = %s", (agent.vps_id,))
+    farm.rows(
+        "update private.vps_secrets set secret_hash = encode(sha256('secret'), 'hex') where vps_id = %s",
+        (agent.vps_id,),
+    )
     actors = (farm.anonymous, user, other, agent, other_agent, retired, operator, farm.service)
     spare = farm.user("spare").user_id
     assert spare is not None
+    farm.rows("update auth.users set email_confirmed_at = now() where id = %s", (spare,))
     return World(farm, dict(zip(WHO, actors, strict=True)), account, follower, copier, farm.token(), spare)
 
 
@@ -210,18 +264,25 @@ def payload(world: World, function: str) -> object:
         "agent_session": vps | {"secret": "secret"},
         "assign_account": account,
         "check_enrollment": enrolment,
-        "connect_account": {"platform": "paper", "server": "Paper", "login": "new", "user_id": world.who["user"].user_id},
+        "connect_account": {
+            "platform": "paper", "server": "Paper", "login": "new", "password": "p",
+            "user_id": world.who["user"].user_id,
+        },
         "copier_drift": {"copier_id": world.copier},
         "create_enrollment_token": {},
         "drain_vps": vps,
         "enroll_vps": enrolment,
         "flatten_account": account,
         "grant_operator": world.farm.row("select email from auth.users where id = %s", (world.spare_user,))["email"],
+        "list_broker_servers": {},
         "maintain": None,
         "mark_alert_seen": {
             "alert_id": world.farm.row("select id from public.alerts where account_id = %s", (world.account,))["id"]
         },
+        "note_restored": {},
         "open_session": account | {"epoch": epoch},
+        "operator_candidate": world.farm.row("select email from auth.users where id = %s",
+                                             (world.spare_user,))["email"],
         "pause_account": account | {"state": "monitor"},
         "preview_copy": {
             "copier": {"sizing_mode": "multiplier", "sizing_value": "1"},
@@ -232,6 +293,7 @@ def payload(world: World, function: str) -> object:
         },
         "queue_trade_copy": account | {"epoch": epoch, "events": []},
         "remove_account": account,
+        "remove_broker_server": {"platform": "mt5", "server": "Paper"},
         "remove_copier": {"copier_id": world.copier, "mode": "close_now"},
         "remove_protection_rule": {"rule_id": rule},
         "report_account_state": account | {"epoch": epoch, "session": 1, "status": "connected"},
@@ -241,6 +303,7 @@ def payload(world: World, function: str) -> object:
             "copier_id": world.copier, "items": [{"kind": "missing", "master_ticket": "1", "action": "copy"}],
         },
         "retire_vps": vps,
+        "save_broker_server": {"platform": "paper", "server": "Paper", "title": "Practice"},
         "save_copier": {"id": world.copier, "name": "renamed"},
         "save_protection_rule": {"id": rule, "threshold": "2"},
         "set_copier_mode": {"copier_id": world.copier, "mode": "monitor"},
@@ -249,7 +312,7 @@ def payload(world: World, function: str) -> object:
         "symbol_suggestions": {"copier_id": world.copier},
         "set_trading": {"state": "monitor", "reason": "prices are wrong"},
         "update_account": account | {"name": "renamed"},
-        "vps_heartbeat": {},
+        "vps_heartbeat": {"protocol_version": 2},
     }  # fmt: skip
     return payloads[function]
 
@@ -349,7 +412,9 @@ def test_every_table_is_on_the_list_and_nobody_may_write_any(farm: Farm) -> None
         cells = listed.get(table["name"], listed["private.trade_events_*"])
         assert table["view"] or table["rls"], f"{table['name']}: no row level security"
         if table["view"] and table["name"].startswith("public."):
-            assert "security_invoker=true" in (table["options"] or []), f"{table['name']}: reads with its owner's rights"
+            assert "security_invoker=true" in (table["options"] or []), (
+                f"{table['name']}: reads with its owner's rights"
+            )
         for role, who in (("anon", "anonymous"), ("authenticated", "user"), ("service_role", "service")):
             row = farm.row(
                 "select array(select p"

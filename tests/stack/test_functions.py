@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
-from agent.local.database import Database
-from agent.local.schema import project_root
+from agent.stack.database import Database
+from agent.stack.schema import project_root
 
 if TYPE_CHECKING:
-    from agent.local.stack import Stack
+    from agent.stack.stack import Stack
 
 CONFIG = """
 [functions.hello]
@@ -40,7 +40,8 @@ Deno.serve(async (request: Request) => {
   const names = ["URL", "ANON_KEY", "SERVICE_ROLE_KEY", "DB_URL", "PUBLISHABLE_KEYS"].map((name) => `SUPABASE_${name}`);
   const body = request.method === "POST" ? await request.json() : null;
   const set = names.filter((name) => Deno.env.get(name));
-  return Response.json({ path: new URL(request.url).pathname, body, set }, { status: 201 });
+  const secret = request.headers.has("x-tradecopier-gateway") || Deno.env.has("TRADECOPIER_GATEWAY_SECRET");
+  return Response.json({ path: new URL(request.url).pathname, body, set, secret }, { status: 201 });
 });
 """
 OPEN = """
@@ -54,7 +55,7 @@ Deno.serve({ port: 8000 }, (request) => {
 
 @pytest.fixture
 async def http(database: Database, tmp_path: Path) -> AsyncIterator[tuple["Stack", httpx.AsyncClient]]:
-    from agent.local.stack import Stack
+    from agent.stack.stack import Stack
 
     root = tmp_path / "project"
     for name, text in {
@@ -86,12 +87,15 @@ async def test_functions_answer_as_on_hosted(http: tuple["Stack", httpx.AsyncCli
     for token in (stack.publishable_key, "a.b.c", stack.keys.sign({"role": "authenticated", "exp": 1})):
         response = await client.post("/functions/v1/hello", json={}, headers={"Authorization": f"Bearer {token}"})
         assert (response.status_code, response.json()["message"]) == (401, "Invalid JWT")
+    not_text = await client.post("/functions/v1/hello", json={}, headers=[(b"Authorization", b"Bearer \xff.\xfe.x")])
+    assert (not_text.status_code, not_text.json()["message"]) == (401, "Invalid JWT")
     user = stack.keys.sign({"sub": "u", "role": "authenticated", "exp": 4102444800})
     good = await client.post("/functions/v1/hello/sub?x=1", json={"a": 1}, headers={"Authorization": f"Bearer {user}"})
     assert good.status_code == 201
     assert good.json()["path"] == "/hello/sub"
     assert good.json()["body"] == {"a": 1}
     assert len(good.json()["set"]) == 5
+    assert good.json()["secret"] is False
 
     response = await client.get("/functions/v1/open")
     assert (response.text, response.headers["x-own"]) == ("open to all", "1")

@@ -1,4 +1,4 @@
-"""The RPC path: roles, time-outs, read-only, limits and errors as on hosted, through the official client and raw HTTP."""
+"""The RPC path: roles, timeouts, read-only, limits and errors as on hosted, with the official client and raw HTTP."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -8,11 +8,11 @@ import httpx
 import pytest
 from postgrest import APIError, AsyncPostgrestClient
 
-from agent.local.database import Database
-from agent.local.postgres import PostgresServer
+from agent.stack.database import Database
+from agent.stack.postgres import PostgresServer
 
 if TYPE_CHECKING:
-    from agent.local.stack import Stack
+    from agent.stack.stack import Stack
 
 FUNCTIONS = """
 create function public.probe_echo(p_value jsonb) returns jsonb language sql as $$ select p_value $$;
@@ -52,7 +52,7 @@ revoke execute on function public.probe_secret() from public, anon, authenticate
 
 @pytest.fixture(scope="module")
 def database(postgres_server: PostgresServer, template_database: Database) -> Iterator[Database]:
-    """One for all tests here: none of them changes what another reads."""
+    """One stack for all tests here: none of them changes data that another reads."""
     copy = Database.create(postgres_server, "test_rpc", template_database)
     with copy.connect("postgres") as connection:
         connection.execute(FUNCTIONS.encode())
@@ -62,7 +62,7 @@ def database(postgres_server: PostgresServer, template_database: Database) -> It
 
 @pytest.fixture(scope="module")
 def stack(database: Database, tmp_path_factory: pytest.TempPathFactory) -> Iterator["Stack"]:
-    from agent.local.stack import Stack
+    from agent.stack.stack import Stack
 
     running = Stack(tmp_path_factory.mktemp("rpc"), database=database)
     try:
@@ -83,7 +83,9 @@ async def call(http: httpx.AsyncClient, name: str, body: object = None, **header
 
 
 def user_token(stack: "Stack", **claims: object) -> str:
-    return stack.keys.sign({"sub": "6f0b0000-0000-4000-8000-000000000001", "role": "authenticated", "exp": 4102444800} | claims)
+    return stack.keys.sign(
+        {"sub": "6f0b0000-0000-4000-8000-000000000001", "role": "authenticated", "exp": 4102444800} | claims
+    )
 
 
 async def test_results_have_the_formats_of_hosted(http: httpx.AsyncClient) -> None:
@@ -92,7 +94,9 @@ async def test_results_have_the_formats_of_hosted(http: httpx.AsyncClient) -> No
     assert (
         "123456789012345678901234567890"
         in (
-            await http.post("/rest/v1/rpc/probe_echo", content=b'{"p_value": {"n": 123456789012345678901234567890, "d": 1.10}}')
+            await http.post(
+                "/rest/v1/rpc/probe_echo", content=b'{"p_value": {"n": 123456789012345678901234567890, "d": 1.10}}'
+            )
         ).text
     )
     assert (await call(http, "probe_add", {"p_a": 1})).json() == 11
@@ -129,7 +133,11 @@ async def test_each_key_and_token_has_its_role(stack: "Stack", http: httpx.Async
         assert (await call(http, "probe_who", apikey=key)).json()["role"] == "service_role"
     assert (await call(http, "probe_who", apikey=stack.keys.anon_jwt)).json()["role"] == "anon"
     user = (await call(http, "probe_who", Authorization=f"Bearer {user_token(stack)}")).json()
-    assert (user["role"], user["uid"], user["timeout"]) == ("authenticated", "6f0b0000-0000-4000-8000-000000000001", "8s")
+    assert (user["role"], user["uid"], user["timeout"]) == (
+        "authenticated",
+        "6f0b0000-0000-4000-8000-000000000001",
+        "8s",
+    )
     assert user["claims"]["sub"] == user["uid"]
     again = (await call(http, "probe_who")).json()
     assert (again["role"], again["uid"]) == ("anon", None)
@@ -165,7 +173,12 @@ async def test_bad_keys_and_tokens_are_refused(stack: "Stack", http: httpx.Async
 async def test_errors_have_the_code_and_status_of_hosted(http: httpx.AsyncClient, sqlstate: str, status: int) -> None:
     response = await call(http, "probe_raise", {"p_code": sqlstate})
     assert response.status_code == status
-    assert response.json() == {"code": sqlstate, "message": "it went wrong", "details": "the detail", "hint": "the hint"}
+    assert response.json() == {
+        "code": sqlstate,
+        "message": "it went wrong",
+        "details": "the detail",
+        "hint": "the hint",
+    }
 
 
 async def test_a_missing_privilege_is_401_for_anon_and_403_for_users(stack: "Stack", http: httpx.AsyncClient) -> None:

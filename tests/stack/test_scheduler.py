@@ -6,9 +6,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from agent.local.database import Database
-from agent.local.schedule import Schedule, ScheduleError
-from agent.local.scheduler import Scheduler
+from agent.stack.cron_expression import Schedule, ScheduleError
+from agent.stack.database import Database
+from agent.stack.scheduler import Scheduler
 
 
 @pytest.mark.parametrize(
@@ -65,14 +65,19 @@ async def _wait(database: Database, query: str, seconds: float = 20) -> object:
 async def test_jobs_run_as_their_user_and_are_recorded(database: Database) -> None:
     with database.connect("postgres") as connection:
         connection.execute("create table public.probe_ran (who text, at timestamptz default clock_timestamp())")
-        connection.execute("select cron.schedule('good', '1 second', 'insert into public.probe_ran values (current_user)')")
+        connection.execute(
+            "select cron.schedule('good', '1 second', 'insert into public.probe_ran values (current_user)')"
+        )
         connection.execute("select cron.schedule('bad', '1 second', 'select 1 / 0')")
         connection.execute("select cron.schedule('other', '* * * * *', 'select 1')")
-    scheduler = Scheduler(database.dsn)
+    scheduler = Scheduler(database.dsn_of("postgres"))
     scheduler.start()
     try:
         await _wait(database, "select count(*) >= 2 from public.probe_ran")
-        await _wait(database, "select count(*) > 0 from cron.job_run_details d join cron.job using (jobid) where jobname = 'bad'")
+        await _wait(
+            database,
+            "select count(*) > 0 from cron.job_run_details d join cron.job using (jobid) where jobname = 'bad'",
+        )
         with database.connect("postgres") as connection:
             assert connection.execute("select distinct who from public.probe_ran").fetchall() == [("postgres",)]
             rows = connection.execute(
@@ -88,6 +93,49 @@ async def test_jobs_run_as_their_user_and_are_recorded(database: Database) -> No
         await scheduler.close()
 
 
+async def test_a_job_cannot_become_more_than_its_user(database: Database) -> None:
+    names = "('climb', 'command', 'left open', 'of another')"
+    jobs = {
+        "climb": "reset session authorization; reset role;"
+        " insert into public.probe_ran select usename, usesuper from pg_user where usename = session_user",
+        "command": "copy public.probe_ran (who) from program 'id'",
+        "left open": "set role anon; begin",
+    }
+    with database.connect("postgres") as connection:
+        connection.execute("create table public.probe_ran (who text, super boolean)")
+        for name, command in jobs.items():
+            connection.execute("select cron.schedule(%s, '1 second', %s)", (name, command))
+    with database.connect() as connection:
+        connection.execute(
+            "select cron.schedule('of another', '1 second', $$insert into public.probe_ran values ('x', true)$$)"
+        )
+    scheduler = Scheduler(database.dsn_of("postgres"))
+    scheduler.start()
+    try:
+        await _wait(database, "select count(*) > 0 from public.probe_ran")
+        await _wait(
+            database,
+            f"select count(distinct jobid) = 4 from cron.job_run_details d join cron.job using (jobid) where jobname"
+            f" in {names}",
+        )
+        with database.connect() as connection:
+            assert connection.execute("select distinct who, super from public.probe_ran").fetchall() == [
+                ("postgres", False)
+            ]
+            rows = connection.execute(
+                "select distinct jobname, status, d.username from cron.job_run_details d join cron.job using (jobid)"
+                f" where jobname in {names} order by 1".encode()
+            ).fetchall()
+        assert rows == [
+            ("climb", "succeeded", "postgres"),
+            ("command", "failed", "postgres"),
+            ("left open", "succeeded", "postgres"),
+            ("of another", "failed", "supabase_admin"),
+        ]
+    finally:
+        await scheduler.close()
+
+
 async def test_a_job_never_overlaps_itself(database: Database) -> None:
     with database.connect("postgres") as connection:
         connection.execute("create table public.probe_span (started timestamptz, ended timestamptz)")
@@ -96,7 +144,7 @@ async def test_a_job_never_overlaps_itself(database: Database) -> None:
             " 'with s as (select clock_timestamp() t, pg_sleep(1.5))"
             " insert into public.probe_span select t, clock_timestamp() from s')"
         )
-    scheduler = Scheduler(database.dsn)
+    scheduler = Scheduler(database.dsn_of("postgres"))
     scheduler.start()
     try:
         await _wait(database, "select count(*) >= 3 from public.probe_span")
@@ -110,11 +158,33 @@ async def test_a_job_never_overlaps_itself(database: Database) -> None:
     assert overlaps == (0,)
 
 
+async def test_a_scheduler_closes_whatever_its_jobs_do_at_that_moment(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With jobs running all the time: asyncio.wait_for lost a cancellation at the moment when a connection was made."""
+    monkeypatch.setattr(Schedule, "next_after", lambda self, moment: moment)
+    with database.connect("postgres") as connection:
+        connection.execute("select cron.schedule('short', '1 second', 'select 1')")
+        connection.execute("select cron.schedule('bad', '1 second', 'select 1 / 0')")
+    recorded = "select coalesce(max(runid), 0) > {} from cron.job_run_details"
+    runs = 0
+    for _ in range(10):
+        scheduler = Scheduler(database.dsn_of("postgres"))
+        scheduler.start()
+        await _wait(database, recorded.format(runs))
+        async with asyncio.timeout(20):
+            await scheduler.close()
+        with database.connect() as connection:
+            row = connection.execute("select coalesce(max(runid), 0) from cron.job_run_details").fetchone()
+        assert row is not None
+        runs = row[0]
+
+
 async def test_jobs_go_on_after_a_database_restart(database: Database) -> None:
     with database.connect("postgres") as connection:
         connection.execute("create table public.probe_ran (n integer)")
         connection.execute("select cron.schedule('good', '1 second', 'insert into public.probe_ran values (1)')")
-    scheduler = Scheduler(database.dsn)
+    scheduler = Scheduler(database.dsn_of("postgres"))
     scheduler.start()
     try:
         await _wait(database, "select count(*) > 0 from public.probe_ran")

@@ -1,4 +1,4 @@
-"""The gateway's pool: what counts as a lost connection, and that a lost one is never lent again."""
+"""The gateway's pool: which errors mean a lost connection; a lost connection is never leased again."""
 
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 import psycopg
 import pytest
 
-from agent.local.sessions import DatabaseAway, Sessions
+from agent.stack.connection_pool import DatabaseAway, Sessions
 
 if TYPE_CHECKING:
-    from agent.local.database import Database
+    from agent.stack.database import Database
 
 NUMBER = "select pg_backend_pid()"
 
@@ -36,8 +36,12 @@ async def test_a_session_that_postgres_ends_is_a_database_away(sessions: Session
     assert await backend(sessions) != first
 
 
-@pytest.mark.parametrize("lost", [psycopg.InterfaceError("unusable"), psycopg.OperationalError("lost"), OSError(9, "bad file")])
-async def test_an_error_that_postgres_did_not_send_takes_the_connection_along(sessions: Sessions, lost: Exception) -> None:
+@pytest.mark.parametrize(
+    "lost", [psycopg.InterfaceError("unusable"), psycopg.OperationalError("lost"), OSError(9, "bad file")]
+)
+async def test_an_error_that_postgres_did_not_send_takes_the_connection_along(
+    sessions: Sessions, lost: Exception
+) -> None:
     first = await backend(sessions)
     with pytest.raises(DatabaseAway):
         async with sessions.lease():

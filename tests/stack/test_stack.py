@@ -7,20 +7,25 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx
 import psutil
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer
 
 from agent.failure import Failure
-from agent.local.database import Database
-from agent.local.lock import FolderLock, first_free_folder
+from agent.stack.database import Database
+from agent.stack.keys import Keys
+from agent.stack.lock import FolderLock, first_free_folder
+from agent.stack.web_page import Site
 from supabase import AsyncClient, AsyncClientOptions, acreate_client
 
 if TYPE_CHECKING:
-    from agent.local.stack import Stack
+    from agent.stack.stack import Stack
 
 GOOD_PASSWORD = "correct horse 1"
 
@@ -28,9 +33,9 @@ GOOD_PASSWORD = "correct horse 1"
 Official = Callable[[str], Awaitable[AsyncClient]]
 
 
-@pytest.fixture
-async def official(stack: "Stack") -> AsyncIterator[Official]:
-    """Makes official clients by API key, and closes what they leave open."""
+@asynccontextmanager
+async def official_clients(stack: "Stack") -> AsyncIterator[Official]:
+    """Creates official clients by API key, and closes the connections that they leave open."""
     open_clients: list[httpx.AsyncClient] = []
 
     async def make(key: str) -> AsyncClient:
@@ -44,15 +49,41 @@ async def official(stack: "Stack") -> AsyncIterator[Official]:
 
 
 @pytest.fixture
+async def official(stack: "Stack") -> AsyncIterator[Official]:
+    async with official_clients(stack) as make:
+        yield make
+
+
+@pytest.fixture
+async def own_official(own_stack: "Stack") -> AsyncIterator[Official]:
+    async with official_clients(own_stack) as make:
+        yield make
+
+
+@pytest.fixture
 async def http(stack: "Stack") -> AsyncIterator[httpx.AsyncClient]:
     async with httpx.AsyncClient(base_url=stack.url, timeout=20) as client:
         yield client
 
 
-async def test_a_user_made_by_the_admin_api_signs_in_with_the_official_client(stack: "Stack", official: Official) -> None:
+@pytest.fixture
+async def own_http(own_stack: "Stack") -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(base_url=own_stack.url, timeout=20) as client:
+        yield client
+
+
+async def test_a_user_made_by_the_admin_api_signs_in_with_the_official_client(
+    stack: "Stack", official: Official
+) -> None:
     admin = await official(stack.secret_key)
+    others = {user.id for user in await admin.auth.admin.list_users()}
     made = await admin.auth.admin.create_user(
-        {"email": "Someone@Example.com", "password": GOOD_PASSWORD, "email_confirm": True, "user_metadata": {"name": "S"}}
+        {
+            "email": "Someone@Example.com",
+            "password": GOOD_PASSWORD,
+            "email_confirm": True,
+            "user_metadata": {"name": "S"},
+        }
     )
     assert made.user.email == "someone@example.com"
     client = await official(stack.publishable_key)
@@ -65,12 +96,12 @@ async def test_a_user_made_by_the_admin_api_signs_in_with_the_official_client(st
     seen = await client.auth.get_user(refreshed.session.access_token)
     assert seen is not None
     assert seen.user.user_metadata == {"name": "S"}
-    assert [user.id for user in await admin.auth.admin.list_users()] == [made.user.id]
+    assert {user.id for user in await admin.auth.admin.list_users()} == others | {made.user.id}
     assert (await admin.auth.admin.get_user_by_id(made.user.id)).user.email == "someone@example.com"
     await admin.auth.admin.update_user_by_id(made.user.id, {"password": GOOD_PASSWORD + "2"})
     await client.auth.sign_in_with_password({"email": "someone@example.com", "password": GOOD_PASSWORD + "2"})
     await admin.auth.admin.delete_user(made.user.id)
-    assert await admin.auth.admin.list_users() == []
+    assert {user.id for user in await admin.auth.admin.list_users()} == others
 
 
 async def test_the_admin_api_wants_the_secret_key(stack: "Stack", http: httpx.AsyncClient) -> None:
@@ -100,20 +131,27 @@ async def test_making_a_user_twice_finds_it_again(stack: "Stack", official: Offi
     second, password = await stack.create_user("twice@example.com")
     assert first == second
     client = await official(stack.publishable_key)
-    assert (await client.auth.sign_in_with_password({"email": "twice@example.com", "password": password})).user is not None
+    assert (
+        await client.auth.sign_in_with_password({"email": "twice@example.com", "password": password})
+    ).user is not None
 
 
-async def test_tables_are_read_under_rls(stack: "Stack", database: Database, official: Official) -> None:
-    one, password = await stack.create_user("one@example.com")
+async def test_tables_are_read_under_rls(own_stack: "Stack", database: Database, own_official: Official) -> None:
+    one, password = await own_stack.create_user("one@example.com")
     with database.connect("postgres") as connection:
-        connection.execute("create table public.probe_note (id integer primary key, owner uuid, at timestamptz, data jsonb)")
+        connection.execute(
+            "create table public.probe_note (id integer primary key, owner uuid, at timestamptz, data jsonb)"
+        )
         connection.execute("alter table public.probe_note enable row level security")
-        connection.execute("create policy own on public.probe_note for select to authenticated using (owner = auth.uid())")
+        connection.execute(
+            "create policy own on public.probe_note for select to authenticated using (owner = auth.uid())"
+        )
         connection.execute("grant select on public.probe_note to anon, authenticated, service_role")
         connection.execute(
-            "insert into public.probe_note values (1, %s, now(), '{\"a\": 1}'), (2, gen_random_uuid(), now(), null)", (one,)
+            "insert into public.probe_note values (1, %s, now(), '{\"a\": 1}'), (2, gen_random_uuid(), now(), null)",
+            (one,),
         )
-    client = await official(stack.publishable_key)
+    client = await own_official(own_stack.publishable_key)
     async with asyncio.timeout(10):
         while True:  # the REST server reads the new schema a moment later
             try:
@@ -126,7 +164,7 @@ async def test_tables_are_read_under_rls(stack: "Stack", database: Database, off
     await client.auth.sign_in_with_password({"email": "one@example.com", "password": password})
     rows = (await client.table("probe_note").select("id, data").execute()).data
     assert rows == [{"id": 1, "data": {"a": 1}}]
-    admin = await official(stack.secret_key)
+    admin = await own_official(own_stack.secret_key)
     assert len((await admin.table("probe_note").select("id").execute()).data) == 2
 
 
@@ -141,16 +179,21 @@ async def test_realtime_answers(stack: "Stack", official: Official) -> None:
 
     await client.realtime.connect()
     await client.channel("lobby").subscribe(changed)
-    await asyncio.wait_for(joined.wait(), 10)
+    async with asyncio.timeout(10):
+        await joined.wait()
     await client.remove_all_channels()
     await client.realtime.close()
     assert states[0] == "SUBSCRIBED"
 
 
-async def test_an_unbuilt_web_says_how_to_build_it(http: httpx.AsyncClient, stack: "Stack") -> None:
-    if (stack.root / "web" / "out" / "index.html").exists():
-        pytest.skip("the web is built")
-    assert "make setup" in (await http.get("/")).text
+async def test_an_unbuilt_web_says_how_to_build_it(tmp_path: Path) -> None:
+    app = web.Application()
+    keys = Keys.load(tmp_path / "keys.json")
+    Site(tmp_path / "out", "http://127.0.0.1:1", keys, tmp_path / "demo_login.json").attach(app)
+    async with TestClient(TestServer(app)) as client:
+        answer = await client.get("/")
+        assert (answer.status, "make setup" in await answer.text()) == (200, True)
+        assert (await client.get("/anything")).status == 404
 
 
 async def test_the_page_learns_where_the_api_is(http: httpx.AsyncClient, stack: "Stack") -> None:
@@ -166,20 +209,20 @@ async def test_no_path_leads_out_of_the_web_folder(http: httpx.AsyncClient) -> N
         assert "root:" not in response.text
 
 
-async def test_it_heals_after_a_database_restart(stack: "Stack", http: httpx.AsyncClient) -> None:
-    headers = {"apikey": stack.secret_key}
-    await stack.stop_database()
-    response = await http.post("/rest/v1/rpc/anything", json={}, headers=headers)
+async def test_it_heals_after_a_database_restart(own_stack: "Stack", own_http: httpx.AsyncClient) -> None:
+    headers = {"apikey": own_stack.secret_key}
+    await own_stack.stop_database()
+    response = await own_http.post("/rest/v1/rpc/anything", json={}, headers=headers)
     assert (response.status_code, response.json()["code"]) == (503, "PGRST001")
-    await stack.start_database()
+    await own_stack.start_database()
     async with asyncio.timeout(15):
-        await _until(http, "/rest/v1/rpc/anything", 404, headers)
-        await stack.create_user("after@example.com")
-        await _until(http, "/auth/v1/token?grant_type=password", 400, headers)
+        await _until(own_http, "/rest/v1/rpc/anything", 404, headers)
+        await own_stack.create_user("after@example.com")
+        await _until(own_http, "/auth/v1/token?grant_type=password", 400, headers)
 
 
 async def _until(http: httpx.AsyncClient, path: str, status: int, headers: dict[str, str]) -> None:
-    """Ask until the answer has this status."""
+    """Repeat the request until the response has this status."""
     while True:
         response = await http.post(path, json={"email": "x@example.com", "password": "wrong"}, headers=headers)
         if response.status_code == status:
@@ -188,7 +231,7 @@ async def _until(http: httpx.AsyncClient, path: str, status: int, headers: dict[
 
 
 async def test_a_database_restart_under_load_is_only_seen_as_503(
-    stack: "Stack", http: httpx.AsyncClient, database: Database
+    own_stack: "Stack", own_http: httpx.AsyncClient, database: Database
 ) -> None:
     with database.connect("postgres") as connection:
         connection.execute("create table public.probe_written (n integer primary key)")
@@ -204,7 +247,9 @@ async def test_a_database_restart_under_load_is_only_seen_as_503(
     async def write(first: int) -> None:
         number = first
         while not (restarted.is_set() and acknowledged >= {number - 8}):
-            response = await http.post("/rest/v1/rpc/probe_write", json={"p_n": number}, headers={"apikey": stack.secret_key})
+            response = await own_http.post(
+                "/rest/v1/rpc/probe_write", json={"p_n": number}, headers={"apikey": own_stack.secret_key}
+            )
             answers[response.status_code] = response.text
             if response.status_code == 200:
                 acknowledged.add(number)
@@ -218,7 +263,7 @@ async def test_a_database_restart_under_load_is_only_seen_as_503(
         for first in range(8):
             group.create_task(write(first))
         await enough.wait()
-        await stack.restart_database()
+        await own_stack.restart_database()
         restarted.set()
     assert answers.keys() <= {200, 503}, answers
     with database.connect() as connection:
@@ -226,23 +271,25 @@ async def test_a_database_restart_under_load_is_only_seen_as_503(
     assert acknowledged <= written
 
 
-async def test_the_gateway_comes_back_at_the_same_address(stack: "Stack", http: httpx.AsyncClient) -> None:
-    url = stack.url
-    await stack.restart_gateway()
-    assert stack.url == url
-    assert (await http.get("/health")).status_code == 200
+async def test_the_gateway_comes_back_at_the_same_address(own_stack: "Stack", own_http: httpx.AsyncClient) -> None:
+    url = own_stack.url
+    await own_stack.restart_gateway()
+    assert own_stack.url == url
+    assert (await own_http.get("/health")).status_code == 200
 
 
 async def test_it_listens_on_loopback_only(stack: "Stack") -> None:
     assert stack.gateway_pid is not None
     family = [psutil.Process(stack.gateway_pid), *psutil.Process(stack.gateway_pid).children(recursive=True)]
-    listening = [c.laddr.ip for process in family for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN]
+    listening = [
+        c.laddr.ip for process in family for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN
+    ]
     assert listening
     assert set(listening) == {"127.0.0.1"}
 
 
 async def test_two_stacks_do_not_share_a_folder(stack: "Stack") -> None:
-    with pytest.raises(Failure, match="another stack is running"):
+    with pytest.raises(Failure, match="another stack is using"):
         FolderLock(stack.data).take()
     assert first_free_folder(stack.data) == stack.data.with_name(stack.data.name + "-2")
 
@@ -250,7 +297,7 @@ async def test_two_stacks_do_not_share_a_folder(stack: "Stack") -> None:
 KILLED = """
 import asyncio, os, signal, sys
 from pathlib import Path
-from agent.local.stack import Stack
+from agent.stack.stack import Stack
 
 async def main():
     async with Stack(Path(sys.argv[1])) as stack:
@@ -283,7 +330,10 @@ def test_a_killed_parent_leaves_nothing_behind_and_the_next_start_works(tmp_path
 
 def test_ctrl_c_ends_it_cleanly(tmp_path: Path) -> None:
     with subprocess.Popen(
-        [sys.executable, "-c", KILLED, str(tmp_path / "stack")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", KILLED, str(tmp_path / "stack")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as parent:
         assert parent.stdout is not None
         assert parent.stdout.readline().startswith("up ")

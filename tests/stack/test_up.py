@@ -3,18 +3,25 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import httpx
 import psutil
+import pytest
+
+from agent.failure import Failure
+from agent.stack.postgres import require_port
 
 COMMAND = [sys.executable, "-c", "from agent.cli import main; main()", "up", "--fast", "--json"]
 
 
 def _up(folder: Path) -> "subprocess.Popen[str]":
-    return subprocess.Popen([*COMMAND, "--data", str(folder)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [*COMMAND, "--data", str(folder)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def test_two_run_at_once_and_end_on_ctrl_c(tmp_path: Path) -> None:
@@ -49,6 +56,30 @@ def test_two_run_at_once_and_end_on_ctrl_c(tmp_path: Path) -> None:
         for process in stacks:
             process.kill()
             process.communicate()
+
+
+def test_a_port_that_is_taken_is_one_readable_line_before_anything_starts(tmp_path: Path) -> None:
+    """Even when another stack answers on the port."""
+    with _up(tmp_path / "first") as first:
+        assert first.stdout is not None
+        port = json.loads(first.stdout.readline())["url"].rpartition(":")[2]
+        command = [*COMMAND, "--data", str(tmp_path / "second"), "--port", port]
+        second = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        os.kill(first.pid, signal.SIGINT)
+        first.communicate(timeout=30)
+    assert second.returncode == 1
+    assert f"TC629: port {port} is in use" in second.stderr
+    assert second.stderr.count("\n") == 1
+    assert not (tmp_path / "second").exists()
+
+
+def test_a_port_without_the_right_to_it_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> socket.socket:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(socket, "create_server", refuse)
+    with pytest.raises(Failure, match="port 80 may not be used by this user"):
+        require_port(80)
 
 
 def test_logins_stay_the_same_over_restarts(tmp_path: Path) -> None:

@@ -1,18 +1,19 @@
-"""A browser for the dashboard's tests: an installed Chromium, never one that is downloaded; and the desk that makes rows."""
+"""A browser for the dashboard's tests (an installed Chromium, never downloaded), and the desk that creates rows."""
 
 import os
 import shutil
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import psycopg
 import pytest
-from desk import Desk
+import pytest_asyncio
+from dashboard_data import Desk
 from playwright.async_api import Browser, Page, async_playwright, expect
 
-from agent.local.stack import Stack
+from agent.stack.stack import Stack
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge")
@@ -56,20 +57,31 @@ async def launched() -> AsyncIterator[Browser]:
             await browser.close()
 
 
-@pytest.fixture
-async def open_page(stack: Stack) -> AsyncIterator[Opener]:
-    """The page must ask nobody but its own origin, and must not fail inside."""
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def browser() -> AsyncIterator[Browser]:
+    """One browser per module; each page has its own profile."""
+    async with launched() as running:
+        yield running
+
+
+@asynccontextmanager
+async def opener(browser: Browser, stack: Stack) -> AsyncIterator[Opener]:
+    """The page must send requests only to its own origin, and must not raise errors."""
     if not (ROOT / "web" / "out" / "index.html").exists():
         pytest.skip("the page is not built: run `make setup`")
     expect.set_options(timeout=WAIT_MS)
     strangers: list[str] = []
     faults: list[str] = []
-    async with launched() as browser:
+    async with AsyncExitStack() as contexts:
 
-        async def opened(*, init: str = "", **context: Any) -> Page:
-            page = await (await browser.new_context(**context)).new_page()
+        async def opened(*, init: str = "", **settings: Any) -> Page:
+            context = await browser.new_context(**settings)
+            contexts.push_async_callback(context.close)
+            page = await context.new_page()
             page.set_default_timeout(WAIT_MS)
-            page.on("request", lambda request: None if request.url.startswith(stack.url) else strangers.append(request.url))
+            page.on(
+                "request", lambda request: None if request.url.startswith(stack.url) else strangers.append(request.url)
+            )
             page.on("pageerror", lambda error: faults.append(str(error)))
             if init:
                 await page.add_init_script(init)
@@ -81,10 +93,37 @@ async def open_page(stack: Stack) -> AsyncIterator[Opener]:
     assert faults == []
 
 
-@pytest.fixture
-async def desk(stack: Stack) -> AsyncIterator[Desk]:
-    # a test's database is a copy, and pg_cron's jobs still name the one that it was copied from
+# The browser runs in its module's event loop, so everything that uses it must, too.
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def open_page(browser: Browser, stack: Stack) -> AsyncIterator[Opener]:
+    async with opener(browser, stack) as opened:
+        yield opened
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def open_own_page(browser: Browser, own_stack: Stack) -> AsyncIterator[Opener]:
+    async with opener(browser, own_stack) as opened:
+        yield opened
+
+
+@asynccontextmanager
+async def furnished(stack: Stack) -> AsyncIterator[Desk]:
+    # a test's database is a copy, and pg_cron's jobs still name the original
     async with await psycopg.AsyncConnection.connect(stack.dsn, autocommit=True) as owner:
         await owner.execute("update cron.job set database = current_database() where true")
     async with Desk(stack) as made:
+        yield made
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def desk(stack: Stack) -> AsyncIterator[Desk]:
+    async with furnished(stack) as made:
+        yield made
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def own_desk(own_stack: Stack) -> AsyncIterator[Desk]:
+    async with furnished(own_stack) as made:
         yield made

@@ -1,25 +1,33 @@
-"""The dashboard in a real browser, against the whole embedded stack, with rows that the real functions made."""
+"""The dashboard in a real browser, against the whole embedded stack, with rows created by the real functions."""
 
 import re
 
 import aiohttp
 import psycopg
+import pytest
 from conftest import Opener
-from desk import Desk, Person
+from dashboard_data import Desk, Person
 from playwright.async_api import Locator, Page, expect
 
-from agent.local.stack import Stack
+from agent.stack.stack import Stack
 
-#: the page's own polling, switched off: what appears then was rung for
-NO_POLLING = "const every = setInterval; window.setInterval = (run, ms, ...more) => (ms === 15000 ? 0 : every(run, ms, ...more));"
-#: the same polling, often
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+#: disables the page's own polling, so that changes appear only after a broadcast
+NO_POLLING = (
+    "const every = setInterval;"
+    " window.setInterval = (run, ms, ...more) => (ms === 15000 ? 0 : every(run, ms, ...more));"
+)
+#: makes the polling more frequent
 FAST_POLLING = (
-    "const every = setInterval; window.setInterval = (run, ms, ...more) => every(run, ms === 15000 ? 500 : ms, ...more);"
+    "const every = setInterval;"
+    " window.setInterval = (run, ms, ...more) => every(run, ms === 15000 ? 500 : ms, ...more);"
 )
 
 REMEMBER_DOWN = """() => {
     const look = () => { window.wasDown ||= document.querySelector("[data-socket=down]") !== null; };
-    new MutationObserver(look).observe(document.body, { subtree: true, attributes: true, attributeFilter: ["data-socket"] });
+    const options = { subtree: true, attributes: true, attributeFilter: ["data-socket"] };
+    new MutationObserver(look).observe(document.body, options);
 }"""
 
 
@@ -53,7 +61,7 @@ async def test_a_user_signs_in_and_sees_accounts_executions_and_refusals(desk: D
     row = panel(page, "Accounts").get_by_role("row", name=re.compile("Leader"))
     await expect(row).to_contain_text("connected")
     await expect(row).to_contain_text("10,000.00")
-    await expect(row).to_contain_text("leads 2 copiers")
+    await expect(row).to_contain_text("master of 2 copiers")
     executed = panel(page, "Executions").get_by_role("row", name=re.compile("open buy 0.50 EURUSD"))
     await expect(executed).to_contain_text("Copy")
     await expect(executed).to_contain_text("completed")
@@ -72,7 +80,8 @@ async def test_every_trade_is_told_with_its_fill_and_its_cost_or_with_the_reason
     await desk.copier(owner, master, poor, sizing_value="0.25")
     for execution in (await desk.events(master, {
         "type": "opened", "unchanged_at": None,
-        "position": {"ticket": "t1", "kind": "position", "symbol": "EURUSD", "side": "buy", "lots": "1.00", "price": "1.10000"},
+        "position": {"ticket": "t1", "kind": "position", "symbol": "EURUSD", "side": "buy", "lots": "1.00",
+                     "price": "1.10000"},
     }))["executions"]:  # fmt: skip
         if execution["account_id"] == follower.account_id:
             await desk.fills(follower, execution)  # at 1.10010
@@ -82,15 +91,16 @@ async def test_every_trade_is_told_with_its_fill_and_its_cost_or_with_the_reason
     page = await open_page()
     await sign_in(page, owner)
 
-    told = panel(page, "Trades").get_by_role("row", name=re.compile("opened buy 1.00 EURUSD"))
-    await expect(told).to_have_count(3)
-    copied = told.filter(has_text="Half")
+    rows = panel(page, "Trades").get_by_role("row", name=re.compile("opened buy 1.00 EURUSD"))
+    await expect(rows).to_have_count(3)
+    copied = rows.filter(has_text="Half")
     for text in ("copied", "0.50", "at 1.1001", "10 points", "5.00 USD"):
         await expect(copied).to_contain_text(text)
-    await expect(told.filter(has_text="Tiny")).to_contain_text(
-        "not copiedbelow_min the size is under the follower's minimum; raise the multiplier, or choose the policy force_min"
+    await expect(rows.filter(has_text="Tiny")).to_contain_text(
+        "not copiedbelow_min the size is under the follower's minimum;"
+        " raise the multiplier, or choose the policy force_min"
     )
-    await expect(told.filter(has_text="Poor")).to_contain_text(
+    await expect(rows.filter(has_text="Poor")).to_contain_text(
         "not copiedtrade_disabled trading is switched off for the symbol or the account; ask the broker"
     )
 
@@ -116,7 +126,7 @@ async def test_a_wrong_password_is_said_in_words_and_the_form_stays(desk: Desk, 
     await page.get_by_label("Password").fill(owner.password)
     await page.keyboard.press("Enter")
     await expect(panel(page, "Accounts")).to_contain_text("No account is connected yet")
-    await expect(panel(page, "Executions")).to_contain_text("Nothing was copied yet")
+    await expect(panel(page, "Executions")).to_contain_text("No trade was copied yet")
     await expect(verdict(page)).to_have_attribute("data-tone", "idle")
 
 
@@ -127,7 +137,7 @@ async def test_a_new_execution_appears_by_the_doorbell_without_a_reload(desk: De
     page = await open_page(init=NO_POLLING)
     await sign_in(page, owner)
     await expect(page.locator("[data-socket=joined]")).to_be_visible()
-    await expect(panel(page, "Executions")).to_contain_text("Nothing was copied yet")
+    await expect(panel(page, "Executions")).to_contain_text("No trade was copied yet")
     await page.evaluate("window.neverReloaded = true")
 
     execution = await desk.opens(master, "0.70")
@@ -152,18 +162,21 @@ async def test_the_board_asks_by_itself_while_the_socket_is_down(desk: Desk, ope
     await expect(panel(page, "Executions")).to_contain_text("open buy 0.30 EURUSD")
 
 
-async def test_the_doorbell_is_heard_again_after_the_gateway_was_gone(stack: Stack, desk: Desk, open_page: Opener) -> None:
-    owner = await desk.person("trader")
-    master, follower = [await desk.account(owner, name) for name in ("Leader", "Copy")]
-    await desk.copier(owner, master, follower)
-    page = await open_page(init=NO_POLLING)
+async def test_the_doorbell_is_heard_again_after_the_gateway_was_gone(
+    own_stack: Stack, own_desk: Desk, open_own_page: Opener
+) -> None:
+    owner = await own_desk.person("trader")
+    master, follower = [await own_desk.account(owner, name) for name in ("Leader", "Copy")]
+    await own_desk.copier(owner, master, follower)
+    page = await open_own_page(init=NO_POLLING)
     await sign_in(page, owner)
     await expect(page.locator("[data-socket=joined]")).to_be_visible()
     await page.evaluate(REMEMBER_DOWN)
-    await stack.restart_gateway()
-    await page.wait_for_function("window.wasDown")  # perhaps it is back by now
+    await own_stack.restart_gateway()
+    # it may be back by now
+    await page.wait_for_function("window.wasDown")
     await expect(page.locator("[data-socket=joined]")).to_be_visible(timeout=40_000)
-    await desk.opens(master, "0.40")
+    await own_desk.opens(master, "0.40")
     await expect(panel(page, "Executions")).to_contain_text("open buy 0.40 EURUSD")
 
 
@@ -176,20 +189,22 @@ async def test_nobody_sees_the_rows_of_another_user(desk: Desk, open_page: Opene
     page = await open_page()
     await sign_in(page, stranger)
     await expect(panel(page, "Accounts")).to_contain_text("Foreign")
-    await expect(panel(page, "Executions")).to_contain_text("Nothing was copied yet")
+    await expect(panel(page, "Executions")).to_contain_text("No trade was copied yet")
     await expect(page.locator("body")).not_to_contain_text("Leader")
-    await expect(page.locator("body")).not_to_contain_text("vps-a")
+    await expect(page.locator("body")).not_to_contain_text(desk.name)
 
 
-async def test_the_top_row_says_what_is_wrong_and_since_when(stack: Stack, desk: Desk, open_page: Opener) -> None:
-    owner, operator = await desk.person("trader"), await desk.operator()
-    master, follower = [await desk.account(owner, name) for name in ("Leader", "Copy")]
-    await desk.copier(owner, master, follower)
-    await desk.rejects(follower, await desk.opens(master), "trade_disabled", "trading is off until Monday")
-    page = await open_page()
+async def test_the_top_row_says_what_is_wrong_and_since_when(
+    own_stack: Stack, own_desk: Desk, open_own_page: Opener
+) -> None:
+    owner, operator = await own_desk.person("trader"), await own_desk.operator()
+    master, follower = [await own_desk.account(owner, name) for name in ("Leader", "Copy")]
+    await own_desk.copier(owner, master, follower)
+    await own_desk.rejects(follower, await own_desk.opens(master), "trade_disabled", "trading is off until Monday")
+    page = await open_own_page()
     await sign_in(page, operator)
 
-    agents = panel(page, "Agents").get_by_role("row", name=re.compile("vps-a"))
+    agents = panel(page, "Agents").get_by_role("row", name=re.compile(own_desk.name))
     await expect(agents).to_contain_text("version 1.2.3")
     await expect(agents).to_contain_text("12 %")
     await expect(verdict(page)).to_contain_text("One order was rejected within the last hour")
@@ -197,11 +212,15 @@ async def test_the_top_row_says_what_is_wrong_and_since_when(stack: Stack, desk:
     await expect(refused).to_contain_text("trading is switched off for the symbol or the account")
     await expect(refused).to_contain_text("trading is off until Monday")
 
-    async with await psycopg.AsyncConnection.connect(stack.dsn, autocommit=True) as owner_of_all:
-        await owner_of_all.execute("update public.vps_instances set lease_expires_at = now() - interval '1 second' where true")
+    async with await psycopg.AsyncConnection.connect(own_stack.dsn, autocommit=True) as owner_of_all:
+        await owner_of_all.execute(
+            "update public.vps_instances set lease_expires_at = now() - interval '1 second' where true"
+        )
     await expect(verdict(page)).to_have_attribute("data-tone", "bad")
-    await expect(verdict(page)).to_contain_text("Agent vps-a is offline")
-    await expect(verdict(page).get_by_role("listitem").filter(has_text="offline")).to_contain_text(re.compile(r"\d+ s ago"))
+    await expect(verdict(page)).to_contain_text(f"Agent {own_desk.name} is offline")
+    await expect(verdict(page).get_by_role("listitem").filter(has_text="offline")).to_contain_text(
+        re.compile(r"\d+ s ago")
+    )
 
 
 async def test_an_alert_stays_on_top_until_its_user_has_seen_it(desk: Desk, open_page: Opener) -> None:
@@ -217,35 +236,39 @@ async def test_an_alert_stays_on_top_until_its_user_has_seen_it(desk: Desk, open
 
     await desk.trouble(account, "autotrading_off: the terminal does not let experts trade")
 
-    told = panel(page, "Alerts").get_by_role("listitem")
-    await expect(told).to_have_count(1)
+    rows = panel(page, "Alerts").get_by_role("listitem")
+    await expect(rows).to_have_count(1)
     for text in ("Account Leader cannot trade: autotrading_off", "critical", "autotrading_off"):
-        await expect(told).to_contain_text(text)
+        await expect(rows).to_contain_text(text)
     await expect(verdict(page)).to_have_attribute("data-tone", "bad")
-    await expect(verdict(page)).to_contain_text("One critical alert waits to be seen")
+    await expect(verdict(page)).to_contain_text("One unread critical alert")
     await expect(verdict(other)).to_contain_text("All is well")
     await expect(panel(other, "Alerts")).to_have_count(0)
 
     await page.route("**/rpc/mark_alert_seen", lambda route: route.abort())
-    await told.get_by_role("button", name="Seen").click()
-    await expect(told.get_by_role("alert")).to_contain_text("could not be marked as seen")
+    await rows.get_by_role("button", name="Seen").click()
+    await expect(rows.get_by_role("alert")).to_contain_text("could not be marked as seen")
     await page.unroute("**/rpc/mark_alert_seen")
-    await told.get_by_role("button", name="Seen").click()
+    await rows.get_by_role("button", name="Seen").click()
     await expect(panel(page, "Alerts")).to_have_count(0)
     await expect(verdict(page)).to_contain_text("Leader is degraded")
     await expect(verdict(page)).not_to_contain_text("alert")
 
 
-async def test_everybody_is_told_that_trading_is_stopped_and_why(stack: Stack, desk: Desk, open_page: Opener) -> None:
-    owner = await desk.person("trader")
-    await desk.account(owner, "Leader")
-    page = await open_page()
+async def test_everybody_is_told_that_trading_is_stopped_and_why(
+    own_stack: Stack, own_desk: Desk, open_own_page: Opener
+) -> None:
+    owner = await own_desk.person("trader")
+    await own_desk.account(owner, "Leader")
+    page = await open_own_page()
     await sign_in(page, owner)
     await expect(verdict(page)).to_contain_text("All is well")
-    await stack.call("set_trading", {"p_request": {"state": "off", "reason": "the feed of broker X is wrong"}})
+    await own_stack.call("set_trading", {"p_request": {"state": "off", "reason": "the feed of broker X is wrong"}})
     await expect(verdict(page)).to_have_attribute("data-tone", "bad")
-    await expect(verdict(page)).to_contain_text("All trading is stopped by the operators: the feed of broker X is wrong")
-    await stack.call("set_trading", {"p_request": {"state": "on"}})
+    await expect(verdict(page)).to_contain_text(
+        "All trading is stopped by the operators: the feed of broker X is wrong"
+    )
+    await own_stack.call("set_trading", {"p_request": {"state": "on"}})
     await expect(verdict(page)).to_contain_text("All is well")
 
 
@@ -256,11 +279,11 @@ async def test_what_cannot_be_read_is_said_and_old_figures_are_called_old(desk: 
     await sign_in(page, owner)
     await expect(verdict(page)).to_contain_text("All is well")
     await page.route("**/rest/v1/**", lambda route: route.abort())
-    await expect(verdict(page)).to_contain_text("The last look failed")
+    await expect(verdict(page)).to_contain_text("The last refresh failed")
     await expect(panel(page, "Accounts")).to_contain_text("Leader")
 
     await page.evaluate("const real = Date.now; Date.now = () => real() + 60000;")
-    await expect(verdict(page)).to_contain_text("these figures are old")
+    await expect(verdict(page)).to_contain_text("the figures below are old")
     await expect(verdict(page)).to_have_attribute("data-tone", "bad")
 
     await page.unroute("**/rest/v1/**")
@@ -271,7 +294,9 @@ async def test_a_session_that_the_project_refuses_leads_back_to_the_form(desk: D
     page = await open_page(init=FAST_POLLING)
     await sign_in(page, await desk.person("trader"))
     refusal = '{"code": "PGRST303", "message": "JWT expired", "details": null, "hint": null}'
-    await page.route("**/rest/v1/**", lambda route: route.fulfill(status=401, content_type="application/json", body=refusal))
+    await page.route(
+        "**/rest/v1/**", lambda route: route.fulfill(status=401, content_type="application/json", body=refusal)
+    )
     await expect(page.get_by_label("Password")).to_be_visible()
 
 
@@ -293,18 +318,20 @@ async def test_the_board_fits_a_phone_and_a_desk_in_dark_and_light(desk: Desk, o
     assert len(backgrounds) == 2
 
 
-async def test_the_demo_login_is_offered_only_where_the_stack_says_so(stack: Stack, desk: Desk, open_page: Opener) -> None:
-    page = await open_page()
+async def test_the_demo_login_is_offered_only_where_the_stack_says_so(
+    own_stack: Stack, own_desk: Desk, open_own_page: Opener
+) -> None:
+    page = await open_own_page()
     await expect(page.get_by_role("button", name="Sign in", exact=True)).to_be_visible()
     await expect(page.get_by_role("region", name="Demo login")).to_have_count(0)
 
-    demo = await desk.person("demo")
-    stack.show_login(demo.email, demo.password)
+    demo = await own_desk.person("demo")
+    own_stack.show_login(demo.email, demo.password)
     await page.reload()
     await page.get_by_role("button", name="Sign in to the demo").click()
     await expect(page.get_by_role("button", name="Sign out")).to_be_visible()
 
-    async with aiohttp.ClientSession(stack.url) as http:
+    async with aiohttp.ClientSession(own_stack.url) as http:
         for headers in ({}, {"Sec-Fetch-Site": "cross-site", "Origin": "https://elsewhere.example"}):
             async with http.get("/config.json", headers=headers) as answer:
                 assert set(await answer.json()) == {"url", "publishable_key"}

@@ -9,14 +9,14 @@ import { connect, type Project, type User, watchUser } from "../lib/queries";
 
 type Place = { config: Config; project: Project };
 
-/** The whole application: where the API is, who is signed in, then the form or the board. */
+/** The application: loads the configuration and the session, then shows the sign-in form or the board. */
 export default function Page() {
   const [place, setPlace] = useState<Place | null>(null);
   const [failure, setFailure] = useState<string | null>(null);
   const [user, setUser] = useState<User | null | undefined>(undefined);
   const [attempt, setAttempt] = useState(0);
 
-  // biome-ignore lint/correctness/useExhaustiveDependencies: another attempt is what the button asks for
+  // biome-ignore lint/correctness/useExhaustiveDependencies: the button requests another attempt
   useEffect(() => {
     let wanted = true;
     setFailure(null);
@@ -42,7 +42,7 @@ export default function Page() {
     );
   }
   if (!place || user === undefined)
-    return <Notice tone="idle" title="Loading" text="Asking where the project is and who you are." />;
+    return <Notice tone="idle" title="Loading" text="Loading the configuration and your session." />;
   if (!user) return <SignIn project={place.project} demo={place.config.demoLogin} />;
   return <Board key={user.id} project={place.project} user={user} />;
 }

@@ -26,7 +26,7 @@ export function Accounts({ board }: Readonly<{ board: BoardData }>) {
                 Equity
               </th>
               <th scope="col" className="number wide">
-                Figures
+                Updated
               </th>
               <th scope="col" className="number wide">
                 Open
@@ -50,7 +50,7 @@ export function Accounts({ board }: Readonly<{ board: BoardData }>) {
           </tbody>
         </table>
       ) : (
-        <Empty>No account is connected yet. Connect one and it appears here by itself.</Empty>
+        <Empty>No account is connected yet. Accounts appear here as soon as you connect them.</Empty>
       )}
     </Panel>
   );
@@ -59,9 +59,10 @@ export function Accounts({ board }: Readonly<{ board: BoardData }>) {
 type Row = { account: Account; open: number; pending: number; leads: number; follows: number };
 
 function AccountRow({ account, open, pending, leads, follows }: Readonly<Row>) {
-  const role = [leads ? `leads ${plural(leads, "copier")}` : "", follows ? `follows ${plural(follows, "master")}` : ""].filter(
-    Boolean,
-  );
+  const role = [
+    leads ? `master of ${plural(leads, "copier")}` : "",
+    follows ? `follower of ${plural(follows, "master")}` : "",
+  ].filter(Boolean);
   return (
     <tr>
       <th scope="row">

@@ -8,7 +8,7 @@ import { Age, useNow } from "./now";
 import { Empty, Panel } from "./panel";
 import { Status } from "./tone";
 
-/** Operators see the machines; everybody else sees where the own accounts are. */
+/** Operators see the VPSes; other users see the VPSes of their own accounts. */
 export function Agents({ board }: Readonly<{ board: BoardData }>) {
   const homes = new Map(board.assignments.map((assignment) => [assignment.account_id, assignment.vps_id]));
   const guests = Map.groupBy(board.accounts, (account) => homes.get(account.id) ?? "");
@@ -50,7 +50,9 @@ function Farm({ vpses, guests }: Readonly<{ vpses: readonly Vps[]; guests: Guest
           </tbody>
         </table>
       ) : (
-        <Empty>No VPS is enrolled. Make a one-time token, then run “tradecopier agent enroll” on the machine.</Empty>
+        <Empty>
+          No VPS is enrolled. Create a one-time enrolment token, then run “tradecopier agent enroll” on the VPS.
+        </Empty>
       )}
     </Panel>
   );
@@ -65,12 +67,16 @@ function FarmRow({ vps, accounts }: Readonly<{ vps: Vps; accounts: number }>) {
       <th scope="row">
         {vps.name}
         <span className="sub">
-          {[vps.region, vps.agent_version ? `version ${vps.agent_version}` : "never seen"].filter(Boolean).join(" · ")}
+          {[vps.region, vps.agent_version ? `version ${vps.agent_version}` : "not connected yet"]
+            .filter(Boolean)
+            .join(" · ")}
           {vps.rss_mb === null ? "" : ` · ${Math.round(vps.rss_mb)} MB`}
         </span>
       </th>
       <td>
-        <Status tone={vpsTone(vps.status, over)}>{over && vps.status === "online" ? "lease over" : vps.status}</Status>
+        <Status tone={vpsTone(vps.status, over)}>
+          {over && vps.status === "online" ? "lease expired" : vps.status}
+        </Status>
       </td>
       <td className="number">
         {accounts} <span className="of">of {vps.capacity}</span>
@@ -79,7 +85,7 @@ function FarmRow({ vps, accounts }: Readonly<{ vps: Vps; accounts: number }>) {
         <Age at={vps.last_heartbeat_at} />
         {vps.rtt_ms === null ? null : <span className="sub wide">{vps.rtt_ms.toFixed(1)} ms round trip</span>}
       </td>
-      <td className="number wide">{vps.status === "enrolled" ? "–" : left > 0 ? `${left} s left` : "over"}</td>
+      <td className="number wide">{vps.status === "enrolled" ? "–" : left > 0 ? `${left} s left` : "expired"}</td>
       <td className="gauge wide">
         <Meter label="CPU" value={vps.cpu_percent} />
       </td>
@@ -102,7 +108,7 @@ function Meter({ label, value }: Readonly<{ label: string; value: number | null 
 function Homes({ guests }: Readonly<{ guests: Guests }>) {
   const homes = [...guests].sort(([a], [b]) => a.localeCompare(b));
   return (
-    <Panel title="Agents" aside="where your accounts run">
+    <Panel title="Agents" aside="VPSes of your accounts">
       {homes.length ? (
         <table>
           <thead>
@@ -121,7 +127,7 @@ function Homes({ guests }: Readonly<{ guests: Guests }>) {
               const seen = accounts.map((account) => account.seen_at).filter((at) => at !== null);
               return (
                 <tr key={vps}>
-                  <th scope="row">{vps ? shortId(vps) : "no place yet"}</th>
+                  <th scope="row">{vps ? shortId(vps) : "not assigned"}</th>
                   <td>
                     <Status tone={tone}>
                       {connected} of {plural(accounts.length, "account")} connected
@@ -136,7 +142,7 @@ function Homes({ guests }: Readonly<{ guests: Guests }>) {
           </tbody>
         </table>
       ) : (
-        <Empty>Once you connect an account, this shows which machine works it.</Empty>
+        <Empty>When you connect an account, its VPS is shown here.</Empty>
       )}
     </Panel>
   );

@@ -9,25 +9,32 @@ import { Panel } from "./panel";
 import { Icon } from "./tone";
 
 type Names = ReadonlyMap<string, string>;
-/** Tells the project; the answer is null, or what to tell the person. */
+/** Marks the alert as seen. Returns null, or the error message for the user. */
 type Mark = (alert: number) => Promise<string | null>;
 type Props = { board: BoardData; names: Names; onSeen: Mark };
 
-/** What a person has to know of an account, until somebody says to have seen it. Nothing to tell: no panel. */
+/** Alerts that have not been marked as seen. Without any, there is no panel. */
 export function Alerts({ board, names, onSeen }: Readonly<Props>) {
   if (!board.alerts.length) return null;
   return (
-    <Panel title="Alerts" aside={`not seen yet: ${atMost(board.alerts.length, ALERTS)}`}>
+    <Panel title="Alerts" aside={`unread: ${atMost(board.alerts.length, ALERTS)}`}>
       <ul className="list" aria-label="Alerts">
         {board.alerts.map((alert) => (
-          <Told key={alert.id} alert={alert} account={names.get(alert.account_id) ?? "a removed account"} onSeen={onSeen} />
+          <AlertRow key={alert.id} alert={alert} about={aboutWhat(alert, board, names)} onSeen={onSeen} />
         ))}
       </ul>
     </Panel>
   );
 }
 
-function Told({ alert, account, onSeen }: Readonly<{ alert: Alert; account: string; onSeen: Mark }>) {
+/** The subject of an alert: an account, or for operators a VPS or the whole installation. */
+function aboutWhat({ account_id, vps_id }: Alert, { vpses }: BoardData, names: Names): string {
+  if (account_id !== null) return names.get(account_id) ?? "a removed account";
+  if (vps_id === null) return "the whole installation";
+  return vpses.find((vps) => vps.id === vps_id)?.name ?? "a retired VPS";
+}
+
+function AlertRow({ alert, about, onSeen }: Readonly<{ alert: Alert; about: string; onSeen: Mark }>) {
   const [busy, setBusy] = useState(false);
   const [failure, setFailure] = useState<string | null>(null);
   const mark = async () => {
@@ -41,7 +48,8 @@ function Told({ alert, account, onSeen }: Readonly<{ alert: Alert; account: stri
       <span className="what">
         {alert.message}
         <span className="sub">
-          {alert.severity} · {account} · <code>{alert.kind}</code> <code>{alert.reason}</code> · <Age at={alert.created_at} />
+          {alert.severity} · {about} · <code>{alert.kind}</code> <code>{alert.reason}</code> ·{" "}
+          <Age at={alert.created_at} />
           {alert.times > 1 ? (
             <>
               , {alert.times} times, last <Age at={alert.updated_at} />

@@ -25,7 +25,7 @@ import { Refusals } from "./refusals";
 import { TopRow } from "./top-row";
 import { Trades } from "./trades";
 
-/** The dearer question is asked this seldom, whatever rings. */
+/** The minimum time between two runs of the slow query, however many broadcasts arrive. */
 const UNEXPLAINED_MS = 15_000;
 
 type Props = { project: Project; user: User };
@@ -52,11 +52,12 @@ export function Board({ project, user }: Readonly<Props>) {
   }, [over, leave]);
 
   if (!live.data) {
-    if (!live.error) return <Notice tone="idle" title="Loading the board" text="Reading agents, accounts and executions." />;
+    if (!live.error)
+      return <Notice tone="idle" title="Loading the board" text="Loading agents, accounts and executions." />;
     return (
       <Notice
         tone="bad"
-        title="The board could not be read"
+        title="The board could not be loaded"
         text={live.error.message}
         action="Try again"
         onAction={live.refresh}
@@ -83,7 +84,10 @@ function useQuestions(project: Project, user: User) {
       known ??= await isOperator(project, user);
       setOperator(known);
       const stale = !unexplained || Date.now() - unexplained.at > UNEXPLAINED_MS;
-      const [board, rows] = await Promise.all([readBoard(project, user, known), stale ? readUnexplained(project) : null]);
+      const [board, rows] = await Promise.all([
+        readBoard(project, user, known),
+        stale ? readUnexplained(project) : null,
+      ]);
       if (rows) unexplained = { rows, at: Date.now() };
       return { board, unexplained: unexplained?.rows ?? [] };
     };
@@ -99,8 +103,8 @@ function Header({
 }: Readonly<{ user: User; live: Live<Loaded>; operator: boolean; onLeave: () => void }>) {
   const [word, explained] =
     live.socket === "joined"
-      ? (["Live", "Changes appear at once."] as const)
-      : (["Every 15 s", "The live connection is down; the page asks every 15 seconds until it is back."] as const);
+      ? (["Live", "Changes appear immediately."] as const)
+      : (["Every 15 s", "The live connection is down. The page refreshes every 15 seconds until it is back."] as const);
   return (
     <header className="bar">
       <h1>Trade copier</h1>
@@ -118,7 +122,7 @@ function Header({
   );
 }
 
-/** The ages inside tick by themselves; the panels change only with the data. */
+/** The ages inside update themselves; the panels render again only when the data changes. */
 function Panels({ board, onSeen }: Readonly<{ board: BoardData; onSeen: (alert: number) => Promise<string | null> }>) {
   const names = useMemo(() => new Map(board.accounts.map((account) => [account.id, account.name])), [board.accounts]);
   return (

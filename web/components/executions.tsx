@@ -59,7 +59,7 @@ export function Executions({ executions, names }: Readonly<{ executions: readonl
           ) : null}
         </>
       ) : (
-        <Empty>Nothing was copied yet. The master's next trade appears here within a second.</Empty>
+        <Empty>No trade was copied yet. The next trade of a master appears here within a second.</Empty>
       )}
     </Panel>
   );
@@ -77,7 +77,8 @@ function ExecutionRow({ execution, follower }: Readonly<{ execution: Execution; 
     <tr data-execution={execution.id}>
       <th scope="row">
         <span className="order">
-          {execution.action} <span className={execution.side}>{execution.side}</span> {lots(execution.lots)} {execution.symbol}
+          {execution.action} <span className={execution.side}>{execution.side}</span> {lots(execution.lots)}{" "}
+          {execution.symbol}
         </span>
         <span className="sub narrow">
           {follower} · <Age at={execution.queued_at} />

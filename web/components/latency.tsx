@@ -3,14 +3,14 @@ import { milliseconds } from "../lib/format";
 import type { Execution } from "../lib/queries";
 import { Empty, Panel } from "./panel";
 
-/** How fast, and where the time goes: medians of each stage as one bar. */
+/** Total latency, and the median of each stage as one bar. */
 export function Latency({ executions }: Readonly<{ executions: readonly Execution[] }>) {
   const times = measured(executions);
   const total = spread(times.map((one) => one.total));
   if (!total) {
     return (
       <Panel title="Latency">
-        <Empty>There are no copies to measure yet.</Empty>
+        <Empty>No trade was copied yet.</Empty>
       </Panel>
     );
   }
@@ -41,7 +41,7 @@ export function Latency({ executions }: Readonly<{ executions: readonly Executio
           </li>
         ))}
       </ul>
-      <p className="fine">From the master's change, as its agent saw it, to the follower's order on its way to the broker.</p>
+      <p className="fine">From the detection of the master's change to sending the follower's order to the broker.</p>
     </Panel>
   );
 }

@@ -3,7 +3,7 @@ import { Icon } from "./tone";
 
 type Props = { tone: Tone; title: string; text: string; action?: string; onAction?: () => void };
 
-/** A page with nothing but one message. */
+/** A page with a single message. */
 export function Notice({ tone, title, text, action, onAction }: Readonly<Props>) {
   return (
     <main className="alone" aria-busy={tone === "idle"}>

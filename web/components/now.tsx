@@ -6,7 +6,7 @@ import { age, moment } from "../lib/format";
 
 const Now = createContext(0);
 
-/** One clock for all ages on the page: they tick together, once a second. */
+/** One clock for all ages on the page: they update together, once per second. */
 export function NowProvider({ clock, children }: Readonly<{ clock: ServerClock; children: ReactNode }>) {
   const [now, setNow] = useState(() => clock.now());
   useEffect(() => {
@@ -18,7 +18,7 @@ export function NowProvider({ clock, children }: Readonly<{ clock: ServerClock; 
 
 export const useNow = () => useContext(Now);
 
-/** How long ago. Times of the last second may seem to lie ahead: "now". */
+/** The time since `at`. A time that is less than a second ahead is shown as "now". */
 export function Age({ at, ago = true }: Readonly<{ at: string | null; ago?: boolean }>) {
   const now = useNow();
   if (!at) return <span className="age">never</span>;

@@ -15,7 +15,7 @@ export function Panel({ title, aside, children, className = "" }: Readonly<Props
   );
 }
 
-/** Nothing to show is a state of its own: it says why, and what comes next. */
+/** The text of an empty panel: why it is empty, and what will appear. */
 export function Empty({ children }: Readonly<{ children: ReactNode }>) {
   return <p className="empty">{children}</p>;
 }

@@ -13,7 +13,7 @@ type Item = { key: string; at: string; reason: Reason; what: string; follower: s
 
 const SHOWN = 12;
 
-/** Why trades were not copied: by rule (decisions) and by broker or agent (executions), counted, then each one. */
+/** Trades that were not copied, by reason: refused by a rule (decisions), or by broker or agent (executions). */
 export function Refusals({ board, names }: Readonly<{ board: BoardData; names: Names }>) {
   const [chosen, setChosen] = useState<string | null>(null);
   const [all, setAll] = useState(false);
@@ -31,7 +31,11 @@ export function Refusals({ board, names }: Readonly<{ board: BoardData; names: N
             {groups.map(([group, [first, ...others]]) =>
               first ? (
                 <li key={group}>
-                  <button type="button" aria-pressed={group === known} onClick={() => setChosen(group === known ? null : group)}>
+                  <button
+                    type="button"
+                    aria-pressed={group === known}
+                    onClick={() => setChosen(group === known ? null : group)}
+                  >
                     <b className="count">{others.length + 1}</b>
                     <span>
                       <code>{first.reason.code}</code>
@@ -47,7 +51,9 @@ export function Refusals({ board, names }: Readonly<{ board: BoardData; names: N
           <div>
             <ol
               className="list"
-              aria-label={known === null ? "All refusals" : `Refusals of one reason, ${plural(matching.length, "trade")}`}
+              aria-label={
+                known === null ? "All refusals" : `Refusals of one reason, ${plural(matching.length, "trade")}`
+              }
             >
               {shown.map((item) => (
                 <li key={item.key}>
@@ -70,7 +76,7 @@ export function Refusals({ board, names }: Readonly<{ board: BoardData; names: N
           </div>
         </div>
       ) : (
-        <Empty>Every trade of the last 24 hours was copied, or needed no copy.</Empty>
+        <Empty>All trades of the last 24 hours were copied or did not need a copy.</Empty>
       )}
     </Panel>
   );

@@ -60,11 +60,16 @@ export function SignIn({ project, demo }: Readonly<Props>) {
         </form>
         {demo ? (
           <section className="demo" aria-label="Demo login">
-            <p>This is a demo. Its data and this login are gone when it ends.</p>
+            <p>This is a demo. Its data and this login are deleted when it stops.</p>
             <p>
               <code>{demo.email}</code> <code>{demo.password}</code>
             </p>
-            <button type="button" className="quiet" disabled={busy} onClick={() => void enter(demo.email, demo.password)}>
+            <button
+              type="button"
+              className="quiet"
+              disabled={busy}
+              onClick={() => void enter(demo.email, demo.password)}
+            >
               Sign in to the demo
             </button>
           </section>

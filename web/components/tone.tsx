@@ -28,7 +28,7 @@ const SHAPES: Readonly<Record<Tone, ReactNode>> = {
   ),
 };
 
-/** Four shapes, so that the tone is seen without its colour; the words beside it say it to everybody else. */
+/** Each tone has its own shape, so that it is visible without colour; the text next to it says the same. */
 export function Icon({ tone }: Readonly<{ tone: Tone }>) {
   return (
     <svg className={`icon ${tone}`} viewBox="0 0 16 16" aria-hidden="true">

@@ -7,12 +7,12 @@ import { judge } from "../lib/verdict";
 import { Age, useNow } from "./now";
 import { Icon } from "./tone";
 
-/** Figures older than this say nothing about now. The page asks every 15 s. */
+/** Data older than this counts as out of date. The page refreshes every 15 s. */
 const STALE_MS = 40_000;
 
 type Props = { live: Live<unknown>; board: BoardData; unexplained: Unexplained };
 
-/** Is anything wrong now? One sentence, then each finding with its age. */
+/** Answers "Is anything wrong now?": one sentence, then each finding with its age. */
 export function TopRow({ live, board, unexplained }: Readonly<Props>) {
   const now = useNow();
   const read = live.loadedAt === null ? null : new Date(live.loadedAt).toISOString();
@@ -20,9 +20,9 @@ export function TopRow({ live, board, unexplained }: Readonly<Props>) {
   const verdict = judge(board, unexplained, now);
   const tone = stale ? "bad" : live.error ? "warn" : verdict.tone;
   const text = stale
-    ? "Nobody knows what is wrong now: these figures are old"
+    ? "The board is out of date: the figures below are old"
     : live.error
-      ? `The last look failed; before it: ${verdict.text}`
+      ? `The last refresh failed. Before it: ${verdict.text}`
       : verdict.text;
 
   return (

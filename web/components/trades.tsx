@@ -12,14 +12,14 @@ import { Status } from "./tone";
 const SHOWN = 12;
 const OUTCOMES: Readonly<Record<string, string>> = {
   copied: "copied",
-  partly: "copied in part",
-  in_flight: "under way",
+  partly: "partly copied",
+  in_flight: "in flight",
   not_copied: "not copied",
 };
 
 type Names = ReadonlyMap<string, string>;
 
-/** What came of every trade of a master for every follower: dealt at what price and cost, or why not. */
+/** The result of each master trade for each follower: filled at which price and slippage, or why not copied. */
 export function Trades({ trades, names }: Readonly<{ trades: readonly Trade[]; names: Names }>) {
   const [all, setAll] = useState(false);
   const shown = all ? trades : trades.slice(0, SHOWN);
@@ -34,18 +34,22 @@ export function Trades({ trades, names }: Readonly<{ trades: readonly Trade[]; n
                 <th scope="col" className="wide">
                   Follower
                 </th>
-                <th scope="col">What came of it</th>
+                <th scope="col">Result</th>
                 <th scope="col" className="number wide">
-                  Dealt
+                  Filled
                 </th>
                 <th
                   scope="col"
                   className="number"
-                  title="How much worse the follower's price was than the master's; below 0: better"
+                  title="By how much the follower's price was worse than the master's; negative: better"
                 >
                   Slippage
                 </th>
-                <th scope="col" className="number wide" title="From the master's change, seen by its agent, to the order sent">
+                <th
+                  scope="col"
+                  className="number wide"
+                  title="From the detection of the master's change to sending the order"
+                >
                   Total, ms
                 </th>
                 <th scope="col" className="number wide">
@@ -70,7 +74,7 @@ export function Trades({ trades, names }: Readonly<{ trades: readonly Trade[]; n
           ) : null}
         </>
       ) : (
-        <Empty>No master has traded yet. What comes of its next trade is told here for every follower.</Empty>
+        <Empty>No master has traded yet. For every trade of a master, the result for each follower appears here.</Empty>
       )}
     </Panel>
   );
@@ -84,8 +88,8 @@ function TradeRow({ trade, follower }: Readonly<{ trade: Trade; follower: string
     <tr data-trade={`${trade.event_id}:${trade.copier_id}`}>
       <th scope="row">
         <span className="order">
-          {trade.event} <span className={trade.master_side ?? undefined}>{trade.master_side}</span> {lots(trade.master_lots)}{" "}
-          {trade.master_symbol}
+          {trade.event} <span className={trade.master_side ?? undefined}>{trade.master_side}</span>{" "}
+          {lots(trade.master_lots)} {trade.master_symbol}
         </span>
         <span className="sub narrow">{follower}</span>
       </th>
@@ -128,7 +132,7 @@ function TradeRow({ trade, follower }: Readonly<{ trade: Trade; follower: string
   );
 }
 
-/** As many digits as the price has, without the binary tail of an average. */
+/** The price's own digits, without the floating-point remainder of an average. */
 const price = (value: number) => String(Number(Number(value).toPrecision(9)));
-/** An exact number may arrive as text. */
+/** A decimal number may arrive as text. */
 const exact = (value: number | null) => (value === null ? null : Number(value));

@@ -1,11 +1,11 @@
-/** Corrections under this are the resolution of the Date header, not an error of the clock. */
+/** Smaller corrections are due to the resolution of the Date header, not to the clock. */
 const TRUSTED_MS = 2_000;
 
-/** The server's time, for ages: the clock of a phone or laptop may be minutes off. Measured at every answer. */
+/** The server's time, used for ages: a device's clock may be minutes off. Measured with every response. */
 export class ServerClock {
   private offset = 0;
 
-  /** `date` is the answer's Date header (whole seconds), `sent` and `heard` are the local times around it. */
+  /** `date`: the response's Date header (whole seconds); `sent` and `heard`: local times of request and response. */
   hear(date: string | null, sent: number, heard: number): void {
     const said = date ? Date.parse(date) : Number.NaN;
     if (Number.isNaN(said)) return;

@@ -1,22 +1,26 @@
-/** Latency of copies: master's change seen by its agent → follower's order sent to its broker; the broker's own time is apart. */
+/** Latency of a copy: from detecting the master's change to sending the follower's order, without the broker's time. */
 import type { Execution } from "./queries";
 
 export const STAGES = [
-  { key: "decide", label: "detect and decide", hint: "from the master's change, as its agent saw it, to the queued execution" },
+  {
+    key: "decide",
+    label: "detect and decide",
+    hint: "from the detection of the master's change to the queued execution",
+  },
   { key: "transport", label: "transport", hint: "from the database to the follower's agent" },
   { key: "agent", label: "agent", hint: "in the follower's agent, until the order is sent" },
-  { key: "broker", label: "broker", hint: "the broker's own time; not part of the total" },
+  { key: "broker", label: "broker", hint: "the broker's processing time; not part of the total" },
 ] as const;
 export type Stage = (typeof STAGES)[number]["key"];
 export type Times = Record<Stage, number | null> & { total: number | null };
 export type Spread = { p50: number; p95: number; p99: number; max: number; n: number };
 
-/** Two clocks may disagree by a hair: a time is never negative. */
+/** Two clocks may differ slightly; a duration is never negative. */
 function between(from: string | null, to: string | null): number | null {
   return from && to ? Math.max(0, microseconds(to) - microseconds(from)) / 1000 : null;
 }
 
-/** Date keeps milliseconds, the database tells microseconds, and here they count. */
+/** Date has milliseconds, the database microseconds, which are needed here. */
 function microseconds(at: string): number {
   const digits = /\.(\d+)/.exec(at)?.[1] ?? "";
   return Date.parse(at.replace(/\.\d+/, "")) * 1000 + Number(digits.slice(0, 6).padEnd(6, "0"));
@@ -33,7 +37,7 @@ export function timesOf(execution: Execution): Times {
   };
 }
 
-/** Only completed copies count; an adopted one was found later and says nothing about speed. */
+/** Only completed copies count. An adopted one was found later, so its times are no latency. */
 export function measured(executions: readonly Execution[]): Times[] {
   return executions
     .filter((execution) => execution.status === "completed" && !execution.adopted)
@@ -41,7 +45,7 @@ export function measured(executions: readonly Execution[]): Times[] {
     .filter((times) => times.total !== null);
 }
 
-/** Nearest-rank percentiles; null when there is nothing. */
+/** Nearest-rank percentiles; null when there are no values. */
 export function spread(values: readonly (number | null)[]): Spread | null {
   const sorted = values.filter((value) => value !== null).sort((a, b) => a - b);
   const at = (share: number) => sorted[Math.max(0, Math.ceil(share * sorted.length) - 1)];

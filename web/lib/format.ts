@@ -11,7 +11,7 @@ export function age(ms: number): string {
   return s < 129_600 ? `${Math.round(s / 3_600)} h` : `${Math.round(s / 86_400)} d`;
 }
 
-/** Milliseconds with as many digits as say something: "0.8", "6.4", "120", "4 300". */
+/** Milliseconds with the significant digits only: "0.8", "6.4", "120", "4 300". */
 export function milliseconds(ms: number | null): string {
   if (ms === null) return "–";
   return ms < 10 ? ms.toFixed(1) : Math.round(ms).toLocaleString("en").replaceAll(",", " ");
@@ -22,7 +22,7 @@ export const lots = (value: number | null) => (value === null ? "–" : LOTS.for
 export const percent = (value: number | null) => (value === null ? "–" : `${Math.round(value)} %`);
 export const moment = (at: string) => CLOCK.format(new Date(at));
 export const plural = (n: number, one: string, many = `${one}s`) => `${n} ${n === 1 ? one : many}`;
-/** A count that stops counting at `limit`. */
+/** A count that is capped at `limit`: "200+". */
 export const atMost = (n: number, limit: number) => (n >= limit ? `${limit}+` : String(n));
-/** A VPS that this user may not look at still needs a name. */
+/** The name of a VPS whose row this user may not read. */
 export const shortId = (id: string) => `VPS ${id.slice(0, 8)}`;

@@ -1,4 +1,4 @@
-/** Every question to the project. Only this file and use-live.ts know supabase-js. */
+/** All queries to the project. Only this file and use-live.ts use supabase-js. */
 import { createClient, type SupabaseClient } from "@supabase/supabase-js";
 import type { Database } from "../../supabase/database.types";
 import { ServerClock } from "./clock";
@@ -10,16 +10,16 @@ export type User = { id: string; email: string };
 
 const REQUEST_MS = 12_000;
 const DAY_MS = 86_400_000;
-/** Executions that the board shows and takes its percentiles from. */
+/** Number of executions that the board shows and computes its percentiles from. */
 export const EXECUTIONS = 150;
-/** Trades, told for each follower, that the board shows. */
+/** Number of trades (one per follower) that the board shows. */
 export const TRADES = 60;
-/** Refusals and failures of the last day that are counted; more are shown as "200+". */
+/** Number of refusals and failures of the last day that are counted; more are shown as "200+". */
 export const REFUSALS = 200;
-/** Unseen alerts that the board shows. */
+/** Number of unread alerts that the board shows. */
 export const ALERTS = 50;
 
-/** A question was refused or not answered. `signedOut`: the session is over. */
+/** A query was refused or not answered. `signedOut`: the session has ended. */
 export class QueryFailed extends Error {
   readonly signedOut: boolean;
   constructor(what: string, why: string, signedOut: boolean) {
@@ -39,19 +39,19 @@ export function connect(config: Config): Project {
   return { client: createClient<Database>(config.url, config.publishableKey, { global: { fetch: timed } }), clock };
 }
 
-/** Calls `onUser` with whoever is signed in, now and at every change. Returns how to stop. */
+/** Calls `onUser` with the signed-in user, now and at every change. Returns a function that stops this. */
 export function watchUser(project: Project, onUser: (user: User | null) => void): () => void {
   let known: string | null | undefined;
   const { data } = project.client.auth.onAuthStateChange((_event, session) => {
     const id = session?.user.id ?? null;
-    if (id === known) return; // a refreshed token is no new user
+    if (id === known) return; // a refreshed token is not a new user
     known = id;
     onUser(session ? { id: session.user.id, email: session.user.email ?? "" } : null);
   });
   return () => data.subscription.unsubscribe();
 }
 
-/** Returns null, or what to tell the person. */
+/** Returns null, or the error message for the user. */
 export async function signIn(project: Project, email: string, password: string): Promise<string | null> {
   const { error } = await project.client.auth.signInWithPassword({ email, password });
   if (!error) return null;
@@ -60,7 +60,7 @@ export async function signIn(project: Project, email: string, password: string):
   return `You could not be signed in: ${error.message}. Is the project reachable?`;
 }
 
-/** Forgets the session here even when the server cannot be told. */
+/** Deletes the local session even when the server cannot be reached. */
 export async function signOut(project: Project): Promise<void> {
   await project.client.auth.signOut({ scope: "local" });
 }
@@ -73,13 +73,13 @@ async function rows<T>(what: string, question: PromiseLike<Answer<T>>): Promise<
   return data;
 }
 
-/** Whether the user is an operator, who sees everything; RLS decides, this only chooses the questions. */
+/** Whether the user is an operator, who sees everything. RLS enforces it; this only selects the queries. */
 export async function isOperator({ client }: Project, user: User): Promise<boolean> {
   const found = await rows("Your rights", client.from("operators").select("user_id").eq("user_id", user.id));
   return found.length > 0;
 }
 
-/** Everything that the board shows, read afresh. `operator` widens the questions from the user's own rows to all. */
+/** Reads everything that the board shows. `operator` extends the queries from the user's own rows to all rows. */
 export async function readBoard(project: Project, user: User, operator: boolean) {
   const [
     [accounts, assignments, vpses, positions, copiers, [trading]],
@@ -124,7 +124,7 @@ export type Execution = BoardData["executions"][number];
 export type Failure = BoardData["failures"][number];
 export type Refusal = BoardData["refusals"][number];
 
-// The policies say "own rows, or operator": an index on user_id helps only if the question names the user, too.
+// The policies allow "own rows, or operator": an index on user_id is used only if the query filters by user, too.
 function readFarm({ client }: Project, user: User, operator: boolean) {
   const accounts = client
     .from("trading_accounts")
@@ -159,24 +159,24 @@ function readFarm({ client }: Project, user: User, operator: boolean) {
   ]);
 }
 
-/** What nobody has said yet to have seen. */
+/** Alerts that have not been marked as seen. */
 function readAlerts({ client }: Project, user: User, operator: boolean) {
   const question = client
     .from("alerts")
-    .select("id, account_id, kind, reason, severity, message, times, created_at, updated_at")
+    .select("id, account_id, vps_id, kind, reason, severity, message, times, created_at, updated_at")
     .is("seen_at", null)
     .order("created_at", { ascending: false })
     .limit(ALERTS);
   return rows("Alerts", operator ? question : question.eq("user_id", user.id));
 }
 
-/** What happens to the account afterwards is a new alert. Returns null, or what to tell the person. */
+/** Later events of the account raise a new alert. Returns null, or the error message for the user. */
 export async function markAlertSeen({ client }: Project, alert: number): Promise<string | null> {
   const { error } = await client.rpc("mark_alert_seen", { p_request: { alert_id: alert } });
   return error ? `The alert could not be marked as seen: ${error.message}. Try again.` : null;
 }
 
-/** What came of the newest trades, by copier. */
+/** The results of the newest trades, by copier. */
 function readTrades({ client }: Project, user: User, operator: boolean) {
   const question = client
     .from("copied_trades")
@@ -211,7 +211,7 @@ function readUnfinished({ client }: Project, user: User, operator: boolean) {
   return rows("Executions in flight", operator ? question : question.eq("user_id", user.id));
 }
 
-/** Executions of the last day that ended without a deal. */
+/** Executions of the last day that ended without a fill. */
 function readFailures({ client, clock }: Project, user: User, operator: boolean) {
   const question = client
     .from("trade_execution_queue")
@@ -250,7 +250,7 @@ async function readRefusals({ client, clock }: Project, user: User, operator: bo
   return outcomes.map((outcome) => ({ ...outcome, event: byId.get(outcome.event_id) ?? null }));
 }
 
-/** (event, copier) pairs of the last day with neither a copy nor a reason: each is a bug. Dearer than the rest: ask seldom. */
+/** (event, copier) pairs of the last day with neither copy nor reason, each a bug. A slow query: run it rarely. */
 export function readUnexplained({ client, clock }: Project) {
   return rows(
     "Unexplained pairs",

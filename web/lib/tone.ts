@@ -1,7 +1,7 @@
-/** How something stands. Always shown with an icon and words, never by colour alone. */
+/** The severity of a state. It is always shown with an icon and text, never by colour alone. */
 export type Tone = "ok" | "warn" | "bad" | "idle";
 
-/** What a status of an account means for its user. */
+/** The tone of an account's status. */
 export function accountTone(status: string, copyState: string): Tone {
   if (status === "connected") return copyState === "on" ? "ok" : "idle";
   if (status === "connecting" || status === "degraded") return "warn";
@@ -14,7 +14,7 @@ export function vpsTone(status: string, leaseOver: boolean): Tone {
   return status === "online" ? "ok" : "warn";
 }
 
-/** What came of a trade, by `status` of copied_trades. */
+/** The tone of a trade's result, by `status` of copied_trades. */
 export function tradeTone(status: string | null): Tone {
   if (status === "copied") return "ok";
   return status === "in_flight" ? "idle" : "warn";

@@ -1,18 +1,24 @@
 "use client";
-/** Live data = query, doorbell, refetch. What a message carries is never looked at: it only says "ask again". */
+/** Live data: query, and query again after each broadcast. Its content is ignored; it only means: read again. */
 import { useCallback, useEffect, useRef, useState } from "react";
 import type { Project } from "./queries";
 
 export type Socket = "joining" | "joined" | "down";
-export type Live<T> = { data: T | null; loadedAt: number | null; error: Error | null; socket: Socket; refresh: () => void };
+export type Live<T> = {
+  data: T | null;
+  loadedAt: number | null;
+  error: Error | null;
+  socket: Socket;
+  refresh: () => void;
+};
 
 const POLL_MS = 15_000;
-/** Two loads are at least this far apart, however often the bell rings. */
+/** The minimum time between two loads, however many broadcasts arrive. */
 const GAP_MS = 800;
 const REJOIN_MS = 2_000;
 const REJOIN_MAX_MS = 30_000;
 
-/** Runs `load` at once, when `topic` rings, every 15 s, and when the page is looked at again. One load at a time. */
+/** Runs `load` at once, after broadcasts on `topic`, every 15 s, and when the page becomes visible; one at a time. */
 export function useLive<T>(project: Project, topic: string | null, load: () => Promise<T>): Live<T> {
   const [data, setData] = useState<T | null>(null);
   const [loadedAt, setLoadedAt] = useState<number | null>(null);
@@ -26,7 +32,7 @@ export function useLive<T>(project: Project, topic: string | null, load: () => P
     }, []),
     setError,
   );
-  const socket = useDoorbell(project, topic, refresh);
+  const socket = useBroadcasts(project, topic, refresh);
 
   useEffect(() => {
     const onLook = () => document.hidden || refresh();
@@ -45,7 +51,7 @@ export function useLive<T>(project: Project, topic: string | null, load: () => P
   return { data, loadedAt, error, socket, refresh };
 }
 
-/** `refresh` while a load runs makes one more load afterwards, so that what happened meanwhile is seen. */
+/** `refresh` during a load causes one more load afterwards, so that changes made meanwhile appear. */
 function useSingleFlight<T>(load: () => Promise<T>, onResult: (result: T) => void, onError: (error: Error) => void) {
   const state = useRef({ running: false, again: false, generation: 0 });
 
@@ -74,7 +80,7 @@ function useSingleFlight<T>(load: () => Promise<T>, onResult: (result: T) => voi
       });
   }, [load, onResult, onError]);
 
-  /** What is still under way belongs to a board that is gone. */
+  /** A load that is still running belongs to a board that no longer exists. */
   const stop = useCallback(() => {
     state.current = { running: false, again: false, generation: state.current.generation + 1 };
   }, []);
@@ -82,8 +88,8 @@ function useSingleFlight<T>(load: () => Promise<T>, onResult: (result: T) => voi
   return { refresh, stop };
 }
 
-/** Listens to a private topic; a channel that breaks is built anew, with growing pauses, for ever. */
-function useDoorbell(project: Project, topic: string | null, ring: () => void): Socket {
+/** Subscribes to a private topic; a broken channel is joined again for ever, with growing pauses. */
+function useBroadcasts(project: Project, topic: string | null, onChanged: () => void): Socket {
   const [socket, setSocket] = useState<Socket>("joining");
 
   useEffect(() => {
@@ -95,7 +101,7 @@ function useDoorbell(project: Project, topic: string | null, ring: () => void): 
     let leave = () => {};
 
     const join = async () => {
-      await client.realtime.setAuth(); // a private channel is judged by the token at the join
+      await client.realtime.setAuth(); // a private channel is authorised with the token at the join
       if (!wanted) return;
       let over = false;
       const channel = client.channel(topic, { config: { private: true } });
@@ -103,13 +109,13 @@ function useDoorbell(project: Project, topic: string | null, ring: () => void): 
         over = true;
         void client.removeChannel(channel);
       };
-      channel.on("broadcast", { event: "changed" }, () => document.hidden || ring());
+      channel.on("broadcast", { event: "changed" }, () => document.hidden || onChanged());
       channel.subscribe((status) => {
         if (over) return;
         if (status === "SUBSCRIBED") {
           failures = 0;
           setSocket("joined");
-          ring(); // what changed before the join rang no bell here
+          onChanged(); // changes before the join caused no broadcast here
           return;
         }
         leave();
@@ -130,7 +136,7 @@ function useDoorbell(project: Project, topic: string | null, ring: () => void): 
       clearTimeout(rejoin);
       leave();
     };
-  }, [project, topic, ring]);
+  }, [project, topic, onChanged]);
 
   return socket;
 }

@@ -1,14 +1,14 @@
-/** The board's first question: is anything wrong now? */
+/** The summary at the top of the board: is anything wrong now? */
 import { atMost, plural } from "./format";
 import { ALERTS, type BoardData, REFUSALS, type Unexplained } from "./queries";
 import type { Tone } from "./tone";
 
-/** `since`: when it began, if that is known. */
+/** `since`: the time at which it began, if known. */
 export type Finding = { tone: Tone; text: string; since: string | null };
-/** `since` belongs to a single finding; several are listed with theirs. */
+/** `since` is set only for a single finding; several findings have their own. */
 export type Verdict = Finding & { findings: Finding[] };
 
-/** An execution may be queued this long after its deadline before it counts as stuck: reports take their time. */
+/** How long after its deadline an execution counts as stuck; reports may arrive late. */
 const STUCK_MS = 5_000;
 const HOUR_MS = 3_600_000;
 
@@ -26,7 +26,7 @@ export function judge(board: BoardData, unexplained: Unexplained | null, now: nu
   if (!first) return { ...calm(board), since: null, findings };
   const more = findings.length - 1;
   if (!more) return { ...first, findings };
-  return { tone: first.tone, text: `${first.text}, and ${plural(more, "more thing")}`, since: null, findings };
+  return { tone: first.tone, text: `${first.text}, and ${plural(more, "more problem")}`, since: null, findings };
 }
 
 export function isLeaseOver(vps: { lease_expires_at: string; status: string }, now: number): boolean {
@@ -37,7 +37,7 @@ const weight = (tone: Tone) => ({ bad: 2, warn: 1, ok: 0, idle: 0 })[tone];
 
 function ofTrading({ trading }: BoardData): Finding[] {
   if (!trading || trading.state === "on") return [];
-  const what = trading.state === "off" ? "All trading is stopped" : "Nothing is opened anywhere";
+  const what = trading.state === "off" ? "All trading is stopped" : "Opening trades is stopped";
   return [
     {
       tone: trading.state === "off" ? "bad" : "warn",
@@ -68,7 +68,9 @@ function ofAccounts({ accounts }: BoardData): Finding[] {
   const shaky = accounts.filter((account) => account.status === "degraded" || account.status === "connecting");
   if (shaky.length) {
     const text =
-      shaky.length === 1 ? `${shaky[0]?.name} is ${shaky[0]?.status}` : `${shaky.length} accounts are connecting or degraded`;
+      shaky.length === 1
+        ? `${shaky[0]?.name} is ${shaky[0]?.status}`
+        : `${shaky.length} accounts are connecting or degraded`;
     found.push({ tone: "warn", text, since: earliest(shaky.map((account) => account.status_at)) });
   }
   return found;
@@ -78,8 +80,8 @@ function ofAlerts({ alerts }: BoardData): Finding[] {
   const unseen = (severity: string, tone: Tone, word: string): Finding[] => {
     const found = alerts.filter((alert) => alert.severity === severity);
     if (!found.length) return [];
-    const what = found.length === 1 ? `One ${word} waits` : `${atMost(found.length, ALERTS)} ${word}s wait`;
-    return [{ tone, text: `${what} to be seen`, since: earliest(found.map((alert) => alert.created_at)) }];
+    const what = found.length === 1 ? `One unread ${word}` : `${atMost(found.length, ALERTS)} unread ${word}s`;
+    return [{ tone, text: what, since: earliest(found.map((alert) => alert.created_at)) }];
   };
   return [...unseen("critical", "bad", "critical alert"), ...unseen("warning", "warn", "alert")];
 }
@@ -91,18 +93,23 @@ function ofFlight({ unfinished }: BoardData, now: number): Finding[] {
     const what = unknown.length === 1 ? "One order has" : `${atMost(unknown.length, REFUSALS)} orders have`;
     found.push({
       tone: "bad",
-      text: `${what} an unknown outcome and ${unknown.length === 1 ? "is" : "are"} being looked for`,
+      text: `${what} an unknown outcome; the agent is looking for ${unknown.length === 1 ? "it" : "them"}`,
       since: earliest(unknown.map((e) => e.queued_at)),
     });
   }
   const stuck = unfinished.filter((execution) => {
     if (execution.status === "unknown") return false;
-    const due = execution.status === "retrying" && execution.next_attempt_at ? execution.next_attempt_at : execution.send_before;
+    const due =
+      execution.status === "retrying" && execution.next_attempt_at ? execution.next_attempt_at : execution.send_before;
     return Date.parse(due) + STUCK_MS < now;
   });
   if (stuck.length) {
     const what = stuck.length === 1 ? "One execution is" : `${atMost(stuck.length, REFUSALS)} executions are`;
-    found.push({ tone: "bad", text: `${what} stuck past the deadline`, since: earliest(stuck.map((e) => e.queued_at)) });
+    found.push({
+      tone: "bad",
+      text: `${what} stuck past the deadline`,
+      since: earliest(stuck.map((e) => e.queued_at)),
+    });
   }
   return found;
 }
@@ -113,7 +120,7 @@ function ofUnexplained(unexplained: Unexplained | null): Finding[] {
   return [
     {
       tone: "bad",
-      text: `${what} neither a copy nor a reason: please report this`,
+      text: `${what} neither a copy nor a reason; please report this`,
       since: earliest(unexplained.map((pair) => pair.received_at)),
     },
   ];
@@ -121,11 +128,14 @@ function ofUnexplained(unexplained: Unexplained | null): Finding[] {
 
 function ofRejects({ failures }: BoardData, now: number): Finding[] {
   const rejected = failures.filter(
-    (execution) => execution.status === "rejected" && Date.parse(execution.finalized_at ?? execution.updated_at) > now - HOUR_MS,
+    (execution) =>
+      execution.status === "rejected" && Date.parse(execution.finalized_at ?? execution.updated_at) > now - HOUR_MS,
   );
   if (!rejected.length) return [];
   const what = rejected.length === 1 ? "One order was" : `${atMost(rejected.length, REFUSALS)} orders were`;
-  return [{ tone: "warn", text: `${what} rejected within the last hour`, since: latest(rejected.map((e) => e.finalized_at)) }];
+  return [
+    { tone: "warn", text: `${what} rejected within the last hour`, since: latest(rejected.map((e) => e.finalized_at)) },
+  ];
 }
 
 function calm({ accounts, vpses, copiers, operator }: BoardData): { tone: Tone; text: string } {

@@ -1,4 +1,7 @@
-"""What agents say in `bench queue`: events of a master, reports of its followers' fills. Standard library only (see `turns`)."""
+"""The agents' requests in `bench queue`: a master's events, and reports of its followers' fills.
+
+Standard library only (see `turns`).
+"""
 
 import itertools
 import json
@@ -8,14 +11,14 @@ from typing import Any
 
 SESSION = 1
 PRICE = "1.10000"
-#: for a whole session, where one connection speaks for one agent; {} is the driver's way to write a parameter
+#: set for the whole session, because a connection acts for one agent; {} is the driver's parameter placeholder
 CLAIMS = "select set_config('request.jwt.claims', {}, false)"
 PLAN = "select public.queue_trade_copy({}::jsonb) as answer"
 REPORT = "select public.report_executions({}::jsonb) as answer"
 
 
 class Copies:
-    """A master that opens a position and closes it in turn, and followers whose brokers fill everything.
+    """A master that alternately opens and closes a position, and followers whose orders are always filled.
 
     `master`: id of its account. Requests are those of docs/protocol.md.
     """
@@ -27,19 +30,19 @@ class Copies:
         self._ticket: str | None = None
 
     def event(self) -> dict[str, Any]:
-        """The next request to `queue_trade_copy`: one event."""
+        """The next request to `queue_trade_copy`, with one event."""
         now = datetime.now(UTC).isoformat()
         opens = self._ticket is None
         ticket = self._ticket or f"m{next(self._tickets)}"
         self._ticket = ticket if opens else None
         event = {
             "session": SESSION, "seq": next(self._numbers), "type": "opened" if opens else "closed", "evidence": "deal",
-            "detected_at": now, "unchanged_at": now, "position": position_told(ticket, "0.10" if opens else "0"),
+            "detected_at": now, "unchanged_at": now, "position": position_report(ticket, "0.10" if opens else "0"),
         }  # fmt: skip
         return {"account_id": self._master, "epoch": 1, "events": [event]}
 
     def reports(self, executions: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """The request to `report_executions`: each was filled."""
+        """The request to `report_executions` that reports every execution as filled."""
         return {"reports": [self._report(execution) for execution in executions]}
 
     def _report(self, execution: dict[str, Any]) -> dict[str, Any]:
@@ -50,24 +53,25 @@ class Copies:
             "account_id": execution["account_id"], "session": SESSION, "seq": next(self._numbers),
             "execution_id": execution["id"], "attempt": execution["attempt"], "outcome": "completed", "reason": None,
             "retryable": False, "message": "", "adopted": False, "filled_lots": execution["lots"], "price": PRICE,
-            "positions": [position_told(ticket, execution["lots"] if opens else "0", tag=execution["id"])],
+            "positions": [position_report(ticket, execution["lots"] if opens else "0", tag=execution["id"])],
             "received_at": now, "sent_at": now, "done_at": now,
         }  # fmt: skip
 
 
 def claims_of(lane: dict[str, Any]) -> str:
-    """Who speaks for a lane whose followers are beside their master."""
+    """The claims of the agent of a lane whose followers are on their master's VPS."""
     return json.dumps({"sub": lane["agent"], "role": "authenticated"})
 
 
 def accepted(answer: dict[str, Any]) -> int:
-    """How many reports `report_executions` took."""
+    """The number of reports that `report_executions` accepted."""
     return sum(1 for result in answer["results"] if result["status"] == "accepted")
 
 
-def position_told(ticket: str, lots: str, tag: str | None = None) -> dict[str, Any]:
+def position_report(ticket: str, lots: str, tag: str | None = None) -> dict[str, Any]:
     return {
-        "ticket": ticket, "kind": "position", "symbol": "EURUSD", "side": "buy", "lots": lots, "price": PRICE, "sl": None,
+        "ticket": ticket, "kind": "position", "symbol": "EURUSD", "side": "buy", "lots": lots, "price": PRICE,
+        "sl": None,
         "tp": None, "order_type": None, "magic": "0", "comment": "", "opened_at": None, "expires_at": None, "tag": tag,
         "replaces": None,
     }  # fmt: skip

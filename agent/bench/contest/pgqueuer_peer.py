@@ -1,11 +1,12 @@
-"""pgqueuer in `bench queue`: its `Queries` on asyncpg and uvloop, everything in bulk, which is the fastest that it documents.
+"""pgqueuer in `bench queue`: its `Queries` on asyncpg and uvloop, all in bulk, the fastest way that it documents.
 
-enqueue: one `enqueue` with lists · fetch: `dequeue` with the whole batch as batch_size · finish: one `log_jobs` for the batch.
-Its own worker adds tasks, heartbeats and buffers to these very calls; leaving it out is in its favour. Schema and durability are
-the defaults of its own installation (logged tables, finished jobs moved to its log table).
+enqueue: one `enqueue` with lists · fetch: `dequeue` with the whole batch as batch_size · finish: one `log_jobs` for the
+batch. Its own worker adds tasks, heartbeats and buffers to these calls; leaving them out is in its favour. Schema and
+durability are the defaults of its own installation (logged tables, finished jobs moved to its log table).
 
-With lanes of the product (`pgqueuer_same_work`) its jobs are the executions that the product's planner made, and a job's work is
-the product's report. Each of the two is one transaction with the queue's own call, without which an execution could be lost.
+With lanes of the product (`pgqueuer_same_work`) its jobs are the executions that the product's planner created, and the
+work of a job is the product's report. Both are in one transaction with the queue's own call; otherwise an execution
+could be lost.
 """
 
 import json
@@ -28,7 +29,7 @@ STALE = timedelta(seconds=30)
 
 
 class PgqueuerLane:
-    """Jobs that nobody looks into."""
+    """Jobs without any work."""
 
     def __init__(self, connection: asyncpg.Connection, number: int, terms: Terms) -> None:
         self._queries = Queries.from_asyncpg_connection(connection)
@@ -61,7 +62,7 @@ class PgqueuerLane:
 
 
 class CopyingLane(PgqueuerLane):
-    """Jobs that are executions of the product. `connection` has the agent's claims."""
+    """Jobs that are executions of the product. `connection` has the agent's claims set."""
 
     def __init__(self, connection: asyncpg.Connection, number: int, terms: Terms) -> None:
         super().__init__(connection, number, terms)

@@ -1,11 +1,13 @@
 """procrastinate in `bench queue`: its `JobManager` on a psycopg pool and uvloop.
 
 enqueue: one `batch_defer_jobs_async` for the batch, the bulk call that it documents · fetch and finish: `fetch_job` and
-`finish_job` for each job, for it offers no bulk form of them. Its own worker adds tasks, heartbeats and listening to these very
-calls; leaving it out is in its favour. Schema and settings are the defaults (finished jobs stay in their table).
+`finish_job` for each job, because it has no bulk form of them. Its own worker adds tasks, heartbeats and listening to
+these calls; leaving them out is in its favour. Schema and settings are the defaults (finished jobs stay in their
+table).
 
-With lanes of the product (`procrastinate_same_work`) its jobs are the executions that the product's planner made, and a job's
-work is the product's report, all of a batch in one: in its favour, for its worker would report them one by one.
+With lanes of the product (`procrastinate_same_work`) its jobs are the executions that the product's planner created,
+and the work of a job is the product's report. A whole batch is reported in one call, in its favour: its worker would
+report one by one.
 """
 
 import logging
@@ -23,7 +25,7 @@ from agent.bench.contest.turns import Lane, Terms, run
 
 
 class ProcrastinateLane:
-    """Jobs that nobody looks into."""
+    """Jobs without any work."""
 
     def __init__(self, manager: JobManager, worker: int, number: int, terms: Terms) -> None:
         self._manager = manager
@@ -53,7 +55,7 @@ class ProcrastinateLane:
 
 
 class CopyingLane(ProcrastinateLane):
-    """Jobs that are executions of the product; the connection of `manager` has the agent's claims."""
+    """Jobs that are executions of the product; the connection of `manager` has the agent's claims set."""
 
     def __init__(self, manager: JobManager, worker: int, number: int, terms: Terms) -> None:
         super().__init__(manager, worker, number, terms)
@@ -106,5 +108,6 @@ class Procrastinate:
 
 
 if __name__ == "__main__":
-    logging.getLogger("procrastinate").setLevel(logging.ERROR)  # it would like to be told where its App is imported from
+    # hides a warning about the module that its App was imported from
+    logging.getLogger("procrastinate").setLevel(logging.ERROR)
     run(Procrastinate(), uvloop.new_event_loop)

@@ -1,11 +1,13 @@
-"""What every contender of `bench queue` does alike, in a process of its own: standard library only, for it also runs in the
-environment of the peers, where nothing of this project is installed.
+"""The part that all contenders of `bench queue` share, in their own processes.
 
-Standard input gives a `Terms` as a line of JSON, then one line for each turn: how many steps. Standard output answers with lines
-of JSON: first {"versions": …}, then {"seconds", "jobs", "stages_ms": {"enqueue": […], "fetch": […], "finish": […]}} a turn.
+Standard library only, because it also runs in the peers' environment, where nothing of this project is installed.
 
-A step of one connection: enqueue a batch of jobs, fetch (claim) it, finish it. All connections step at the same time, each on a
-queue of its own, as each agent works on accounts of its own.
+Standard input provides `Terms` as a line of JSON, then one line per turn: the number of steps. Standard output answers
+with lines of JSON: first {"versions": …}, then {"seconds", "jobs", "stages_ms": {"enqueue": […], "fetch": […],
+"finish": […]}} per turn.
+
+A step of one connection: enqueue a batch of jobs, fetch (claim) it, finish it. All connections run at the same time,
+each on its own queue, as each agent works its own accounts.
 """
 
 import asyncio
@@ -22,18 +24,18 @@ STAGES = ("enqueue", "fetch", "finish")
 
 @dataclass(frozen=True)
 class Terms:
-    """The same for everybody, but for `dsn` and `lanes` (what a contender needs to know of each connection)."""
+    """The same for every contender, except `dsn` and `lanes` (what a contender must know about each connection)."""
 
     dsn: str
     connections: int
     batch: int
-    #: what a job carries: an execution as agents read it
+    #: the payload of a job: an execution as agents read it
     payload: dict[str, Any]
     lanes: list[dict[str, Any]]
 
 
 class Lane(Protocol):
-    """One connection with a queue of its own. Batches are of `Terms.batch` jobs."""
+    """One connection with its own queue. Batches have `Terms.batch` jobs."""
 
     async def enqueue(self) -> None: ...
     async def fetch(self) -> None:
@@ -41,16 +43,16 @@ class Lane(Protocol):
         ...
 
     async def finish(self) -> int:
-        """Finish what was fetched; how many jobs that were."""
+        """Finish the fetched jobs; returns their number."""
         ...
 
 
 class Contender(Protocol):
-    """A queue under test. `open` connects and makes its own schema where it has one."""
+    """A queue under test. `open` connects, and creates its own schema if it has one."""
 
     async def open(self, terms: Terms) -> list[Lane]: ...
     def beside(self) -> AbstractAsyncContextManager[None]:
-        """What runs beside the lanes during a turn, and only then; to begin and to end it is not measured."""
+        """Runs next to the lanes, only during a turn; starting and ending it is not measured."""
         ...
 
     async def close(self) -> None: ...
@@ -58,7 +60,7 @@ class Contender(Protocol):
 
 
 def run(contender: Contender, loop: Callable[[], asyncio.AbstractEventLoop] | None = None) -> None:
-    """Serve turns until standard input ends."""
+    """Run turns until standard input is closed."""
     with asyncio.Runner(loop_factory=loop) as runner:
         runner.run(_serve(contender))
 
@@ -90,11 +92,11 @@ async def _steps(lane: Lane, steps: int, stages: dict[str, list[float]]) -> int:
         nonlocal jobs
         jobs += await lane.finish()
 
-    deeds: dict[str, Callable[[], Awaitable[None]]] = {"enqueue": lane.enqueue, "fetch": lane.fetch, "finish": finish}
+    calls: dict[str, Callable[[], Awaitable[None]]] = {"enqueue": lane.enqueue, "fetch": lane.fetch, "finish": finish}
     for _ in range(steps):
-        for stage, deed in deeds.items():
+        for stage, call in calls.items():
             start = time.perf_counter()
-            await deed()
+            await call()
             stages[stage].append((time.perf_counter() - start) * 1000)
     return jobs
 

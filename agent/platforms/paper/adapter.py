@@ -1,14 +1,15 @@
 """`PaperAdapter`: one connection to one account at the built-in paper broker.
 
-`Login.server` is the broker's host:port and the password its token, unless the settings name them:
-`{"paper": {"address": …, "token": …, "balance": "10000", "leverage": 100, "order_timeout_s": 3, "read_timeout_s": 3,
-"ping_s": 1, "orders_per_second": 20}}`.
-With a `balance` an account that does not exist yet is opened.
+`Login.address` is the broker's host:port; the settings cannot change it, and error messages name neither the address
+nor what answered there. The settings may be `{"paper": {"balance": "10000", "leverage": 100, "order_timeout_s": 3,
+"read_timeout_s": 3, "ping_s": 1, "orders_per_second": 20}}`. With a `balance` an account that does not exist yet is
+opened.
 
-The tag of an order is the broker's own `tag` field, so a match of tag, symbol, side and lots is ours.
+The tag of an order is the broker's own `tag` field, so an order that matches in tag, symbol, side and lots is ours.
 """
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -38,11 +39,13 @@ from agent.paper.messages import MalformedMessage, decode
 from agent.paper.profile import Profile
 from agent.paper.records import Answer, BookChange, OrderRecord, Request, Traces
 from agent.paper.refusals import rejected
-from agent.platforms.bucket import OrderBucket
-from agent.platforms.protocol import AdapterError, Capabilities, LoginRefused
+from agent.platforms.adapter import AdapterError, Capabilities, LoginRefused, NotReached
+from agent.platforms.rate_limit import RateLimit
+
+log = logging.getLogger(__name__)
 
 _SETTLE = timedelta(seconds=1)
-#: how often the connection proves that it is alive (`ping_s`); the age of a change is known this exactly
+#: seconds between two pings (`ping_s`); the age of a change is known with this precision
 _PING_S = 1.0
 _TIMEOUT_S = 3.0
 _CAPABILITIES = Capabilities(
@@ -58,7 +61,7 @@ _CAPABILITIES = Capabilities(
 
 @dataclass(slots=True)
 class _Line:
-    """One connection and what is known through it."""
+    """One connection and its state."""
 
     connection: Connection
     take_seq: Callable[[], int]
@@ -67,10 +70,10 @@ class _Line:
     read_timeout_s: float
     ping_s: float
     connected_at: float
-    #: the account was seen up to date at this moment
+    #: all changes up to this time have been received
     seen_at: datetime
     changes: "asyncio.Queue[Changed | PaperLost | None]"
-    bucket: OrderBucket | None = None
+    bucket: RateLimit | None = None
     ping: "asyncio.Task[None] | None" = None
     profile: Profile = field(default_factory=Profile)
 
@@ -78,15 +81,15 @@ class _Line:
 class PaperAdapter:
     def __init__(self) -> None:
         self._line: _Line | None = None
-        #: when each order was last sent, on boot time: an absence is conclusive only some time after
+        #: boot time at which each order was last sent: its absence is conclusive only after the settle time
         self._sent_at: dict[ExecutionId, float] = {}
 
     def capabilities(self) -> Capabilities:
-        """As the account's broker is; before the first connection as most are."""
+        """Those of the account's broker; before the first connection those of the default profile."""
         profile = Profile() if self._line is None else self._line.profile
         return replace(_CAPABILITIES, protected_market_orders=profile.levels_on_open, timed_orders=profile.timed_orders)
 
-    def bucket(self) -> OrderBucket | None:
+    def bucket(self) -> RateLimit | None:
         return None if self._line is None else self._line.bucket
 
     # --- connection --------------------------------------------------------------------------------
@@ -94,14 +97,19 @@ class PaperAdapter:
     async def connect(self, login: Login, take_seq: Callable[[], int]) -> AccountState:
         await self.close()
         settings = _paper_settings(login)
-        address = str(settings.get("address") or login.server)
         read_timeout_s = _seconds(settings, "read_timeout_s", _TIMEOUT_S)
         order_timeout_s = _seconds(settings, "order_timeout_s", _TIMEOUT_S)
         ping_s = _seconds(settings, "ping_s", _PING_S)
         try:
-            connection = await Connection.open(address, timeout=read_timeout_s)
+            connection = await Connection.open(login.address, timeout=read_timeout_s)
         except (OSError, TimeoutError, ValueError) as error:
-            raise AdapterError(f"no paper broker answers at {address}: {error}; start it with `tradecopier paper`") from error
+            log.warning(
+                "paper_broker_silent", extra={"address": login.address, "error": f"{type(error).__name__}: {error}"}
+            )
+            raise NotReached(
+                f"the paper broker of {login.server} does not answer; an operator starts it with `tradecopier paper`"
+                " and gives its address to save_broker_server"
+            ) from error
         line = _Line(
             connection=connection, take_seq=take_seq, server=login.server,
             order_timeout_s=order_timeout_s, read_timeout_s=read_timeout_s, ping_s=ping_s,
@@ -124,20 +132,22 @@ class PaperAdapter:
         if "balance" in settings:
             wanted = {key: settings[key] for key in ("balance", "leverage", "symbols", "profile") if key in settings}
             opening = {**wanted, "currency": login.currency, "mode": login.mode}
-        token = str(settings.get("token") or login.password)
         try:
-            # not wait_for: on Python 3.11 it can swallow a cancellation
             async with asyncio.timeout(line.read_timeout_s):
-                reply = await line.connection.call("login", token=token, login=login.login, open=opening)
+                reply = await line.connection.call("login", login=login.login, password=login.password, open=opening)
             state: AccountState = decode(AccountState, reply)
             async with asyncio.timeout(line.read_timeout_s):
                 line.profile = decode(Profile, await line.connection.call("profile"))
         except PaperRefused as error:
-            # anything but a definite no may be different next time
+            # an internal error of the broker may be gone at the next attempt; any other refusal is definitive
             refusal = AdapterError if error.code == "internal" else LoginRefused
             raise refusal(f"the paper broker refused the login: {error}") from error
         except (PaperLost, TimeoutError, MalformedMessage) as error:
-            raise AdapterError(f"the paper broker did not answer the login: {error}") from error
+            # the answer is not shown: the address may belong to something else than a paper broker
+            log.warning(
+                "paper_login_unanswered", extra={"address": login.address, "error": f"{type(error).__name__}: {error}"}
+            )
+            raise AdapterError("the paper broker did not answer the login") from error
         return replace(state, server=login.server)
 
     async def close(self) -> None:
@@ -185,7 +195,7 @@ class PaperAdapter:
     async def _changes_of(self, line: _Line) -> AsyncIterator[Change]:
         while (change := await line.changes.get()) is not None:
             if isinstance(change, PaperLost):
-                # the next reader of this line must hear of it too
+                # the next reader of this connection must get it too
                 line.changes.put_nowait(change)
                 raise AdapterError(str(change))
             yield change
@@ -223,7 +233,7 @@ class PaperAdapter:
                 return Unknown(message=str(error))
             return Rejected(reason="invalid_request", retryable=False, message=str(error))
         except TimeoutError:
-            # whoever does not answer an order is not to be trusted with the next one: connect anew
+            # a connection on which an order got no answer is not used for another one
             line.connection.abort("the paper broker did not answer an order in time")
             return Unknown(message=f"no answer within {line.order_timeout_s} s")
         except (PaperLost, MalformedMessage) as error:
@@ -260,7 +270,7 @@ class PaperAdapter:
 
 
 async def _keep_alive(line: _Line) -> None:
-    """Ask for a sign of life now and then; silence ends the connection."""
+    """Ping the broker; without an answer the connection ends."""
     while line.connection.lost is None:
         asked_at = datetime.now(UTC)
         try:
@@ -276,7 +286,7 @@ async def _keep_alive(line: _Line) -> None:
 
 
 def _receive(line: _Line, message: dict[str, Any]) -> None:
-    """Number a push at receipt and hand it on."""
+    """Number a push at receipt and queue it."""
     now = datetime.now(UTC)
     changes: tuple[BookChange, ...] = decode(tuple[BookChange, ...], message.get("changes"))
     for change in changes:
@@ -300,7 +310,7 @@ def _request(order: Order) -> Request:
 
 
 def _matches(order: Order, record: OrderRecord) -> bool:
-    """Whether a broker's record is what became of `order`: another program may use the same number."""
+    """Whether a broker's record belongs to `order`: another program may use the same tag."""
     if (record.kind, record.symbol, record.side) != (order.kind, order.symbol, order.side):
         return False
     if order.kind in ("market", "close", "pending"):
@@ -314,16 +324,18 @@ def _seconds(settings: Mapping[str, object], name: str, default: float) -> float
     except ValueError:
         seconds = 0.0
     if not 0 < seconds < 3600:
-        raise LoginRefused(f"settings.paper.{name} of the account is {settings.get(name)!r}; seconds above 0 are needed")
+        raise LoginRefused(
+            f"settings.paper.{name} of the account is {settings.get(name)!r}; seconds above 0 are needed"
+        )
     return seconds
 
 
-def _bucket(settings: Mapping[str, object]) -> OrderBucket | None:
-    """`orders_per_second` of the settings: no more than the broker bears (its profile may refuse what is over)."""
+def _bucket(settings: Mapping[str, object]) -> RateLimit | None:
+    """The limit `orders_per_second` of the settings; the broker's profile may refuse more than its own limit."""
     if "orders_per_second" not in settings:
         return None
     try:
-        return OrderBucket(float(str(settings["orders_per_second"])))
+        return RateLimit(float(str(settings["orders_per_second"])))
     except ValueError as error:
         raise LoginRefused(f"settings.paper.orders_per_second of the account is no rate: {error}") from error
 

@@ -1,0 +1,268 @@
+"""Reports one account's figures, symbol specifications and quotes to the database, mostly when they change."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Final, NoReturn, Protocol
+
+from agent import limits
+from agent.account.session import AccountSession
+from agent.clock import DatabaseClock
+from agent.control_plane import encode
+from agent.control_plane.contract import LEASE_OVER, MALFORMED
+from agent.control_plane.retry import Refused, Unreachable
+from agent.model import AccountState, Quote, SymbolSpec
+from agent.platforms.adapter import AccountChanged, AdapterError
+
+log = logging.getLogger(__name__)
+
+#: seconds between two looks (reads of quotes), and looks between two reads of the account's figures
+QUOTE_EVERY: Final = 1.0
+FIGURES_EVERY: Final = 5
+#: looks after which unchanged figures are reported again: the database trusts only recent ones
+FIGURES_REPORTED_EVERY: Final = 20
+#: looks after which unchanged quotes are reported again: the database does not rely on old ones
+QUOTES_AGAIN_EVERY: Final = 20
+#: most specs per report: in the report after a login besides watched and held symbols, then in each look until all are
+#: reported
+SPECS_PER_LOOK: Final = 80
+#: looks after which the quotes that convert the account's money are reported again: sizes of copies depend on them, but
+#: not on their last digit. The database uses none over 60 s old (`symbol_quote_max_age_s`), and looks are farther apart
+#: where a broker is slow.
+CONVERSIONS_EVERY: Final = 20
+#: accounts that are kept in cents of a currency
+CENTS: Final = {"USC": "USD", "EUC": "EUR", "GBC": "GBP"}
+#: currencies without a direct pair are converted through it
+DOLLAR: Final = "USD"
+READ_TIMEOUT: Final = 10
+
+StateReport = dict[str, object]
+
+
+class StateSink(Protocol):
+    async def report_account_state(self, state: StateReport) -> int | None:
+        """Send a report. Returns in how many milliseconds the database needs the figures again; None: at the usual
+        pace."""
+        ...
+
+
+class AccountReports:
+    """Reports of one session. `watch` may change at any time."""
+
+    def __init__(
+        self,
+        session: AccountSession,
+        sink: StateSink,
+        clock: DatabaseClock,
+        watch: Iterable[str],
+        *,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._session = session
+        self._sink = sink
+        self._clock = clock
+        self._sleep = sleep
+        self._watched: frozenset[str] = frozenset(watch)
+        self._specs: dict[str, SymbolSpec] = {}
+        self._unknown: set[str] = set()
+        #: symbols whose specs are not reported yet: without its spec nothing can be copied into a symbol
+        self._unreported: list[str] = []
+        self._quotes: dict[str, Quote] = {}
+        self._currency = ""
+        self._figures: AccountState | None = None
+        self._looks = 0
+        self._reported_at_look = 0
+        self._converted_at_look = 0
+        self._funds_watched = False
+        #: number of symbols beyond the limits; 0 once it is reported
+        self._left_out = 0
+        #: number of positions left out, as last reported
+        self._positions_left_out = 0
+        #: seconds until the look that the database requested
+        self._look_again: float | None = None
+
+    def watch(self, symbols: Iterable[str], *, funds: bool = False) -> None:
+        """The symbols whose specs and quotes the database needs; names that the account does not have are ignored.
+
+        `funds`: a protection rule watches the account's figures, so they are reported at every look.
+        """
+        self._watched = frozenset(symbols)
+        self._funds_watched = funds
+
+    async def first(self, state: AccountState) -> None:
+        """The report after a login: figures, and the specs of watched, held and the first other symbols. Raises
+        `AdapterError`, `CallFailed`."""
+        adapter = self._session.adapter
+        self._currency = CENTS.get(state.currency, state.currency)
+        everything = await adapter.symbols()
+        held = [position.symbol for position in await adapter.positions()]
+        names = limits.tradable(everything, held)
+        self._left_out = len(set(everything)) - len(set(everything).intersection(names))
+        held = [name for name in held if name in set(names)]
+        fresh = await self._read_specs({*names[:SPECS_PER_LOOK], *self._watched, *held})
+        self._unreported = [name for name in names if name not in fresh]
+        # The database refuses a whole report for a quote of a symbol without a specification.
+        quotes = await self._read_quotes(fresh.keys() & {*self._watched, *held, *self._conversions(fresh)})
+        await self._send(state, fresh, quotes)
+
+    async def keep(self) -> NoReturn:
+        """Report changes until cancelled. A failed read or call is logged; the next look reports what it lacked."""
+        while True:
+            await self._sleep(QUOTE_EVERY if self._look_again is None else min(QUOTE_EVERY, self._look_again))
+            self._looks += 1
+            if self._looks % QUOTES_AGAIN_EVERY == 0:
+                self._quotes.clear()
+            must_report = (
+                self._looks - self._reported_at_look >= FIGURES_REPORTED_EVERY
+                or self._funds_watched
+                or self._look_again is not None
+            )
+            try:
+                async with asyncio.timeout(READ_TIMEOUT):
+                    await self._look(figures=must_report or self._looks % FIGURES_EVERY == 0, must_report=must_report)
+            except AccountChanged:
+                raise
+            except (AdapterError, TimeoutError, Unreachable, Refused) as error:
+                if isinstance(error, Refused) and error.code != LEASE_OVER:
+                    raise
+                log.info(
+                    "account_report_skipped",
+                    extra={"account": self._session.account_id, "error": f"{type(error).__name__}: {error}"},
+                )
+
+    async def _look(self, *, figures: bool, must_report: bool) -> None:
+        """`figures`: read the account's figures too; `must_report`: report them even if unchanged."""
+        outdated_specs = frozenset(self._session.outdated_specs)
+        new_names = self._watched - self._specs.keys() - self._unknown
+        more = self._unreported[:SPECS_PER_LOOK]
+        specs = await self._read_specs(new_names.union(outdated_specs, more))
+        wanted = self._watched & (self._specs.keys() | specs.keys())
+        convert = self._looks - self._converted_at_look >= CONVERSIONS_EVERY
+        quotes = await self._read_quotes({*wanted, *self._conversions(self._specs | specs if convert else specs)})
+        state = await self._session.adapter.account() if figures else None
+        if state is not None:
+            self._session.check_login(state)
+        if state == self._figures and not must_report:
+            state = None
+        if specs or quotes or state is not None:
+            await self._send(state, specs, quotes)
+        if convert:  # only after the report: after a failure the next look repeats it
+            self._converted_at_look = self._looks
+        self._session.outdated_specs.difference_update(outdated_specs)
+        del self._unreported[: len(more)]
+
+    def _conversions(self, specs: Mapping[str, SymbolSpec]) -> Iterator[str]:
+        """The currency pairs with which the database converts profits and funds into the account's currency.
+
+        These are the pairs with the account's currency; for a currency without one, its pair with the dollar: a euro
+        account converts yen through USDJPY.
+        """
+        pairs = {
+            name: {spec.margin_currency, spec.profit_currency}
+            for name, spec in specs.items()
+            if spec.margin_currency != spec.profit_currency
+            and spec.margin_currency + spec.profit_currency in name.upper()
+        }
+        direct = {currency for pair in pairs.values() if self._currency in pair for currency in pair}
+        for name, pair in pairs.items():
+            if self._currency in pair or (DOLLAR in pair and not pair <= direct):
+                yield name
+
+    async def _read_specs(self, names: Iterable[str]) -> dict[str, SymbolSpec]:
+        found: dict[str, SymbolSpec] = {}
+        for name in names:
+            spec = await self._session.adapter.symbol(name)
+            if spec is None:
+                self._unknown.add(name)
+            else:
+                found[name] = spec
+        return found
+
+    async def _read_quotes(self, names: Iterable[str]) -> dict[str, Quote]:
+        """Quotes that moved since the last report."""
+        moved: dict[str, Quote] = {}
+        for name in names:
+            quote = await self._session.adapter.quote(name)
+            last = self._quotes.get(name)
+            if quote is not None and (last is None or (last.bid, last.ask) != (quote.bid, quote.ask)):
+                moved[name] = replace(quote, at=self._clock.now())
+        return moved
+
+    async def _send(self, state: AccountState | None, specs: dict[str, SymbolSpec], quotes: dict[str, Quote]) -> None:
+        """Send one report. Its content counts as reported only once the call has succeeded."""
+        if state is not None:
+            self._note_health(state)
+        report = self._head()
+        positions_left_out = len(self._session.left_out)
+        if self._left_out:
+            report["symbols_left_out"] = self._left_out
+        if positions_left_out > self._positions_left_out:
+            report["positions_left_out"] = positions_left_out
+        if state is not None:
+            report |= {
+                "currency": state.currency,
+                "leverage": state.leverage,
+                "mode": state.mode,
+                "balance": state.balance,
+                "equity": state.equity,
+                "margin": state.margin,
+                "free_margin": state.free_margin,
+            }
+        names = sorted(specs.keys() | quotes.keys())
+        symbols = [encode.symbol_to_json(name, specs.get(name), quotes.get(name)) for name in names]
+        again_ms = await self._deliver(report, symbols)
+        if state is not None:
+            self._figures, self._reported_at_look = state, self._looks
+            self._look_again = None if again_ms is None else max(0, again_ms) / 1000
+        self._specs |= specs
+        self._quotes |= quotes
+        self._left_out, self._positions_left_out = 0, positions_left_out
+
+    def _note_health(self, state: AccountState) -> None:
+        if state.trade_allowed:
+            self._session.clear_problem("trade_allowed")
+        else:
+            text = "trading_off: the terminal or the broker does not allow this account to trade; switch trading on"
+            self._session.set_problem("trade_allowed", text)
+
+    async def _deliver(self, report: StateReport, symbols: Sequence[StateReport]) -> int | None:
+        """Send a report. If it is refused as malformed, send it without symbols, then the symbols by themselves: one
+        that the database refuses must not block the others. A report that is refused even without symbols raises."""
+        try:
+            return await self._sink.report_account_state(report | {"symbols": symbols} if symbols else report)
+        except Refused as error:
+            if error.code not in MALFORMED or not symbols:
+                raise
+            again_ms = await self._sink.report_account_state(report)
+            await self._deliver_others(symbols, error)
+            return again_ms
+
+    async def _deliver_others(self, symbols: Sequence[StateReport], refused: Refused) -> None:
+        """Send symbols that were refused together in halves, until only the malformed ones are left out."""
+        if len(symbols) == 1:
+            log.error(
+                "symbol_refused",
+                extra={"account": self._session.account_id, "symbol": symbols[0]["name"], "error": refused.message},
+            )
+            return
+        middle = len(symbols) // 2
+        for half in (symbols[:middle], symbols[middle:]):
+            try:
+                await self._sink.report_account_state(self._head() | {"symbols": half})
+            except Refused as error:
+                if error.code not in MALFORMED:
+                    raise
+                await self._deliver_others(half, error)
+
+    def _head(self) -> StateReport:
+        session = self._session
+        status, error = session.health()
+        return {
+            "account_id": session.account_id,
+            "epoch": session.epoch,
+            "session": session.session,
+            "status": status,
+            "error": None if error is None else limits.cut(error),
+            "measured_at": self._clock.now(),
+        }

@@ -1,0 +1,173 @@
+"""The live display of a run: agents, executions, latency, reasons and the last trades; plain lines without a
+terminal."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import psycopg
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from agent.testbed.figures import percentile
+from agent.testbed.quiescence import Observer
+from agent.testbed.reasons import NOTHING_TO_DO
+
+REFRESH_S = 0.5
+PLAIN_EVERY_S = 5.0
+WIDE = 110
+
+AGENTS = """
+  select v.name, v.status, v.rss_mb, v.rtt_ms, extract(epoch from clock_timestamp() - v.last_heartbeat_at) as age,
+    (select count(*) from public.account_vps_assignments s where s.vps_id = v.id)::integer as accounts
+  from public.vps_instances v where v.retired_at is null order by v.name"""
+STATES = "select status, count(*)::integer as n from public.trade_execution_queue group by 1"
+LATENCIES = """
+  select greatest(0, extract(epoch from q.sent_at - q.detected_at) * 1000)::double precision as ms
+  from public.trade_execution_queue q
+  where q.status = 'completed' and not q.adopted and q.sent_at is not null and q.detected_at is not null
+  order by q.id desc limit 500"""
+REASONS = """
+  select reason, sum(n)::integer as n from (
+    select reason, count(*) as n from public.copy_outcomes where reason is not null group by 1
+    union all
+    select reason, count(*) from public.trade_execution_queue where reason is not null group by 1) r
+  group by 1 order by 2 desc limit 6"""
+LAST = """
+  select a.name, q.action, q.side, q.symbol, trim_scale(q.lots) as lots, q.status, q.reason,
+    greatest(0, extract(epoch from q.sent_at - q.detected_at) * 1000)::double precision as ms
+  from public.trade_execution_queue q join public.trading_accounts a on a.id = q.account_id
+  order by q.id desc limit %(rows)s"""
+
+Row = Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """The values that the table shows, read at one moment."""
+
+    agents: Sequence[Row]
+    states: Mapping[str, int]
+    p50: float | None
+    p95: float | None
+    reasons: Sequence[Row]
+    last: Sequence[Row]
+
+
+async def take(observer: Observer, *, rows: int = 8) -> Picture:
+    latencies = sorted(float(str(row["ms"])) for row in await observer.rows(LATENCIES))
+    return Picture(
+        agents=await observer.rows(AGENTS),
+        states={str(row["status"]): int(str(row["n"])) for row in await observer.rows(STATES)},
+        p50=percentile(latencies, 0.5),
+        p95=percentile(latencies, 0.95),
+        reasons=await observer.rows(REASONS),
+        last=await observer.rows(LAST, {"rows": rows}),
+    )
+
+
+def render(picture: Picture, headline: str, *, width: int) -> RenderableType:
+    """Render in at most `width` columns; a narrow terminal gets fewer columns instead of broken lines."""
+    wide = width >= WIDE
+    return Group(
+        Text(headline, overflow="ellipsis", no_wrap=True),
+        _agents(picture, wide=wide),
+        _copies(picture),
+        _last(picture, wide=wide),
+    )
+
+
+def _agents(picture: Picture, *, wide: bool) -> Table:
+    table = Table(title="agents", title_justify="left", expand=False)
+    for column in ("agent", "state", "accounts", "seen"):
+        table.add_column(column, no_wrap=True)
+    if wide:
+        for column in ("memory", "round trip"):
+            table.add_column(column, justify="right", no_wrap=True)
+    for row in picture.agents:
+        tone = "green" if row["status"] == "online" else "red"
+        cells = [str(row["name"]), f"[{tone}]{row['status']}[/]", str(row["accounts"]), _unit(row["age"], "s ago", 0)]
+        table.add_row(*cells, *([_unit(row["rss_mb"], "MB", 0), _unit(row["rtt_ms"], "ms", 1)] if wide else []))
+    return table
+
+
+def _copies(picture: Picture) -> Table:
+    table = Table(title="copies", title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")
+    table.add_row(
+        "executions", ", ".join(f"{count} {status}" for status, count in sorted(picture.states.items())) or "none yet"
+    )
+    table.add_row(
+        "latency",
+        f"p50 {_unit(picture.p50, 'ms', 1)}, p95 {_unit(picture.p95, 'ms', 1)} (from detection to sending)",
+    )
+    table.add_row("not copied", ", ".join(f"{row['reason']} {row['n']}" for row in _refusals(picture)) or "nothing")
+    return table
+
+
+def _refusals(picture: Picture) -> list[Mapping[str, object]]:
+    """The reasons why something was refused, without those that mean "nothing to do"."""
+    return [row for row in picture.reasons if row["reason"] not in NOTHING_TO_DO]
+
+
+def _last(picture: Picture, *, wide: bool) -> Table:
+    table = Table(title="last orders", title_justify="left")
+    for column in ("account", "order", "lots", "symbol", "outcome"):
+        table.add_column(column, no_wrap=True, overflow="ellipsis")
+    if wide:
+        table.add_column("latency", justify="right", no_wrap=True)
+    for row in picture.last:
+        outcome = str(row["reason"] or row["status"])
+        tone = {"completed": "green", "rejected": "red", "expired": "red"}.get(str(row["status"]), "yellow")
+        cells = [
+            str(row["name"]),
+            f"{row['action']} {row['side']}",
+            str(row["lots"]),
+            str(row["symbol"]),
+            f"[{tone}]{outcome}[/]",
+        ]
+        table.add_row(*cells, *([_unit(row["ms"], "ms", 1)] if wide else []))
+    return table
+
+
+def _unit(value: object, unit: str, places: int) -> str:
+    return "–" if value is None else f"{float(str(value)):.{places}f} {unit}"
+
+
+def plain(picture: Picture, headline: str) -> str:
+    """The same in one line, for logs and pipes."""
+    online = sum(1 for row in picture.agents if row["status"] == "online")
+    states = ", ".join(f"{count} {status}" for status, count in sorted(picture.states.items())) or "no executions yet"
+    reasons = ", ".join(f"{row['reason']} {row['n']}" for row in _refusals(picture))
+    latency = f"p50 {_unit(picture.p50, 'ms', 1)} p95 {_unit(picture.p95, 'ms', 1)}"
+    line = f"{headline} | {online} agents online | {states} | {latency}"
+    return line + (f" | not copied: {reasons}" if reasons else "")
+
+
+async def show(console: Console, observer: Observer, headline: Callable[[], str]) -> None:
+    """Show the display until cancelled; while the database is away, the headline says so."""
+    if not console.is_terminal:
+        await _repeat(PLAIN_EVERY_S, lambda: _print_line(console, observer, headline))
+        return
+    with Live(console=console, auto_refresh=False, transient=False) as live:
+
+        async def refresh() -> None:
+            live.update(render(await take(observer), headline(), width=console.width), refresh=True)
+
+        await _repeat(REFRESH_S, refresh)
+
+
+async def _print_line(console: Console, observer: Observer, headline: Callable[[], str]) -> None:
+    console.print(plain(await take(observer), headline()), soft_wrap=True, highlight=False, markup=False)
+
+
+async def _repeat(pause_s: float, draw: Callable[[], Awaitable[None]]) -> None:
+    while True:
+        # the next refresh tries again
+        with suppress(psycopg.OperationalError):
+            await draw()
+        await asyncio.sleep(pause_s)

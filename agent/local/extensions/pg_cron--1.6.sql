@@ -1,1 +1,0 @@
--- pg_cron: see agent/local/platform.sql

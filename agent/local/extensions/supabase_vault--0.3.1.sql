@@ -1,1 +1,0 @@
--- supabase_vault: see agent/local/platform.sql

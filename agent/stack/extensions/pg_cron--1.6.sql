@@ -1,0 +1,1 @@
+-- pg_cron: see agent/stack/platform.sql

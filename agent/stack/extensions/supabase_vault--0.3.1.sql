@@ -1,0 +1,1 @@
+-- supabase_vault: see agent/stack/platform.sql

@@ -1,0 +1,107 @@
+-- Protection rules: limits on an account's money, the action when one is reached, and the present state of each rule.
+-- The logic is in planner/protection.sql.
+
+create table public.protection_rules (
+  id uuid primary key default gen_random_uuid(),
+  user_id uuid not null references auth.users (id) on delete cascade,
+  account_id uuid not null references public.trading_accounts (id) on delete cascade,
+  kind text not null,
+  threshold numeric not null,
+  action text not null default 'close_all_and_off',
+  close_manual boolean not null default true,
+  confirm_ms integer not null default 250,
+  time_zone text not null default 'UTC',
+  enabled boolean not null default true,
+  -- present state
+  day date,
+  day_start_equity numeric,
+  day_start_at timestamptz,
+  high_water_mark numeric,
+  breached_at timestamptz,
+  breached_equity numeric,
+  triggered_at timestamptz,
+  created_at timestamptz not null default now(),
+  updated_at timestamptz not null default now(),
+  constraint one_rule_per_kind unique (account_id, kind),
+  constraint kind_is_known check (kind in ('daily_loss', 'trailing_drawdown', 'equity_floor', 'equity_target',
+    'max_margin_use')),
+  constraint action_is_known check (action in ('notify', 'monitor', 'close_all', 'close_all_and_off')),
+  constraint threshold_in_range check (threshold > 0 and case
+    when kind in ('daily_loss', 'trailing_drawdown') then threshold < 100
+    when kind = 'max_margin_use' then threshold <= 1000
+    else threshold < 1e12 end),
+  constraint confirm_in_range check (confirm_ms between 250 and 60000)
+) with (fillfactor = 70);
+comment on table public.protection_rules is
+  'Limits on an account''s money and what happens when one is reached. A rule triggers once; it must be reset before '
+  'it can trigger again.';
+comment on column public.protection_rules.kind is
+  'daily_loss (against the equity at the day''s start), trailing_drawdown (against the highest equity), equity_floor, '
+  'equity_target, max_margin_use (margin as a share of equity).';
+comment on column public.protection_rules.threshold is
+  'Percent for daily_loss, trailing_drawdown (above 0, below 100) and max_margin_use (up to 1000); money of the '
+  'account for the others. Reaching it exactly triggers.';
+comment on column public.protection_rules.action is
+  'notify (an alert only); monitor (nothing more is opened); close_all (flatten, then continue); close_all_and_off '
+  '(flatten, then off).';
+comment on column public.protection_rules.close_manual is
+  'Whether closing includes positions that the user opened by hand.';
+comment on column public.protection_rules.confirm_ms is
+  'A second look at least this long after the first must agree, so that one bad tick closes nothing.';
+comment on column public.protection_rules.time_zone is 'daily_loss: the day begins at midnight in this time zone.';
+comment on column public.protection_rules.enabled is 'Whether the rule is checked.';
+comment on column public.protection_rules.day is 'daily_loss: the day of day_start_equity, in time_zone.';
+comment on column public.protection_rules.day_start_equity is
+  'daily_loss: the equity that the day''s loss is measured from.';
+comment on column public.protection_rules.day_start_at is 'When that equity was measured.';
+comment on column public.protection_rules.high_water_mark is
+  'trailing_drawdown: the highest equity that two consecutive looks have reached.';
+comment on column public.protection_rules.breached_at is
+  'Time of the first look past the limit; the next look confirms or contradicts it.';
+comment on column public.protection_rules.breached_equity is 'Equity of that look.';
+comment on column public.protection_rules.triggered_at is
+  'When the rule triggered. It stays quiet until the next day (daily_loss) or until reset_protection().';
+create index protection_rules_of_user on public.protection_rules (user_id);
+alter table public.protection_rules enable row level security;
+create policy "own protection rules are readable" on public.protection_rules for select to authenticated
+  using (user_id = (select auth.uid()) or (select private.is_operator()));
+create trigger touch before update on public.protection_rules for each row execute function private.touch();
+create trigger audited after insert or delete
+  or update of kind, threshold, action, close_manual, confirm_ms, time_zone, enabled, triggered_at
+    on public.protection_rules
+  for each row execute function private.audit('id', 'user_id', 'account_id', 'kind', 'threshold', 'action',
+    'close_manual', 'confirm_ms',
+    'time_zone', 'enabled', 'triggered_at');
+
+create table public.protection_looks (
+  id bigint generated always as identity primary key,
+  rule_id uuid not null,
+  user_id uuid not null,
+  account_id uuid not null references public.trading_accounts (id) on delete cascade,
+  kind text not null,
+  at timestamptz not null,
+  equity numeric not null,
+  margin numeric,
+  reached numeric not null,
+  outcome text not null,
+  created_at timestamptz not null default now(),
+  constraint outcome_is_known check (outcome in ('first', 'contradicted', 'confirmed'))
+);
+comment on table public.protection_looks is
+  'Evidence: looks at an account''s funds that were past a protection rule, whether the next look confirmed them or '
+  'not.';
+comment on column public.protection_looks.rule_id is 'The rule; it may have been removed since.';
+comment on column public.protection_looks.at is 'When the figures were measured.';
+comment on column public.protection_looks.reached is
+  'The value that equity was compared with; for max_margin_use, the percentage.';
+comment on column public.protection_looks.outcome is
+  'first: a look past the limit; contradicted or confirmed: the look that followed it.';
+create index protection_looks_of_rule on public.protection_looks (rule_id, at);
+create index protection_looks_of_user on public.protection_looks (user_id, created_at);
+
+-- retention
+create index protection_looks_by_time on public.protection_looks (created_at);
+alter table public.protection_looks enable row level security;
+create policy "own protection looks are readable" on public.protection_looks for select to authenticated
+  using (user_id = (select auth.uid()) or (select private.is_operator()));
+grant select on public.protection_rules, public.protection_looks to authenticated, service_role;

@@ -1,0 +1,351 @@
+-- Decisions about opens and increases: made once per copier, master position, generation and increase, and final.
+
+-- Decides one position after the other, in the given order.
+create function private.decide_in_turn(p_masters uuid[], p_tickets text[], p_copiers uuid[], p_now timestamptz,
+  p_asked text) returns bigint[]
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_new bigint[] := '{}';
+begin
+  for i in 1 .. cardinality(p_tickets) loop
+    v_new := v_new || coalesce(private.decide(array[p_masters[i]], array[p_tickets[i]], p_copiers, p_now, p_asked),
+      '{}');
+  end loop;
+  return v_new;
+end $$;
+
+-- Decides every waiting pair, for any number of followers in one statement, and queues the orders of hedging followers.
+-- What a netting follower must open is latched as wanted_lots of its link, for planner/net_plan.sql. Returns the new
+-- executions. p_asked: see private.undecided; the age of a requested copy is measured from the request. It is one
+-- statement, therefore longer than forty lines.
+create function private.decide(p_masters uuid[], p_tickets text[], p_copiers uuid[], p_now timestamptz,
+  p_asked text default null) returns bigint[]
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_new bigint[];
+  v_fresh_since timestamptz := p_now - private.setting_s('funds_max_age_s');
+  v_drafts private.execution_draft[];
+  v_refusals private.outcome[];
+  v_trading text := private.trading_state();
+begin
+  if cardinality(p_tickets) > 1 and private.limits_count(p_masters) then  -- each counts against the limits of the next
+    return private.decide_in_turn(p_masters, p_tickets, p_copiers, p_now, p_asked);
+  end if;
+  -- The stages:
+  --   pairs    what waits for a decision, with its accounts, symbols and side
+  --   checked  why it is refused before it is sized (verdict)
+  --   sized    its orders and levels
+  --   decided  its reason, or none; the numbers of its step and link
+  --   made     the links of new pairs and flips
+  --   grown    the links that increase
+  --   drafts   the executions of hedging followers
+  --   refused  the outcomes of all others
+  with pairs as (
+    select
+      pair.kind,
+      pair.link_id,
+      pair.generation,
+      pair.delta,
+      pair.close_step,
+      pair.asked_lots,
+      copier,
+      opened,
+      master,
+      follower,
+      masters_symbol,
+      private.opening_blocked_reason(v_trading, follower.copy_state, follower.copy_state_reason, copier.mode,
+        copier.removal) as blocked,
+      private.unreachable_reason(follower, vps.lease_expires_at, p_now) as unreachable,
+      private.filter_refusal(copier, opened, (private.fresh_funds(follower, v_fresh_since)).equity,
+        pair.kind <> 'increase', case pair.kind when 'flip' then pair.link_id end, p_now) as refusal,
+      -- the user's mapping; else the same name with the same figures; else copier/symbol.sql decides
+      case
+        when masters_symbol.contract_size is null then null::public.account_symbols
+        when mapping.copier_id is not null
+          or named.contract_size = masters_symbol.contract_size
+          and named.profit_currency = masters_symbol.profit_currency
+          and named.trade_mode not in ('close_only', 'disabled') then named
+        else private.choose_symbol(follower, masters_symbol)
+      end as symbol,
+      case when (opened.side = 'buy') = copier.reverse then 'sell' else 'buy' end as side,
+      case when p_asked is null and pair.asked_lots is null then opened.unseen_at else p_now end as news_at,
+      coalesce(p_asked = 'resync', false) or pair.asked_lots is not null as by_user
+    from private.undecided(p_masters, p_tickets, p_copiers, p_asked) pair
+    join public.copiers copier on copier.id = pair.copier_id
+    join public.positions opened on opened.account_id = pair.master_account_id and opened.ticket = pair.ticket
+    join public.trading_accounts master on master.id = copier.master_account_id
+    join public.trading_accounts follower on follower.id = copier.follower_account_id
+    left join public.account_symbols masters_symbol on masters_symbol.account_id = master.id
+      and masters_symbol.name = opened.symbol
+    left join public.symbol_mappings mapping on mapping.copier_id = copier.id and mapping.master_symbol = opened.symbol
+    left join public.account_symbols named on named.account_id = follower.id
+      and named.name = coalesce(mapping.follower_symbol, opened.symbol)
+    left join public.account_vps_assignments assignment on assignment.account_id = follower.id
+    left join public.vps_instances vps on vps.id = assignment.vps_id and vps.retired_at is null
+    offset 0  -- here and below: a fence, so that each row's functions are called once, without storing the wide rows
+  ), checked as (
+    select
+      pair.*,
+      coalesce(
+        pair.blocked,
+        case when pair.news_at < p_now - make_interval(secs => (pair.copier).max_age_ms / 1000.0) then 'too_old' end,
+        pair.unreachable,
+        pair.refusal,
+        private.symbol_refusal(pair.symbol, pair.side),
+        case when p_asked is not null or pair.by_user then
+          private.asked_too_late(coalesce(p_asked, 'resync'), pair.copier, pair.opened, pair.master, pair.symbol,
+            pair.side, p_now)
+        end) as verdict,
+      pair.kind = 'increase' and (pair.opened).kind = 'position'
+        and ((pair.copier).sl_mode in ('distance', 'fixed') or (pair.copier).max_sl_points is not null) as own_stop
+    from pairs pair
+    offset 0
+  ), sized as (
+    select
+      pair.*,
+      case when pair.verdict is null then
+        private.size_order(
+          case when pair.own_stop then private.at_stop(sizing.copier) else sizing.copier end,
+          private.fresh_funds(pair.master, v_fresh_since),
+          private.fresh_funds(pair.follower, v_fresh_since),
+          pair.masters_symbol,
+          pair.symbol,
+          (pair.opened).side,
+          pair.delta,
+          -- what is bought today loses from today's price to the stop, wherever the master began; a stop by distance
+          -- goes along with the price
+          case
+            when (pair.kind = 'increase' or p_asked is not null and (pair.copier).sl_mode <> 'distance')
+              and (pair.opened).kind = 'position'
+              then coalesce(private.entry_price(pair.symbol, pair.side, (pair.opened).price, p_now),
+                (pair.opened).price)
+            else (pair.opened).price
+          end,
+          case
+            when pair.own_stop and not (pair.copier).reverse then
+              private.stop_of_increase(pair.copier, pair.opened, pair.symbol, pair.side, pair.link_id, p_now)
+            else (pair.opened).sl
+          end,
+          case
+            when pair.own_stop and (pair.copier).reverse then
+              private.stop_of_increase(pair.copier, pair.opened, pair.symbol, pair.side, pair.link_id, p_now)
+            else (pair.opened).tp
+          end,
+          case
+            when (pair.master).currency = (pair.follower).currency
+              and (pair.symbol).profit_currency = (pair.follower).currency
+              and (pair.masters_symbol).profit_currency = (pair.master).currency then '{}'::jsonb
+            else private.quoted_rates(array[(pair.follower).id, (pair.master).id],
+              array[(pair.master).currency, (pair.follower).currency, (pair.masters_symbol).profit_currency,
+                (pair.symbol).profit_currency])
+          end)
+      end as size,
+      case
+        when pair.verdict is not null then null
+        when (pair.copier).sl_mode = 'price' and (pair.copier).tp_mode = 'price'
+          and (pair.copier).max_sl_points is null
+          and (pair.symbol).stops_level_points = 0 and (pair.symbol).freeze_level_points = 0
+          then private.price_levels(
+            case when (pair.copier).reverse then (pair.opened).tp else (pair.opened).sl end,
+            case when (pair.copier).reverse then (pair.opened).sl else (pair.opened).tp end,
+            (pair.symbol).tick_size)
+        else private.first_levels(pair.copier, pair.opened, pair.symbol, pair.side,
+          case when pair.kind = 'increase' then private.open_price(pair.link_id) end, p_now)
+      end as levels,
+      case when pair.verdict is null and (pair.copier).max_open_lots is not null then
+        (private.copier_load(pair.copier, case pair.kind when 'flip' then pair.link_id end, p_now)).lots
+      end as held_lots,
+      private.on_tick((pair.opened).price, (pair.symbol).tick_size) as order_price
+    from checked pair
+    cross join lateral (
+      select case
+        when pair.asked_lots is not null then private.sized_by(pair.copier, pair.asked_lots)
+        when (pair.copier).lots_jitter_percent > 0 then
+          private.jittered(pair.copier, (pair.opened).ticket, pair.generation)
+        else pair.copier
+      end as copier
+    ) sizing
+    offset 0
+  ), decided as materialized (
+    select
+      pair.*,
+      coalesce(
+        pair.verdict,
+        (pair.size).reason,
+        case when pair.held_lots + (select sum(lots) from unnest((pair.size).orders) lots)
+          > (pair.copier).max_open_lots then 'max_open_lots' end) as reason,
+      (pair.follower).mode = 'netting' as netting,
+      nextval('public.trade_execution_queue_id_seq') as step_id,
+      case pair.kind when 'increase' then pair.link_id else nextval('public.position_links_id_seq') end as its_link
+    from sized pair
+  ), made as (
+    insert into public.position_links (
+      id,
+      user_id,
+      copier_id,
+      master_account_id,
+      follower_account_id,
+      master_ticket,
+      master_side,
+      generation,
+      symbol,
+      side,
+      state,
+      reason,
+      seen_master_lots,
+      sized_master_lots,
+      sized_lots,
+      wanted_lots,
+      wanted_until,
+      asked_price,
+      asked_sl,
+      asked_tp,
+      asked_expires_at,
+      order_due_at,
+      warnings,
+      event_id,
+      created_at,
+      ended_at)
+    overriding system value
+    select
+      pair.its_link,
+      (pair.copier).user_id,
+      (pair.copier).id,
+      (pair.copier).master_account_id,
+      (pair.copier).follower_account_id,
+      (pair.opened).ticket,
+      (pair.opened).side,
+      pair.generation,
+      (pair.symbol).name,
+      pair.side,
+      case when pair.reason is null then 'live' else 'ended' end,
+      pair.reason,
+      (pair.opened).lots,
+      (pair.opened).lots,
+      (select sum(lots) from unnest((pair.size).orders) lots),
+      case when pair.reason is null and pair.netting then
+        (select sum(lots) from unnest((pair.size).orders) lots) end,
+      case when pair.reason is null and pair.netting then
+        pair.news_at + make_interval(secs => (pair.copier).max_age_ms / 1000.0) end,
+      case when (pair.opened).kind = 'order' then pair.order_price end,
+      (pair.levels).sl,
+      (pair.levels).tp,
+      case when (pair.opened).kind = 'order' then (pair.opened).expires_at end,
+      case when (pair.opened).kind = 'order' then (pair.opened).expires_at + interval '1 s' end,
+      coalesce((pair.size).warnings || (pair.levels).warnings, '{}'),
+      (pair.opened).last_event_id,
+      p_now,
+      case when pair.reason is not null then p_now end
+    from decided pair
+    where pair.kind in ('new', 'flip')
+  ), grown as (
+    update public.position_links link set
+      seen_master_lots = (pair.opened).lots,
+      reason = pair.reason,
+      resync_lots = null,
+      sized_lots = case
+        when pair.reason is null and pair.asked_lots is null then link.sized_lots * link.seen_master_lots
+          + link.sized_master_lots * (select sum(lots) from unnest((pair.size).orders) lots)
+        else link.sized_lots
+      end,
+      sized_master_lots = case
+        when pair.reason is null and pair.asked_lots is null then link.sized_master_lots * (pair.opened).lots
+        else link.sized_master_lots
+      end,
+      asked_sl = case when pair.reason is null then (pair.levels).sl else link.asked_sl end,
+      asked_tp = case when pair.reason is null then (pair.levels).tp else link.asked_tp end,
+      asked_unknown = pair.reason is not null and link.asked_unknown,
+      wanted_lots = case when pair.reason is null and pair.netting then
+        (select sum(lots) from unnest((pair.size).orders) lots) end,
+      wanted_until = case when pair.reason is null and pair.netting then
+        pair.news_at + make_interval(secs => (pair.copier).max_age_ms / 1000.0) end,
+      -- a skipped increase rebases the pair
+      base_master_lots = case when pair.reason is null then link.base_master_lots else (pair.opened).lots end,
+      base_lots = case
+        when pair.reason is null then link.base_lots
+        else coalesce((
+          select sum(leg.lots) from private.link_legs leg where leg.link_id = link.id and leg.kind = 'position'), 0)
+      end
+    from decided pair
+    where pair.kind = 'increase' and link.id = pair.link_id
+      and link.id = any (array(select i.link_id from decided i where i.kind = 'increase'))
+  ), drafts as (
+    select
+      pair.step_id,
+      case when pair.kind = 'flip' then pair.close_step end as after_id,
+      pair.its_link as link_id,
+      pair.its_link::text as lane,
+      (pair.copier).id as copier_id,
+      (pair.copier).user_id,
+      (pair.follower).id as account_id,
+      (pair.master).id as master_account_id,
+      (pair.opened).last_event_id as event_id,
+      case
+        when pair.kind = 'increase' then 'increase'
+        when (pair.opened).kind = 'order' then 'place'
+        else 'open'
+      end as action,
+      (pair.symbol).name as symbol,
+      pair.side,
+      private.copied_order_type((pair.opened).order_type, (pair.copier).reverse) as order_type,
+      an_order.lots,
+      null::numeric as target_lots,
+      null::text as ticket,
+      case when (pair.opened).kind = 'order' then pair.order_price end as price,
+      (pair.levels).sent_sl as sl,
+      (pair.levels).sent_tp as tp,
+      (pair.copier).max_slippage_points,
+      case
+        when pair.by_user then private.entry_price(pair.symbol, pair.side, (pair.opened).price, p_now)
+        else (pair.opened).price
+      end as master_price,
+      (pair.opened).lots as master_lots,
+      (pair.opened).expires_at,
+      case
+        when (pair.copier).comment like '%{%' then private.copy_comment(pair.copier, (pair.opened).ticket)
+        else (pair.copier).comment
+      end as comment,
+      null::jsonb as parts,
+      (pair.size).warnings || (pair.levels).warnings as warnings,
+      p_now + make_interval(secs => (pair.copier).retry_window_s) as retry_until,
+      pair.news_at + make_interval(secs => (pair.copier).max_age_ms / 1000.0) as send_until,
+      case when pair.by_user then p_now else (pair.opened).detected_at end as detected_at
+    from decided pair
+    cross join lateral unnest((pair.size).orders) as an_order (lots)
+    where pair.reason is null and not pair.netting
+  ), refused as (  -- or, of a netting follower, left to its symbol's next deal
+    select
+      (pair.opened).last_event_id as event_id,
+      (pair.copier).id as copier_id,
+      (pair.copier).user_id,
+      pair.its_link as link_id,
+      null::bigint as execution_id,
+      coalesce(pair.reason, 'coalesced') as reason,
+      case
+        when pair.reason = 'symbol_unmapped' then private.unmapped_detail((pair.copier).id, (pair.opened).symbol)
+        when pair.verdict is not null then
+          private.refusal_words(pair.copier, pair.opened, pair.follower, pair.symbol, pair.reason, p_now)
+        when pair.reason = 'max_open_lots' then
+          format('max_open_lots is %s: %s lots are held or under way, and this would be %s more.',
+            trim_scale((pair.copier).max_open_lots), trim_scale(pair.held_lots),
+            (select trim_scale(sum(lots)) from unnest((pair.size).orders) lots))
+        when pair.reason is not null then array_to_string((pair.size).explain, ' ')
+      end as detail
+    from decided pair
+    where (pair.reason is not null or pair.netting) and (pair.opened).last_event_id is not null
+  )
+  select
+    (select array_agg(draft::private.execution_draft) from drafts draft),
+    (select array_agg(refusal::private.outcome) from refused refusal)
+  into v_drafts, v_refusals;
+  v_new := private.queue_executions(v_drafts, true, p_now);
+  if v_refusals is not null then
+    perform private.store_outcomes(v_refusals);
+  end if;
+  if v_new is not null and exists (select 1 from public.copiers c
+    where c.master_account_id = any (p_masters) and c.removed_at is null
+    and (c.delay_max_ms > 0 or c.lots_jitter_percent > 0)) then
+    v_new := private.hold_back(v_new, p_now);
+  end if;
+  return v_new;
+end $$;

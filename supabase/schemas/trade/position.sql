@@ -1,0 +1,254 @@
+-- Positions: the mirror of what every account holds, as its agent last read it, and how a message changes it. Callers
+-- hold the account's plan lock.
+
+create table public.positions (
+  account_id uuid not null references public.trading_accounts (id) on delete cascade,
+  ticket text not null,
+  user_id uuid not null,
+  kind text not null,
+  symbol text not null,
+  side text not null,
+  order_type text,
+  lots numeric not null,
+  price numeric not null,
+  sl numeric,
+  tp numeric,
+  magic text,
+  comment text,
+  tag bigint,
+  opened_at timestamptz,
+  expires_at timestamptz,
+  session bigint not null,
+  seq bigint not null,
+  existing boolean not null default false,
+  released boolean not null default false,
+  absent_snapshots integer not null default 0,
+  unseen_at timestamptz not null,
+  detected_at timestamptz not null,
+  first_seen_at timestamptz not null,
+  filled_at timestamptz,
+  changed_at timestamptz not null,
+  last_event_id bigint,
+  replaced_by text,
+  closed_at timestamptz,
+  close_reason text,
+  primary key (account_id, ticket),
+  constraint kind_is_known check (kind in ('position', 'order')),
+  constraint side_is_known check (side in ('buy', 'sell')),
+  constraint order_type_is_known check (order_type in ('limit', 'stop')),
+  constraint lots_not_negative check (lots >= 0),
+  constraint gone_means_closed check ((lots = 0) = (closed_at is not null))
+);
+comment on table public.positions is
+  'Mirror of what an account holds: positions and pending orders. Closed rows are kept as tombstones, so that a late '
+  'message cannot bring them back.';
+comment on column public.positions.session is
+  'with seq: number of the last message that changed or confirmed the row; a lower number never overrules it';
+comment on column public.positions.existing is
+  'was in the account''s very first snapshot: never copied automatically';
+comment on column public.positions.released is
+  'was a copy and is now the user''s own position, because its copier was removed with preserve';
+comment on column public.positions.absent_snapshots is
+  'consecutive complete snapshots without it; two of them close it if the history does not explain it';
+comment on column public.positions.filled_at is
+  'when the pending order that became this position filled; null = it never was an order';
+comment on column public.positions.unseen_at is
+  'the last read in which the open or increase was absent; its age is measured from here';
+comment on column public.positions.tag is 'execution number of the order that made it, if it is one of our copies';
+comment on column public.positions.last_event_id is 'trade event that last changed it';
+
+-- the present mirror of an account: snapshots, netting ledgers, dashboards
+create index positions_open on public.positions (account_id, symbol) where closed_at is null;
+
+-- retention
+create index positions_closed on public.positions (closed_at) where closed_at is not null;
+create index positions_of_user on public.positions (user_id) where closed_at is null;
+alter table public.positions enable row level security;
+create policy "own positions are readable" on public.positions for select to authenticated
+  using (user_id = (select auth.uid()) or (select private.is_operator()));
+grant select on public.positions to authenticated, service_role;
+
+-- What is wrong with a position, compared with docs/protocol.md; null: nothing is. One expression, because every
+-- reported position is checked here. NaN and Infinity exceed every bound.
+create function private.position_error(p jsonb) returns text
+language plpgsql stable set search_path = '' as $$
+begin
+  return case
+    when jsonb_typeof(p) is distinct from 'object' then 'position is missing or not an object'
+    when jsonb_typeof(p -> 'ticket') is distinct from 'string' or length(p ->> 'ticket') not between 1 and 64
+      then 'position.ticket must be a text of 1 to 64 characters'
+    when jsonb_typeof(p -> 'symbol') is distinct from 'string' or length(p ->> 'symbol') not between 1 and 64
+      then 'position.symbol must be a text of 1 to 64 characters'
+    when coalesce(p ->> 'kind', '') not in ('position', 'order') then 'position.kind must be "position" or "order"'
+    when coalesce(p ->> 'side', '') not in ('buy', 'sell') then 'position.side must be "buy" or "sell"'
+    when p ->> 'kind' = 'order' and coalesce(p ->> 'order_type', '') not in ('limit', 'stop')
+      then 'position.order_type of an order must be "limit" or "stop"'
+    when coalesce(not pg_input_is_valid(p ->> 'lots', 'numeric')
+      or (p ->> 'lots')::numeric not between 0 and 1e12, true)
+      then 'position.lots must be a decimal number between 0 and 1e12'
+    when coalesce(not pg_input_is_valid(p ->> 'price', 'numeric')
+      or (p ->> 'price')::numeric not between 0 and 1e12, true)
+      then 'position.price must be a decimal number between 0 and 1e12'
+    when not pg_input_is_valid(p ->> 'sl', 'numeric') or (p ->> 'sl')::numeric not between 0 and 1e12
+      then 'position.sl must be a decimal number between 0 and 1e12'
+    when not pg_input_is_valid(p ->> 'tp', 'numeric') or (p ->> 'tp')::numeric not between 0 and 1e12
+      then 'position.tp must be a decimal number between 0 and 1e12'
+    when not coalesce(pg_input_is_valid(p ->> 'opened_at', 'timestamptz'), true)
+      then 'position.opened_at must be a time such as 2026-01-31T12:00:00Z'
+    when not coalesce(pg_input_is_valid(p ->> 'expires_at', 'timestamptz'), true)
+      then 'position.expires_at must be a time such as 2026-01-31T12:00:00Z'
+    when not coalesce(pg_input_is_valid(p ->> 'tag', 'bigint'), true) then 'position.tag must be an execution number'
+  end;
+end $$;
+
+create type private.change as (applied boolean, type text, previous_lots numeric);
+comment on type private.change is
+  'What a message changed in the mirror; applied is false if something newer is known.';
+
+-- The type of event that leads from one state to the next; p_old.ticket null: the position was not known, or closed.
+create function private.change_type(p_old public.positions, p_kind text, p_side text, p_lots numeric) returns text
+language plpgsql immutable set search_path = '' as $$
+begin
+  return case
+    when p_lots = 0 then case when p_kind = 'order' then 'cancelled' else 'closed' end
+    when (p_old).ticket is null or (p_old).closed_at is not null
+      then case when p_kind = 'order' then 'ordered' else 'opened' end
+    when p_kind = 'order' then 'amended'
+    when (p_old).kind = 'order' or (p_old).side <> p_side then 'opened'
+    when p_lots > (p_old).lots then 'increased'
+    when p_lots < (p_old).lots then 'reduced'
+    else 'modified' end;
+end $$;
+
+-- Applies one position. p_unseen: the last read in which the change was absent. p_existing: it is the first snapshot
+-- ever.
+create function private.apply_position(
+  p_account public.trading_accounts, p_session bigint, p_seq bigint, p jsonb, p_detected timestamptz,
+    p_unseen timestamptz,
+  p_existing boolean, p_event_id bigint, p_close_reason text, p_now timestamptz
+) returns private.change
+language plpgsql security definer set search_path = '' as $$
+declare
+  o public.positions;
+  v_lots numeric := (p ->> 'lots')::numeric;
+  v_from text := nullif(p ->> 'replaces', p ->> 'ticket');
+  v_type text;
+  v_news boolean;
+  v_flip boolean;
+begin
+  select * into o from public.positions where account_id = p_account.id and ticket = p ->> 'ticket';
+  if (o.session, o.seq) >= (p_session, p_seq) then
+    return row(false, null, o.lots)::private.change;
+  end if;
+  if o.ticket is null and v_from is not null then
+    select * into o from public.positions where account_id = p_account.id and ticket = v_from and closed_at is null;
+  end if;
+  v_type := private.change_type(o, p ->> 'kind', p ->> 'side', v_lots);
+  v_news := v_type in ('opened', 'ordered', 'increased') or o.ticket is null;
+  v_flip := coalesce(v_type = 'opened' and o.closed_at is null and o.kind = 'position', false);
+
+  insert into public.positions as m (account_id, ticket, user_id, kind, symbol, side, order_type, lots, price, sl, tp,
+    magic, comment, tag,
+    opened_at, expires_at, session, seq, existing, released, unseen_at, detected_at, first_seen_at, filled_at,
+    changed_at, last_event_id, closed_at, close_reason)
+  values (p_account.id, p ->> 'ticket', p_account.user_id, p ->> 'kind', p ->> 'symbol', p ->> 'side',
+    case when p ->> 'kind' = 'order' then p ->> 'order_type' end, v_lots, (p ->> 'price')::numeric,
+    nullif((p ->> 'sl')::numeric, 0), nullif((p ->> 'tp')::numeric, 0), left(p ->> 'magic', 100),
+      left(p ->> 'comment', 200),
+    coalesce((p ->> 'tag')::bigint, o.tag), (p ->> 'opened_at')::timestamptz, (p ->> 'expires_at')::timestamptz,
+      p_session, p_seq,
+    case when v_flip then false else coalesce(o.existing, p_existing) end,
+      coalesce(o.released and o.closed_at is null, false),
+    case when v_news then p_unseen else o.unseen_at end, p_detected,
+    case when v_flip or o.ticket is null then p_now else o.first_seen_at end,
+    case when o.kind = 'order' and o.closed_at is null and p ->> 'kind' = 'position' then p_now else o.filled_at end,
+      p_now, p_event_id,
+    case when v_lots = 0 then p_now end, case when v_lots = 0 then coalesce(left(p_close_reason, 100), 'client') end)
+  on conflict (account_id, ticket) do update set
+    kind = excluded.kind, symbol = excluded.symbol, side = excluded.side, order_type = excluded.order_type,
+      lots = excluded.lots,
+    price = excluded.price, sl = excluded.sl, tp = excluded.tp, magic = excluded.magic, comment = excluded.comment,
+      tag = excluded.tag,
+    opened_at = coalesce(excluded.opened_at, m.opened_at), expires_at = excluded.expires_at, session = excluded.session,
+      seq = excluded.seq,
+    existing = excluded.existing, released = excluded.released, absent_snapshots = 0, unseen_at = excluded.unseen_at,
+      detected_at = excluded.detected_at,
+    first_seen_at = excluded.first_seen_at, filled_at = excluded.filled_at, changed_at = excluded.changed_at,
+    last_event_id = coalesce(excluded.last_event_id, m.last_event_id), closed_at = excluded.closed_at,
+    close_reason = excluded.close_reason, replaced_by = null;
+
+  if o.ticket = v_from then  -- the position continues under another ticket
+    update public.positions set lots = 0, closed_at = p_now, close_reason = 'replaced', replaced_by = p ->> 'ticket',
+      session = p_session, seq = p_seq where account_id = p_account.id and ticket = v_from;
+    update public.position_links set master_ticket = p ->> 'ticket'
+    where master_account_id = p_account.id and master_ticket = v_from;
+    update private.link_legs set ticket = p ->> 'ticket' where account_id = p_account.id and ticket = v_from;
+  end if;
+  -- a later message about the old ticket is history
+  if v_from is not null and o.ticket is distinct from v_from then
+    insert into public.positions (account_id, ticket, user_id, kind, symbol, side, lots, price, session, seq, unseen_at,
+      detected_at,
+      first_seen_at, changed_at, closed_at, close_reason, replaced_by)
+    values (p_account.id, v_from, p_account.user_id, 'position', p ->> 'symbol', p ->> 'side', 0,
+      (p ->> 'price')::numeric, p_session, p_seq,
+      p_unseen, p_detected, p_now, p_now, p_now, 'replaced', p ->> 'ticket')
+    on conflict (account_id, ticket) do update set lots = 0, closed_at = p_now, close_reason = 'replaced',
+      replaced_by = excluded.replaced_by,
+      session = excluded.session, seq = excluded.seq  -- an order that has filled into an existing position
+      where positions.closed_at is null and positions.kind = 'order'
+        and (positions.session, positions.seq) < (excluded.session, excluded.seq);
+  end if;
+  return row(true, v_type, coalesce(o.lots, 0))::private.change;
+end $$;
+
+-- Applies a complete snapshot: what differs is changed; what is absent for the second time (and has a lower number) is
+-- closed. Returns the changes as [{"position": …, "type", "previous_lots"}] for the caller to record, and the tickets
+-- that are still missing.
+create function private.apply_snapshot(
+  p_account public.trading_accounts, p_session bigint, p_seq bigint, p_positions jsonb, p_detected timestamptz,
+    p_unseen timestamptz,
+  p_now timestamptz, out changes jsonb, out missing jsonb
+) language plpgsql security definer set search_path = '' as $$
+declare
+  p jsonb;
+  c private.change;
+  o public.positions;
+  v_first boolean := p_account.snapshot_session = 0;
+begin
+  changes := '[]'::jsonb;
+  for p in select value from jsonb_array_elements(p_positions) loop
+    select * into o from public.positions where account_id = p_account.id and ticket = p ->> 'ticket';
+    if o.closed_at is null and o.kind = p ->> 'kind' and o.side = p ->> 'side' and o.lots = (p ->> 'lots')::numeric
+      and o.sl is not distinct from nullif((p ->> 'sl')::numeric, 0)
+        and o.tp is not distinct from nullif((p ->> 'tp')::numeric, 0)
+      and (o.kind = 'position' or o.price = (p ->> 'price')::numeric)
+    then
+      update public.positions set session = p_session, seq = p_seq, absent_snapshots = 0
+      where account_id = p_account.id and ticket = o.ticket and (session, seq) < (p_session, p_seq);
+    else
+      c := private.apply_position(p_account, p_session, p_seq, p, p_detected, p_unseen, v_first, null, null, p_now);
+      if c.applied then
+        changes := changes || jsonb_build_object('position', p, 'type', c.type, 'previous_lots', c.previous_lots);
+      end if;
+    end if;
+  end loop;
+
+  update public.positions m set absent_snapshots = m.absent_snapshots + 1
+  where m.account_id = p_account.id and m.closed_at is null and (m.session, m.seq) < (p_session, p_seq)
+    and not exists (select 1 from jsonb_array_elements(p_positions) e where e ->> 'ticket' = m.ticket);
+  for o in
+    select * from public.positions m where m.account_id = p_account.id and m.closed_at is null
+      and m.absent_snapshots >= 2
+  loop
+    p := jsonb_build_object('ticket', o.ticket, 'kind', o.kind, 'symbol', o.symbol, 'side', o.side, 'order_type',
+      o.order_type,
+      'lots', '0', 'price', o.price::text, 'sl', o.sl::text, 'tp', o.tp::text, 'magic', o.magic, 'comment', o.comment,
+      'opened_at', o.opened_at, 'expires_at', o.expires_at);
+    c := private.apply_position(p_account, p_session, p_seq, p, p_detected, p_unseen, false, null, 'client', p_now);
+    changes := changes || jsonb_build_object('position', p, 'type', c.type, 'previous_lots', c.previous_lots);
+  end loop;
+  select coalesce(jsonb_agg(m.ticket), '[]'::jsonb) into missing from public.positions m
+  where m.account_id = p_account.id and m.closed_at is null and m.absent_snapshots > 0;
+  update public.trading_accounts set snapshot_session = p_session
+  where id = p_account.id and snapshot_session < p_session;
+end $$;

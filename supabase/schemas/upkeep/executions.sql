@@ -1,0 +1,112 @@
+-- Upkeep of executions and links: work that is due because time has passed, one owner at a time.
+
+-- Accounts with work that is due, one row per owner, the owner with the most first. p_held_back: only accounts with
+-- opens that were held back.
+create function private.due_by_owner(p_held_back boolean, p_now timestamptz) returns table (accounts uuid[])
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  if p_held_back then
+    return query
+    select array_agg(distinct q.account_id) from public.trade_execution_queue q
+    where q.status = 'retrying' and q.next_attempt_at <= p_now and q.attempt = 0 group by q.user_id
+      order by count(distinct q.account_id) desc;
+    return;
+  end if;
+  return query
+  select array_agg(a.id) from public.trading_accounts a where a.id in (
+    select q.account_id from public.trade_execution_queue q where q.status = 'retrying' and q.next_attempt_at <= p_now
+    union
+    select q.account_id from public.trade_execution_queue q
+    where q.in_flight and q.status = 'queued' and q.send_before < p_now - interval '5 s'
+    union
+    select l.follower_account_id from public.position_links l where l.state = 'live' and l.replan_at <= p_now
+    union
+    select l.follower_account_id from public.position_links l
+    where l.wanted_lots is not null and l.wanted_until <= p_now
+    union
+    select l.follower_account_id from public.position_links l where l.state = 'live' and l.order_due_at <= p_now
+    union
+    select n.account_id from private.net_ledgers n where n.replan_at <= p_now
+    union
+    select a.id from public.trading_accounts a where a.copy_state = 'flattening'
+    union
+    select c.follower_account_id from public.copiers c where c.existing_until is not null
+    union
+    select unnest(private.with_followers(array(select f.account_id from private.quarantine f
+      where f.retry_at <= p_now)))
+  )
+  group by a.user_id order by count(*) desc;
+end $$;
+
+-- Locks those of these accounts that no other transaction is planning now, and returns them.
+create function private.lock_free(p_accounts uuid[]) returns uuid[]
+language plpgsql security definer set search_path = '' as $$
+begin
+  perform private.check_start();
+  return array(select account_id from private.plan_locks where account_id = any (p_accounts)
+    order by account_id for no key update skip locked);
+end $$;
+
+create function private.keep_up(p_accounts uuid[], p_now timestamptz) returns bigint[]
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_links bigint[] := private.judge_overdue(p_accounts, p_now);
+  v_new bigint[];
+  v_account uuid;
+begin
+  v_links := coalesce(v_links, '{}') || private.links_due(p_accounts, p_now);
+  v_new := coalesce(private.requeue(p_accounts, p_now), '{}') || coalesce(private.plan_again(v_links, p_now), '{}');
+  for v_account in select a.id from public.trading_accounts a
+    where a.id = any (p_accounts) and a.copy_state = 'flattening' loop
+    v_new := v_new || private.plan_flatten(v_account, p_now);
+  end loop;
+  return v_new || private.decide_waiting_existing(p_accounts, p_now);
+end $$;
+
+-- The due work for these accounts of one owner: all at once, or part by part if the planner fails or has failed
+-- recently.
+create function private.maintain_owner(p_accounts uuid[]) returns void
+language plpgsql security definer set search_path = ''
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off
+  set enable_material = off set jit = off as $$
+declare
+  v_accounts uuid[] := private.lock_free(p_accounts);
+  v_now timestamptz := clock_timestamp();
+  v_new bigint[];
+  v_whole boolean;
+begin
+  if cardinality(v_accounts) = 0 then return; end if;
+  v_whole := not exists (select 1 from private.quarantine f where f.account_id = any (v_accounts));
+  if v_whole then
+    begin
+      v_new := private.keep_up(v_accounts, v_now);
+    exception when others then
+      if not private.is_fault(sqlstate) then raise; end if;
+      raise warning 'maintain_executions: part by part, for %: %', sqlstate, sqlerrm;
+      v_whole := false;
+    end;
+  end if;
+  if not v_whole then
+    v_new := private.keep_up_isolated(v_accounts, v_now) || private.retry_quarantine(v_accounts, v_now);
+  end if;
+  perform private.offer_isolated(v_new, null, clock_timestamp());
+end $$;
+
+-- The due work of all accounts: retries, deadlines, waiting links, flattening. Called by maintain() and by heartbeats;
+-- concurrent runs are safe. It goes owner by owner, the one with the most work first. Locks are held to the end, so
+-- this order keeps no account locked while another owner's larger work is done.
+create function private.maintain_executions(p_held_back boolean default false) returns void
+language plpgsql security definer set search_path = ''
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off
+  set enable_material = off set jit = off as $$
+declare
+  v_accounts uuid[];
+begin
+  for v_accounts in select d.accounts from private.due_by_owner(p_held_back, clock_timestamp()) d loop
+    begin
+      perform private.maintain_owner(v_accounts);
+    exception when others then  -- undone for this owner only; the next run tries again
+      raise warning 'maintain_executions: one owner''s waits for the next run: % (%)', sqlerrm, sqlstate;
+    end;
+  end loop;
+end $$;

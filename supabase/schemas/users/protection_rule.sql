@@ -1,0 +1,291 @@
+-- Functions by which users manage protection rules.
+
+-- The funds of an account if they are known and fresh; otherwise all results are null.
+create function private.known_funds(p_account uuid, out measured_at timestamptz, out equity numeric, out margin numeric)
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  select a.funds_at, a.equity, a.margin into measured_at, equity, margin from public.trading_accounts a
+  where a.id = p_account and a.funds_at > clock_timestamp() - private.setting_s('funds_max_age_s');
+end $$;
+
+-- Refuses a rule that would trigger at once (TC321): a typing error must not close everything.
+create function private.refuse_reached(p_function text, r public.protection_rules) returns void
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_funds record;
+begin
+  select * into v_funds from private.known_funds(r.account_id);
+  if r.enabled and r.triggered_at is null and private.limit_reached(r, v_funds.equity, v_funds.margin) then
+    raise exception using errcode = 'TC321',
+      message = format('%s: the account is already past this limit: %s of %s, equity %s, margin %s', p_function, r.kind,
+        private.rule_limit(r), v_funds.equity, coalesce(v_funds.margin::text, 'unknown')),
+      hint = 'The rule would trigger at once. Choose another threshold, or close positions first (flatten_account).';
+  end if;
+end $$;
+
+-- Raises TC303 for a wrong setting of a rule; the message says what is allowed.
+create function private.refuse_bad_rule(p_rule jsonb, r public.protection_rules) returns void
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_what text;
+begin
+  v_what := case
+    when r.kind is null or r.kind not in ('daily_loss', 'trailing_drawdown', 'equity_floor', 'equity_target',
+      'max_margin_use')
+      then 'kind must be daily_loss, trailing_drawdown, equity_floor, equity_target or max_margin_use'
+    when r.action is null or r.action not in ('notify', 'monitor', 'close_all', 'close_all_and_off')
+      then 'action must be notify, monitor, close_all or close_all_and_off'
+    when r.threshold is null then 'threshold is missing'
+    when r.kind in ('daily_loss', 'trailing_drawdown') and not (r.threshold > 0 and r.threshold < 100)
+      then format('threshold of %s must be above 0 and below 100 (percent), not %s', r.kind, r.threshold)
+    when r.kind = 'max_margin_use' and not (r.threshold > 0 and r.threshold <= 1000)
+      then format('threshold of max_margin_use must be above 0 and at most 1000 (percent of equity), not %s',
+        r.threshold)
+    when not (r.threshold > 0 and r.threshold < 1e12)
+      then format('threshold of %s must be above 0 and below 1e12 (money of the account), not %s', r.kind, r.threshold)
+    when r.confirm_ms is null or r.confirm_ms not between 250 and 60000 then 'confirm_ms must be from 250 to 60000'
+    when r.close_manual is null or r.enabled is null then 'close_manual and enabled must be true or false'
+    when r.time_zone is null or not private.is_time_zone(r.time_zone)
+      then format('there is no time zone %s: time_zone must be named like Europe/Berlin, America/New_York or UTC',
+        left(coalesce(r.time_zone, 'null'), 100)) end;
+  if v_what is not null then
+    raise exception using errcode = 'TC303', message = 'save_protection_rule: ' || v_what,
+      hint = 'See docs/protocol.md.';
+  end if;
+end $$;
+
+-- A rule of the caller, locked together with its account's plan; TC106 if there is none.
+create function private.own_rule(p_function text, p_rule uuid) returns public.protection_rules
+language plpgsql volatile security definer set search_path = '' as $$
+declare
+  v_user uuid := private.require_user();
+  v_rule public.protection_rules;
+begin
+  perform private.lock_accounts(array(select r.account_id from public.protection_rules r
+    where r.id = p_rule and r.user_id = v_user));
+  select * into v_rule from public.protection_rules r where r.id = p_rule and r.user_id = v_user for update;
+  if v_rule.id is null then
+    raise exception using errcode = 'TC106',
+      message = format('%s: rule %s does not exist or is not yours', p_function, p_rule), hint = 'Check the id.';
+  end if;
+  return v_rule;
+end $$;
+
+-- {"id" of the rule to change, or "account_id" and "kind" of a new one; "threshold", "action", "close_manual",
+-- "confirm_ms", "time_zone", "enabled"} -> {"rule_id"}
+create function private.save_protection_rule(p_rule jsonb) returns jsonb
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_user uuid := private.require_user();
+  v_old public.protection_rules;
+  v_new public.protection_rules;
+  v_unknown text;
+begin
+  if jsonb_typeof(p_rule) is distinct from 'object' then
+    raise exception using errcode = 'TC001', message = 'save_protection_rule: the rule must be an object',
+      hint = 'See docs/protocol.md.';
+  end if;
+  select left(string_agg(k, ', '), 200) into v_unknown from jsonb_object_keys(p_rule) k
+  where k not in ('id', 'account_id', 'kind', 'threshold', 'action', 'close_manual', 'confirm_ms', 'time_zone',
+    'enabled');
+  if v_unknown is not null then
+    raise exception using errcode = 'TC301', message = format('save_protection_rule: unknown setting: %s', v_unknown),
+      hint = 'The settings are account_id, kind, threshold, action, close_manual, confirm_ms, time_zone and enabled.';
+  end if;
+  if p_rule ? 'threshold' and not coalesce(private.is_number(p_rule -> 'threshold'), false) then
+    raise exception using errcode = 'TC302', message = 'save_protection_rule: threshold is not a number',
+      hint = 'Numbers are decimal strings such as "5".';
+  end if;
+  select format('%s is %s, but must be %s', e.key, left(e.value::text, 100),
+    case e.key when 'confirm_ms' then 'a whole number from 250 to 60000' else 'true or false' end) into v_unknown
+  from jsonb_each(p_rule) e
+  where e.key in ('confirm_ms', 'close_manual', 'enabled')
+    and not pg_input_is_valid(e.value #>> '{}', case e.key when 'confirm_ms' then 'integer' else 'boolean' end)
+  limit 1;
+  if v_unknown is not null then
+    raise exception using errcode = 'TC302', message = 'save_protection_rule: ' || v_unknown,
+      hint = 'See docs/protocol.md.';
+  end if;
+  if p_rule ? 'id' then
+    v_old := private.own_rule('save_protection_rule', private.uuid_of(p_rule, 'id'));
+  else
+    select a.id into v_old.account_id from public.trading_accounts a
+    where a.id = private.uuid_of(p_rule, 'account_id') and a.user_id = v_user and a.removed_at is null;
+    if v_old.account_id is null then
+      raise exception using errcode = 'TC106',
+        message = format('save_protection_rule: account %s does not exist or is not yours', p_rule ->> 'account_id'),
+        hint = 'Check the id.';
+    end if;
+    perform private.hold_user(v_user);
+    perform private.lock_accounts(array[v_old.account_id]);
+    v_old.user_id := v_user;
+    v_old.action := 'close_all_and_off';
+    v_old.close_manual := true;
+    v_old.confirm_ms := 250;
+    v_old.time_zone := 'UTC';
+    v_old.enabled := true;
+  end if;
+  begin
+    v_new := jsonb_populate_record(v_old, p_rule - array['id', 'account_id']);
+  exception when data_exception then
+    raise exception using errcode = 'TC302',
+      message = 'save_protection_rule: a value has the wrong form: ' || left(sqlerrm, 500),
+      hint = 'Numbers are decimal strings such as "5", confirm_ms is a whole number, close_manual and enabled are true '
+        'or false.';
+  end;
+  perform private.refuse_bad_rule(p_rule, v_new);
+  perform private.refuse_contradiction(p_rule, v_old, v_new);
+  return jsonb_build_object('rule_id', private.put_rule(v_old, v_new));
+end $$;
+
+-- Refuses a change of kind or account, a second rule of the same kind, and two rules that contradict each other.
+create function private.refuse_contradiction(p_rule jsonb, p_old public.protection_rules,
+  p_new public.protection_rules) returns void
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_other numeric;
+begin
+  if p_old.id is not null and (p_new.kind <> p_old.kind
+    or coalesce(p_rule ->> 'account_id', p_old.account_id::text) <> p_old.account_id::text) then
+    raise exception using errcode = 'TC303',
+      message = 'save_protection_rule: kind and account_id of a rule cannot be changed',
+      hint = 'Remove the rule and save another.';
+  end if;
+  if p_old.id is null and exists (select 1 from public.protection_rules r
+    where r.account_id = p_new.account_id and r.kind = p_new.kind) then
+    raise exception using errcode = 'TC320',
+      message = format('save_protection_rule: the account already has a rule of kind %s', p_new.kind),
+      hint = 'Change that one instead.';
+  end if;
+  select r.threshold into v_other from public.protection_rules r
+  where r.account_id = p_new.account_id and r.kind = case p_new.kind when 'equity_floor'
+    then 'equity_target' when 'equity_target' then 'equity_floor' end;
+  if p_new.kind = 'equity_floor' and p_new.threshold >= v_other or p_new.kind = 'equity_target'
+    and p_new.threshold <= v_other then
+    raise exception using errcode = 'TC306',
+      message = format('save_protection_rule: equity_floor %s is not below equity_target %s',
+        case p_new.kind when 'equity_floor' then p_new.threshold else v_other end,
+          case p_new.kind when 'equity_floor' then v_other else p_new.threshold end),
+      hint = 'Change one of the two first.';
+  end if;
+end $$;
+
+-- Stores a rule that passed all checks. A new rule, one that is enabled again, and one with a new time zone start their
+-- measurements from now.
+create function private.put_rule(p_old public.protection_rules, p_new public.protection_rules) returns uuid
+language plpgsql volatile security definer set search_path = '' as $$
+declare
+  v_new public.protection_rules := p_new;
+  v_funds record;
+begin
+  if p_old.id is null or p_new.enabled and not p_old.enabled or p_new.time_zone <> p_old.time_zone then
+    select * into v_funds from private.known_funds(p_new.account_id);
+    v_new := private.rearmed(v_new, v_funds.measured_at, v_funds.equity);
+  end if;
+  v_new.breached_at := null;  -- it may be about another limit
+  v_new.breached_equity := null;
+  perform private.refuse_reached('save_protection_rule', v_new);
+  if p_old.id is null then
+    v_new.id := gen_random_uuid();
+    v_new.created_at := clock_timestamp();
+    v_new.updated_at := v_new.created_at;
+    insert into public.protection_rules select v_new.*;
+  else
+    update public.protection_rules r set threshold = v_new.threshold, action = v_new.action,
+      close_manual = v_new.close_manual,
+      confirm_ms = v_new.confirm_ms, time_zone = v_new.time_zone, enabled = v_new.enabled, day = v_new.day,
+      day_start_equity = v_new.day_start_equity, day_start_at = v_new.day_start_at,
+        high_water_mark = v_new.high_water_mark,
+      breached_at = null, breached_equity = null, triggered_at = v_new.triggered_at
+    where r.id = p_old.id;
+  end if;
+  return v_new.id;
+end $$;
+
+-- {"rule_id"} -> {"rule_id"}
+create function private.remove_protection_rule(p_request jsonb) returns jsonb
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_rule public.protection_rules := private.own_rule('remove_protection_rule', private.uuid_of(p_request, 'rule_id'));
+begin
+  perform private.refuse_unknown(p_request, 'remove_protection_rule', array['rule_id']);
+  delete from public.protection_rules where id = v_rule.id;
+  return jsonb_build_object('rule_id', v_rule.id);
+end $$;
+
+-- {"rule_id"} -> {"rule_id", "day_start_equity", "high_water_mark"}. The rule can trigger again and measures from now:
+-- day_start_equity and high_water_mark become the present equity, or the next that is known. What the rule did to the
+-- account is not undone.
+create function private.reset_protection(p_request jsonb) returns jsonb
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_rule public.protection_rules := private.own_rule('reset_protection', private.uuid_of(p_request, 'rule_id'));
+  v_funds record;
+begin
+  perform private.refuse_unknown(p_request, 'reset_protection', array['rule_id']);
+  select * into v_funds from private.known_funds(v_rule.account_id);
+  v_rule := private.rearmed(v_rule, v_funds.measured_at, v_funds.equity);
+  perform private.refuse_reached('reset_protection', v_rule);
+  update public.protection_rules r set day = v_rule.day, day_start_equity = v_rule.day_start_equity,
+    day_start_at = v_rule.day_start_at,
+    high_water_mark = v_rule.high_water_mark, breached_at = null, breached_equity = null, triggered_at = null
+  where r.id = v_rule.id;
+  return jsonb_build_object('rule_id', v_rule.id, 'day_start_equity', v_rule.day_start_equity::text, 'high_water_mark',
+    v_rule.high_water_mark::text);
+end $$;
+
+create function public.save_protection_rule(p_rule jsonb) returns jsonb
+language sql volatile security invoker set search_path = '' as $$ select private.save_protection_rule(p_rule) $$;
+comment on function public.save_protection_rule(jsonb) is
+  'Users: makes a protection rule for an account, or changes one. Keys that are left out keep their value.
+Request:
+- id (uuid): rule of the caller to change; left out: a new one
+- account_id (uuid; required for a new rule): account of the caller; cannot be changed later
+- kind (text; required for a new rule; daily_loss, trailing_drawdown, equity_floor, equity_target or max_margin_use):
+  cannot be changed later; one rule per kind and account
+- threshold (number; required for a new rule; percent above 0 and below 100, max_margin_use up to 1000; equity_floor and
+  equity_target: money above 0 and below 1e12): reaching it exactly triggers
+- action (text; notify, monitor, close_all or close_all_and_off): what the rule does; default close_all_and_off
+- close_manual (boolean): whether closing includes positions that the user opened by hand; default true
+- confirm_ms (integer; 250 to 60000): a second look at least this long after the first must agree; default 250
+- time_zone (text; a time zone such as Europe/Berlin): for daily_loss: the day begins at midnight there; default UTC
+- enabled (boolean): whether the rule is checked; default true
+Answer:
+- rule_id (uuid): the rule
+Errors: TC001 TC105 TC106 TC108 TC301 TC302 TC303 TC306 TC320 TC321 TC332
+Example: {"account_id": "0b9f4a52-6c1d-4e0b-9a57-2f6f0c8e1a02", "kind": "daily_loss", "threshold": "5", "action":
+  "close_all_and_off",
+"time_zone": "Europe/Berlin"}
+-> {"rule_id": "5e8b2c90-3d47-4a1f-b6c2-90d1e2f3a401"}';
+
+create function public.remove_protection_rule(p_request jsonb) returns jsonb
+language sql volatile security invoker set search_path = '' as $$ select private.remove_protection_rule(p_request) $$;
+comment on function public.remove_protection_rule(jsonb) is
+  'Users: removes a protection rule. What it did to the account is not undone.
+Request:
+- rule_id (uuid; required): rule of the caller
+Answer:
+- rule_id (uuid): the rule that was removed
+Errors: TC001 TC105 TC106 TC108 TC301
+Example: {"rule_id": "5e8b2c90-3d47-4a1f-b6c2-90d1e2f3a401"} -> {"rule_id": "5e8b2c90-3d47-4a1f-b6c2-90d1e2f3a401"}';
+
+create function public.reset_protection(p_request jsonb) returns jsonb
+language sql volatile security invoker set search_path = '' as $$ select private.reset_protection(p_request) $$;
+comment on function public.reset_protection(jsonb) is
+  'Users: lets a protection rule trigger again; it measures from the present equity, or from the next that is known.
+Request:
+- rule_id (uuid; required): rule of the caller
+Answer:
+- rule_id (uuid): the rule
+- day_start_equity (text or null): for daily_loss: the equity that the day''s loss is measured from
+- high_water_mark (text or null): for trailing_drawdown: the highest equity
+Errors: TC001 TC105 TC106 TC108 TC301 TC321
+Example: {"rule_id": "5e8b2c90-3d47-4a1f-b6c2-90d1e2f3a401"}
+-> {"rule_id": "5e8b2c90-3d47-4a1f-b6c2-90d1e2f3a401", "day_start_equity": "5000.00", "high_water_mark": null}';
+
+revoke all on function public.save_protection_rule(jsonb), public.remove_protection_rule(jsonb),
+  public.reset_protection(jsonb) from public, anon;
+grant execute on function public.save_protection_rule(jsonb), public.remove_protection_rule(jsonb),
+  public.reset_protection(jsonb),
+  private.save_protection_rule(jsonb), private.remove_protection_rule(jsonb),
+    private.reset_protection(jsonb) to authenticated;

@@ -1,0 +1,138 @@
+"""What an account reports repeatedly, because the database relies only on recent values."""
+
+import asyncio
+from collections.abc import Callable
+from decimal import Decimal
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from agent.account.session import AccountSession
+from agent.clock import DatabaseClock
+from agent.connection.account_state import AccountReports
+from agent.control_plane.retry import Refused, Unreachable
+from agent.model import AccountState, Quote, SymbolSpec
+
+PAIRS = ("EURUSD", "USDJPY", "GBPUSD")
+
+
+def spec(name: str) -> SymbolSpec:
+    return SymbolSpec(
+        name=name, contract_size=Decimal(100_000), digits=5, tick_size=Decimal("0.00001"),
+        profit_currency=name[3:], margin_currency=name[:3],
+        lots_min=Decimal("0.01"), lots_max=Decimal(50), lots_step=Decimal("0.01"),
+    )  # fmt: skip
+
+
+class Desk:
+    """An account in euros whose prices never move, and the database that it reports to. One look is one turn of the
+    clock."""
+
+    def __init__(self, deaf: range) -> None:
+        self.look = 0
+        self.deaf = deaf
+        self.names: tuple[str, ...] = PAIRS
+        #: the reason with which the database refuses a report
+        self.refuse: Callable[[dict[str, Any]], bool] = lambda _: False
+        self.reports_taken: list[dict[str, Any]] = []
+        self.left_out: list[object] = []
+        self.reported: dict[str, list[int]] = {name: [] for name in PAIRS}
+        adapter = SimpleNamespace(
+            symbols=self.symbols, symbol=self.symbol, quote=self.quote, positions=self.positions, account=self.account
+        )
+        session = SimpleNamespace(
+            adapter=adapter, account_id="a", epoch=1, session=1, outdated_specs=set[str](), left_out=set[str](),
+            health=lambda: ("connected", None),
+            check_login=lambda _: None, clear_problem=lambda _: None, set_problem=lambda *_: None,
+        )  # fmt: skip
+        self.reports = AccountReports(cast(AccountSession, session), self, DatabaseClock(), (), sleep=self.sleep)
+        self.state = AccountState(
+            login="1", server="s", currency="EUR", mode="hedging", leverage=100, balance=Decimal(1),
+            equity=Decimal(1), margin=Decimal(0), free_margin=Decimal(1),
+        )  # fmt: skip
+
+    async def symbols(self) -> tuple[str, ...]:
+        return self.names
+
+    async def symbol(self, name: str) -> SymbolSpec:
+        return spec(name)
+
+    async def quote(self, name: str) -> Quote:
+        return Quote(name, Decimal("1.1"), Decimal("1.1001"), DatabaseClock().now())
+
+    async def positions(self) -> tuple[()]:
+        return ()
+
+    async def account(self) -> AccountState:
+        return self.state
+
+    async def sleep(self, _: float) -> None:
+        self.look += 1
+        if self.look == 200:
+            raise asyncio.CancelledError
+
+    async def report_account_state(self, state: dict[str, Any]) -> int | None:
+        if self.look in self.deaf:
+            raise Unreachable("report_account_state", "no answer")
+        if self.refuse(state):
+            raise Refused("report_account_state", "balance: a number is wanted", code="TC001")
+        self.reports_taken.append(state)
+        self.left_out.append(state.get("symbols_left_out"))
+        for symbol in state.get("symbols", ()):
+            assert len(symbol["name"]) <= 64
+            if "bid" in symbol:
+                self.reported[symbol["name"]].append(self.look)
+        return None
+
+
+@pytest.mark.parametrize("deaf", [range(0), range(20, 22), range(60, 61), range(35, 45)])
+async def test_quotes_for_conversion_are_never_too_old(deaf: range) -> None:
+    """The next look repeats a lost report: until then copies would be refused as `stale_funds`."""
+    desk = Desk(deaf)
+    await desk.reports.first(desk.state)
+    with pytest.raises(asyncio.CancelledError):
+        await desk.reports.keep()
+    for looks in desk.reported.values():
+        assert max(b - a for a, b in zip(looks, [*looks[1:], 200], strict=True)) <= 31, desk.reported
+
+
+async def test_the_number_of_symbols_beyond_the_limits_is_reported_once() -> None:
+    desk = Desk(range(0))
+    desk.names = (*PAIRS, "x" * 65, "y" * 1_000_000)
+    await desk.reports.first(desk.state)
+    with pytest.raises(asyncio.CancelledError):
+        await desk.reports.keep()
+    assert desk.left_out[0] == 2
+    assert set(desk.left_out[1:]) == {None}
+
+
+async def test_a_report_that_is_refused_without_its_symbols_too_blames_none_of_them(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    desk = Desk(range(0))
+    asked: list[int] = []
+
+    def refuse(state: dict[str, Any]) -> bool:
+        asked.append(len(state.get("symbols", ())))
+        return True
+
+    desk.refuse = refuse
+    with pytest.raises(Refused, match="balance"):
+        await desk.reports.first(desk.state)
+    assert asked == [3, 0]
+    assert "symbol_refused" not in caplog.text
+
+
+@pytest.mark.parametrize("bad", [{"USDJPY"}, {"EURUSD", "GBPUSD"}, set(PAIRS)])
+async def test_symbols_that_are_refused_are_logged_and_the_others_reported(
+    bad: set[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    desk = Desk(range(0))
+    desk.refuse = lambda state: any(symbol["name"] in bad for symbol in state.get("symbols", ()))
+    await desk.reports.first(desk.state)
+    assert [vars(record)["symbol"] for record in caplog.records if record.message == "symbol_refused"] == sorted(bad)
+    told = [symbol["name"] for report in desk.reports_taken for symbol in report.get("symbols", ())]
+    assert sorted(told) == sorted(set(PAIRS) - bad)
+    assert ["balance" in report for report in desk.reports_taken].count(True) == 1
+    assert "balance" in desk.reports_taken[0]

@@ -1,0 +1,188 @@
+"""The brokers of two hedging followers, H and C, and a netting one, N: what they hold, and what orders do to it."""
+
+import itertools
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from typing import Any
+
+from masters import Pair, QuietWorld
+
+CENT = Decimal("0.01")
+#: the size of every trade that a follower's user makes by himself on a hedging account
+OWN = Decimal("0.07")
+OPENING = ("open", "increase", "place")
+Row = dict[str, Any]
+#: lots dealt, and what was touched; None: there was nothing to do it to
+Done = tuple[str, list[Row]] | None
+
+
+@dataclass(slots=True)
+class Holding:
+    """A position or order of a hedging account; `pair` None: the user's own."""
+
+    account: str
+    kind: str
+    side: str
+    lots: Decimal
+    sl: Any
+    tp: Any
+    tag: int | None
+    pair: Pair | None
+    order_type: str = "limit"
+    price: Any = None
+    #: the ticket that it had before
+    replaces: str | None = None
+
+
+class Brokers:
+    def __init__(self, world: QuietWorld, lots_min: Decimal = CENT, *, retickets: bool = False) -> None:
+        """`lots_min`: the least volume H deals, other than all of a position. `retickets`: as MT4, with each partial
+        close."""
+        self.world = world
+        self.lots_min = lots_min
+        self.retickets = retickets
+        #: ticket → the first of its lineage
+        self.root: dict[str, str] = {}
+        self.hedging: dict[str, Holding] = {}
+        self.net = Decimal(0)
+        self.net_sl: Any = None
+        self.net_tp: Any = None
+        self.filled: set[int] = set()
+        self.tickets = itertools.count(9000)
+
+    def holdings(self, account: str, kind: str | None = None) -> dict[str, Holding]:
+        return {t: x for t, x in self.hedging.items() if x.account == account and x.lots > 0 and kind in (None, x.kind)}
+
+    # -- what they show ----------------------------------------------------------------------------------------
+
+    def state(self, ticket: str) -> Row:
+        x = self.hedging[ticket]
+        more = {"kind": x.kind, "sl": _text(x.sl), "tp": _text(x.tp), "tag": _text(x.tag)}
+        order = {"order_type": x.order_type, "price": str(x.price)} if x.kind == "order" else {}
+        if x.replaces:
+            order["replaces"] = x.replaces
+        return self.world.position(str(x.lots), x.side, ticket) | more | order
+
+    def net_state(self) -> list[Row]:
+        side = "sell" if self.net < 0 else "buy"
+        return [
+            self.world.position(str(abs(self.net)), side, "net-1")
+            | {"sl": _text(self.net_sl), "tp": _text(self.net_tp)}
+        ]
+
+    def book(self, account: str) -> list[Row]:
+        """What a snapshot shows."""
+        if account == "N":
+            return self.net_state() if self.net else []
+        return [self.state(ticket) for ticket in self.holdings(account)]
+
+    # -- what orders do ----------------------------------------------------------------------------------------
+
+    def _fill_once(self, row: Row) -> None:
+        assert row["id"] not in self.filled, f"execution {row['id']} is filled twice"
+        self.filled.add(row["id"])
+
+    def do(self, row: Row, pair: Pair | None, share: Decimal | None = None) -> Done:
+        """The broker carries it out, or only a share of it."""
+        if row["follower"] == "N":
+            return self._do_net(row, share)
+        if row["action"] in OPENING:
+            return self._open(row, pair, share)
+        touched = [row["ticket"]] if row["ticket"] is not None else self._left_by(row["after_id"])
+        dealt = [self._change(row, self.hedging[ticket], share) for ticket in touched]
+        if None in dealt:
+            return None
+        new = [self.reticket(ticket) for ticket in touched if row["action"] == "reduce" and dealt[0]]
+        shown = [self.state(ticket) for ticket in (*touched, *new) if ticket]
+        return str(sum(lots for lots in dealt if lots is not None)), shown
+
+    def _do_net(self, row: Row, share: Decimal | None) -> Done:
+        if row["action"] == "modify":
+            if not self.net:
+                return None
+            self.net_sl, self.net_tp = row["sl"], row["tp"]
+            return "0", self.net_state()
+        lots, direction = row["lots"], 1 if row["side"] == "buy" else -1
+        if row["action"] != "open":  # by ticket: never more than is there, and not beyond its target
+            if self.net * direction <= 0:
+                return None
+            held = abs(self.net)
+            lots = min(lots, held - (row["target_lots"] if row["action"] == "reduce" else 0))
+            if lots <= 0:
+                return "0", self.net_state()
+            direction = -direction
+        lots = part(lots, share)
+        self._fill_once(row)
+        before = self.net
+        self.net += lots * direction
+        if row["sl"] is not None or row["tp"] is not None or before * self.net <= 0:
+            self.net_sl, self.net_tp = row["sl"], row["tp"]
+        return str(lots), self.net_state()
+
+    def _open(self, row: Row, pair: Pair | None, share: Decimal | None) -> Done:
+        kind = "order" if row["action"] == "place" else "position"
+        lots = part(row["lots"], share if kind == "position" else None)
+        ticket = str(next(self.tickets))
+        self._fill_once(row)
+        self.hedging[ticket] = Holding(
+            row["follower"],
+            kind,
+            row["side"],
+            lots,
+            row["sl"],
+            row["tp"],
+            row["id"],
+            pair,
+            row["order_type"],
+            row["price"],
+        )
+        return str(lots), [self.state(ticket)]
+
+    def reticket(self, ticket: str) -> str | None:
+        """What is left after a partial close goes on under another ticket, where the broker does so."""
+        x = self.hedging[ticket]
+        if not self.retickets or x.lots == 0:
+            return None
+        new = str(next(self.tickets))
+        self.root[new] = self.root.get(ticket, ticket)
+        self.hedging[new] = replace(x, replaces=ticket)
+        x.lots = Decimal(0)
+        return new
+
+    def newest(self, ticket: str) -> str:
+        root = self.root.get(ticket, ticket)
+        return next(t for t in reversed(self.hedging) if self.root.get(t, t) == root)
+
+    def of_root(self, account: str, root: str) -> Holding | None:
+        return next((x for t, x in self.holdings(account).items() if self.root.get(t, t) == root), None)
+
+    def _left_by(self, step: int) -> list[str]:
+        ids = {
+            row["id"] for row in self.world.rows("select id from public.trade_execution_queue where step_id = %s", step)
+        }
+        return [ticket for ticket, x in self.hedging.items() if x.tag in ids and x.lots > 0]
+
+    def _change(self, row: Row, x: Holding, share: Decimal | None) -> Decimal | None:
+        """Lots dealt of this holding; None: it is gone, or no order any more."""
+        if x.lots == 0 or (row["action"] in ("cancel", "amend") and x.kind == "position"):
+            return None
+        if row["action"] in ("modify", "amend"):
+            x.sl, x.tp = row["sl"], row["tp"]
+            x.price = row["price"] if row["action"] == "amend" else x.price
+            return Decimal(0)
+        assert (
+            row["action"] != "reduce" or row["target_lots"] == 0 or x.account != "H" or row["lots"] >= self.lots_min
+        ), "too little"
+        # an agent takes off no more than leaves the target
+        wanted = max(Decimal(0), min(row["lots"], x.lots - row["target_lots"])) if row["action"] == "reduce" else x.lots
+        dealt = min(wanted, part(wanted, share)) if row["action"] == "reduce" else wanted
+        x.lots -= dealt
+        return dealt
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)
+
+
+def part(lots: Decimal, share: Decimal | None) -> Decimal:
+    return lots if share is None else max(CENT, (lots * share).quantize(CENT))
