@@ -27,8 +27,8 @@ demo: setup ## the whole product on this machine: stack, agents, a trading maste
 test: setup ## every test, on three workers
 	@$(BIN)/python -m pytest $(WORKERS) $(ARGS)
 
-test-fast: setup ## the tests that start no process of the product
-	@$(BIN)/python -m pytest $(WORKERS) -m "not processes" $(ARGS)
+test-fast: setup ## the tests that need no process of the product and no database of their own: two minutes at most
+	@$(BIN)/python -m pytest $(WORKERS) -m "not processes and not own_database" $(ARGS)
 
 test-long: setup ## thousands of new random examples for the planner (PLANNER_EXAMPLES=2000)
 	@PLANNER_EXAMPLES=$${PLANNER_EXAMPLES:-2000} $(BIN)/python -m pytest tests/sql/planner/test_planner_random.py $(ARGS)
