@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
-import psycopg
 import psutil
+import psycopg
 import pytest
 from planner_harness import World
 
