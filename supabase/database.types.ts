@@ -594,6 +594,28 @@ export type Database = {
         };
         Relationships: [];
       };
+      currency_units: {
+        Row: {
+          amount: number;
+          assumed: boolean;
+          counts_as: string;
+          currency: string;
+        };
+        ComputedFields: never;
+        Insert: {
+          amount: number;
+          assumed?: boolean;
+          counts_as: string;
+          currency: string;
+        };
+        Update: {
+          amount?: number;
+          assumed?: boolean;
+          counts_as?: string;
+          currency?: string;
+        };
+        Relationships: [];
+      };
       enrollment_tokens: {
         Row: {
           created_at: string;
@@ -1740,6 +1762,7 @@ export type Database = {
       save_copier: { Args: { p_copier: Json }; Returns: Json };
       save_protection_rule: { Args: { p_rule: Json }; Returns: Json };
       set_copier_mode: { Args: { p_request: Json }; Returns: Json };
+      set_currency_unit: { Args: { p_request: Json }; Returns: Json };
       set_setting: { Args: { p_request: Json }; Returns: Json };
       set_symbol_alias: { Args: { p_request: Json }; Returns: Json };
       set_trading: { Args: { p_request: Json }; Returns: Json };

@@ -2,13 +2,14 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Final, NoReturn, Protocol
 
 from agent import limits
 from agent.account.session import AccountSession
 from agent.clock import DatabaseClock
+from agent.connection.conversions import CENTS, conversions
 from agent.control_plane import encode
 from agent.control_plane.contract import LEASE_OVER, MALFORMED
 from agent.control_plane.retry import Refused, Unreachable
@@ -31,10 +32,6 @@ SPECS_PER_LOOK: Final = 80
 #: not on their last digit. The database uses none over 60 s old (`symbol_quote_max_age_s`), and looks are farther apart
 #: where a broker is slow.
 CONVERSIONS_EVERY: Final = 20
-#: accounts that are kept in cents of a currency
-CENTS: Final = {"USC": "USD", "EUC": "EUR", "GBC": "GBP"}
-#: currencies without a direct pair are converted through it
-DOLLAR: Final = "USD"
 READ_TIMEOUT: Final = 10
 
 StateReport = dict[str, object]
@@ -103,7 +100,7 @@ class AccountReports:
         fresh = await self._read_specs({*names[:SPECS_PER_LOOK], *self._watched, *held})
         self._unreported = [name for name in names if name not in fresh]
         # The database refuses a whole report for a quote of a symbol without a specification.
-        quotes = await self._read_quotes(fresh.keys() & {*self._watched, *held, *self._conversions(fresh)})
+        quotes = await self._read_quotes(fresh.keys() & {*self._watched, *held, *conversions(fresh, self._currency)})
         await self._send(state, fresh, quotes)
 
     async def keep(self) -> NoReturn:
@@ -139,7 +136,9 @@ class AccountReports:
         specs = await self._read_specs(new_names.union(outdated_specs, more))
         wanted = self._watched & (self._specs.keys() | specs.keys())
         convert = self._looks - self._converted_at_look >= CONVERSIONS_EVERY
-        quotes = await self._read_quotes({*wanted, *self._conversions(self._specs | specs if convert else specs)})
+        quotes = await self._read_quotes(
+            {*wanted, *conversions(self._specs | specs if convert else specs, self._currency)}
+        )
         state = await self._session.adapter.account() if figures else None
         if state is not None:
             self._session.check_login(state)
@@ -151,23 +150,6 @@ class AccountReports:
             self._converted_at_look = self._looks
         self._session.outdated_specs.difference_update(outdated_specs)
         del self._unreported[: len(more)]
-
-    def _conversions(self, specs: Mapping[str, SymbolSpec]) -> Iterator[str]:
-        """The currency pairs with which the database converts profits and funds into the account's currency.
-
-        These are the pairs with the account's currency; for a currency without one, its pair with the dollar: a euro
-        account converts yen through USDJPY.
-        """
-        pairs = {
-            name: {spec.margin_currency, spec.profit_currency}
-            for name, spec in specs.items()
-            if spec.margin_currency != spec.profit_currency
-            and spec.margin_currency + spec.profit_currency in name.upper()
-        }
-        direct = {currency for pair in pairs.values() if self._currency in pair for currency in pair}
-        for name, pair in pairs.items():
-            if self._currency in pair or (DOLLAR in pair and not pair <= direct):
-                yield name
 
     async def _read_specs(self, names: Iterable[str]) -> dict[str, SymbolSpec]:
         found: dict[str, SymbolSpec] = {}

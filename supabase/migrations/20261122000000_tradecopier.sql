@@ -2867,7 +2867,8 @@ create trigger compile_filters_again after update of symbols_only, symbols_excep
       new.comment_except)) execute function private.compile_filters();
 
 -- copier/currency.sql
--- Exchange rates between currencies, from the accounts' own quotes, and the value of a symbol's point.
+-- Exchange rates between currencies, from the accounts' own quotes, and the value of a symbol's point. A pair is known
+-- by its symbol's name: brokers name base and margin currencies wrongly (AUD for every pair).
 
 create function private.plain(p numeric) returns text
 language plpgsql immutable set search_path = '' as $$
@@ -2884,48 +2885,138 @@ begin
     when (p_rates ->> (p_to || p_from))::numeric > 0 then array[1, (p_rates ->> (p_to || p_from))::numeric] end;
 end $$;
 
--- Units of p_to for one unit of p_from, by rates such as {"EURUSD": "1.0850"}: direct, inverse, or across USD or EUR.
--- The result is a fraction {numerator, denominator}, because an inverse rate has no exact decimal value. Cent
--- currencies count as a hundredth (USC = USD / 100). Null: the rates do not tell.
-create function private.exchange_fraction(p_from text, p_to text, p_rates jsonb) returns numeric[]
+-- The money that a currency counts as (copier/currency_unit.sql): a cent is 0.01 USD, USDT is a dollar. One unit is
+-- num / den of `whole`; a quote of the two, if there is one, is better than the table. assumed: the value is taken
+-- without a quote, though it may move.
+create function private.in_whole_money(p_currency text, p_rates jsonb, out whole text, out num numeric, out den numeric,
+  out assumed boolean)
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  u record;
+  v_quoted numeric[];
+begin
+  whole := upper(btrim(p_currency));
+  num := 1;
+  den := 1;
+  assumed := false;
+  select * into u from public.currency_units x where x.currency = whole;
+  if not found then return; end if;
+  v_quoted := private.quoted_fraction(whole, u.counts_as, p_rates);
+  whole := u.counts_as;
+  num := coalesce(v_quoted[1], u.amount);
+  den := coalesce(v_quoted[2], 1);
+  assumed := u.assumed and v_quoted is null;
+end $$;
+
+-- The rate between two currencies that are quoted, as a fraction: direct, inverse, or across USD or EUR.
+create function private.cross_fraction(p_from text, p_to text, p_rates jsonb) returns numeric[]
 language plpgsql immutable set search_path = '' as $$
 declare
-  v_from text := p_from;
-  v_to text := p_to;
-  v_num numeric := 1;
-  v_den numeric := 1;
   v_rate numeric[];
   v_second numeric[];
   v_via text;
 begin
-  if v_from = v_to then return array[1, 1]; end if;
-  if v_from in ('USC', 'EUC', 'GBC') then
-    v_from := case v_from when 'USC' then 'USD' when 'EUC' then 'EUR' else 'GBP' end;
-    v_den := 100;
-  end if;
-  if v_to in ('USC', 'EUC', 'GBC') then
-    v_to := case v_to when 'USC' then 'USD' when 'EUC' then 'EUR' else 'GBP' end;
-    v_num := 100;
-  end if;
-  if v_from = v_to then return array[v_num, v_den]; end if;
-  v_rate := private.quoted_fraction(v_from, v_to, p_rates);
-  if v_rate is not null then return array[v_rate[1] * v_num, v_rate[2] * v_den]; end if;
+  if p_from = p_to then return array[1, 1]; end if;
+  v_rate := private.quoted_fraction(p_from, p_to, p_rates);
+  if v_rate is not null then return v_rate; end if;
   foreach v_via in array array['USD', 'EUR'] loop
-    v_rate := private.quoted_fraction(v_from, v_via, p_rates);
-    v_second := private.quoted_fraction(v_via, v_to, p_rates);
+    v_rate := private.quoted_fraction(p_from, v_via, p_rates);
+    v_second := private.quoted_fraction(v_via, p_to, p_rates);
     if v_rate is not null and v_second is not null then
-      return array[v_rate[1] * v_second[1] * v_num, v_rate[2] * v_second[2] * v_den];
+      return array[v_rate[1] * v_second[1], v_rate[2] * v_second[2]];
     end if;
   end loop;
   return null;
 end $$;
 
+-- Units of p_to for one unit of p_from, by rates such as {"EURUSD": "1.0850"}: direct, inverse, or across USD or EUR.
+-- The result is a fraction {numerator, denominator}, because an inverse rate has no exact decimal value. Cents and
+-- stablecoins count as the money that currency_units names. Null: the rates do not tell.
+create function private.exchange_fraction(p_from text, p_to text, p_rates jsonb) returns numeric[]
+language plpgsql stable set search_path = '' as $$
+declare
+  v_rate numeric[];
+  f record;
+  t record;
+begin
+  if p_from = p_to then return array[1, 1]; end if;  -- the usual case: no table is read
+  v_rate := private.quoted_fraction(upper(btrim(p_from)), upper(btrim(p_to)), p_rates);
+  if v_rate is not null then return v_rate; end if;
+  f := private.in_whole_money(p_from, p_rates);
+  t := private.in_whole_money(p_to, p_rates);
+  v_rate := private.cross_fraction(f.whole, t.whole, p_rates);
+  return case when v_rate is not null then array[v_rate[1] * f.num * t.den, v_rate[2] * f.den * t.num] end;
+end $$;
+
 create function private.exchange_rate(p_from text, p_to text, p_rates jsonb) returns numeric
-language plpgsql immutable set search_path = '' as $$
+language plpgsql stable set search_path = '' as $$
 declare
   v_fraction numeric[] := private.exchange_fraction(p_from, p_to, p_rates);
 begin
   return v_fraction[1] / v_fraction[2];
+end $$;
+
+-- Why p_from cannot be converted into p_to: which pair would have to be quoted.
+create function private.missing_rate_words(p_from text, p_to text) returns text
+language plpgsql stable set search_path = '' as $$
+declare
+  v_from text := (private.in_whole_money(p_from, '{}')).whole;
+  v_to text := (private.in_whole_money(p_to, '{}')).whole;
+begin
+  if v_from is null or v_to is null then
+    return 'The currency of an account or of a symbol''s profit is not known.';
+  end if;
+  return format('There is no recent quote of %s or %s%s: %s cannot be converted into %s. Let the broker of one of the '
+    'two accounts show that pair.',
+    v_from || v_to, v_to || v_from,
+    case when not array[v_from, v_to] && array['USD', 'EUR'] then
+      format(', and none of both %s and %s with USD or EUR', v_from, v_to) else '' end, p_from, p_to);
+end $$;
+
+-- "USDT counts as 1 USD: …", if that conversion takes the value of a currency without a quote; null: it does not.
+create function private.at_par_words(p_from text, p_to text, p_rates jsonb) returns text
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  if p_from = p_to or private.quoted_fraction(upper(btrim(p_from)), upper(btrim(p_to)), p_rates) is not null then
+    return null;
+  end if;
+  return (
+    select string_agg(format('%s counts as %s %s, because no broker of the two quotes it.', u.currency,
+      private.plain(u.amount), u.counts_as), ' ' order by u.currency)
+    from public.currency_units u
+    where u.currency in (upper(btrim(p_from)), upper(btrim(p_to))) and (private.in_whole_money(u.currency,
+      p_rates)).assumed);
+end $$;
+
+-- The pair that a symbol's name quotes, whatever its broker calls the two currencies: EURUSD for "m.EURUSD.x" and
+-- "EUR/USD"; else the name's root (USDCNY, USDTUSD).
+create function private.quoted_pair(p_name text) returns text
+language plpgsql immutable set search_path = '' as $$
+begin
+  return coalesce(private.pair_in(regexp_replace(p_name, '[^A-Za-z0-9]', '', 'g')), private.symbol_root(p_name));
+end $$;
+
+-- exchange rates by pair
+create index account_symbols_by_pair on public.account_symbols (private.quoted_pair(name), account_id);
+
+-- The currency that the name of a pair says its profit is in: JPY for "USD/JPY.x"; null: it names no pair.
+create function private.quoted_currency(p_name text) returns text
+language plpgsql immutable set search_path = '' as $$
+begin
+  return right(private.pair_in(private.quoted_pair(p_name)), 3);
+end $$;
+
+-- p_to for one unit of a symbol's profit, as a fraction. What the broker says counts; if that cannot be converted, what
+-- the pair's name says.
+create function private.profit_fraction(p_symbol public.account_symbols, p_to text, p_rates jsonb) returns numeric[]
+language plpgsql stable set search_path = '' as $$
+declare
+  v_rate numeric[] := private.exchange_fraction(p_symbol.profit_currency, p_to, p_rates);
+begin
+  if v_rate is null then
+    v_rate := private.exchange_fraction(private.quoted_currency(p_symbol.name), p_to, p_rates);
+  end if;
+  return v_rate;
 end $$;
 
 -- Current mid prices of every pair of these currencies that the accounts quote, as {"EURUSD": "1.0850"}. Agents report
@@ -2936,9 +3027,12 @@ declare
   v_since timestamptz := clock_timestamp() - private.setting_s('symbol_quote_max_age_s');
 begin
   return (
-    with currencies as materialized (
-      select distinct case when c = 'GBC' then 'GBP' else left(c, 3) end as name
-      from unnest(p_currencies || array['USD', 'EUR']) c
+    with named as (
+      select upper(btrim(c)) as name from unnest(p_currencies || array['USD', 'EUR']) c where c is not null
+    ), currencies as materialized (
+      select n.name from named n
+      union
+      select u.counts_as from public.currency_units u where u.currency in (select n.name from named n)
     )
     select coalesce(jsonb_object_agg(a.name || b.name, ((s.bid + s.ask) / 2)::text), '{}'::jsonb)
     from currencies a
@@ -2946,10 +3040,11 @@ begin
     -- looked up pair by pair: without statistics Postgres would read all symbols of the accounts instead
     cross join lateral (
       select x.bid, x.ask from public.account_symbols x
-      where private.symbol_root(x.name) = a.name || b.name and x.account_id = any (p_accounts) and x.bid > 0
+      where private.quoted_pair(x.name) = a.name || b.name and x.account_id = any (p_accounts) and x.bid > 0
         and x.ask > 0
         and x.quoted_at > v_since
-      order by x.quoted_at desc nulls last limit 1
+      -- the plain name before a future of the same pair
+      order by length(x.name), x.quoted_at desc limit 1
     ) s);
 end $$;
 
@@ -2961,14 +3056,55 @@ create function private.point_worth(p_account uuid, p_currency text, p_symbol te
 language plpgsql stable security definer set search_path = '' as $$
 declare
   s public.account_symbols;
+  v_rate numeric[];
 begin
   if coalesce(p_filled, 0) = 0 then return; end if;
   select * into s from public.account_symbols x where x.account_id = p_account and x.name = p_symbol;
   size := 10::numeric ^ (-s.digits);
-  money := size * s.contract_size * case when s.profit_currency = p_currency then 1
-    else private.exchange_rate(s.profit_currency, p_currency,
-      private.quoted_rates(array[p_account], array[s.profit_currency, p_currency])) end;
+  money := size * s.contract_size;
+  if s.profit_currency <> p_currency then
+    v_rate := private.profit_fraction(s, p_currency, private.quoted_rates(array[p_account],
+      array[s.profit_currency, private.quoted_currency(p_symbol), p_currency]));
+    money := money * v_rate[1] / v_rate[2];
+  end if;
 end $$;
+
+-- copier/currency_unit.sql
+-- Currencies that are another one's cents, thousandths or stand-in: accounts and symbols are kept in them, but few
+-- brokers quote them.
+
+create table public.currency_units (
+  currency text primary key,
+  counts_as text not null,
+  amount numeric not null,
+  assumed boolean not null default true,
+  constraint currencies_are_codes check (currency ~ '^[A-Z0-9]{2,10}$' and counts_as ~ '^[A-Z0-9]{2,10}$'),
+  constraint no_currency_counts_as_itself check (currency <> counts_as),
+  constraint amount_is_in_range check (amount > 0 and amount <= 1000000)
+);
+comment on table public.currency_units is
+  'What a currency counts as where no broker quotes it: USC is 0.01 USD, USDT 1 USD. Operators change it with '
+  'set_currency_unit.';
+comment on column public.currency_units.currency is 'the currency, as brokers write it, in capital letters';
+comment on column public.currency_units.counts_as is 'the currency that it counts as; it has no row of its own';
+comment on column public.currency_units.amount is 'how many units of that currency one unit of this one is';
+comment on column public.currency_units.assumed is
+  'true: its value may move (a stablecoin), so a size that depends on it says so; false: it is the same money (cents)';
+
+alter table public.currency_units enable row level security;
+create policy "units are no secret" on public.currency_units for select to authenticated using (true);
+grant select on public.currency_units to authenticated, service_role;
+
+insert into public.currency_units (currency, counts_as, amount, assumed) values
+  ('USC', 'USD', 0.01, false), ('EUC', 'EUR', 0.01, false), ('GBC', 'GBP', 0.01, false),
+  ('GBX', 'GBP', 0.01, false), ('ZAC', 'ZAR', 0.01, false),
+  ('RUR', 'RUB', 1, false), ('XBT', 'BTC', 1, false),
+  ('MBT', 'BTC', 0.001, false), ('MBTC', 'BTC', 0.001, false), ('UBT', 'BTC', 0.000001, false),
+  ('UBTC', 'BTC', 0.000001, false),
+  ('USDT', 'USD', 1, true), ('USDC', 'USD', 1, true), ('BUSD', 'USD', 1, true), ('FDUSD', 'USD', 1, true),
+  ('TUSD', 'USD', 1, true), ('GUSD', 'USD', 1, true), ('PYUSD', 'USD', 1, true), ('RLUSD', 'USD', 1, true),
+  ('USDP', 'USD', 1, true), ('USDD', 'USD', 1, true), ('USDE', 'USD', 1, true), ('USD1', 'USD', 1, true),
+  ('DAI', 'USD', 1, true), ('EURT', 'EUR', 1, true), ('EURC', 'EUR', 1, true), ('EURS', 'EUR', 1, true);
 
 -- copier/protection_rule.sql
 -- Protection rules: limits on an account's money, the action when one is reached, and the present state of each rule.
@@ -3242,7 +3378,7 @@ create trigger learn_affixes after insert on public.account_symbols
 -- A symbol of the same name may have another contract size, within limits (sizes are aligned); one of another name may
 -- not.
 create function private.misfit(p_master public.account_symbols, p_symbol public.account_symbols) returns text
-language plpgsql immutable set search_path = '' as $$
+language plpgsql stable set search_path = '' as $$
 declare
   m public.account_symbols := p_master;
   s public.account_symbols := p_symbol;
@@ -6180,6 +6316,14 @@ comment on type private.funds is 'Money of an account in its own currency; null 
 create type private.sizing as (orders numeric[], raw_lots numeric, reason text, warnings text[], explain text[]);
 comment on type private.sizing is 'orders: lots of each order, empty with a reason if there is nothing to place.';
 
+-- Why an amount of money cannot be used: it is unknown, or a rate is missing.
+create function private.unknown_money_words(p_whose text, p_amount numeric, p_from text, p_to text) returns text
+language plpgsql stable set search_path = '' as $$
+begin
+  if p_amount > 0 then return private.missing_rate_words(p_from, p_to); end if;
+  return format('The %s is not known, too old, or not above 0.', p_whose);
+end $$;
+
 create function private.no_order(p_reason text, p_raw numeric, p_warnings text[],
   p_explain text[]) returns private.sizing
 language plpgsql immutable set search_path = '' as $$
@@ -6196,7 +6340,7 @@ create function private.size_order(
   p_master_symbol public.account_symbols, p_follower_symbol public.account_symbols,
   p_side text, p_lots numeric, p_price numeric, p_sl numeric, p_tp numeric, p_rates jsonb
 ) returns private.sizing
-language plpgsql immutable set search_path = '' as $$
+language plpgsql stable set search_path = '' as $$
 declare
   s public.account_symbols := p_follower_symbol;
   v_num numeric;           -- raw lots = v_num / v_den
@@ -6220,6 +6364,7 @@ declare
   v_explain text[];
   v_orders numeric[] := '{}';
   v_order numeric;
+  v_par text;
 begin
   v_explain := array[format('The master trades %s lots of %s.', private.plain(p_lots), p_master_symbol.name)];
   v_stop := private.stop_of_copy(p_copier, p_side, p_price, case when p_copier.reverse then p_tp else p_sl end, s);
@@ -6229,7 +6374,7 @@ begin
       private.plain(p_price));
     v_stop := null;
   end if;
-  v_rate := private.exchange_fraction(s.profit_currency, p_follower.currency, p_rates);
+  v_rate := private.profit_fraction(s, p_follower.currency, p_rates);
   v_risk := abs(p_price - v_stop) * s.contract_size * v_rate[1];
 
   -- the raw size
@@ -6253,7 +6398,8 @@ begin
       end if;
       if p_follower.balance is null or p_follower.balance <= 0 or v_risk is null then
         v_explain := v_explain ||
-          'The follower''s balance, or the rate between the currencies, is not known, too old, or not above 0.'::text;
+          private.unknown_money_words('follower''s balance', p_follower.balance, s.profit_currency,
+            p_follower.currency);
         return private.no_order('stale_funds', null, v_warnings, v_explain);
       end if;
       v_num := p_follower.balance * p_copier.sizing_value * v_rate[2];
@@ -6273,9 +6419,11 @@ begin
       if v_master_funds is null or v_master_funds <= 0 or v_follower_funds is null or v_follower_funds <= 0
         or v_funds_rate is null then
         v_explain := v_explain ||
-          format('The %s of the master or the follower, or the rate between their currencies, is not known, too old, '
-            'or not above 0.',
-          replace(replace(p_copier.sizing_mode, '_ratio', ''), '_', ' '));
+          private.unknown_money_words(
+            case when v_master_funds > 0 then 'follower''s ' else 'master''s ' end
+              || replace(replace(p_copier.sizing_mode, '_ratio', ''), '_', ' '),
+            case when v_master_funds > 0 then v_follower_funds else v_master_funds end,
+            p_master.currency, p_follower.currency);
         return private.no_order('stale_funds', null, v_warnings, v_explain);
       end if;
       v_num := p_lots * p_copier.sizing_value * v_follower_funds * v_funds_rate[2];
@@ -6317,8 +6465,8 @@ begin
       case when v_no_stop = 'It has no stop.' then 'the trade has no stop.' else v_no_stop end);
   elsif p_copier.max_risk_percent is not null and (v_risk > 0 and p_follower.balance > 0) is not true then
     v_explain := v_explain ||
-      'The follower''s balance, or the rate between the currencies, is not known, too old, or not above 0: the limit '
-      'on risk cannot be checked.'::text;
+      private.unknown_money_words('follower''s balance', p_follower.balance, s.profit_currency, p_follower.currency)
+      || 'The limit on risk cannot be checked.'::text;
     return private.no_order('stale_funds', v_raw, v_warnings, v_explain);
   elsif p_copier.max_risk_percent is not null then
     v_limit := p_follower.balance * p_copier.max_risk_percent / 100;
@@ -6334,8 +6482,8 @@ begin
   if p_copier.max_leverage is not null then
     if v_exposure is null or p_follower.equity is null or p_follower.equity <= 0 then
       v_explain := v_explain ||
-        'The follower''s equity, or the rate between the currencies, is not known, too old, or not above 0: the '
-        'leverage limit cannot be checked.'::text;
+        private.unknown_money_words('follower''s equity', p_follower.equity, s.profit_currency, p_follower.currency)
+        || 'The limit on leverage cannot be checked.'::text;
       return private.no_order('stale_funds', v_raw, v_warnings, v_explain);
     end if;
     if v_num * v_exposure > p_copier.max_leverage * p_follower.equity * v_den * v_rate[2] then
@@ -6350,6 +6498,18 @@ begin
       v_num := p_copier.max_leverage * p_follower.equity * v_rate[2]; v_den := v_exposure; v_raw := v_num / v_den;
       v_warnings := v_warnings || 'leverage_shrunk'::text;
       v_explain := v_explain || format('Shrunk to %s lots.', private.plain(round(v_raw, 6)));
+    end if;
+  end if;
+
+  -- a size that depends on the value of a stablecoin says so
+  if p_copier.sizing_mode like '%ratio' and p_master.currency <> p_follower.currency
+    or s.profit_currency <> p_follower.currency and (p_copier.sizing_mode = 'risk_percent'
+      or p_copier.max_risk_percent is not null or p_copier.max_leverage is not null) then
+    v_par := private.at_par_words(case when p_copier.sizing_mode like '%ratio' then p_master.currency
+      else s.profit_currency end, p_follower.currency, p_rates);
+    if v_par is not null then
+      v_warnings := v_warnings || 'at_par'::text;
+      v_explain := v_explain || v_par;
     end if;
   end if;
 
@@ -6409,13 +6569,16 @@ begin
   end if;
 
   -- exposure compared with the master's own
-  v_master_rate := private.exchange_fraction(p_master_symbol.profit_currency, p_master.currency, p_rates);
+  v_master_rate := private.profit_fraction(p_master_symbol, p_master.currency, p_rates);
   v_master_exposure := p_lots * p_master_symbol.contract_size * p_price * v_master_rate[1];
   if p_copier.sanity_factor is not null and (p_master.equity > 0 and p_follower.equity > 0 and v_exposure > 0
     and v_master_exposure > 0) is not true then
     v_warnings := v_warnings || 'sanity_unchecked'::text;
     v_explain := v_explain ||
-      'The exposure could not be compared with the master''s own: an equity or exchange rate is not known.'::text;
+      'The exposure could not be compared with the master''s own: an equity or exchange rate is not known.'::text
+      || case when v_rate is null then private.missing_rate_words(s.profit_currency, p_follower.currency)
+        when v_master_rate is null then private.missing_rate_words(p_master_symbol.profit_currency,
+          p_master.currency) end;
   elsif v_lots * v_exposure * v_master_rate[2] * p_master.equity > p_copier.sanity_factor * v_master_exposure *
     v_rate[2] * p_follower.equity then
     v_explain := v_explain ||
@@ -6819,7 +6982,8 @@ begin
               and (pair.masters_symbol).profit_currency = (pair.master).currency then '{}'::jsonb
             else private.quoted_rates(array[(pair.follower).id, (pair.master).id],
               array[(pair.master).currency, (pair.follower).currency, (pair.masters_symbol).profit_currency,
-                (pair.symbol).profit_currency])
+                (pair.symbol).profit_currency, private.quoted_currency((pair.masters_symbol).name),
+                private.quoted_currency((pair.symbol).name)])
           end)
       end as size,
       case
@@ -9843,14 +10007,16 @@ create function private.margin_per_lot(p_account public.trading_accounts, p_symb
   p_price numeric, p_now timestamptz)
 returns numeric
 language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_rate numeric[] := private.profit_fraction(p_symbol, p_account.currency, case
+    when p_symbol.profit_currency = p_account.currency then '{}'::jsonb
+    else private.quoted_rates(array[p_account.id], array[p_symbol.profit_currency,
+      private.quoted_currency(p_symbol.name), p_account.currency]) end);
 begin
   return p_symbol.contract_size
     * coalesce(case when p_symbol.quoted_at > p_now - private.setting_s('symbol_quote_max_age_s')
       then case p_side when 'buy' then p_symbol.ask else p_symbol.bid end end, p_price)
-    * private.exchange_rate(p_symbol.profit_currency, p_account.currency, case
-      when p_symbol.profit_currency = p_account.currency then '{}'::jsonb
-      else private.quoted_rates(array[p_account.id], array[p_symbol.profit_currency, p_account.currency]) end)
-    / p_account.leverage;
+    * v_rate[1] / (v_rate[2] * p_account.leverage);
 end $$;
 
 -- Lots that the free margin allows, rounded to the symbol's step; null: unknown.
@@ -13729,6 +13895,62 @@ begin
   return to_jsonb(v_warnings);
 end $$;
 
+-- users/currency_unit.sql
+-- Operators say what a currency without a quote counts as.
+
+-- {"currency", "counts_as", "amount"} -> the same: operators add, change or (counts_as null) remove a row.
+create function private.set_currency_unit(p_request jsonb) returns jsonb
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_currency text := upper(private.text_of(p_request, 'currency', 10));
+  v_counts_as text := upper(private.text_of(p_request, 'counts_as', 10));
+  v_amount numeric := coalesce(private.numeric_of(p_request, 'amount'), 1);
+begin
+  perform private.require_operator();
+  perform private.refuse_unknown(p_request, 'set_currency_unit', array['currency', 'counts_as', 'amount']);
+  if coalesce(v_currency, '') !~ '^[A-Z0-9]{2,10}$' or v_counts_as !~ '^[A-Z0-9]{2,10}$' or v_currency = v_counts_as
+    or v_amount <= 0 or v_amount > 1000000 then
+    raise exception using errcode = 'TC001',
+      message = 'set_currency_unit: currency and counts_as are two different codes of 2 to 10 letters and digits, '
+        'amount is above 0 and at most 1000000',
+      hint = 'For example {"currency": "USDT", "counts_as": "USD", "amount": "1"}; counts_as null removes the row.';
+  end if;
+  if exists (select from public.currency_units u where u.currency = v_counts_as)
+    or v_counts_as is not null and exists (select from public.currency_units u where u.counts_as = v_currency) then
+    raise exception using errcode = 'TC001',
+      message = format('set_currency_unit: %s counts as %s, but one of them already stands between other currencies',
+        v_currency, v_counts_as),
+      hint = 'Name the currency that is quoted (USD, EUR, BTC) in counts_as; see the table currency_units.';
+  end if;
+  if v_counts_as is null then
+    delete from public.currency_units where currency = v_currency;
+    v_amount := null;
+  else
+    insert into public.currency_units as u (currency, counts_as, amount) values (v_currency, v_counts_as, v_amount)
+    on conflict (currency) do update set counts_as = excluded.counts_as, amount = excluded.amount, assumed = true;
+  end if;
+  return jsonb_build_object('currency', v_currency, 'counts_as', v_counts_as, 'amount', private.plain(v_amount));
+end $$;
+
+create function public.set_currency_unit(p_request jsonb) returns jsonb
+language sql security invoker set search_path = '' as $$ select private.set_currency_unit(p_request) $$;
+comment on function public.set_currency_unit(jsonb) is
+  'Operators: says what a currency counts as where no broker quotes it, or removes what was said.
+Request:
+- currency (text; required; 2 to 10 letters or digits): the currency, such as USDT
+- counts_as (text; 2 to 10 letters or digits): the currency that it counts as; null or left out: removes the row
+- amount (number; above 0, at most 1000000): how many units of it; left out: 1
+Answer:
+- currency (text): in capital letters
+- counts_as (text or null): null: the row was removed
+- amount (text or null): how many units
+Errors: TC001 TC107 TC301
+Example: {"currency": "USDT", "counts_as": "USD", "amount": "0.999"}
+-> {"currency": "USDT", "counts_as": "USD", "amount": "0.999"}';
+revoke all on function public.set_currency_unit(jsonb) from public, anon;
+grant execute on function private.set_currency_unit(jsonb), public.set_currency_unit(jsonb)
+to authenticated, service_role;
+
 -- users/drift.sql
 -- Drift: what a copier's follower holds but should not, or should hold but does not, as users see it. Nothing here
 -- changes a position.
@@ -14413,7 +14635,7 @@ end $$;
 -- The answer of preview_copy; TC001 names the field that is missing or malformed. Security definer: the parts that it
 -- calls are granted to nobody.
 create function private.preview_copy(p_request jsonb) returns jsonb
-language plpgsql immutable security definer set search_path = '' as $$
+language plpgsql stable security definer set search_path = '' as $$
 declare
   v_copier public.copiers;
   v_master_symbol public.account_symbols;

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from decimal import Decimal
 from types import SimpleNamespace
 from typing import Any, cast
@@ -32,6 +33,8 @@ class Desk:
     def __init__(self, deaf: range) -> None:
         self.look = 0
         self.deaf = deaf
+        #: what the broker calls the base of every pair; "": the truth
+        self.margin_currency = ""
         self.names: tuple[str, ...] = PAIRS
         #: the reason with which the database refuses a report
         self.refuse: Callable[[dict[str, Any]], bool] = lambda _: False
@@ -56,7 +59,7 @@ class Desk:
         return self.names
 
     async def symbol(self, name: str) -> SymbolSpec:
-        return spec(name)
+        return replace(spec(name), margin_currency=self.margin_currency or name[:3])
 
     async def quote(self, name: str) -> Quote:
         return Quote(name, Decimal("1.1"), Decimal("1.1001"), DatabaseClock().now())
@@ -95,6 +98,31 @@ async def test_quotes_for_conversion_are_never_too_old(deaf: range) -> None:
         await desk.reports.keep()
     for looks in desk.reported.values():
         assert max(b - a for a, b in zip(looks, [*looks[1:], 200], strict=True)) <= 31, desk.reported
+
+
+@pytest.mark.covers("L34")
+@pytest.mark.parametrize(
+    ("currency", "margin", "names", "quoted"),
+    [
+        ("USD", "AUD", ("EURUSD", "USDJPY", "AUDUSD", "EURGBP"), {"EURUSD", "USDJPY", "AUDUSD"}),
+        ("EUR", "AUD", ("EUR/USD", "m.USDJPY.x", "EURGBP_i", "GBP-USD"), {"EUR/USD", "m.USDJPY.x", "EURGBP_i"}),
+        ("USDT", "AUD", ("EURUSD", "USDJPY", "EURGBP"), {"EURUSD", "USDJPY"}),
+        ("USC", "USD", ("eurusd", "usdjpyc"), {"eurusd", "usdjpyc"}),
+        ("USD", "USD", ("US30", "AAPL", "EURUSD"), {"EURUSD"}),
+        ("BRL", "USD", ("USDBRL", "EURUSD"), {"USDBRL", "EURUSD"}),
+    ],
+)
+async def test_pairs_for_conversion_are_known_by_their_names(
+    currency: str, margin: str, names: tuple[str, ...], quoted: set[str]
+) -> None:
+    """Some brokers say that the base of every pair is the account's own currency, or AUD."""
+    desk = Desk(range(0))
+    desk.names = names
+    desk.reported = {name: [] for name in names}
+    desk.margin_currency = margin
+    desk.state = replace(desk.state, currency=currency)
+    await desk.reports.first(desk.state)
+    assert {name for name, looks in desk.reported.items() if looks} == quoted
 
 
 async def test_the_number_of_symbols_beyond_the_limits_is_reported_once() -> None:

@@ -35,6 +35,7 @@ public.connection_health_logs   -         own  own        none  none        none
 public.copied_trades            -         own  own        none  none        none          all      all
 public.copiers                  -         own  own        none  none        none          all      all
 public.copy_outcomes            -         own  own        none  none        none          all      all
+public.currency_units           -         all  all        all   all         all           all      all
 public.enrollment_tokens        -         none none       none  none        none          all      all
 public.operators                -         none none       none  none        none          all      all
 public.position_links           -         own  own        none  none        none          all      all
@@ -107,6 +108,7 @@ save_broker_server       42501     TC107 TC107      TC107 TC107       TC107     
 save_copier              42501     ok    TC106      TC105 TC105       TC105         TC106    42501
 save_protection_rule     42501     ok    TC106      TC105 TC105       TC105         TC106    42501
 set_copier_mode          42501     ok    TC106      TC105 TC105       TC105         ok       42501
+set_currency_unit        42501     TC107 TC107      TC107 TC107       TC107         ok       ok
 set_symbol_alias         42501     TC107 TC107      TC107 TC107       TC107         ok       ok
 symbol_suggestions       42501     ok    TC106      TC105 TC105       TC105         ok       42501
 set_trading              42501     TC107 TC107      TC107 TC107       TC107         ok       ok
@@ -126,6 +128,7 @@ OWNER: Final[dict[str, LiteralString]] = {
     "public.connection_health_logs": "(select a.user_id from public.trading_accounts a where a.id = t.account_id)",
     "public.unexplained_pairs": "(select a.user_id from public.trading_accounts a where a.id = t.account_id)",
     "public.operators": "null::uuid",
+    "public.currency_units": "null::uuid",
     "public.symbol_aliases": "null::uuid",
     "public.trading_switch": "null::uuid",
     "public.broker_servers": "null::uuid",
@@ -308,6 +311,7 @@ def payload(world: World, function: str) -> object:
         "save_protection_rule": {"id": rule, "threshold": "2"},
         "set_copier_mode": {"copier_id": world.copier, "mode": "monitor"},
         "set_setting": {"key": "lease_s", "value": 16},
+        "set_currency_unit": {"currency": "USDX", "counts_as": "USD"},
         "set_symbol_alias": {"name": "XAU", "instrument": "GOLD"},
         "symbol_suggestions": {"copier_id": world.copier},
         "set_trading": {"state": "monitor", "reason": "prices are wrong"},

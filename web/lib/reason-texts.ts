@@ -22,7 +22,7 @@ export const REASONS = {
     ],
     stale_funds: [
       "balance or equity of an account, or a rate between currencies, is unknown, zero or too old",
-      "wait until both accounts are connected",
+      "the detail says which: wait until both accounts are connected, or let a broker show the pair that it names",
     ],
     symbol_unmapped: [
       "no symbol of the follower, or more than one, matches the master's symbol",
@@ -245,6 +245,8 @@ export const WARNINGS = {
   split: "the copy exceeds the maximum volume of one order and was split into several orders",
   contract_sizes_differ: "the contract sizes of master and follower differ, and contract_alignment is off",
   risk_unknown: "the trade has no stop loss that limits its risk, so max_risk_percent could not be applied",
+  at_par:
+    "the size depends on the value of a stablecoin that no broker of the two accounts quotes: it counts as what the table currency_units says (USDT as 1 USD)",
   sanity_unchecked: "an equity or an exchange rate is unknown, so sanity_factor could not be applied",
   netting_sltp_virtual:
     "several copies share one net position, so none of their stop loss and take profit levels is set on it",

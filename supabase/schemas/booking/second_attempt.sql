@@ -6,14 +6,16 @@ create function private.margin_per_lot(p_account public.trading_accounts, p_symb
   p_price numeric, p_now timestamptz)
 returns numeric
 language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_rate numeric[] := private.profit_fraction(p_symbol, p_account.currency, case
+    when p_symbol.profit_currency = p_account.currency then '{}'::jsonb
+    else private.quoted_rates(array[p_account.id], array[p_symbol.profit_currency,
+      private.quoted_currency(p_symbol.name), p_account.currency]) end);
 begin
   return p_symbol.contract_size
     * coalesce(case when p_symbol.quoted_at > p_now - private.setting_s('symbol_quote_max_age_s')
       then case p_side when 'buy' then p_symbol.ask else p_symbol.bid end end, p_price)
-    * private.exchange_rate(p_symbol.profit_currency, p_account.currency, case
-      when p_symbol.profit_currency = p_account.currency then '{}'::jsonb
-      else private.quoted_rates(array[p_account.id], array[p_symbol.profit_currency, p_account.currency]) end)
-    / p_account.leverage;
+    * v_rate[1] / (v_rate[2] * p_account.leverage);
 end $$;
 
 -- Lots that the free margin allows, rounded to the symbol's step; null: unknown.

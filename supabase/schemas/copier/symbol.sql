@@ -69,7 +69,7 @@ create trigger learn_affixes after insert on public.account_symbols
 -- A symbol of the same name may have another contract size, within limits (sizes are aligned); one of another name may
 -- not.
 create function private.misfit(p_master public.account_symbols, p_symbol public.account_symbols) returns text
-language plpgsql immutable set search_path = '' as $$
+language plpgsql stable set search_path = '' as $$
 declare
   m public.account_symbols := p_master;
   s public.account_symbols := p_symbol;

@@ -137,7 +137,8 @@ begin
               and (pair.masters_symbol).profit_currency = (pair.master).currency then '{}'::jsonb
             else private.quoted_rates(array[(pair.follower).id, (pair.master).id],
               array[(pair.master).currency, (pair.follower).currency, (pair.masters_symbol).profit_currency,
-                (pair.symbol).profit_currency])
+                (pair.symbol).profit_currency, private.quoted_currency((pair.masters_symbol).name),
+                private.quoted_currency((pair.symbol).name)])
           end)
       end as size,
       case

@@ -7,6 +7,14 @@ comment on type private.funds is 'Money of an account in its own currency; null 
 create type private.sizing as (orders numeric[], raw_lots numeric, reason text, warnings text[], explain text[]);
 comment on type private.sizing is 'orders: lots of each order, empty with a reason if there is nothing to place.';
 
+-- Why an amount of money cannot be used: it is unknown, or a rate is missing.
+create function private.unknown_money_words(p_whose text, p_amount numeric, p_from text, p_to text) returns text
+language plpgsql stable set search_path = '' as $$
+begin
+  if p_amount > 0 then return private.missing_rate_words(p_from, p_to); end if;
+  return format('The %s is not known, too old, or not above 0.', p_whose);
+end $$;
+
 create function private.no_order(p_reason text, p_raw numeric, p_warnings text[],
   p_explain text[]) returns private.sizing
 language plpgsql immutable set search_path = '' as $$
@@ -23,7 +31,7 @@ create function private.size_order(
   p_master_symbol public.account_symbols, p_follower_symbol public.account_symbols,
   p_side text, p_lots numeric, p_price numeric, p_sl numeric, p_tp numeric, p_rates jsonb
 ) returns private.sizing
-language plpgsql immutable set search_path = '' as $$
+language plpgsql stable set search_path = '' as $$
 declare
   s public.account_symbols := p_follower_symbol;
   v_num numeric;           -- raw lots = v_num / v_den
@@ -47,6 +55,7 @@ declare
   v_explain text[];
   v_orders numeric[] := '{}';
   v_order numeric;
+  v_par text;
 begin
   v_explain := array[format('The master trades %s lots of %s.', private.plain(p_lots), p_master_symbol.name)];
   v_stop := private.stop_of_copy(p_copier, p_side, p_price, case when p_copier.reverse then p_tp else p_sl end, s);
@@ -56,7 +65,7 @@ begin
       private.plain(p_price));
     v_stop := null;
   end if;
-  v_rate := private.exchange_fraction(s.profit_currency, p_follower.currency, p_rates);
+  v_rate := private.profit_fraction(s, p_follower.currency, p_rates);
   v_risk := abs(p_price - v_stop) * s.contract_size * v_rate[1];
 
   -- the raw size
@@ -80,7 +89,8 @@ begin
       end if;
       if p_follower.balance is null or p_follower.balance <= 0 or v_risk is null then
         v_explain := v_explain ||
-          'The follower''s balance, or the rate between the currencies, is not known, too old, or not above 0.'::text;
+          private.unknown_money_words('follower''s balance', p_follower.balance, s.profit_currency,
+            p_follower.currency);
         return private.no_order('stale_funds', null, v_warnings, v_explain);
       end if;
       v_num := p_follower.balance * p_copier.sizing_value * v_rate[2];
@@ -100,9 +110,11 @@ begin
       if v_master_funds is null or v_master_funds <= 0 or v_follower_funds is null or v_follower_funds <= 0
         or v_funds_rate is null then
         v_explain := v_explain ||
-          format('The %s of the master or the follower, or the rate between their currencies, is not known, too old, '
-            'or not above 0.',
-          replace(replace(p_copier.sizing_mode, '_ratio', ''), '_', ' '));
+          private.unknown_money_words(
+            case when v_master_funds > 0 then 'follower''s ' else 'master''s ' end
+              || replace(replace(p_copier.sizing_mode, '_ratio', ''), '_', ' '),
+            case when v_master_funds > 0 then v_follower_funds else v_master_funds end,
+            p_master.currency, p_follower.currency);
         return private.no_order('stale_funds', null, v_warnings, v_explain);
       end if;
       v_num := p_lots * p_copier.sizing_value * v_follower_funds * v_funds_rate[2];
@@ -144,8 +156,8 @@ begin
       case when v_no_stop = 'It has no stop.' then 'the trade has no stop.' else v_no_stop end);
   elsif p_copier.max_risk_percent is not null and (v_risk > 0 and p_follower.balance > 0) is not true then
     v_explain := v_explain ||
-      'The follower''s balance, or the rate between the currencies, is not known, too old, or not above 0: the limit '
-      'on risk cannot be checked.'::text;
+      private.unknown_money_words('follower''s balance', p_follower.balance, s.profit_currency, p_follower.currency)
+      || 'The limit on risk cannot be checked.'::text;
     return private.no_order('stale_funds', v_raw, v_warnings, v_explain);
   elsif p_copier.max_risk_percent is not null then
     v_limit := p_follower.balance * p_copier.max_risk_percent / 100;
@@ -161,8 +173,8 @@ begin
   if p_copier.max_leverage is not null then
     if v_exposure is null or p_follower.equity is null or p_follower.equity <= 0 then
       v_explain := v_explain ||
-        'The follower''s equity, or the rate between the currencies, is not known, too old, or not above 0: the '
-        'leverage limit cannot be checked.'::text;
+        private.unknown_money_words('follower''s equity', p_follower.equity, s.profit_currency, p_follower.currency)
+        || 'The limit on leverage cannot be checked.'::text;
       return private.no_order('stale_funds', v_raw, v_warnings, v_explain);
     end if;
     if v_num * v_exposure > p_copier.max_leverage * p_follower.equity * v_den * v_rate[2] then
@@ -177,6 +189,18 @@ begin
       v_num := p_copier.max_leverage * p_follower.equity * v_rate[2]; v_den := v_exposure; v_raw := v_num / v_den;
       v_warnings := v_warnings || 'leverage_shrunk'::text;
       v_explain := v_explain || format('Shrunk to %s lots.', private.plain(round(v_raw, 6)));
+    end if;
+  end if;
+
+  -- a size that depends on the value of a stablecoin says so
+  if p_copier.sizing_mode like '%ratio' and p_master.currency <> p_follower.currency
+    or s.profit_currency <> p_follower.currency and (p_copier.sizing_mode = 'risk_percent'
+      or p_copier.max_risk_percent is not null or p_copier.max_leverage is not null) then
+    v_par := private.at_par_words(case when p_copier.sizing_mode like '%ratio' then p_master.currency
+      else s.profit_currency end, p_follower.currency, p_rates);
+    if v_par is not null then
+      v_warnings := v_warnings || 'at_par'::text;
+      v_explain := v_explain || v_par;
     end if;
   end if;
 
@@ -236,13 +260,16 @@ begin
   end if;
 
   -- exposure compared with the master's own
-  v_master_rate := private.exchange_fraction(p_master_symbol.profit_currency, p_master.currency, p_rates);
+  v_master_rate := private.profit_fraction(p_master_symbol, p_master.currency, p_rates);
   v_master_exposure := p_lots * p_master_symbol.contract_size * p_price * v_master_rate[1];
   if p_copier.sanity_factor is not null and (p_master.equity > 0 and p_follower.equity > 0 and v_exposure > 0
     and v_master_exposure > 0) is not true then
     v_warnings := v_warnings || 'sanity_unchecked'::text;
     v_explain := v_explain ||
-      'The exposure could not be compared with the master''s own: an equity or exchange rate is not known.'::text;
+      'The exposure could not be compared with the master''s own: an equity or exchange rate is not known.'::text
+      || case when v_rate is null then private.missing_rate_words(s.profit_currency, p_follower.currency)
+        when v_master_rate is null then private.missing_rate_words(p_master_symbol.profit_currency,
+          p_master.currency) end;
   elsif v_lots * v_exposure * v_master_rate[2] * p_master.equity > p_copier.sanity_factor * v_master_exposure *
     v_rate[2] * p_follower.equity then
     v_explain := v_explain ||

@@ -100,7 +100,7 @@ end $$;
 -- The answer of preview_copy; TC001 names the field that is missing or malformed. Security definer: the parts that it
 -- calls are granted to nobody.
 create function private.preview_copy(p_request jsonb) returns jsonb
-language plpgsql immutable security definer set search_path = '' as $$
+language plpgsql stable security definer set search_path = '' as $$
 declare
   v_copier public.copiers;
   v_master_symbol public.account_symbols;

@@ -22,6 +22,7 @@ OPERATORS: dict[str, dict[str, Any]] = {
     "drain_vps": {}, "retire_vps": {}, "set_trading": {"state": "monitor"},
     "set_setting": {"key": "lease_s", "value": 16},
     "create_enrollment_token": {}, "set_symbol_alias": {"name": "XAU", "instrument": "GOLD"}, "save_broker_server": {},
+    "set_currency_unit": {"currency": "USDX", "counts_as": "USD"},
     "remove_broker_server": {}, "list_broker_servers": {},
 }  # fmt: skip
 OF_A_COPIER: dict[str, dict[str, Any]] = {

@@ -305,6 +305,26 @@ def test_rates_cross_by_dollar_or_euro(world: World) -> None:
     assert world.one(rate, "CHF", "USD") is None
 
 
+@pytest.mark.covers("L36")
+def test_a_missing_rate_is_named(world: World) -> None:
+    ratio = {"sizing_mode": "equity_ratio", "sizing_value": "1"}
+    answer = preview(world, ratio, master={"currency": "CHF"}, follower={"currency": "JPY"})
+    assert answer["explain"][1] == (
+        "There is no recent quote of CHFJPY or JPYCHF, and none of both CHF and JPY with USD or EUR: CHF cannot be "
+        "converted into JPY. Let the broker of one of the two accounts show that pair."
+    )
+    assert preview(world, ratio, master={"currency": None})["explain"][1].startswith("The currency of an account")
+
+
+@pytest.mark.covers("L35")
+def test_a_stablecoin_is_sized_at_par_and_said_so(world: World) -> None:
+    answer = preview(world, {"sizing_mode": "balance_ratio", "sizing_value": "0.5"}, follower={"currency": "USDT"})
+    assert (answer["orders"], answer["warnings"]) == (["0.5"], ["at_par"])
+    assert "USDT counts as 1 USD, because no broker of the two quotes it." in answer["explain"]
+    quoted = preview(world, {"sizing_mode": "balance_ratio"}, follower={"currency": "USDT"}, rates={"USDTUSD": "0.5"})
+    assert (quoted["orders"], quoted["warnings"]) == (["0.5"], [])
+
+
 @pytest.mark.covers("L33")
 @pytest.mark.parametrize(("equity", "raw"), [("29.7", "29.7"), ("129.6", "129.6"), ("6.25", "6.25"), ("0.25", "0.25")])
 def test_a_ratio_is_taken_as_it_is_and_not_in_bands(world: World, equity: str, raw: str) -> None:
