@@ -1421,6 +1421,7 @@ export type Database = {
           status: string;
           status_at: string;
           status_reason: string | null;
+          symbol_affix_proven: boolean;
           symbol_prefix: string;
           symbol_suffix: string;
           updated_at: string;
@@ -1465,6 +1466,7 @@ export type Database = {
           status?: string;
           status_at?: string;
           status_reason?: string | null;
+          symbol_affix_proven?: boolean;
           symbol_prefix?: string;
           symbol_suffix?: string;
           updated_at?: string;
@@ -1508,6 +1510,7 @@ export type Database = {
           status?: string;
           status_at?: string;
           status_reason?: string | null;
+          symbol_affix_proven?: boolean;
           symbol_prefix?: string;
           symbol_suffix?: string;
           updated_at?: string;

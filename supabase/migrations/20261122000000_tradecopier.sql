@@ -1243,6 +1243,7 @@ create table public.trading_accounts (
   revision bigint not null default 1,
   symbol_prefix text not null default '',
   symbol_suffix text not null default '',
+  symbol_affix_proven boolean not null default false,
   removed_at timestamptz,
   created_at timestamptz not null default now(),
   updated_at timestamptz not null default now(),
@@ -1320,6 +1321,9 @@ comment on column public.trading_accounts.symbol_prefix is
   'What its broker puts before symbol names, learned from well-known names.';
 comment on column public.trading_accounts.symbol_suffix is
   'What its broker puts after symbol names, learned from well-known names.';
+comment on column public.trading_accounts.symbol_affix_proven is
+  'Whether prefix and suffix are on at least five of its well-known symbols and on more than half of them, so that '
+  'they are also taken off names that are not well known.';
 comment on column public.trading_accounts.removed_at is 'When its user removed it; the row is kept for the history.';
 comment on column public.trading_accounts.created_at is 'When it was first connected.';
 comment on column public.trading_accounts.updated_at is
@@ -2456,14 +2460,19 @@ begin
     '|XAU|XAG|XPT|XPD|BTC|ETH|LTC){2}');
 end $$;
 
--- A symbol's name without the broker's prefix and suffix, in upper case: EURUSD for "eurusd.m", "EURUSDpro" and
--- "#EURUSD".
+-- What a symbol is looked up by, in upper case: the pair that it begins with, also as EUR/USD, else everything up to
+-- the first odd character: EURUSD for "eurusd.m", "EURUSDpro" and "#EURUSD", BRK for "BRK.B". Equal roots do not
+-- make two symbols the same instrument: copier/instrument.sql decides that.
 create function private.symbol_root(p_name text) returns text
 language plpgsql immutable set search_path = '' as $$
 declare
   v_bare text := upper(regexp_replace(p_name, '^[^A-Za-z0-9]+', ''));
 begin
   if private.pair_in(left(v_bare, 6)) is not null then return left(v_bare, 6); end if;
+  if v_bare ~ '^[A-Z]{3}[^A-Z0-9][A-Z]{3}'
+    and private.pair_in(left(v_bare, 3) || substr(v_bare, 5, 3)) is not null then
+    return left(v_bare, 3) || substr(v_bare, 5, 3);
+  end if;
   return regexp_replace(v_bare, '[^A-Z0-9].*$', '');
 end $$;
 
@@ -3106,6 +3115,151 @@ insert into public.currency_units (currency, counts_as, amount, assumed) values
   ('USDP', 'USD', 1, true), ('USDD', 'USD', 1, true), ('USDE', 'USD', 1, true), ('USD1', 'USD', 1, true),
   ('DAI', 'USD', 1, true), ('EURT', 'EUR', 1, true), ('EURC', 'EUR', 1, true), ('EURS', 'EUR', 1, true);
 
+-- copier/dated_contract.sql
+-- Dated contracts: names that end with the date on which the contract ends.
+
+-- Whether digits are a date whose year lies between the two: year, month and day, or year and month, in any usual
+-- order.
+create function private.digits_are_date(p_digits text, p_first_year integer, p_last_year integer) returns boolean
+language plpgsql immutable set search_path = '' as $$
+begin
+  return exists (
+    select 1 from (values
+      (8, 1, 4, 5, 7), (8, 5, 4, 3, 1), (8, 5, 4, 1, 3), (6, 1, 2, 3, 5), (6, 5, 2, 3, 1), (6, 5, 2, 1, 3),
+      (6, 1, 4, 5, 0), (6, 3, 4, 1, 0), (4, 1, 2, 3, 0), (4, 3, 2, 1, 0)
+    ) form (length, year_at, year_digits, month_at, day_at)
+    cross join lateral (select substr(p_digits, form.year_at, form.year_digits)::integer
+      + case form.year_digits when 2 then 2000 else 0 end) y (year)
+    where form.length = length(p_digits) and y.year between p_first_year and p_last_year
+      and substr(p_digits, form.month_at, 2)::integer between 1 and 12
+      and (form.day_at = 0 or substr(p_digits, form.day_at, 2)::integer between 1 and 31));
+end $$;
+
+-- Whether a year of one, two or four digits lies between last year and three years ahead of p_year.
+create function private.year_is_near(p_digits text, p_year integer) returns boolean
+language plpgsql immutable set search_path = '' as $$
+begin
+  return case length(p_digits)
+    when 1 then exists (select 1 from generate_series(p_year - 1, p_year + 3) y where y % 10 = p_digits::integer)
+    when 2 then 2000 + p_digits::integer between p_year - 1 and p_year + 3
+    when 4 then p_digits::integer between p_year - 1 and p_year + 3
+    else false end;
+end $$;
+
+-- The date at the end of p_name, which is in upper case, without separators: DEC25 for US30-DEC-25; null: there is
+-- none.
+create function private.date_at_end(p_name text, p_year integer) returns text
+language plpgsql immutable set search_path = '' as $$
+declare
+  v_month constant text := '(?:JAN(?:UARY)?|FEB(?:RUARY)?|MAR(?:CH)?|APR(?:IL)?|MAY|JUNE?|JULY?|AUG(?:UST)?'
+    '|SEP(?:T(?:EMBER)?)?|OCT(?:OBER)?|NOV(?:EMBER)?|DEC(?:EMBER)?)';
+  v_odd constant text := '[^A-Z0-9]*';
+  v_end text;
+begin
+  -- after a separator: a month, or a month letter or quarter with a year
+  v_end := coalesce(
+    substring(p_name from '[^A-Z0-9]((?:\d{1,4}' || v_odd || ')?' || v_month || '(?:' || v_odd || '\d{1,4})?)$'),
+    substring(p_name from '[^A-Z0-9]((?:[FGHJKMNQUVXZ]|Q[1-4]|[1-4]Q)' || v_odd || '(?:\d\d|\d{4}))$'),
+    substring(p_name from '[^A-Z0-9]((?:\d\d|\d{4})' || v_odd || '(?:Q[1-4]|[1-4]Q))$'),
+    substring(p_name from '[^A-Z0-9]((?:19|20)\d\d)$'),
+    substring(p_name from '[^A-Z0-9](FUT|FT|FWD|FUTURES?)$'));
+  if v_end is not null then return regexp_replace(v_end, '[^A-Z0-9]', '', 'g'); end if;
+  v_end := regexp_replace(substring(p_name from
+    '[^A-Z0-9](\d{4}|\d{6}|\d{8}|\d\d[^A-Z0-9]\d\d(?:[^A-Z0-9]\d\d|[^A-Z0-9]\d{4})?'
+    '|\d{4}[^A-Z0-9]\d\d(?:[^A-Z0-9]\d\d)?)$'), '[^0-9]', '', 'g');
+  if private.digits_are_date(v_end, case length(v_end) when 4 then p_year - 1 else 1990 end,
+    case length(v_end) when 4 then p_year + 3 else 2099 end) then
+    return v_end;
+  end if;
+  v_end := substring(p_name from '[^A-Z0-9]([FGHJKMNQUVXZ]?\d\d?)$');
+  if v_end ~ '[A-Z]|\d\d' and private.year_is_near(regexp_replace(v_end, '[A-Z]', ''), p_year) then
+    return v_end;
+  end if;
+  -- without one the year must be near
+  v_end := coalesce(substring(p_name from '.(' || v_month || '(?:\d\d|\d{4}))$'),
+    substring(p_name from '.((?:Q[1-4]|[1-4]Q|[FGHJKMNQUVXZ])(?:\d{4}|\d\d?))$'));
+  if private.year_is_near(substring(v_end from '(\d{4}|\d\d?)$'), p_year) then return v_end; end if;
+  v_end := substring(p_name from '.(\d{6})$');
+  if private.digits_are_date(substring(p_name from '.(\d{8})$'), p_year - 1, p_year + 3)
+    or private.digits_are_date(v_end, p_year - 1, p_year + 3) then
+    return coalesce(substring(p_name from '.(\d{8})$'), v_end);
+  end if;
+  return substring(p_name from '..(' || v_month || ')$');
+end $$;
+
+-- The date in a symbol's name, without separators and before an affix such as ".r"; null: it is no dated contract.
+create function private.contract_date(p_name text, p_year integer) returns text
+language plpgsql immutable set search_path = '' as $$
+declare
+  v_name text := upper(btrim(p_name));
+begin
+  return coalesce(private.date_at_end(v_name, p_year),
+    private.date_at_end(substring(v_name from '^(.*[^._#!+-])[._#!+-]+[A-Z]{0,6}[._#!+-]*$'), p_year));
+end $$;
+
+-- copier/instrument.sql
+-- Whether two names mean the same instrument: what remains of a name beside what is known must be an affix.
+
+-- Affixes that many brokers use and that never tell two instruments apart.
+create function private.listed_affixes() returns text[]
+language sql immutable set search_path = '' as $$
+  select array['.CASH', '.CFD', '.ECN', '.PRO', '.RAW', '.SPOT', '.STD', '.STP']
+$$;
+
+-- The listed instrument (a pair of currencies, a metal or an alias) that a name in upper case means, with the date if
+-- it is a dated contract: US30 for DJ30.x, US30@DEC25 for DJ30-DEC25. Null: none. A text with a blank is no affix.
+create function private.listed_instrument(p_name text) returns text
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_root text := private.symbol_root(p_name);
+  v_pair boolean := private.pair_in(v_root) = v_root;
+  v_instrument text := (select a.instrument from public.symbol_aliases a where a.name = v_root);
+begin
+  if v_instrument is null and not coalesce(v_pair, false) then return null; end if;
+  if not coalesce(v_pair, false) and p_name ~ '[A-Z0-9]\s+\S*[A-Z]' and private.contract_date(p_name,
+    extract(year from now())::integer) is null then
+    return null;
+  end if;
+  return coalesce(v_instrument, v_root) || coalesce('@' || case when v_root <> p_name then
+    private.contract_date(p_name, extract(year from now())::integer) end, '');
+end $$;
+
+-- What a name can mean at an account: itself; itself without the affixes that are proven or listed; and "=" with the
+-- listed instrument. Two symbols may be the same instrument only if they share a meaning.
+create function private.meanings(p_name text, p_account public.trading_accounts) returns text[]
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_name text := upper(btrim(p_name));
+  v_prefix text := upper(p_account.symbol_prefix);
+  v_suffix text := upper(p_account.symbol_suffix);
+  v_names text[] := array[v_name];
+  v_inner text;
+begin
+  v_names := v_names || array(select left(v_name, -length(x)) from unnest(private.listed_affixes()) x
+    where right(v_name, length(x)) = x and length(v_name) > length(x));
+  if v_prefix || v_suffix <> '' and starts_with(v_name, v_prefix) and right(v_name, length(v_suffix)) = v_suffix
+    and length(v_name) > length(v_prefix || v_suffix) then
+    v_inner := substr(v_name, length(v_prefix) + 1, length(v_name) - length(v_prefix || v_suffix));
+    if p_account.symbol_affix_proven then v_names := v_names || v_inner; end if;
+  end if;
+  return v_names || array(select '=' || i from unnest(v_names || v_inner) n
+    cross join lateral private.listed_instrument(n) i where i is not null);
+end $$;
+
+-- Why a follower's symbol of another name does not mean the master's instrument; null: it does.
+create function private.name_misfit(p_master text, p_master_meanings text[], p_symbol text,
+  p_follower public.trading_accounts) returns text
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_year integer := extract(year from now());
+begin
+  return case
+    when p_symbol = p_master or p_master_meanings && private.meanings(p_symbol, p_follower) then null
+    when private.contract_date(p_master, v_year) is distinct from private.contract_date(p_symbol, v_year)
+      then 'one of the two seems to be a future, or they end on different dates'
+    else 'its name is only similar' end;
+end $$;
+
 -- copier/protection_rule.sql
 -- Protection rules: limits on an account's money, the action when one is reached, and the present state of each rule.
 -- The logic is in planner/protection.sql.
@@ -3309,52 +3463,20 @@ comment on function private.owner_mark(uuid) is
 -- copier/symbol.sql
 -- Symbols: which symbol of a follower corresponds to a symbol of the master, and why one does not fit.
 
--- Different brokers' names for the same instrument.
-create table public.symbol_aliases (
-  name text primary key,
-  instrument text not null,
-  constraint names_are_roots check (name ~ '^[A-Z0-9]{1,20}$' and instrument ~ '^[A-Z0-9]{1,20}$')
-);
-comment on table public.symbol_aliases is
-  'Names of one instrument at different brokers, without prefix and suffix; rows of a group have the same instrument.';
-comment on column public.symbol_aliases.name is 'A name, in upper case and without the broker''s prefix and suffix.';
-comment on column public.symbol_aliases.instrument is 'The instrument that it names: one of the names of the group.';
-
--- the planner: all names of an instrument
-create index symbol_aliases_of_instrument on public.symbol_aliases (instrument);
-alter table public.symbol_aliases enable row level security;
-create policy "aliases are no secret" on public.symbol_aliases for select to authenticated using (true);
-grant select on public.symbol_aliases to authenticated, service_role;
-
-insert into public.symbol_aliases (instrument, name)
-select g.names[1], unnest(g.names) from (values
-  (array['XAUUSD', 'GOLD']), (array['XAGUSD', 'SILVER']), (array['XPTUSD', 'PLATINUM']), (array['XPDUSD', 'PALLADIUM']),
-  (array['XCUUSD', 'COPPER']),
-  (array['US30', 'DJ30', 'WS30', 'DJI30', 'DJIA30', 'DOW30', 'USA30', 'WALLSTREET30']),
-  (array['NAS100', 'USTEC', 'US100', 'NDX100', 'NASDAQ100', 'USTECH100', 'UT100', 'USTECH']),
-  (array['SPX500', 'US500', 'SP500', 'USA500']), (array['US2000', 'RUSSELL2000', 'RUS2000']),
-  (array['GER40', 'DE40', 'DAX40', 'GER30', 'DE30', 'DAX30', 'GDAXI', 'DAX']),
-  (array['UK100', 'FTSE100', 'GB100', 'FTSE']), (array['JP225', 'JPN225', 'NI225', 'NIKKEI225', 'NIKKEI']),
-  (array['FRA40', 'FR40', 'CAC40']), (array['EU50', 'STOXX50', 'EUSTX50', 'ESTX50', 'EURO50', 'STX50']),
-  (array['ESP35', 'ES35', 'IBEX35', 'SPA35']), (array['AUS200', 'AU200', 'ASX200']),
-    (array['HK50', 'HKG50', 'HSI50', 'HSI']),
-  (array['WTI', 'USOIL', 'XTIUSD']), (array['BRENT', 'UKOIL', 'XBRUSD']), (array['NATGAS', 'NGAS', 'XNGUSD']),
-  (array['BTCUSD', 'BITCOIN']), (array['ETHUSD', 'ETHEREUM']), (array['LTCUSD', 'LITECOIN']),
-    (array['XRPUSD', 'RIPPLE'])
-) as g (names);
-
 -- The prefix and suffix that an account's broker adds to symbol names, learned from well-known names: those on most of
--- them, and on at least two. Stored with the account, so that the planner need not read its whole list.
+-- them, and on at least two; proven: on at least five. Dates are no suffixes. Stored with the account, so that the
+-- planner need not read its whole list.
 create function private.learn_affixes() returns trigger
 language plpgsql security definer set search_path = '' as $$
 begin
   if not exists (select from new_symbols) then return null; end if;  -- every report of quotes runs this trigger
   update public.trading_accounts a
-  set symbol_prefix = f.prefix, symbol_suffix = f.suffix
+  set symbol_prefix = f.prefix, symbol_suffix = f.suffix, symbol_affix_proven = f.proven
   from (
     select distinct on (x.account_id) x.account_id, case
       when x.roots > 1 and x.roots * 2 > x.all_roots then x.prefix else '' end as prefix,
-      case when x.roots > 1 and x.roots * 2 > x.all_roots then x.suffix else '' end as suffix
+      case when x.roots > 1 and x.roots * 2 > x.all_roots then x.suffix else '' end as suffix,
+      x.roots >= 5 and x.roots * 2 > x.all_roots as proven
     from (
       select s.account_id, left(s.name, at - 1) as prefix, substr(s.name, at + length(root)) as suffix,
         count(*) as roots, sum(count(*)) over (partition by s.account_id) as all_roots
@@ -3363,11 +3485,13 @@ begin
       cross join lateral (select strpos(upper(s.name), r.root)) p (at)
       where s.account_id in (select n.account_id from new_symbols n)
         and (private.pair_in(root) is not null or root in (select known.name from public.symbol_aliases known))
+        and at > 0 and private.contract_date(substr(s.name, at), extract(year from now())::integer) is null
       group by s.account_id, 2, 3
     ) x
     order by x.account_id, x.roots desc, x.prefix, x.suffix
   ) f
-  where a.id = f.account_id and (a.symbol_prefix, a.symbol_suffix) is distinct from (f.prefix, f.suffix);
+  where a.id = f.account_id and (a.symbol_prefix, a.symbol_suffix, a.symbol_affix_proven)
+    is distinct from (f.prefix, f.suffix, f.proven);
   perform private.forget_choices(array(select distinct n.account_id from new_symbols n));
   return null;
 end $$;
@@ -3382,7 +3506,6 @@ language plpgsql stable set search_path = '' as $$
 declare
   m public.account_symbols := p_master;
   s public.account_symbols := p_symbol;
-  v_dated constant text := '(fut|ft|fwd|[._-][fghjkmnquvxz]\d\d?)$';
   v_prices boolean := abs(extract(epoch from m.quoted_at - s.quoted_at)) < 86400;
 begin
   if m.profit_currency <> s.profit_currency
@@ -3398,9 +3521,6 @@ begin
     and greatest(m.contract_size, s.contract_size) > 50 * least(m.contract_size, s.contract_size)) then
     return format('one lot of it is %s units, of the master''s %s', trim_scale(s.contract_size),
       trim_scale(m.contract_size));
-  end if;
-  if m.name ~* v_dated <> (s.name ~* v_dated) then
-    return 'one of the two seems to be a future';
   end if;
   return null;
 end $$;
@@ -3433,12 +3553,16 @@ returns table (name text, rank integer, tradable boolean, misfit text)
 language plpgsql stable security definer set search_path = '' as $$
 declare
   v_names text[] := private.names_of(p_master);
-  v_usual text[] := array(select p_follower.symbol_prefix || n || p_follower.symbol_suffix from unnest(v_names) n);
+  v_usual text[] := array(select p_follower.symbol_prefix || n || p_follower.symbol_suffix
+    from unnest(v_names || p_master.name) n);
+  v_meanings text[] := (select private.meanings(p_master.name, a) from public.trading_accounts a
+    where a.id = p_master.account_id);
 begin
   return query
   select s.name, case when upper(s.name) = upper(v_usual[1]) then 1 when private.symbol_root(s.name) = v_names[1] then 2
       when upper(s.name) = any (select upper(u) from unnest(v_usual) u) then 3 else 4 end,
-    s.trade_mode not in ('close_only', 'disabled'), private.misfit(p_master, s)
+    s.trade_mode not in ('close_only', 'disabled'),
+    coalesce(private.name_misfit(p_master.name, v_meanings, s.name, p_follower), private.misfit(p_master, s))
   from (
     select * from public.account_symbols x
     where private.symbol_root(x.name) = any (v_names) and x.account_id = p_follower.id
@@ -3460,6 +3584,10 @@ declare
   v_names text[];
 begin
   if p_master.contract_size is null then return null; end if;
+  -- a namesake that may only be closed is still the instrument: no other takes its place
+  select * into v_symbol from public.account_symbols s
+  where s.account_id = p_follower.id and s.name = p_master.name and s.trade_mode = 'close_only';
+  if v_symbol.name is not null and private.misfit(p_master, v_symbol) is null then return v_symbol; end if;
   -- among candidates that fit: tradable ones first, then the same name, then by rank
   select array_agg(f.name) into v_names from (
     select c.name, dense_rank() over (order by c.tradable desc, c.name <> p_master.name, c.rank) as place
@@ -3534,6 +3662,43 @@ begin
   end if;
   return v_symbol;
 end $$;
+
+-- copier/symbol_alias.sql
+-- Aliases: the names of one instrument at different brokers.
+
+-- Different brokers' names for the same instrument.
+create table public.symbol_aliases (
+  name text primary key,
+  instrument text not null,
+  constraint names_are_roots check (name ~ '^[A-Z0-9]{1,20}$' and instrument ~ '^[A-Z0-9]{1,20}$')
+);
+comment on table public.symbol_aliases is
+  'Names of one instrument at different brokers, without prefix and suffix; rows of a group have the same instrument.';
+comment on column public.symbol_aliases.name is 'A name, in upper case and without the broker''s prefix and suffix.';
+comment on column public.symbol_aliases.instrument is 'The instrument that it names: one of the names of the group.';
+
+-- the planner: all names of an instrument
+create index symbol_aliases_of_instrument on public.symbol_aliases (instrument);
+alter table public.symbol_aliases enable row level security;
+create policy "aliases are no secret" on public.symbol_aliases for select to authenticated using (true);
+grant select on public.symbol_aliases to authenticated, service_role;
+
+insert into public.symbol_aliases (instrument, name)
+select g.names[1], unnest(g.names) from (values
+  (array['XAUUSD', 'GOLD']), (array['XAGUSD', 'SILVER']), (array['XPTUSD', 'PLATINUM']), (array['XPDUSD', 'PALLADIUM']),
+  (array['XCUUSD', 'COPPER']),
+  (array['US30', 'DJ30', 'WS30', 'DJI30', 'DJIA30', 'DOW30', 'USA30', 'WALLSTREET30']),
+  (array['NAS100', 'USTEC', 'US100', 'NDX100', 'NASDAQ100', 'USTECH100', 'UT100', 'USTECH']),
+  (array['SPX500', 'US500', 'SP500', 'USA500']), (array['US2000', 'RUSSELL2000', 'RUS2000']),
+  (array['GER40', 'DE40', 'DAX40', 'GER30', 'DE30', 'DAX30', 'GDAXI', 'DAX']),
+  (array['UK100', 'FTSE100', 'GB100', 'FTSE']), (array['JP225', 'JPN225', 'NI225', 'NIKKEI225', 'NIKKEI']),
+  (array['FRA40', 'FR40', 'CAC40']), (array['EU50', 'STOXX50', 'EUSTX50', 'ESTX50', 'EURO50', 'STX50']),
+  (array['ESP35', 'ES35', 'IBEX35', 'SPA35']), (array['AUS200', 'AU200', 'ASX200']),
+    (array['HK50', 'HKG50', 'HSI50', 'HSI']),
+  (array['WTI', 'USOIL', 'XTIUSD']), (array['BRENT', 'UKOIL', 'XBRUSD']), (array['NATGAS', 'NGAS', 'XNGUSD']),
+  (array['BTCUSD', 'BITCOIN']), (array['ETHUSD', 'ETHEREUM']), (array['LTCUSD', 'LITECOIN']),
+    (array['XRPUSD', 'RIPPLE'])
+) as g (names);
 
 -- copier/trading_switch.sql
 -- The global trading switch: whether copies are traded at all. One row, read once per planning call.

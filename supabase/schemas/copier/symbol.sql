@@ -1,51 +1,19 @@
 -- Symbols: which symbol of a follower corresponds to a symbol of the master, and why one does not fit.
 
--- Different brokers' names for the same instrument.
-create table public.symbol_aliases (
-  name text primary key,
-  instrument text not null,
-  constraint names_are_roots check (name ~ '^[A-Z0-9]{1,20}$' and instrument ~ '^[A-Z0-9]{1,20}$')
-);
-comment on table public.symbol_aliases is
-  'Names of one instrument at different brokers, without prefix and suffix; rows of a group have the same instrument.';
-comment on column public.symbol_aliases.name is 'A name, in upper case and without the broker''s prefix and suffix.';
-comment on column public.symbol_aliases.instrument is 'The instrument that it names: one of the names of the group.';
-
--- the planner: all names of an instrument
-create index symbol_aliases_of_instrument on public.symbol_aliases (instrument);
-alter table public.symbol_aliases enable row level security;
-create policy "aliases are no secret" on public.symbol_aliases for select to authenticated using (true);
-grant select on public.symbol_aliases to authenticated, service_role;
-
-insert into public.symbol_aliases (instrument, name)
-select g.names[1], unnest(g.names) from (values
-  (array['XAUUSD', 'GOLD']), (array['XAGUSD', 'SILVER']), (array['XPTUSD', 'PLATINUM']), (array['XPDUSD', 'PALLADIUM']),
-  (array['XCUUSD', 'COPPER']),
-  (array['US30', 'DJ30', 'WS30', 'DJI30', 'DJIA30', 'DOW30', 'USA30', 'WALLSTREET30']),
-  (array['NAS100', 'USTEC', 'US100', 'NDX100', 'NASDAQ100', 'USTECH100', 'UT100', 'USTECH']),
-  (array['SPX500', 'US500', 'SP500', 'USA500']), (array['US2000', 'RUSSELL2000', 'RUS2000']),
-  (array['GER40', 'DE40', 'DAX40', 'GER30', 'DE30', 'DAX30', 'GDAXI', 'DAX']),
-  (array['UK100', 'FTSE100', 'GB100', 'FTSE']), (array['JP225', 'JPN225', 'NI225', 'NIKKEI225', 'NIKKEI']),
-  (array['FRA40', 'FR40', 'CAC40']), (array['EU50', 'STOXX50', 'EUSTX50', 'ESTX50', 'EURO50', 'STX50']),
-  (array['ESP35', 'ES35', 'IBEX35', 'SPA35']), (array['AUS200', 'AU200', 'ASX200']),
-    (array['HK50', 'HKG50', 'HSI50', 'HSI']),
-  (array['WTI', 'USOIL', 'XTIUSD']), (array['BRENT', 'UKOIL', 'XBRUSD']), (array['NATGAS', 'NGAS', 'XNGUSD']),
-  (array['BTCUSD', 'BITCOIN']), (array['ETHUSD', 'ETHEREUM']), (array['LTCUSD', 'LITECOIN']),
-    (array['XRPUSD', 'RIPPLE'])
-) as g (names);
-
 -- The prefix and suffix that an account's broker adds to symbol names, learned from well-known names: those on most of
--- them, and on at least two. Stored with the account, so that the planner need not read its whole list.
+-- them, and on at least two; proven: on at least five. Dates are no suffixes. Stored with the account, so that the
+-- planner need not read its whole list.
 create function private.learn_affixes() returns trigger
 language plpgsql security definer set search_path = '' as $$
 begin
   if not exists (select from new_symbols) then return null; end if;  -- every report of quotes runs this trigger
   update public.trading_accounts a
-  set symbol_prefix = f.prefix, symbol_suffix = f.suffix
+  set symbol_prefix = f.prefix, symbol_suffix = f.suffix, symbol_affix_proven = f.proven
   from (
     select distinct on (x.account_id) x.account_id, case
       when x.roots > 1 and x.roots * 2 > x.all_roots then x.prefix else '' end as prefix,
-      case when x.roots > 1 and x.roots * 2 > x.all_roots then x.suffix else '' end as suffix
+      case when x.roots > 1 and x.roots * 2 > x.all_roots then x.suffix else '' end as suffix,
+      x.roots >= 5 and x.roots * 2 > x.all_roots as proven
     from (
       select s.account_id, left(s.name, at - 1) as prefix, substr(s.name, at + length(root)) as suffix,
         count(*) as roots, sum(count(*)) over (partition by s.account_id) as all_roots
@@ -54,11 +22,13 @@ begin
       cross join lateral (select strpos(upper(s.name), r.root)) p (at)
       where s.account_id in (select n.account_id from new_symbols n)
         and (private.pair_in(root) is not null or root in (select known.name from public.symbol_aliases known))
+        and at > 0 and private.contract_date(substr(s.name, at), extract(year from now())::integer) is null
       group by s.account_id, 2, 3
     ) x
     order by x.account_id, x.roots desc, x.prefix, x.suffix
   ) f
-  where a.id = f.account_id and (a.symbol_prefix, a.symbol_suffix) is distinct from (f.prefix, f.suffix);
+  where a.id = f.account_id and (a.symbol_prefix, a.symbol_suffix, a.symbol_affix_proven)
+    is distinct from (f.prefix, f.suffix, f.proven);
   perform private.forget_choices(array(select distinct n.account_id from new_symbols n));
   return null;
 end $$;
@@ -73,7 +43,6 @@ language plpgsql stable set search_path = '' as $$
 declare
   m public.account_symbols := p_master;
   s public.account_symbols := p_symbol;
-  v_dated constant text := '(fut|ft|fwd|[._-][fghjkmnquvxz]\d\d?)$';
   v_prices boolean := abs(extract(epoch from m.quoted_at - s.quoted_at)) < 86400;
 begin
   if m.profit_currency <> s.profit_currency
@@ -89,9 +58,6 @@ begin
     and greatest(m.contract_size, s.contract_size) > 50 * least(m.contract_size, s.contract_size)) then
     return format('one lot of it is %s units, of the master''s %s', trim_scale(s.contract_size),
       trim_scale(m.contract_size));
-  end if;
-  if m.name ~* v_dated <> (s.name ~* v_dated) then
-    return 'one of the two seems to be a future';
   end if;
   return null;
 end $$;
@@ -124,12 +90,16 @@ returns table (name text, rank integer, tradable boolean, misfit text)
 language plpgsql stable security definer set search_path = '' as $$
 declare
   v_names text[] := private.names_of(p_master);
-  v_usual text[] := array(select p_follower.symbol_prefix || n || p_follower.symbol_suffix from unnest(v_names) n);
+  v_usual text[] := array(select p_follower.symbol_prefix || n || p_follower.symbol_suffix
+    from unnest(v_names || p_master.name) n);
+  v_meanings text[] := (select private.meanings(p_master.name, a) from public.trading_accounts a
+    where a.id = p_master.account_id);
 begin
   return query
   select s.name, case when upper(s.name) = upper(v_usual[1]) then 1 when private.symbol_root(s.name) = v_names[1] then 2
       when upper(s.name) = any (select upper(u) from unnest(v_usual) u) then 3 else 4 end,
-    s.trade_mode not in ('close_only', 'disabled'), private.misfit(p_master, s)
+    s.trade_mode not in ('close_only', 'disabled'),
+    coalesce(private.name_misfit(p_master.name, v_meanings, s.name, p_follower), private.misfit(p_master, s))
   from (
     select * from public.account_symbols x
     where private.symbol_root(x.name) = any (v_names) and x.account_id = p_follower.id
@@ -151,6 +121,10 @@ declare
   v_names text[];
 begin
   if p_master.contract_size is null then return null; end if;
+  -- a namesake that may only be closed is still the instrument: no other takes its place
+  select * into v_symbol from public.account_symbols s
+  where s.account_id = p_follower.id and s.name = p_master.name and s.trade_mode = 'close_only';
+  if v_symbol.name is not null and private.misfit(p_master, v_symbol) is null then return v_symbol; end if;
   -- among candidates that fit: tradable ones first, then the same name, then by rank
   select array_agg(f.name) into v_names from (
     select c.name, dense_rank() over (order by c.tradable desc, c.name <> p_master.name, c.rank) as place

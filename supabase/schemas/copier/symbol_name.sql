@@ -10,14 +10,19 @@ begin
     '|XAU|XAG|XPT|XPD|BTC|ETH|LTC){2}');
 end $$;
 
--- A symbol's name without the broker's prefix and suffix, in upper case: EURUSD for "eurusd.m", "EURUSDpro" and
--- "#EURUSD".
+-- What a symbol is looked up by, in upper case: the pair that it begins with, also as EUR/USD, else everything up to
+-- the first odd character: EURUSD for "eurusd.m", "EURUSDpro" and "#EURUSD", BRK for "BRK.B". Equal roots do not
+-- make two symbols the same instrument: copier/instrument.sql decides that.
 create function private.symbol_root(p_name text) returns text
 language plpgsql immutable set search_path = '' as $$
 declare
   v_bare text := upper(regexp_replace(p_name, '^[^A-Za-z0-9]+', ''));
 begin
   if private.pair_in(left(v_bare, 6)) is not null then return left(v_bare, 6); end if;
+  if v_bare ~ '^[A-Z]{3}[^A-Z0-9][A-Z]{3}'
+    and private.pair_in(left(v_bare, 3) || substr(v_bare, 5, 3)) is not null then
+    return left(v_bare, 3) || substr(v_bare, 5, 3);
+  end if;
   return regexp_replace(v_bare, '[^A-Z0-9].*$', '');
 end $$;
 

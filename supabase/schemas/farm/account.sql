@@ -40,6 +40,7 @@ create table public.trading_accounts (
   revision bigint not null default 1,
   symbol_prefix text not null default '',
   symbol_suffix text not null default '',
+  symbol_affix_proven boolean not null default false,
   removed_at timestamptz,
   created_at timestamptz not null default now(),
   updated_at timestamptz not null default now(),
@@ -117,6 +118,9 @@ comment on column public.trading_accounts.symbol_prefix is
   'What its broker puts before symbol names, learned from well-known names.';
 comment on column public.trading_accounts.symbol_suffix is
   'What its broker puts after symbol names, learned from well-known names.';
+comment on column public.trading_accounts.symbol_affix_proven is
+  'Whether prefix and suffix are on at least five of its well-known symbols and on more than half of them, so that '
+  'they are also taken off names that are not well known.';
 comment on column public.trading_accounts.removed_at is 'When its user removed it; the row is kept for the history.';
 comment on column public.trading_accounts.created_at is 'When it was first connected.';
 comment on column public.trading_accounts.updated_at is
