@@ -108,7 +108,10 @@ def _cast(
 
 
 def _own_spec(spec: SymbolSpec, name: str, role: Role) -> SymbolSpec:
-    return replace(spec, name=name, lots_step=role.lots_step, lots_min=max(role.lots_step, spec.lots_min))
+    """The master's symbol at a follower's broker. Its steps are as many times as large as the role's are of the usual
+    0.01, and the largest copy, twice the master's volume, still fits into one order."""
+    step = spec.lots_step * role.lots_step / Decimal("0.01")
+    return replace(spec, name=name, lots_step=step, lots_min=max(step, spec.lots_min), lots_max=2 * spec.lots_max)
 
 
 def _factor(role: Role, smallest: Decimal) -> Decimal:

@@ -57,11 +57,14 @@ def demo(
     A statement is a CSV file with the columns ticket, open_time, side, lots, symbol, open_price, sl, tp, close_time,
     close_price, commission, swap, profit, comment. Times are YYYY.MM.DD HH:MM:SS, a price or level of 0 means none, an
     empty close_time means still open, and `from #N` / `to #N` in the comment name the ticket before or after a partial
-    close.
+    close. A row of 0.00 lots is read if its comment names the position it was closed by: `close hedge by #N`.
     """
     from agent.demo.run import Options, run_demo
 
     statement = None if replay is None else read_statement(replay)
+    if statement is not None and statement.left_out:
+        lines = ", ".join(map(str, statement.left_out))
+        click.echo(f"left out, because the file does not tell their volume: lines {lines}", err=True)
     figures_file.check_writable(json_file)
     figures = asyncio.run(
         run_demo(Options(seconds=seconds, statement=statement, speed=speed, seed=seed, kill_vps=kill_vps))

@@ -11,7 +11,7 @@ from typing import Final, Literal
 
 from agent.model import Placed, Position, Side, SymbolSpec
 from agent.paper.client import PaperClient
-from agent.paper.records import BookView
+from agent.paper.records import Holdings
 
 TraderAction = Literal["open", "reduce", "close", "protect", "place", "amend", "cancel"]
 WEIGHTS: Final[dict[TraderAction, int]] = {
@@ -37,6 +37,7 @@ class Trader:
         self._login = login
         self._symbols = tuple(symbols)
         self._random = random.Random(seed)
+        self._specs: dict[str, SymbolSpec] = {}
         self.actions = 0
 
     async def run(self, *, per_second: float = 3.0) -> None:
@@ -47,20 +48,22 @@ class Trader:
 
     async def act(self) -> None:
         """Perform one action, chosen among those that are possible now."""
-        book = await self._paper.book(self._login)
+        if not self._specs:
+            self._specs = {spec.name: spec for spec in (await self._paper.book(self._login)).symbols}
+        book = await self._paper.holdings(self._login)
         action = self._choose(book)
         if await self._do(action, book):
             self.actions += 1
 
     async def close_all(self) -> None:
         """Close every position and cancel every order, so that a run ends flat."""
-        book = await self._paper.book(self._login)
+        book = await self._paper.holdings(self._login)
         for order in book.orders:
             await self._paper.cancel(self._login, order.ticket)
         for position in book.positions:
             await self._paper.close_position(self._login, position.ticket)
 
-    def _choose(self, book: BookView) -> TraderAction:
+    def _choose(self, book: Holdings) -> TraderAction:
         possible: dict[TraderAction, int] = dict(WEIGHTS)
         if len(book.positions) >= MOST_POSITIONS:
             del possible["open"]
@@ -72,7 +75,7 @@ class Trader:
         [chosen] = self._random.choices(list(possible), weights=list(possible.values()))
         return chosen
 
-    async def _do(self, action: TraderAction, book: BookView) -> bool:
+    async def _do(self, action: TraderAction, book: Holdings) -> bool:
         match action:
             case "open" | "place":
                 return await self._enter(action, book)
@@ -81,8 +84,8 @@ class Trader:
             case "reduce" | "close" | "protect":
                 return await self._change(action, self._random.choice(book.positions), book)
 
-    async def _enter(self, action: Literal["open", "place"], book: BookView) -> bool:
-        spec = self._spec(book, self._random.choice(self._symbols))
+    async def _enter(self, action: Literal["open", "place"], book: Holdings) -> bool:
+        spec = self._specs[self._random.choice(self._symbols)]
         quote = await self._paper.quote(self._login, spec.name)
         if quote is None:
             return False
@@ -96,8 +99,8 @@ class Trader:
             result = await self._paper.market(self._login, spec.name, side, lots, sl=sl, tp=tp)
         return isinstance(result, Placed)
 
-    async def _change(self, action: Literal["reduce", "close", "protect"], position: Position, book: BookView) -> bool:
-        spec = self._spec(book, position.symbol)
+    async def _change(self, action: Literal["reduce", "close", "protect"], position: Position, book: Holdings) -> bool:
+        spec = self._specs[position.symbol]
         if action == "protect":
             quote = await self._paper.quote(self._login, position.symbol)
             if quote is None:
@@ -111,10 +114,10 @@ class Trader:
             result = await self._paper.close_position(self._login, position.ticket, lots)
         return isinstance(result, Placed)
 
-    async def _change_order(self, action: Literal["amend", "cancel"], order: Position, book: BookView) -> bool:
+    async def _change_order(self, action: Literal["amend", "cancel"], order: Position, book: Holdings) -> bool:
         if action == "cancel":
             return isinstance(await self._paper.cancel(self._login, order.ticket), Placed)
-        spec = self._spec(book, order.symbol)
+        spec = self._specs[order.symbol]
         quote = await self._paper.quote(self._login, order.symbol)
         if quote is None:
             return False
@@ -131,7 +134,3 @@ class Trader:
         share = Decimal(str(round(self._random.uniform(NEAR, FAR), 5)))
         moved = price * (1 + share if direction == "buy" else 1 - share)
         return (moved / spec.tick_size).to_integral_value(ROUND_HALF_EVEN) * spec.tick_size
-
-    @staticmethod
-    def _spec(book: BookView, symbol: str) -> SymbolSpec:
-        return next(spec for spec in book.symbols if spec.name == symbol)

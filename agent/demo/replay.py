@@ -7,7 +7,7 @@ a price that hits a stop is set, the copies of earlier actions must be complete:
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import ROUND_UP, Decimal
 
 from agent.demo.statement import Action, Statement
@@ -27,10 +27,18 @@ SEEN = """
 
 
 def specs_of(statement: Statement) -> dict[str, SymbolSpec]:
-    """The specification of each symbol in the statement, from its name and the digits of its prices."""
+    """The specification of each symbol in the statement, from its name, the digits of its prices and its volumes."""
     return {
-        name: infer_spec(name, max(-_exponent(price) for price in prices)) for name, prices in statement.symbols.items()
+        name: _with_volumes(infer_spec(name, max(-_exponent(price) for price in prices)), statement.volumes[name])
+        for name, prices in statement.symbols.items()
     }
+
+
+def _with_volumes(spec: SymbolSpec, volumes: Sequence[Decimal]) -> SymbolSpec:
+    """The specification under which a broker takes these volumes: the usual one, with a finer step, a lower minimum and
+    a higher maximum where a volume needs it. Whole lots do not prove that their broker took nothing less."""
+    step = min(spec.lots_step, Decimal(1).scaleb(min(_exponent(lots.normalize()) for lots in volumes)))
+    return replace(spec, lots_step=step, lots_min=min(spec.lots_min, *volumes), lots_max=max(spec.lots_max, *volumes))
 
 
 def _exponent(number: Decimal) -> int:
@@ -166,7 +174,7 @@ class Replay:
         return (below is not None and action.price <= below) or (above is not None and action.price >= above)
 
     async def _holds(self, ticket: str) -> bool:
-        return any(position.ticket == ticket for position in (await self._paper.book(self._master.login)).positions)
+        return any(position.ticket == ticket for position in (await self._paper.holdings(self._master.login)).positions)
 
     async def _detect(self, action: Action) -> None:
         """Wait until the database shows what the action left of its position."""

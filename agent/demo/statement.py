@@ -4,76 +4,27 @@ Columns: ticket, open_time, side, lots, symbol, open_price, sl, tp, close_time, 
 comment. Times are in the broker's local time, `YYYY.MM.DD HH:MM:SS`; a price or level of 0 means none; an empty
 `close_time` means still open.
 
+A clock that was set back can make a trade close before it opens: up to a day, the close then counts as the moment of
+the open.
+
 MetaTrader 4 gives the rest after a partial close a new ticket: the closed part says `to #N`, the rest `from #N`, and
-both keep the open time and price. Such a chain of rows was one position, opened with the sum of their lots.
+both keep the open time and price. Such a chain of rows was one position, opened with the sum of their lots. Of two
+positions that were closed by each other, one row has the volume; the other says `close hedge by #N` and has 0.00 lots.
 """
 
-import csv
-import io
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
 from importlib import resources
 from pathlib import Path
 from typing import Literal
 
-from agent.failure import Failure
+from agent.demo.statement_rows import LARGEST_SET_BACK, Row, StatementError, rows_of
 from agent.model import Side
 
-COLUMNS = [
-    "ticket",
-    "open_time",
-    "side",
-    "lots",
-    "symbol",
-    "open_price",
-    "sl",
-    "tp",
-    "close_time",
-    "close_price",
-    "commission",
-    "swap",
-    "profit",
-    "comment",
-]
-NUMBER = re.compile(r"[+-]?\d{1,12}(\.\d{1,10})?\Z")
-LINK = re.compile(r"\b(from|to) #(\d+)")
-LARGEST_FILE = 20_000_000
 EXAMPLE = "example"
-
-
-class StatementError(Failure):
-    """A file that is not a valid statement; the message names file, line and column."""
-
-    def __init__(self, path: str, line: int, column: str, message: str) -> None:
-        where = f"{path}:{line}, column {column}" if column else f"{path}:{line}"
-        super().__init__(
-            f"{where}: {message}",
-            "correct the CSV (format: tradecopier demo --help) and run the demo again; nothing was run",
-            code="TC650",
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """One line of a statement. `lots` is the volume that this ticket closed; `closed_at` None means still open."""
-
-    line: int
-    ticket: str
-    opened_at: datetime
-    side: Side
-    lots: Decimal
-    symbol: str
-    open_price: Decimal
-    sl: Decimal | None
-    tp: Decimal | None
-    closed_at: datetime | None
-    close_price: Decimal
-    profit: Decimal
-    follows: str | None
-    continues: str | None
+LARGEST_FILE = 20_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,8 +45,20 @@ class Action:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Statement:
+    """`rows` that were replayed, and the owner's `actions`. `left_out`: lines of rows whose volume is nowhere in the
+    file."""
+
     rows: tuple[Row, ...]
     actions: tuple[Action, ...]
+    left_out: tuple[int, ...] = ()
+
+    @property
+    def volumes(self) -> dict[str, tuple[Decimal, ...]]:
+        """Every symbol with the volumes of all actions and rows."""
+        volumes: dict[str, list[Decimal]] = {}
+        for symbol, lots in [(a.symbol, a.lots) for a in self.actions] + [(r.symbol, r.lots) for r in self.rows]:
+            volumes.setdefault(symbol, []).append(lots)
+        return {name: tuple(values) for name, values in volumes.items()}
 
     @property
     def symbols(self) -> dict[str, tuple[Decimal, ...]]:
@@ -125,119 +88,22 @@ def read_statement(path: str) -> Statement:
 
 
 def parse_statement(path: str, text: str) -> Statement:
-    rows = tuple(_rows(path, text))
+    read = rows_of(path, text)
+    rows = tuple(row for row in _with_counterparts(read) if row.lots)
     if not rows:
         raise StatementError(path, 1, "", "the statement has no trades")
     actions = [action for chain in _chains(path, rows) for action in _actions(path, chain)]
     # Within the same second: opens before reductions before closes, otherwise in the order of the file.
     order = {"open": 0, "reduce": 1, "close": 2}
     actions.sort(key=lambda action: (action.at, order[action.kind], action.line))
-    return Statement(rows=rows, actions=tuple(actions))
+    left_out = tuple(sorted({row.line for row in read} - {row.line for row in rows}))
+    return Statement(rows=rows, actions=tuple(actions), left_out=left_out)
 
 
-def _rows(path: str, text: str) -> list[Row]:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    rows: list[Row] = []
-    tickets: dict[str, int] = {}
-    try:
-        header = [name.strip() for name in next(reader, [])]
-        if header != COLUMNS:
-            raise StatementError(path, 1, "", f"the first line must name the columns {','.join(COLUMNS)}")
-        for values in reader:
-            if not any(value.strip() for value in values):
-                continue
-            if len(values) != len(COLUMNS):
-                raise StatementError(
-                    path, reader.line_num, "", f"the line has {len(values)} columns instead of {len(COLUMNS)}"
-                )
-            row = _Cells(
-                path, reader.line_num, dict(zip(COLUMNS, (value.strip() for value in values), strict=True))
-            ).row()
-            if row.ticket in tickets:
-                raise StatementError(
-                    path, row.line, "ticket", f"ticket {row.ticket} already appears in line {tickets[row.ticket]}"
-                )
-            tickets[row.ticket] = row.line
-            rows.append(row)
-    except csv.Error as error:
-        raise StatementError(path, reader.line_num, "", f"this is not CSV: {error}") from None
-    return rows
-
-
-@dataclass(frozen=True, slots=True)
-class _Cells:
-    path: str
-    line: int
-    values: dict[str, str]
-
-    def fault(self, column: str, message: str) -> StatementError:
-        return StatementError(self.path, self.line, column, message)
-
-    def number(self, column: str, *, least: Decimal | None = None, optional: bool = False) -> Decimal:
-        value = self.values[column]
-        if optional and not value:
-            return Decimal(0)
-        if not NUMBER.match(value):
-            raise self.fault(column, f"{value!r} is not a decimal number")
-        number = Decimal(value)
-        if least is not None and number < least:
-            raise self.fault(column, f"{value} is below {least}")
-        return number
-
-    def time(self, column: str) -> datetime:
-        value = self.values[column]
-        try:
-            # The broker's local time: stored without a zone, because only the order matters.
-            return datetime.strptime(value, "%Y.%m.%d %H:%M:%S")  # noqa: DTZ007
-        except ValueError:
-            raise self.fault(column, f"{value!r} is not a time like 2025.05.26 19:36:41") from None
-
-    def side(self) -> Side:
-        match self.values["side"]:
-            case "buy":
-                return "buy"
-            case "sell":
-                return "sell"
-            case other:
-                raise self.fault("side", f"{other!r} is neither buy nor sell")
-
-    def row(self) -> Row:
-        for column in ("ticket", "symbol"):
-            if not self.values[column] or len(self.values[column]) > 64:
-                raise self.fault(column, f"{column} must have 1 to 64 characters")
-        links = dict(LINK.findall(self.values["comment"]))
-        opened_at = self.time("open_time")
-        closed_at = self.time("close_time") if self.values["close_time"] else None
-        lots = self.number("lots", least=Decimal(0))
-        price = self.number("open_price")
-        close_price = self.number("close_price", least=Decimal(0), optional=closed_at is None)
-        sl, tp = self.number("sl", least=Decimal(0), optional=True), self.number("tp", least=Decimal(0), optional=True)
-        for column in ("commission", "swap"):
-            self.number(column, optional=True)
-        if lots == 0:
-            raise self.fault("lots", "a trade needs lots above 0")
-        if price <= 0:
-            raise self.fault("open_price", "a trade needs an open price above 0")
-        if closed_at is not None and close_price <= 0:
-            raise self.fault("close_price", "a closed trade needs a close price above 0")
-        if closed_at is not None and closed_at < opened_at:
-            raise self.fault("close_time", "the trade closes before it opens")
-        return Row(
-            line=self.line,
-            ticket=self.values["ticket"],
-            opened_at=opened_at,
-            side=self.side(),
-            lots=lots,
-            symbol=self.values["symbol"],
-            open_price=price,
-            sl=sl or None,
-            tp=tp or None,
-            closed_at=closed_at,
-            close_price=close_price,
-            profit=self.number("profit", optional=True),
-            follows=links.get("from"),
-            continues=links.get("to"),
-        )
+def _with_counterparts(rows: Sequence[Row]) -> list[Row]:
+    """The rows; those without a volume have that of the position by which they were closed, if the file tells it."""
+    volumes = {row.ticket: row.lots for row in rows}
+    return [row if row.lots else replace(row, lots=volumes.get(row.closed_by or "", row.lots)) for row in rows]
 
 
 def _chains(path: str, rows: Sequence[Row]) -> list[list[Row]]:
@@ -280,7 +146,9 @@ def _check_link(path: str, line: int, first: Row, second: Row) -> None:
         raise StatementError(
             path, line, "comment", f"ticket {second.ticket} cannot be the rest of {first.ticket}: symbol or side differ"
         )
-    if first.closed_at is None or (second.closed_at is not None and second.closed_at < first.closed_at):
+    if first.closed_at is None or (
+        second.closed_at is not None and second.closed_at < first.closed_at - LARGEST_SET_BACK
+    ):
         raise StatementError(
             path, line, "comment", f"ticket {second.ticket} cannot be the rest of {first.ticket}, which closes after it"
         )
@@ -295,13 +163,15 @@ def _actions(path: str, chain: Sequence[Row]) -> list[Action]:
             price=first.open_price, sl=chain[-1].sl, tp=chain[-1].tp, line=first.line,
         )
     ]  # fmt: skip
+    at = first.opened_at
     for row in chain:
         if row.closed_at is None:
             break
+        at = max(at, row.closed_at)
         kind: Literal["reduce", "close"] = "close" if row is chain[-1] else "reduce"
         actions.append(
             Action(
-                kind=kind, key=first.ticket, at=row.closed_at, symbol=row.symbol, side=row.side, lots=row.lots,
+                kind=kind, key=first.ticket, at=at, symbol=row.symbol, side=row.side, lots=row.lots,
                 price=row.close_price, line=row.line,
             )
         )  # fmt: skip

@@ -26,6 +26,7 @@ from agent.paper.records import (
     Answer,
     BookChange,
     BookView,
+    Holdings,
     OrderFault,
     Request,
     RequestKind,
@@ -161,6 +162,10 @@ class Broker:
             login=login, state=self.state(login), positions=tuple(book.positions.values()),
             orders=tuple(book.orders.values()), deals=tuple(book.deals), symbols=tuple(book.symbols.values()),
         )  # fmt: skip
+
+    def holdings(self, login: str) -> Holdings:
+        book = self.book(login)
+        return Holdings(login=login, positions=tuple(book.positions.values()), orders=tuple(book.orders.values()))
 
     def put_symbols(self, login: str, symbols: Iterable[SymbolSpec]) -> None:
         book = self.book(login)

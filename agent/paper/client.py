@@ -24,6 +24,7 @@ from agent.paper.profile import Profile
 from agent.paper.records import (
     Answer,
     BookView,
+    Holdings,
     JournalEntry,
     OrderFault,
     Request,
@@ -112,6 +113,11 @@ class PaperClient:
 
     async def book(self, login: str) -> BookView:
         found: BookView = decode(BookView, await self._connection.call("book", login=login))
+        return found
+
+    async def holdings(self, login: str) -> Holdings:
+        """The open positions and pending orders; unlike `book`, its size does not grow with what was ever closed."""
+        found: Holdings = decode(Holdings, await self._connection.call("holdings", login=login))
         return found
 
     async def put_symbols(self, login: str, symbols: Iterable[SymbolSpec]) -> None:

@@ -158,13 +158,19 @@ class Traces:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BookView:
-    """A complete book at one moment."""
+class Holdings:
+    """What a book holds at one moment: its open positions and pending orders."""
 
     login: str
-    state: AccountState
     positions: tuple[Position, ...]
     orders: tuple[Position, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BookView(Holdings):
+    """A complete book at one moment. It grows with every deal; whoever asks again and again asks for `Holdings`."""
+
+    state: AccountState
     deals: tuple[Deal, ...]
     symbols: tuple[SymbolSpec, ...]
 

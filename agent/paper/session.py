@@ -250,6 +250,7 @@ class Session:
             "set_passwords": self._set_passwords,
             "books": lambda _: tuple(broker.books),
             "book": lambda m: broker.view(_text(m, "login")),
+            "holdings": lambda m: broker.holdings(_text(m, "login")),
             "put_symbols": lambda m: broker.put_symbols(
                 _text(m, "login"), decode(tuple[SymbolSpec, ...], m.get("symbols"))
             ),

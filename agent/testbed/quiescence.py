@@ -16,7 +16,7 @@ from psycopg.rows import dict_row
 
 from agent.model import Position
 from agent.paper.client import PaperClient
-from agent.paper.records import BookView
+from agent.paper.records import Holdings
 
 PAUSE_S = 0.02
 
@@ -102,7 +102,7 @@ class Observer:
     async def look(self, accounts: Iterable[Worked], *, working: bool = True) -> Flight:
         """What is in flight now. `working`: an account that is not connected counts as in flight."""
         watched = {account.account_id: account for account in accounts}
-        books = {key: await self._paper.book(account.login) for key, account in watched.items()}
+        books = {key: await self._paper.holdings(account.login) for key, account in watched.items()}
         parameters = {"accounts": list(watched)}
         try:
             states = await self.rows(STATES, parameters) if working else []
@@ -143,7 +143,7 @@ class Observer:
             await asyncio.sleep(PAUSE_S)
 
 
-def _undelivered(name: str, book: BookView, mirror: list[dict[str, object]]) -> list[str]:
+def _undelivered(name: str, book: Holdings, mirror: list[dict[str, object]]) -> list[str]:
     """The differences between a book and its mirror, as text."""
     known = {str(row["ticket"]): row for row in mirror}
     found = []

@@ -1,8 +1,11 @@
 from decimal import Decimal
 
+import pytest
+
 from agent.demo.accounts import replaying_cast, trading_cast
 from agent.demo.replay import Levels, needed_balance, safe_levels, specs_of
-from agent.demo.statement import COLUMNS, Statement, parse_statement, read_statement
+from agent.demo.statement import Statement, parse_statement, read_statement
+from agent.demo.statement_rows import COLUMNS
 from agent.testbed.figures import percentile, spread
 
 HEADER = ",".join(COLUMNS)
@@ -42,6 +45,47 @@ def test_a_level_at_the_open_price_is_left_out() -> None:
 def test_digits_come_from_the_prices() -> None:
     specs = specs_of(statement(row(1, "10:00:00", "12:00:00", price="1.10000", close="1.1")))
     assert (specs["EURUSD"].digits, specs["EURUSD"].tick_size) == (5, Decimal("0.00001"))
+
+
+def traded(symbol: str, price: str, *volumes: str) -> Statement:
+    return statement(
+        *(
+            f"{n},2025.01.02 10:00:00,buy,{lots},{symbol},{price},0,0,2025.01.02 11:00:00,{price},0,0,0,"
+            for n, lots in enumerate(volumes, 1)
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("symbol", "price", "volumes", "limits"),
+    [
+        ("AAPL.US", "190.10", ("2500", "10"), ("0.01", "0.01", "2500")),
+        ("BTCUSD", "68250.10", ("0.001", "0.020"), ("0.001", "0.001", "100")),
+        ("ETHUSD", "3890.55", ("0.0125",), ("0.0001", "0.01", "100")),
+        ("US30", "40000.0", ("300",), ("0.01", "0.01", "300")),
+        ("EURUSD", "1.10000", ("0.10", "5.00"), ("0.01", "0.01", "100")),
+        ("SHIBUSD", "0.00001", ("1500000.5",), ("0.01", "0.01", "1500000.5")),
+    ],
+)
+def test_step_minimum_and_maximum_fit_the_volumes(
+    symbol: str, price: str, volumes: tuple[str, ...], limits: tuple[str, str, str]
+) -> None:
+    spec = specs_of(traded(symbol, price, *volumes))[symbol]
+    assert (spec.lots_step, spec.lots_min, spec.lots_max) == tuple(map(Decimal, limits))
+
+
+def test_the_sum_of_partial_closes_is_a_volume_too() -> None:
+    first = row(1, "10:00:00", "11:00:00", price="1.1000", close="1.1000") + "to #2"
+    rest = row(2, "10:00:00", "12:00:00", price="1.1000", close="1.1000").replace("0.10", "99.95")
+    assert specs_of(statement(first, rest))["EURUSD"].lots_max == Decimal("100.05")
+
+
+def test_a_follower_takes_twice_the_masters_volume_in_finer_steps_too() -> None:
+    for follower in replaying_cast(traded("BTCUSD", "68250.10", "0.001", "250")).followers:
+        assert follower.opening.symbols is not None
+        [spec] = follower.opening.symbols
+        assert spec.lots_max == 500
+        assert spec.lots_step == spec.lots_min == follower.role.lots_step / 10
 
 
 def test_the_balance_covers_the_worst_that_the_prices_can_do() -> None:
