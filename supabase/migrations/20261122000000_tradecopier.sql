@@ -4088,6 +4088,9 @@ comment on column public.trade_execution_queue.retry_until is 'only for opens: n
 -- netting symbol ("in_flight"); each look-up fits only one index.
 create index executions_open_of_link on public.trade_execution_queue (link_id) where finalized_at is null;
 create index executions_open_of_account on public.trade_execution_queue (account_id, symbol) where in_flight;
+-- sizing by free margin: what was filled after an account's figures were read
+create index executions_filled on public.trade_execution_queue (account_id, finalized_at)
+  where status = 'completed' and action in ('open', 'increase');
 create index executions_of_step on public.trade_execution_queue (step_id);
 
 -- an agent's repeated call: open executions of an event; copied_trades: executions of an event for a copier
@@ -6486,7 +6489,9 @@ create function private.unknown_money_words(p_whose text, p_amount numeric, p_fr
 language plpgsql stable set search_path = '' as $$
 begin
   if p_amount > 0 then return private.missing_rate_words(p_from, p_to); end if;
-  return format('The %s is not known, too old, or not above 0.', p_whose);
+  return format('The %s is not known, too old, or not above 0.%s', p_whose, case when p_whose like '%free margin' then
+    ' Trades that are on their way take their margin, and without a leverage of the account, or a rate of the symbol, '
+    'it cannot be estimated.' else '' end);
 end $$;
 
 create function private.no_order(p_reason text, p_raw numeric, p_warnings text[],
@@ -7116,8 +7121,12 @@ begin
       case when pair.verdict is null then
         private.size_order(
           case when pair.own_stop then private.at_stop(sizing.copier) else sizing.copier end,
-          private.fresh_funds(pair.master, v_fresh_since),
-          private.fresh_funds(pair.follower, v_fresh_since),
+          case (pair.copier).sizing_mode when 'free_margin_ratio'
+            then private.funds_left(pair.copier, pair.master, pair.opened, v_fresh_since, p_now)
+            else private.fresh_funds(pair.master, v_fresh_since) end,
+          case (pair.copier).sizing_mode when 'free_margin_ratio'
+            then private.funds_left(pair.copier, pair.follower, pair.opened, v_fresh_since, p_now)
+            else private.fresh_funds(pair.follower, v_fresh_since) end,
           pair.masters_symbol,
           pair.symbol,
           (pair.opened).side,
@@ -7587,15 +7596,16 @@ begin
   return null;
 end $$;
 
--- Whether a copier of these masters limits what it holds or opens: decisions made together then count against each
--- other.
+-- Whether a copier of these masters limits what it holds or opens, or sizes by the margin that is left: decisions made
+-- together then count against each other.
 create function private.limits_count(p_masters uuid[]) returns boolean
 language plpgsql stable security definer set search_path = '' as $$
 begin
   return exists (
     select 1 from public.copiers c
     where c.master_account_id = any (p_masters) and c.removed_at is null
-      and (c.max_open_positions is not null or c.max_open_lots is not null or c.max_trades_per_day is not null));
+      and (c.max_open_positions is not null or c.max_open_lots is not null or c.max_trades_per_day is not null
+        or c.sizing_mode = 'free_margin_ratio'));
 end $$;
 
 -- planner/flattening.sql
@@ -7687,6 +7697,97 @@ begin
     copy_state_reason = case when not v_left and a.flat_snapshots >= 1 and a.flatten_then = 'on'
       then null else a.copy_state_reason end
   where a.id = p_account and a.copy_state = 'flattening';
+end $$;
+
+-- planner/free_margin.sql
+-- The free margin that a size may be computed from: figures are read every few seconds, so what was opened since then
+-- is deducted. Closes give nothing back until the broker's own figures say so.
+
+-- The margin for one lot, in the account's currency: contract x price / leverage. Null if a figure is unknown or old.
+create function private.margin_per_lot(p_account public.trading_accounts, p_symbol public.account_symbols, p_side text,
+  p_price numeric, p_now timestamptz)
+returns numeric
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_rate numeric[] := private.profit_fraction(p_symbol, p_account.currency, case
+    when p_symbol.profit_currency = p_account.currency then '{}'::jsonb
+    else private.quoted_rates(array[p_account.id], array[p_symbol.profit_currency,
+      private.quoted_currency(p_symbol.name), p_account.currency]) end);
+begin
+  return p_symbol.contract_size
+    * coalesce(case when p_symbol.quoted_at > p_now - private.setting_s('symbol_quote_max_age_s')
+      then case p_side when 'buy' then p_symbol.ask else p_symbol.bid end end, p_price)
+    * v_rate[1] / (v_rate[2] * p_account.leverage);
+end $$;
+
+-- What the account opens or has opened since its figures were read: orders in flight, orders filled later than that,
+-- and what a netting account is about to be given. p_before: only what may be sent before this execution.
+create function private.opened_since(p_account public.trading_accounts, p_before bigint)
+returns table (symbol text, side text, lots numeric, price numeric)
+language sql stable security definer set search_path = '' as $$
+  select q.symbol, q.side, case when q.parts is null then q.lots else least(q.lots, (
+      select sum((e ->> 'lots')::numeric) from jsonb_array_elements(q.parts) e where (e ->> 'lots')::numeric > 0)) end,
+    q.master_price
+  from public.trade_execution_queue q
+  where q.account_id = p_account.id and q.in_flight and q.action in ('open', 'increase') and private.opens(q)
+    and (p_before is null or q.id <> p_before and (q.status <> 'retrying' or q.id < p_before))
+  union all
+  select q.symbol, q.side, coalesce(q.filled_lots, q.lots), coalesce(q.fill_price, q.master_price)
+  from public.trade_execution_queue q
+  where q.account_id = p_account.id and q.status = 'completed' and q.action in ('open', 'increase')
+    and q.finalized_at > p_account.funds_at - interval '10 s'
+    and coalesce(q.done_at, q.finalized_at) > p_account.funds_at and private.opens(q)
+  union all
+  select l.symbol, l.side, l.wanted_lots, m.price
+  from public.position_links l
+  left join public.positions m on m.account_id = l.master_account_id and m.ticket = l.master_ticket
+  where l.follower_account_id = p_account.id and l.state = 'live' and l.wanted_lots > 0
+    and p_account.mode = 'netting'
+$$;
+comment on function private.opened_since(public.trading_accounts, bigint) is
+  'Volumes that an account''s last figures do not contain yet.';
+
+-- The estimated margin of all that; 0: there is nothing, null: it cannot be estimated (no leverage, no rate).
+create function private.margin_since(p_account public.trading_accounts, p_before bigint,
+  p_now timestamptz) returns numeric
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return (
+    select case when count(*) = count(m.margin) then coalesce(sum(m.margin), 0) end
+    from (
+      select o.lots * private.margin_per_lot(p_account, s, o.side, o.price, p_now) as margin
+      from private.opened_since(p_account, p_before) o
+      left join public.account_symbols s on s.account_id = p_account.id and s.name = o.symbol
+    ) m);
+end $$;
+
+-- The same for a master: positions that are newer than its figures and came before the one that is being copied. What
+-- cannot be estimated is left out.
+create function private.masters_margin_since(p_master public.trading_accounts, p_copied public.positions,
+  p_now timestamptz) returns numeric
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return (
+    select coalesce(sum(p.lots * private.margin_per_lot(p_master, s, p.side, p.price, p_now)), 0)
+    from public.positions p
+    join public.account_symbols s on s.account_id = p.account_id and s.name = p.symbol
+    where p.account_id = p_master.id and p.closed_at is null and p.kind = 'position' and p.lots > 0
+      and p.ticket <> p_copied.ticket and not p.existing and p.last_event_id < p_copied.last_event_id
+      and least(p.detected_at, p.first_seen_at) > p_master.funds_at);
+end $$;
+
+-- An account's money for a copy that is sized by free margin: the figures, less what was opened since.
+create function private.funds_left(p_copier public.copiers, p_account public.trading_accounts,
+  p_copied public.positions, p_since timestamptz, p_now timestamptz) returns private.funds
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  f private.funds := private.fresh_funds(p_account, p_since);
+begin
+  if f.free_margin is null then return f; end if;
+  f.free_margin := f.free_margin - case when p_account.id = p_copier.follower_account_id
+    then private.margin_since(p_account, null, p_now)
+    else private.masters_margin_since(p_account, p_copied, p_now) end;
+  return f;
 end $$;
 
 -- planner/jitter.sql
@@ -10167,24 +10268,7 @@ end $$;
 -- Second attempts of opens that a broker refused for their size: one attempt, after a pause, with figures and
 -- specifications read again.
 
--- The margin for one lot, in the account's currency: contract x price / leverage. Null if a figure is unknown or old.
-create function private.margin_per_lot(p_account public.trading_accounts, p_symbol public.account_symbols, p_side text,
-  p_price numeric, p_now timestamptz)
-returns numeric
-language plpgsql stable security definer set search_path = '' as $$
-declare
-  v_rate numeric[] := private.profit_fraction(p_symbol, p_account.currency, case
-    when p_symbol.profit_currency = p_account.currency then '{}'::jsonb
-    else private.quoted_rates(array[p_account.id], array[p_symbol.profit_currency,
-      private.quoted_currency(p_symbol.name), p_account.currency]) end);
-begin
-  return p_symbol.contract_size
-    * coalesce(case when p_symbol.quoted_at > p_now - private.setting_s('symbol_quote_max_age_s')
-      then case p_side when 'buy' then p_symbol.ask else p_symbol.bid end end, p_price)
-    * v_rate[1] / (v_rate[2] * p_account.leverage);
-end $$;
-
--- Lots that the free margin allows, rounded to the symbol's step; null: unknown.
+-- Lots that the free margin allows beside what was opened since it was read, rounded to the symbol's step; null: unknown.
 create function private.affordable_lots(q public.trade_execution_queue, p_now timestamptz) returns numeric
 language plpgsql stable security definer set search_path = '' as $$
 declare
@@ -10195,7 +10279,8 @@ declare
 begin
   select * into a from public.trading_accounts where id = q.account_id;
   select * into s from public.account_symbols x where x.account_id = q.account_id and x.name = q.symbol;
-  v_free := (private.fresh_funds(a, p_now - private.setting_s('funds_max_age_s'))).free_margin;
+  v_free := (private.fresh_funds(a, p_now - private.setting_s('funds_max_age_s'))).free_margin
+    - coalesce(private.margin_since(a, q.id, p_now), 0);
   v_margin := private.margin_per_lot(a, s, q.side, q.master_price, p_now);
   if v_free is null or v_margin is null or v_margin <= 0 then return null; end if;
   return div(greatest(v_free, 0), v_margin * s.lots_step) * s.lots_step;
@@ -10234,6 +10319,7 @@ begin
     select x.* from public.trade_execution_queue x
     where x.status = 'retrying' and x.next_attempt_at <= p_now and x.account_id = any (p_accounts)
       and x.reason in ('no_money', 'invalid_volume')
+    order by x.id  -- each counts against the next
   loop
     continue when not private.opens(q) or exists (select 1 from jsonb_array_elements(q.parts) e
       where (e ->> 'lots')::numeric < 0 or e ->> 'side' <> q.side);

@@ -1,24 +1,7 @@
 -- Second attempts of opens that a broker refused for their size: one attempt, after a pause, with figures and
 -- specifications read again.
 
--- The margin for one lot, in the account's currency: contract x price / leverage. Null if a figure is unknown or old.
-create function private.margin_per_lot(p_account public.trading_accounts, p_symbol public.account_symbols, p_side text,
-  p_price numeric, p_now timestamptz)
-returns numeric
-language plpgsql stable security definer set search_path = '' as $$
-declare
-  v_rate numeric[] := private.profit_fraction(p_symbol, p_account.currency, case
-    when p_symbol.profit_currency = p_account.currency then '{}'::jsonb
-    else private.quoted_rates(array[p_account.id], array[p_symbol.profit_currency,
-      private.quoted_currency(p_symbol.name), p_account.currency]) end);
-begin
-  return p_symbol.contract_size
-    * coalesce(case when p_symbol.quoted_at > p_now - private.setting_s('symbol_quote_max_age_s')
-      then case p_side when 'buy' then p_symbol.ask else p_symbol.bid end end, p_price)
-    * v_rate[1] / (v_rate[2] * p_account.leverage);
-end $$;
-
--- Lots that the free margin allows, rounded to the symbol's step; null: unknown.
+-- Lots that the free margin allows beside what was opened since it was read, rounded to the symbol's step; null: unknown.
 create function private.affordable_lots(q public.trade_execution_queue, p_now timestamptz) returns numeric
 language plpgsql stable security definer set search_path = '' as $$
 declare
@@ -29,7 +12,8 @@ declare
 begin
   select * into a from public.trading_accounts where id = q.account_id;
   select * into s from public.account_symbols x where x.account_id = q.account_id and x.name = q.symbol;
-  v_free := (private.fresh_funds(a, p_now - private.setting_s('funds_max_age_s'))).free_margin;
+  v_free := (private.fresh_funds(a, p_now - private.setting_s('funds_max_age_s'))).free_margin
+    - coalesce(private.margin_since(a, q.id, p_now), 0);
   v_margin := private.margin_per_lot(a, s, q.side, q.master_price, p_now);
   if v_free is null or v_margin is null or v_margin <= 0 then return null; end if;
   return div(greatest(v_free, 0), v_margin * s.lots_step) * s.lots_step;
@@ -68,6 +52,7 @@ begin
     select x.* from public.trade_execution_queue x
     where x.status = 'retrying' and x.next_attempt_at <= p_now and x.account_id = any (p_accounts)
       and x.reason in ('no_money', 'invalid_volume')
+    order by x.id  -- each counts against the next
   loop
     continue when not private.opens(q) or exists (select 1 from jsonb_array_elements(q.parts) e
       where (e ->> 'lots')::numeric < 0 or e ->> 'side' <> q.side);

@@ -106,8 +106,12 @@ begin
       case when pair.verdict is null then
         private.size_order(
           case when pair.own_stop then private.at_stop(sizing.copier) else sizing.copier end,
-          private.fresh_funds(pair.master, v_fresh_since),
-          private.fresh_funds(pair.follower, v_fresh_since),
+          case (pair.copier).sizing_mode when 'free_margin_ratio'
+            then private.funds_left(pair.copier, pair.master, pair.opened, v_fresh_since, p_now)
+            else private.fresh_funds(pair.master, v_fresh_since) end,
+          case (pair.copier).sizing_mode when 'free_margin_ratio'
+            then private.funds_left(pair.copier, pair.follower, pair.opened, v_fresh_since, p_now)
+            else private.fresh_funds(pair.follower, v_fresh_since) end,
           pair.masters_symbol,
           pair.symbol,
           (pair.opened).side,

@@ -100,13 +100,14 @@ begin
   return null;
 end $$;
 
--- Whether a copier of these masters limits what it holds or opens: decisions made together then count against each
--- other.
+-- Whether a copier of these masters limits what it holds or opens, or sizes by the margin that is left: decisions made
+-- together then count against each other.
 create function private.limits_count(p_masters uuid[]) returns boolean
 language plpgsql stable security definer set search_path = '' as $$
 begin
   return exists (
     select 1 from public.copiers c
     where c.master_account_id = any (p_masters) and c.removed_at is null
-      and (c.max_open_positions is not null or c.max_open_lots is not null or c.max_trades_per_day is not null));
+      and (c.max_open_positions is not null or c.max_open_lots is not null or c.max_trades_per_day is not null
+        or c.sizing_mode = 'free_margin_ratio'));
 end $$;

@@ -12,7 +12,9 @@ create function private.unknown_money_words(p_whose text, p_amount numeric, p_fr
 language plpgsql stable set search_path = '' as $$
 begin
   if p_amount > 0 then return private.missing_rate_words(p_from, p_to); end if;
-  return format('The %s is not known, too old, or not above 0.', p_whose);
+  return format('The %s is not known, too old, or not above 0.%s', p_whose, case when p_whose like '%free margin' then
+    ' Trades that are on their way take their margin, and without a leverage of the account, or a rate of the symbol, '
+    'it cannot be estimated.' else '' end);
 end $$;
 
 create function private.no_order(p_reason text, p_raw numeric, p_warnings text[],

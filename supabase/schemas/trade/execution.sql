@@ -99,6 +99,9 @@ comment on column public.trade_execution_queue.retry_until is 'only for opens: n
 -- netting symbol ("in_flight"); each look-up fits only one index.
 create index executions_open_of_link on public.trade_execution_queue (link_id) where finalized_at is null;
 create index executions_open_of_account on public.trade_execution_queue (account_id, symbol) where in_flight;
+-- sizing by free margin: what was filled after an account's figures were read
+create index executions_filled on public.trade_execution_queue (account_id, finalized_at)
+  where status = 'completed' and action in ('open', 'increase');
 create index executions_of_step on public.trade_execution_queue (step_id);
 
 -- an agent's repeated call: open executions of an event; copied_trades: executions of an event for a copier
