@@ -3613,11 +3613,12 @@ create table private.symbol_choices (
   master_account_id uuid not null references public.trading_accounts (id) on delete cascade,
   master_symbol text not null,
   follower_symbol text not null,
+  proven boolean not null default false,
   primary key (follower_account_id, master_account_id, master_symbol)
 );
 comment on table private.symbol_choices is
   'The follower''s symbol last found for a symbol of the master. Deleted when symbols of either account are added or '
-  'change, and when a name of an instrument changes.';
+  'change, and when a name of an instrument changes. proven: the prices of both agreed.';
 create index symbol_choices_of_master on private.symbol_choices (master_account_id);
 alter table private.symbol_choices enable row level security;
 
@@ -3658,7 +3659,7 @@ begin
     insert into private.symbol_choices (follower_account_id, master_account_id, master_symbol, follower_symbol)
     values (p_follower.id, p_master.account_id, p_master.name, v_symbol.name)
     on conflict (follower_account_id, master_account_id,
-      master_symbol) do update set follower_symbol = excluded.follower_symbol;
+      master_symbol) do update set follower_symbol = excluded.follower_symbol, proven = false;
   end if;
   return v_symbol;
 end $$;
@@ -6648,7 +6649,8 @@ begin
         private.plain(p_copier.max_risk_percent), private.plain(round(v_limit, 2)), p_follower.currency);
     end if;
   end if;
-  v_exposure := s.contract_size * p_price * v_rate[1];
+  v_exposure := s.contract_size * v_rate[1]
+    * coalesce(case when (p_side = 'buy') <> p_copier.reverse then s.ask else s.bid end, p_price);
   if p_copier.max_leverage is not null then
     if v_exposure is null or p_follower.equity is null or p_follower.equity <= 0 then
       v_explain := v_explain ||
@@ -6740,7 +6742,8 @@ begin
 
   -- exposure compared with the master's own
   v_master_rate := private.profit_fraction(p_master_symbol, p_master.currency, p_rates);
-  v_master_exposure := p_lots * p_master_symbol.contract_size * p_price * v_master_rate[1];
+  v_master_exposure := p_lots * p_master_symbol.contract_size * v_master_rate[1]
+    * coalesce(case p_side when 'buy' then p_master_symbol.ask else p_master_symbol.bid end, p_price);
   if p_copier.sanity_factor is not null and (p_master.equity > 0 and p_follower.equity > 0 and v_exposure > 0
     and v_master_exposure > 0) is not true then
     v_warnings := v_warnings || 'sanity_unchecked'::text;
@@ -7039,6 +7042,7 @@ language plpgsql security definer set search_path = '' as $$
 declare
   v_new bigint[];
   v_fresh_since timestamptz := p_now - private.setting_s('funds_max_age_s');
+  v_quoted_since timestamptz := p_now - private.setting_s('symbol_quote_max_age_s');
   v_drafts private.execution_draft[];
   v_refusals private.outcome[];
   v_trading text := private.trading_state();
@@ -7082,6 +7086,7 @@ begin
           and named.trade_mode not in ('close_only', 'disabled') then named
         else private.choose_symbol(follower, masters_symbol)
       end as symbol,
+      mapping.copier_id is not null as mapped,
       case when (opened.side = 'buy') = copier.reverse then 'sell' else 'buy' end as side,
       case when p_asked is null and pair.asked_lots is null then opened.unseen_at else p_now end as news_at,
       coalesce(p_asked = 'resync', false) or pair.asked_lots is not null as by_user
@@ -7107,6 +7112,8 @@ begin
         pair.unreachable,
         pair.refusal,
         private.symbol_refusal(pair.symbol, pair.side),
+        case when (pair.symbol).name <> (pair.opened).symbol and not pair.mapped and pair.kind <> 'increase' then
+          private.proof_refusal(pair.masters_symbol, pair.symbol, (pair.opened).price, p_now) end,
         case when p_asked is not null or pair.by_user then
           private.asked_too_late(coalesce(p_asked, 'resync'), pair.copier, pair.opened, pair.master, pair.symbol,
             pair.side, p_now)
@@ -7127,8 +7134,9 @@ begin
           case (pair.copier).sizing_mode when 'free_margin_ratio'
             then private.funds_left(pair.copier, pair.follower, pair.opened, v_fresh_since, p_now)
             else private.fresh_funds(pair.follower, v_fresh_since) end,
-          pair.masters_symbol,
-          pair.symbol,
+          case when (pair.masters_symbol).quoted_at > v_quoted_since then pair.masters_symbol
+            else private.unquoted(pair.masters_symbol) end,
+          case when (pair.symbol).quoted_at > v_quoted_since then pair.symbol else private.unquoted(pair.symbol) end,
           (pair.opened).side,
           pair.delta,
           -- what is bought today loses from today's price to the stop, wherever the master began; a stop by distance
@@ -7343,6 +7351,9 @@ begin
       coalesce(pair.reason, 'coalesced') as reason,
       case
         when pair.reason = 'symbol_unmapped' then private.unmapped_detail((pair.copier).id, (pair.opened).symbol)
+        when pair.reason = 'symbol_unproven' then
+          private.price_doubt(pair.masters_symbol, pair.symbol, (pair.opened).price, p_now)
+            || ' Choose it in the copier''s symbols if it is right.'
         when pair.verdict is not null then
           private.refusal_words(pair.copier, pair.opened, pair.follower, pair.symbol, pair.reason, p_now)
         when pair.reason = 'max_open_lots' then
@@ -9543,10 +9554,60 @@ begin
   end loop;
 end $$;
 
+-- planner/symbol_proof.sql
+-- Proof by price: before the first trade under another name the prices of both symbols must agree within 5 %.
+
+-- Why the prices do not show that the follower's symbol is the master's; null: they agree. p_price: the price of the
+-- master's trade, which counts where its symbol has no current quote.
+create function private.price_doubt(p_master public.account_symbols, p_symbol public.account_symbols, p_price numeric,
+  p_now timestamptz) returns text
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_master numeric := case when private.quote_is_fresh(p_master, p_now) then (p_master.bid + p_master.ask) / 2
+    else p_price end;
+  v_follower numeric := (p_symbol.bid + p_symbol.ask) / 2;
+begin
+  if not private.quote_is_fresh(p_symbol, p_now) then
+    return format('%s seems to be the follower''s name for %s, but there is no current quote of it that proves it.',
+      p_symbol.name, p_master.name);
+  end if;
+  if abs(v_master - v_follower) <= 0.05 * least(abs(v_master), abs(v_follower)) then return null; end if;
+  return format('%s seems to be the follower''s name for %s, but its price is %s, the master''s %s.', p_symbol.name,
+    p_master.name, private.plain(v_follower), coalesce(private.plain(v_master), 'unknown'));
+end $$;
+
+-- symbol_unproven if the prices must still prove that the follower's symbol of another name is the master's; null: they
+-- did once, or do now. The symbols of an unproven choice are watched (planner/watch.sql), so that quotes arrive.
+create function private.proof_refusal(p_master public.account_symbols, p_symbol public.account_symbols,
+  p_price numeric, p_now timestamptz) returns text
+language plpgsql volatile security definer set search_path = '' as $$
+begin
+  if exists (select from private.symbol_choices c
+    where c.follower_account_id = p_symbol.account_id and c.master_account_id = p_master.account_id
+      and c.master_symbol = p_master.name and c.follower_symbol = p_symbol.name and c.proven) then
+    return null;
+  end if;
+  if private.price_doubt(p_master, p_symbol, p_price, p_now) is not null then return 'symbol_unproven'; end if;
+  update private.symbol_choices c set proven = true
+  where c.follower_account_id = p_symbol.account_id and c.master_account_id = p_master.account_id
+    and c.master_symbol = p_master.name and c.follower_symbol = p_symbol.name;
+  return null;
+end $$;
+
+-- The symbol without its quote, which is too old to value anything by.
+create function private.unquoted(p_symbol public.account_symbols) returns public.account_symbols
+language plpgsql immutable set search_path = '' as $$
+begin
+  p_symbol.bid := null;
+  p_symbol.ask := null;
+  return p_symbol;
+end $$;
+
 -- planner/watch.sql
 -- What an agent must watch besides its accounts' positions: symbols, funds, snapshots.
 
--- Symbols whose quotes an account's agent should report: those of open links and of its masters' open positions.
+-- Symbols whose quotes an account's agent should report: those of open links and of its masters' open positions, and
+-- those whose prices must still prove that two names mean one instrument.
 create function private.watched_symbols(p_account uuid) returns text[]
 language plpgsql stable security definer set search_path = '' as $$
 begin
@@ -9558,6 +9619,10 @@ begin
       union all
       select w.name from public.copiers c cross join lateral private.symbols_of_existing(c) w
       where c.follower_account_id = p_account and c.existing_until is not null
+      union all
+      select x.follower_symbol from private.symbol_choices x where x.follower_account_id = p_account and not x.proven
+      union all
+      select x.master_symbol from private.symbol_choices x where x.master_account_id = p_account and not x.proven
     ) s);
 end $$;
 
@@ -14859,6 +14924,9 @@ begin
         ('master', array['balance', 'equity', 'free_margin']), ('follower', array['balance', 'equity', 'free_margin']),
         ('trade', array['sl', 'tp'])) o (name, fields) cross join unnest(o.fields) f
       union all
+      select array['follower', 'symbol', f], p_request #> array['follower', 'symbol', f], false
+      from unnest(array['bid', 'ask']) f
+      union all
       select array[o, 'symbol', f], p_request #> array[o, 'symbol', f], true
       from unnest(array['master', 'follower']) o cross join unnest(array['contract_size', 'tick_size']) f
       union all
@@ -14932,7 +15000,7 @@ begin
     v_copier := jsonb_populate_record(private.default_copier(), coalesce(nullif(p_request -> 'copier', 'null'), '{}'));
     perform private.check_sizing_words(v_copier);
     v_follower_symbol := private.symbol_of(p_request #> '{follower,symbol}');
-    v_master_symbol := jsonb_populate_record(v_follower_symbol,
+    v_master_symbol := jsonb_populate_record(private.unquoted(v_follower_symbol),
       coalesce(nullif(p_request #> '{master,symbol}', 'null'), '{}'));
     v_sizing := private.size_order(v_copier, private.funds_of(p_request -> 'master'),
       private.funds_of(p_request -> 'follower'),
@@ -14967,6 +15035,7 @@ Request:
 - follower.symbol.contract_size, lots_min, lots_max, lots_step (number; required; above 0): units per lot; smallest and
   largest volume and volume step of an order; lots_min and lots_step at most lots_max
 - follower.symbol.name, digits, tick_size, profit_currency (as in account_symbols): without them less can be computed
+- follower.symbol.bid, ask (number): its quote, by which leverage and sanity are valued; left out or null: trade.price
 - trade (object; required): the master''s trade
 - trade.side (text; required; buy or sell): its side
 - trade.lots, trade.price (number; required; above 0): its size and its open price
@@ -15809,7 +15878,7 @@ begin
   return null;
 end $$;
 create trigger tell_refusal after insert on public.copy_outcomes for each row
-  when (new.reason in ('sanity', 'symbol_unmapped')) execute function private.tell_refusal();
+  when (new.reason in ('sanity', 'symbol_unmapped', 'symbol_unproven')) execute function private.tell_refusal();
 
 create function public.symbol_suggestions(p_request jsonb) returns jsonb
 language sql stable security invoker set search_path = '' as $$ select private.symbol_suggestions(p_request) $$;

@@ -28,6 +28,10 @@ export const REASONS = {
       "no symbol of the follower, or more than one, matches the master's symbol",
       "map the symbol in the copier",
     ],
+    symbol_unproven: [
+      "the follower has the master's symbol under another name, but no current quotes prove it: before the first trade both prices must agree within 5 %",
+      "map the symbol in the copier if it is right, or resync the copier once quotes have arrived: they are asked for",
+    ],
     trade_disabled: ["the broker does not allow opening the follower's symbol in this direction", "ask the broker"],
     side_filtered: ["the copier copies only trades of the other side", "change sides"],
     symbol_filtered: ["the master's symbol is not in symbols_only, or is in symbols_except", "change the lists"],

@@ -150,11 +150,12 @@ create table private.symbol_choices (
   master_account_id uuid not null references public.trading_accounts (id) on delete cascade,
   master_symbol text not null,
   follower_symbol text not null,
+  proven boolean not null default false,
   primary key (follower_account_id, master_account_id, master_symbol)
 );
 comment on table private.symbol_choices is
   'The follower''s symbol last found for a symbol of the master. Deleted when symbols of either account are added or '
-  'change, and when a name of an instrument changes.';
+  'change, and when a name of an instrument changes. proven: the prices of both agreed.';
 create index symbol_choices_of_master on private.symbol_choices (master_account_id);
 alter table private.symbol_choices enable row level security;
 
@@ -195,7 +196,7 @@ begin
     insert into private.symbol_choices (follower_account_id, master_account_id, master_symbol, follower_symbol)
     values (p_follower.id, p_master.account_id, p_master.name, v_symbol.name)
     on conflict (follower_account_id, master_account_id,
-      master_symbol) do update set follower_symbol = excluded.follower_symbol;
+      master_symbol) do update set follower_symbol = excluded.follower_symbol, proven = false;
   end if;
   return v_symbol;
 end $$;

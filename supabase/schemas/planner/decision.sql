@@ -24,6 +24,7 @@ language plpgsql security definer set search_path = '' as $$
 declare
   v_new bigint[];
   v_fresh_since timestamptz := p_now - private.setting_s('funds_max_age_s');
+  v_quoted_since timestamptz := p_now - private.setting_s('symbol_quote_max_age_s');
   v_drafts private.execution_draft[];
   v_refusals private.outcome[];
   v_trading text := private.trading_state();
@@ -67,6 +68,7 @@ begin
           and named.trade_mode not in ('close_only', 'disabled') then named
         else private.choose_symbol(follower, masters_symbol)
       end as symbol,
+      mapping.copier_id is not null as mapped,
       case when (opened.side = 'buy') = copier.reverse then 'sell' else 'buy' end as side,
       case when p_asked is null and pair.asked_lots is null then opened.unseen_at else p_now end as news_at,
       coalesce(p_asked = 'resync', false) or pair.asked_lots is not null as by_user
@@ -92,6 +94,8 @@ begin
         pair.unreachable,
         pair.refusal,
         private.symbol_refusal(pair.symbol, pair.side),
+        case when (pair.symbol).name <> (pair.opened).symbol and not pair.mapped and pair.kind <> 'increase' then
+          private.proof_refusal(pair.masters_symbol, pair.symbol, (pair.opened).price, p_now) end,
         case when p_asked is not null or pair.by_user then
           private.asked_too_late(coalesce(p_asked, 'resync'), pair.copier, pair.opened, pair.master, pair.symbol,
             pair.side, p_now)
@@ -112,8 +116,9 @@ begin
           case (pair.copier).sizing_mode when 'free_margin_ratio'
             then private.funds_left(pair.copier, pair.follower, pair.opened, v_fresh_since, p_now)
             else private.fresh_funds(pair.follower, v_fresh_since) end,
-          pair.masters_symbol,
-          pair.symbol,
+          case when (pair.masters_symbol).quoted_at > v_quoted_since then pair.masters_symbol
+            else private.unquoted(pair.masters_symbol) end,
+          case when (pair.symbol).quoted_at > v_quoted_since then pair.symbol else private.unquoted(pair.symbol) end,
           (pair.opened).side,
           pair.delta,
           -- what is bought today loses from today's price to the stop, wherever the master began; a stop by distance
@@ -328,6 +333,9 @@ begin
       coalesce(pair.reason, 'coalesced') as reason,
       case
         when pair.reason = 'symbol_unmapped' then private.unmapped_detail((pair.copier).id, (pair.opened).symbol)
+        when pair.reason = 'symbol_unproven' then
+          private.price_doubt(pair.masters_symbol, pair.symbol, (pair.opened).price, p_now)
+            || ' Choose it in the copier''s symbols if it is right.'
         when pair.verdict is not null then
           private.refusal_words(pair.copier, pair.opened, pair.follower, pair.symbol, pair.reason, p_now)
         when pair.reason = 'max_open_lots' then

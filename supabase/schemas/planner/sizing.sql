@@ -171,7 +171,8 @@ begin
         private.plain(p_copier.max_risk_percent), private.plain(round(v_limit, 2)), p_follower.currency);
     end if;
   end if;
-  v_exposure := s.contract_size * p_price * v_rate[1];
+  v_exposure := s.contract_size * v_rate[1]
+    * coalesce(case when (p_side = 'buy') <> p_copier.reverse then s.ask else s.bid end, p_price);
   if p_copier.max_leverage is not null then
     if v_exposure is null or p_follower.equity is null or p_follower.equity <= 0 then
       v_explain := v_explain ||
@@ -263,7 +264,8 @@ begin
 
   -- exposure compared with the master's own
   v_master_rate := private.profit_fraction(p_master_symbol, p_master.currency, p_rates);
-  v_master_exposure := p_lots * p_master_symbol.contract_size * p_price * v_master_rate[1];
+  v_master_exposure := p_lots * p_master_symbol.contract_size * v_master_rate[1]
+    * coalesce(case p_side when 'buy' then p_master_symbol.ask else p_master_symbol.bid end, p_price);
   if p_copier.sanity_factor is not null and (p_master.equity > 0 and p_follower.equity > 0 and v_exposure > 0
     and v_master_exposure > 0) is not true then
     v_warnings := v_warnings || 'sanity_unchecked'::text;

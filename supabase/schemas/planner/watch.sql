@@ -1,6 +1,7 @@
 -- What an agent must watch besides its accounts' positions: symbols, funds, snapshots.
 
--- Symbols whose quotes an account's agent should report: those of open links and of its masters' open positions.
+-- Symbols whose quotes an account's agent should report: those of open links and of its masters' open positions, and
+-- those whose prices must still prove that two names mean one instrument.
 create function private.watched_symbols(p_account uuid) returns text[]
 language plpgsql stable security definer set search_path = '' as $$
 begin
@@ -12,6 +13,10 @@ begin
       union all
       select w.name from public.copiers c cross join lateral private.symbols_of_existing(c) w
       where c.follower_account_id = p_account and c.existing_until is not null
+      union all
+      select x.follower_symbol from private.symbol_choices x where x.follower_account_id = p_account and not x.proven
+      union all
+      select x.master_symbol from private.symbol_choices x where x.master_account_id = p_account and not x.proven
     ) s);
 end $$;
 

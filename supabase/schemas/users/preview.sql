@@ -73,6 +73,9 @@ begin
         ('master', array['balance', 'equity', 'free_margin']), ('follower', array['balance', 'equity', 'free_margin']),
         ('trade', array['sl', 'tp'])) o (name, fields) cross join unnest(o.fields) f
       union all
+      select array['follower', 'symbol', f], p_request #> array['follower', 'symbol', f], false
+      from unnest(array['bid', 'ask']) f
+      union all
       select array[o, 'symbol', f], p_request #> array[o, 'symbol', f], true
       from unnest(array['master', 'follower']) o cross join unnest(array['contract_size', 'tick_size']) f
       union all
@@ -146,7 +149,7 @@ begin
     v_copier := jsonb_populate_record(private.default_copier(), coalesce(nullif(p_request -> 'copier', 'null'), '{}'));
     perform private.check_sizing_words(v_copier);
     v_follower_symbol := private.symbol_of(p_request #> '{follower,symbol}');
-    v_master_symbol := jsonb_populate_record(v_follower_symbol,
+    v_master_symbol := jsonb_populate_record(private.unquoted(v_follower_symbol),
       coalesce(nullif(p_request #> '{master,symbol}', 'null'), '{}'));
     v_sizing := private.size_order(v_copier, private.funds_of(p_request -> 'master'),
       private.funds_of(p_request -> 'follower'),
@@ -181,6 +184,7 @@ Request:
 - follower.symbol.contract_size, lots_min, lots_max, lots_step (number; required; above 0): units per lot; smallest and
   largest volume and volume step of an order; lots_min and lots_step at most lots_max
 - follower.symbol.name, digits, tick_size, profit_currency (as in account_symbols): without them less can be computed
+- follower.symbol.bid, ask (number): its quote, by which leverage and sanity are valued; left out or null: trade.price
 - trade (object; required): the master''s trade
 - trade.side (text; required; buy or sell): its side
 - trade.lots, trade.price (number; required; above 0): its size and its open price

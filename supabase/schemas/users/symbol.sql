@@ -133,7 +133,7 @@ begin
   return null;
 end $$;
 create trigger tell_refusal after insert on public.copy_outcomes for each row
-  when (new.reason in ('sanity', 'symbol_unmapped')) execute function private.tell_refusal();
+  when (new.reason in ('sanity', 'symbol_unmapped', 'symbol_unproven')) execute function private.tell_refusal();
 
 create function public.symbol_suggestions(p_request jsonb) returns jsonb
 language sql stable security invoker set search_path = '' as $$ select private.symbol_suggestions(p_request) $$;

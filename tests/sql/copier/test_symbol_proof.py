@@ -1,0 +1,123 @@
+"""Before the first trade under another name, prices prove it; exposure is valued at the follower's own quote."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+from planner_harness import World
+
+
+@pytest.fixture
+def world(connection: psycopg.Connection[Any]) -> Iterator[World]:
+    w = World(connection)
+    w.add_account("M", vps="a")
+    w.add_account("F", vps="b")
+    w.db.execute("delete from public.account_symbols where account_id = %s", (w.accounts["F"],))
+    yield w
+    assert w.unexplained() == 0
+
+
+def quoted(world: World, name: str, bid: str, ask: str, age_s: int = 0) -> None:
+    world.db.execute(
+        "update public.account_symbols set bid = %s, ask = %s, quoted_at = now() - make_interval(secs => %s)"
+        " where name = %s",
+        (bid, ask, age_s, name),
+    )
+
+
+@pytest.mark.covers("X19")
+@pytest.mark.parametrize(
+    ("bid", "ask", "age_s", "copied"),
+    [("1.10", "1.10", 0, True), ("1.15", "1.15", 50, True), ("1.05", "1.05", 0, True), ("1.17", "1.17", 0, False),
+     ("1.03", "1.03", 0, False), ("1.10", "1.10", 70, False), ("1.10", "1.10", 86400, False)],
+)  # fmt: skip
+def test_the_first_trade_under_another_name_needs_agreeing_prices(
+    world: World, bid: str, ask: str, age_s: int, copied: bool
+) -> None:
+    world.add_symbol("F", "EURUSD.r")
+    quoted(world, "EURUSD.r", bid, ask, age_s)
+    world.copy("M", "F")
+    world.opened("M", "0.10")
+    assert len(world.executions("F")) == copied
+    assert world.reasons("F") == ({} if copied else {"symbol_unproven": 1})
+
+
+@pytest.mark.covers("X19")
+def test_a_missing_quote_is_asked_for_and_proof_is_remembered(world: World) -> None:
+    world.add_symbol("F", "EURUSD.r")
+    world.db.execute("update public.account_symbols set quoted_at = null where name = 'EURUSD.r'")
+    world.copy("M", "F")
+    world.opened("M", "0.10")
+    detail = world.one("select detail from public.copy_outcomes where reason = 'symbol_unproven'")
+    assert detail == (
+        "EURUSD.r seems to be the follower's name for EURUSD, but there is no current quote of it that proves it."
+        " Choose it in the copier's symbols if it is right."
+    )
+    assert world.one("select private.watched_symbols(%s)", world.accounts["F"]) == ["EURUSD.r"]
+    assert world.one("select count(*) from public.alerts where reason = 'symbol_unproven'") == 1
+    quoted(world, "EURUSD.r", "1.1", "1.1")
+    world.opened("M", "0.10")
+    assert len(world.executions("F")) == 1
+    quoted(world, "EURUSD.r", "1.1", "1.1", 3600)
+    world.opened("M", "0.10")
+    assert len(world.executions("F")) == 2
+
+
+@pytest.mark.covers("X19")
+def test_the_same_name_and_a_mapping_need_no_proof(world: World) -> None:
+    world.add_symbol("M", "GBPUSD")
+    for name in ("EURUSD", "GBPUSD.r"):
+        world.add_symbol("F", name)
+    world.db.execute("update public.account_symbols set quoted_at = null")
+    world.copy("M", "F", symbols={"GBPUSD": "GBPUSD.r"})
+    world.opened("M", "0.10")
+    world.opened("M", "0.10", symbol="GBPUSD")
+    assert [e["symbol"] for e in world.executions("F")] == ["EURUSD", "GBPUSD.r"]
+
+
+REQUEST = {
+    "copier": {"max_leverage": "10", "sanity_factor": "3"},
+    "master": {"currency": "USD", "balance": "10000", "equity": "10000", "free_margin": "10000"},
+    "follower": {
+        "currency": "USD", "balance": "10000", "equity": "10000", "free_margin": "10000",
+        "symbol": {"name": "EURUSD", "contract_size": "100000", "digits": 5, "tick_size": "0.00001",
+                   "profit_currency": "USD", "lots_min": "0.01", "lots_max": "50", "lots_step": "0.01"},
+    },
+    "trade": {"side": "buy", "lots": "0.50", "price": "1.10000"},
+    "rates": {},
+}  # fmt: skip
+
+
+@pytest.mark.covers("X20")
+@pytest.mark.parametrize(
+    ("quote", "side", "reason"),
+    [
+        ({}, "buy", None),
+        ({"bid": None, "ask": None}, "buy", None),
+        ({"bid": "1.1", "ask": "1.1"}, "buy", None),
+        ({"bid": "1.1", "ask": "2.1"}, "buy", "max_leverage"),
+        ({"bid": "1.1", "ask": "2.1"}, "sell", None),
+        ({"bid": "2.1", "ask": "2.1"}, "sell", "max_leverage"),
+    ],
+)
+def test_exposure_is_valued_at_the_followers_quote(
+    world: World, quote: dict[str, Any], side: str, reason: str | None
+) -> None:
+    follower = REQUEST["follower"] | {"symbol": REQUEST["follower"]["symbol"] | quote}  # type: ignore[operator, index, call-overload]
+    request = REQUEST | {"follower": follower, "trade": REQUEST["trade"] | {"side": side}}  # type: ignore[operator]
+    assert world.as_user("preview_copy", request)["reason"] == reason
+
+
+@pytest.mark.covers("X20")
+def test_a_trade_is_valued_at_the_followers_fresh_quote(world: World) -> None:
+    world.add_symbol("F", "EURUSD")
+    world.copy("M", "F", max_leverage="1")
+    quoted(world, "EURUSD", "1.1", "1000", 3600)
+    world.opened("M", "0.01")
+    assert len(world.executions("F")) == 1
+    world.db.execute(
+        "update public.account_symbols set quoted_at = now() where account_id = %s", (world.accounts["F"],)
+    )
+    world.opened("M", "0.01")
+    assert world.reasons("F") == {"max_leverage": 1}
