@@ -330,5 +330,7 @@ class Assignment:
     watch_symbols: tuple[str, ...]
     #: a protection rule watches the account: its figures are reported every second
     watch_funds: bool = False
+    #: sizes depend on the account's money: its figures are reported right behind each fill
+    funds_after_fills: bool = False
     #: an opaque value, equal for the accounts of one user ("": unknown)
     owner: str = ""

@@ -76,6 +76,8 @@ class AccountSession:
     left_out: set[str] = field(default_factory=set)
     #: set when the watcher has work: a push, a noted report, the end of an order in flight
     changed: asyncio.Event = field(default_factory=asyncio.Event)
+    #: set when the database knows of a fill whose effect on the account's figures it does not know yet
+    filled: asyncio.Event = field(default_factory=asyncio.Event)
 
     def take_seq(self) -> int:
         return self.seq()

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
+from datetime import datetime
 from typing import Final, NoReturn, Protocol
 
 from agent import limits
@@ -72,6 +73,7 @@ class AccountReports:
         self._reported_at_look = 0
         self._converted_at_look = 0
         self._funds_watched = False
+        self._after_fills = False
         #: number of symbols beyond the limits; 0 once it is reported
         self._left_out = 0
         #: number of positions left out, as last reported
@@ -79,13 +81,15 @@ class AccountReports:
         #: seconds until the look that the database requested
         self._look_again: float | None = None
 
-    def watch(self, symbols: Iterable[str], *, funds: bool = False) -> None:
+    def watch(self, symbols: Iterable[str], *, funds: bool = False, after_fills: bool = False) -> None:
         """The symbols whose specs and quotes the database needs; names that the account does not have are ignored.
 
-        `funds`: a protection rule watches the account's figures, so they are reported at every look.
+        `funds`: a protection rule watches the account's figures, so they are reported at every look. `after_fills`:
+        sizes depend on them, so they are reported right behind each fill.
         """
         self._watched = frozenset(symbols)
         self._funds_watched = funds
+        self._after_fills = after_fills
 
     async def first(self, state: AccountState) -> None:
         """The report after a login: figures, and the specs of watched, held and the first other symbols. Raises
@@ -118,15 +122,34 @@ class AccountReports:
             try:
                 async with asyncio.timeout(READ_TIMEOUT):
                     await self._look(figures=must_report or self._looks % FIGURES_EVERY == 0, must_report=must_report)
-            except AccountChanged:
-                raise
             except (AdapterError, TimeoutError, Unreachable, Refused) as error:
-                if isinstance(error, Refused) and error.code != LEASE_OVER:
-                    raise
-                log.info(
-                    "account_report_skipped",
-                    extra={"account": self._session.account_id, "error": f"{type(error).__name__}: {error}"},
-                )
+                self._skip(error)
+
+    async def after_fills(self) -> NoReturn:
+        """Report the figures as soon as the database knows of a fill, until cancelled: the next size depends on them.
+        Fills that happen meanwhile share the next report."""
+        while True:
+            await self._session.filled.wait()
+            self._session.filled.clear()
+            if not self._after_fills:
+                continue
+            try:
+                async with asyncio.timeout(READ_TIMEOUT):
+                    measured_at = self._clock.now()
+                    state = await self._session.adapter.account()
+                    self._session.check_login(state)
+                    await self._send(state, {}, {}, measured_at)
+            except (AdapterError, TimeoutError, Unreachable, Refused) as error:
+                self._skip(error)
+
+    def _skip(self, error: Exception) -> None:
+        """Log why a report was skipped; raises the error if the session must end for it."""
+        if isinstance(error, AccountChanged) or (isinstance(error, Refused) and error.code != LEASE_OVER):
+            raise error
+        log.info(
+            "account_report_skipped",
+            extra={"account": self._session.account_id, "error": f"{type(error).__name__}: {error}"},
+        )
 
     async def _look(self, *, figures: bool, must_report: bool) -> None:
         """`figures`: read the account's figures too; `must_report`: report them even if unchanged."""
@@ -139,13 +162,14 @@ class AccountReports:
         quotes = await self._read_quotes(
             {*wanted, *conversions(self._specs | specs if convert else specs, self._currency)}
         )
+        measured_at = self._clock.now()  # before the read: what is filled meanwhile may be missing in it
         state = await self._session.adapter.account() if figures else None
         if state is not None:
             self._session.check_login(state)
         if state == self._figures and not must_report:
             state = None
         if specs or quotes or state is not None:
-            await self._send(state, specs, quotes)
+            await self._send(state, specs, quotes, measured_at)
         if convert:  # only after the report: after a failure the next look repeats it
             self._converted_at_look = self._looks
         self._session.outdated_specs.difference_update(outdated_specs)
@@ -171,11 +195,19 @@ class AccountReports:
                 moved[name] = replace(quote, at=self._clock.now())
         return moved
 
-    async def _send(self, state: AccountState | None, specs: dict[str, SymbolSpec], quotes: dict[str, Quote]) -> None:
+    async def _send(
+        self,
+        state: AccountState | None,
+        specs: dict[str, SymbolSpec],
+        quotes: dict[str, Quote],
+        measured_at: datetime | None = None,
+    ) -> None:
         """Send one report. Its content counts as reported only once the call has succeeded."""
         if state is not None:
             self._note_health(state)
         report = self._head()
+        if measured_at is not None:
+            report["measured_at"] = measured_at
         positions_left_out = len(self._session.left_out)
         if self._left_out:
             report["symbols_left_out"] = self._left_out

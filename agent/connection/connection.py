@@ -116,7 +116,9 @@ class AccountConnection:
         symbols do not."""
         before, self.wanted = self.wanted, assignment
         if assignment is not None and self._reports is not None:
-            self._reports.watch(assignment.watch_symbols, funds=assignment.watch_funds)
+            self._reports.watch(
+                assignment.watch_symbols, funds=assignment.watch_funds, after_fills=assignment.funds_after_fills
+            )
         if _essence(before) != _essence(assignment) or self._is_outdated(before, assignment):
             self._changed.set()
         elif assignment is not None and self._trading is not None:
@@ -322,7 +324,7 @@ class AccountConnection:
         reports = AccountReports(session, parts.plane, parts.clock, assignment.watch_symbols, sleep=self._sleep)
         async with asyncio.timeout(self._settings.connect_timeout.total_seconds()):
             await reports.first(state)
-        reports.watch(assignment.watch_symbols, funds=assignment.watch_funds)
+        reports.watch(assignment.watch_symbols, funds=assignment.watch_funds, after_fills=assignment.funds_after_fills)
         self._reports = reports
         self._refusal = asyncio.get_running_loop().create_future()
         watcher = Watcher(
@@ -347,18 +349,19 @@ class AccountConnection:
         """Watch and report until one of the two ends, then raise its error."""
         watching: asyncio.Task[None] = asyncio.ensure_future(watcher.run())
         reporting: asyncio.Task[None] = asyncio.ensure_future(reports.keep())
+        funds: asyncio.Task[None] = asyncio.ensure_future(reports.after_fills())
         refused: asyncio.Task[None] = asyncio.ensure_future(self._until_refused())
         ready = asyncio.ensure_future(self._note_ready(watcher))
         try:
-            await asyncio.wait([watching, reporting, refused], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([watching, reporting, funds, refused], return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in (ready, watching, reporting, refused):
+            for task in (ready, watching, reporting, funds, refused):
                 task.cancel()
             # With a time limit: an adapter that ignores cancellation must not delay the account's next session.
             await asyncio.wait(
-                [ready, watching, reporting, refused], timeout=self._settings.close_timeout.total_seconds()
+                [ready, watching, reporting, funds, refused], timeout=self._settings.close_timeout.total_seconds()
             )
-        for task in (refused, watching, reporting):
+        for task in (refused, watching, reporting, funds):
             if task.done() and not task.cancelled() and (error := task.exception()) is not None:
                 raise error
         raise AdapterError("the watcher ended")

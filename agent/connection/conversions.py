@@ -15,6 +15,8 @@ CODES: Final = (
     "AUD|CAD|CHF|CNH|CZK|DKK|EUR|GBP|HKD|HUF|ILS|JPY|MXN|NOK|NZD|PLN|RUB|SEK|SGD|THB|TRY|USD|ZAR"
     "|XAU|XAG|XPT|XPD|BTC|ETH|LTC"
 )
+#: those of them that no money is converted through, unless the account is kept in them
+NO_MONEY: Final = frozenset({"XAU", "XAG", "XPT", "XPD", "BTC", "ETH", "LTC"})
 PAIR: Final = re.compile(f"({CODES})({CODES})")
 NOT_IN_A_CODE: Final = re.compile(r"[^A-Z0-9]")
 
@@ -25,15 +27,15 @@ def conversions(specs: Mapping[str, SymbolSpec], currency: str) -> Iterator[str]
     These are the pairs with that currency; for a currency without one, its pair with the dollar: a euro account
     converts yen through USDJPY.
     """
-    pairs = {name: pair for name, spec in specs.items() if (pair := _pair(name, spec)) is not None}
+    pairs = {name: pair for name, spec in specs.items() if (pair := _pair(name, spec, currency))}
     direct = {code for pair in pairs.values() if currency in pair for code in pair}
     for name, pair in pairs.items():
         if currency in pair or (DOLLAR in pair and not pair <= direct):
             yield name
 
 
-def _pair(name: str, spec: SymbolSpec) -> frozenset[str] | None:
-    """The two currencies of a symbol; None: it is no pair.
+def _pair(name: str, spec: SymbolSpec, currency: str) -> frozenset[str] | None:
+    """The two currencies of a symbol; None: it is no pair of currencies.
 
     Brokers name base and margin currencies wrongly (AUD for every pair), so they count only if the name agrees.
     """
@@ -44,4 +46,5 @@ def _pair(name: str, spec: SymbolSpec) -> frozenset[str] | None:
     named = PAIR.search(letters)
     if named is None or named[1] == named[2]:
         return None
-    return frozenset(named.groups())
+    pair = frozenset(named.groups())
+    return None if NO_MONEY & pair - {currency} else pair

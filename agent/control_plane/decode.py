@@ -120,6 +120,7 @@ def assignment_from_json(value: object) -> Assignment:
         begins_at=instant(raw, "begins_at"),
         watch_symbols=tuple(str(name) for name in as_list(raw.get("watch_symbols") or [], "watch_symbols")),
         watch_funds=raw.get("watch_funds") is True,
+        funds_after_fills=raw.get("funds_after_fills") is True,
         owner=optional_text(raw, "owner") or "",
     )
 

@@ -278,6 +278,9 @@ class TradeCopyEngine:
         reported = self._reported.get((report.execution_id, report.attempt))
         if reported is not None and report.outcome != "unknown":
             reported.accepted_at = boot_time()
+        executor = self._executors.get(report.account_id)
+        if executor is not None and report.filled_lots:
+            executor.session.filled.set()
 
     def _report_again(self, reported: _Reported) -> None:
         """Offers and reports often cross; an offer long after the acceptance means that the database lost the

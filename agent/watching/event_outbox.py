@@ -108,6 +108,8 @@ class EventOutbox:
     async def accepted(self, batch: Sequence[Event], answer: QueueAnswer) -> None:
         self._submit(answer.executions)
         self._drop(batch)
+        if any(event.type not in ("snapshot", "modified") for event in batch):
+            self._session.filled.set()
         if any(result.missing for result in answer.results):
             self._on_missing()
         for event, result in zip(batch, answer.results, strict=False):

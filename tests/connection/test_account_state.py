@@ -46,9 +46,13 @@ class Desk:
         )
         session = SimpleNamespace(
             adapter=adapter, account_id="a", epoch=1, session=1, outdated_specs=set[str](), left_out=set[str](),
+            filled=asyncio.Event(),
             health=lambda: ("connected", None),
             check_login=lambda _: None, clear_problem=lambda _: None, set_problem=lambda *_: None,
         )  # fmt: skip
+        self.filled = session.filled
+        self.news = asyncio.Event()
+        self.refused = asyncio.Event()
         self.reports = AccountReports(cast(AccountSession, session), self, DatabaseClock(), (), sleep=self.sleep)
         self.state = AccountState(
             login="1", server="s", currency="EUR", mode="hedging", leverage=100, balance=Decimal(1),
@@ -77,10 +81,12 @@ class Desk:
 
     async def report_account_state(self, state: dict[str, Any]) -> int | None:
         if self.look in self.deaf:
+            self.refused.set()
             raise Unreachable("report_account_state", "no answer")
         if self.refuse(state):
             raise Refused("report_account_state", "balance: a number is wanted", code="TC001")
         self.reports_taken.append(state)
+        self.news.set()
         self.left_out.append(state.get("symbols_left_out"))
         for symbol in state.get("symbols", ()):
             assert len(symbol["name"]) <= 64
@@ -100,6 +106,41 @@ async def test_quotes_for_conversion_are_never_too_old(deaf: range) -> None:
         assert max(b - a for a, b in zip(looks, [*looks[1:], 200], strict=True)) <= 31, desk.reported
 
 
+@pytest.mark.covers("L37")
+async def test_figures_are_reported_right_behind_a_fill_where_sizes_depend_on_them() -> None:
+    desk = Desk(range(0))
+    await desk.reports.first(desk.state)
+    desk.reports.watch((), after_fills=True)
+    desk.news.clear()
+    task = asyncio.create_task(desk.reports.after_fills())
+    desk.state = replace(desk.state, free_margin=Decimal("0.6"))
+    desk.filled.set()
+    async with asyncio.timeout(5):
+        await desk.news.wait()
+    assert desk.reports_taken[-1]["free_margin"] == Decimal("0.6")
+    assert desk.reports_taken[-1]["measured_at"] <= DatabaseClock().now()
+    task.cancel()
+
+
+@pytest.mark.covers("L37")
+async def test_a_failed_report_behind_a_fill_ends_nothing() -> None:
+    desk = Desk(range(0))
+    await desk.reports.first(desk.state)
+    desk.reports.watch((), after_fills=True)
+    desk.deaf = range(1)
+    desk.news.clear()
+    task = asyncio.create_task(desk.reports.after_fills())
+    desk.filled.set()
+    async with asyncio.timeout(5):
+        await desk.refused.wait()
+    desk.deaf = range(0)
+    desk.filled.set()
+    async with asyncio.timeout(5):
+        await desk.news.wait()
+    assert not task.done()
+    task.cancel()
+
+
 @pytest.mark.covers("L34")
 @pytest.mark.parametrize(
     ("currency", "margin", "names", "quoted"),
@@ -110,6 +151,8 @@ async def test_quotes_for_conversion_are_never_too_old(deaf: range) -> None:
         ("USC", "USD", ("eurusd", "usdjpyc"), {"eurusd", "usdjpyc"}),
         ("USD", "USD", ("US30", "AAPL", "EURUSD"), {"EURUSD"}),
         ("BRL", "USD", ("USDBRL", "EURUSD"), {"USDBRL", "EURUSD"}),
+        ("USD", "USD", ("XAUUSD", "BTCUSD", "GBPUSD"), {"GBPUSD"}),
+        ("BTC", "USD", ("BTCUSD", "EURUSD", "ETHUSD"), {"BTCUSD", "EURUSD"}),
     ],
 )
 async def test_pairs_for_conversion_are_known_by_their_names(

@@ -192,6 +192,19 @@ async def test_figures_under_a_protection_rule_are_reported_at_every_look(bench:
     assert bench.sessions == 1, "watching is no reason for another session"
 
 
+@pytest.mark.covers("L37")
+async def test_figures_follow_each_fill_where_sizes_depend_on_them(bench: Bench) -> None:
+    account = replace(await bench.account("124"), funds_after_fills=True)
+    await bench.paper.set_prices({"EURUSD": (Decimal("1.1"), Decimal("1.1001"))})
+    bench.manager.want([account])
+    await bench.until_status(account, "connected")
+    await bench.server.until(lambda: bool(bench.server.called("queue_trade_copy")))
+    told = len(funds(bench))
+    await bench.paper.market("124", "EURUSD", "buy", Decimal("0.10"))
+    await bench.server.until(lambda: len(funds(bench)) > told)
+    assert Decimal(funds(bench)[-1]["margin"]) > 0
+
+
 @pytest.mark.covers("R7")
 async def test_another_accounts_terminal_is_halted_and_never_traded(bench: Bench) -> None:
     account = await bench.account("103")

@@ -281,7 +281,8 @@ Example: {"protocol_version": 2, "worked_through": "1764342000000000", "unreadab
 "2026-12-01T09:29:40.000000Z", "assignments": [{"account_id": "0b9f4a52-6c1d-4e0b-9a57-2f6f0c8e1a01", "epoch": 3,
 "platform": "mt5", "server": "Broker-Demo", "login": "51234567", "mode": "hedging", "currency": "USD", "owner":
 "4f1c8e2a9b3d7056", "revision": 4, "begins_at": "2026-12-01T09:00:00.000000Z", "watch_symbols": ["EURUSD"],
-"watch_funds": false, "resync": false}], "executions": [], "cancel": [], "last_execution_id": "123", "generation": 1}';
+"watch_funds": false, "funds_after_fills": false,
+"resync": false}], "executions": [], "cancel": [], "last_execution_id": "123", "generation": 1}';
 grant execute on function
   private.vps_heartbeat(jsonb), public.vps_heartbeat(jsonb)
 to authenticated;

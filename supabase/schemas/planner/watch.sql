@@ -38,6 +38,21 @@ begin
     and exists (select 1 from public.positions p where p.account_id = p_account and p.closed_at is null);
 end $$;
 
+-- Whether sizes of copies depend on the account's money, so that its agent must report the funds right behind each fill.
+create function private.sizes_by_funds(p_account uuid) returns boolean
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return exists (
+    select 1 from (
+      select * from public.copiers f where f.follower_account_id = p_account and f.removed_at is null
+      union all
+      select * from public.copiers m where m.master_account_id = p_account and m.removed_at is null
+    ) c
+    where c.sizing_mode in ('balance_ratio', 'equity_ratio', 'free_margin_ratio', 'risk_percent')
+      or c.no_money_policy = 'shrink'
+      or coalesce(c.max_risk_percent, c.max_leverage, c.min_equity) is not null);
+end $$;
+
 -- p_account: only this one. p_blind: without the parts that the planner computes; funds are then always requested, in
 -- case a rule watches them.
 create function private.assignments_of(p_vps uuid, p_account uuid default null,
@@ -50,7 +65,8 @@ as $$
     'currency', a.currency, 'owner', private.owner_mark(a.user_id), 'revision', a.revision, 'begins_at',
       private.rfc3339(s.begins_at),
     'watch_symbols', case when p_blind then '[]' else to_jsonb(private.watched_symbols(a.id)) end,
-    'watch_funds', p_blind or private.watches_funds(a.id), 'resync', not p_blind
+    'watch_funds', p_blind or private.watches_funds(a.id), 'funds_after_fills', p_blind
+      or private.sizes_by_funds(a.id), 'resync', not p_blind
       and private.wants_snapshot(a.id, a.copy_state)) order by a.id), '[]')
   from public.account_vps_assignments s
   join public.trading_accounts a on a.id = s.account_id

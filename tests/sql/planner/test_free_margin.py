@@ -138,3 +138,25 @@ def test_a_netting_follower_counts_what_it_is_about_to_be_given(world: World) ->
         Decimal("0.06"),
         Decimal("0.10"),
     ]
+
+
+@pytest.mark.covers("L37")
+@pytest.mark.parametrize(
+    ("settings", "wanted"),
+    [
+        ({}, False),
+        ({"sizing_mode": "fixed"}, False),
+        ({"sizing_mode": "free_margin_ratio"}, True),
+        ({"sizing_mode": "balance_ratio"}, True),
+        ({"sizing_mode": "risk_percent"}, True),
+        ({"no_money_policy": "shrink"}, True),
+        ({"max_leverage": "10"}, True),
+    ],
+)
+def test_figures_behind_each_fill_are_wanted_where_sizes_depend_on_them(
+    world: World, settings: dict[str, Any], wanted: bool
+) -> None:
+    world.copy("M", "F", **settings)
+    for account in "MF":
+        beat = world.as_agent(account, "vps_heartbeat", {})
+        assert [a["funds_after_fills"] for a in beat["assignments"] if a["login"] == account] == [wanted]
