@@ -1060,7 +1060,10 @@ export type Database = {
           created_at: string;
           follower_symbol: string;
           id: string;
+          lots_factor: number;
+          master_key: string;
           master_symbol: string;
+          mode: string;
           user_id: string;
         };
         ComputedFields: never;
@@ -1069,7 +1072,10 @@ export type Database = {
           created_at?: string;
           follower_symbol: string;
           id?: string;
+          lots_factor?: number;
+          master_key?: never;
           master_symbol: string;
+          mode?: string;
           user_id: string;
         };
         Update: {
@@ -1077,7 +1083,10 @@ export type Database = {
           created_at?: string;
           follower_symbol?: string;
           id?: string;
+          lots_factor?: number;
+          master_key?: never;
           master_symbol?: string;
+          mode?: string;
           user_id?: string;
         };
         Relationships: [

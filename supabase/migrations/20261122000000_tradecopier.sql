@@ -2810,13 +2810,24 @@ create table public.symbol_mappings (
   copier_id uuid not null references public.copiers (id) on delete cascade,
   master_symbol text not null,
   follower_symbol text not null,
+  lots_factor numeric not null default 1,
+  mode text not null default 'on',
   created_at timestamptz not null default now(),
-  constraint one_mapping_per_symbol unique (copier_id, master_symbol),
+  master_key text not null generated always as (upper(btrim(master_symbol))) stored,
+  constraint one_mapping_per_symbol unique (copier_id, master_key),
+  constraint lots_factor_is_sane check (lots_factor between 0.01 and 100),
+  constraint mapping_mode_is_known check (mode in ('on', 'closes_only', 'off')),
   constraint symbols_are_short check
     (length(master_symbol) between 1 and 64 and length(follower_symbol) between 1 and 64)
 );
 comment on table public.symbol_mappings is
   'The follower''s symbol that the user chose for a symbol of the master; takes precedence over automatic matches.';
+comment on column public.symbol_mappings.lots_factor is 'What the size of each copy in this symbol is multiplied by.';
+comment on column public.symbol_mappings.mode is
+  'on; closes_only or off: nothing is opened (symbol_off). Copies that are open are closed with the master all the '
+  'same.';
+comment on column public.symbol_mappings.master_key is
+  'The master''s symbol without differences of case and blanks, for comparison.';
 create index symbol_mappings_of_user on public.symbol_mappings (user_id);
 alter table public.copiers enable row level security;
 alter table public.symbol_mappings enable row level security;
@@ -3484,8 +3495,10 @@ begin
       cross join lateral (select coalesce(private.pair_in(s.name), private.symbol_root(s.name))) r (root)
       cross join lateral (select strpos(upper(s.name), r.root)) p (at)
       where s.account_id in (select n.account_id from new_symbols n)
-        and (private.pair_in(root) is not null or root in (select known.name from public.symbol_aliases known))
-        and at > 0 and private.contract_date(substr(s.name, at), extract(year from now())::integer) is null
+        -- a case, because dates are looked for in known names only: a list may have 10,000
+        and case when at > 0
+          and (private.pair_in(root) is not null or root in (select known.name from public.symbol_aliases known))
+          then private.contract_date(substr(s.name, at), extract(year from now())::integer) is null else false end
       group by s.account_id, 2, 3
     ) x
     order by x.account_id, x.roots desc, x.prefix, x.suffix
@@ -3524,6 +3537,21 @@ begin
   end if;
   return null;
 end $$;
+
+-- A copier's mapping of a master's symbol, without regard to case and surrounding blanks.
+create function private.mapping_of(p_copier uuid, p_symbol text) returns public.symbol_mappings
+language sql stable security definer set search_path = '' as $$
+  select y from public.symbol_mappings y where y.copier_id = p_copier and y.master_key = upper(btrim(p_symbol))
+$$;
+
+-- An account's symbol of this name; if there is none, of this name without regard to case and surrounding blanks.
+create function private.symbol_named(p_account uuid, p_name text) returns public.account_symbols
+language sql stable security definer set search_path = '' as $$
+  select s from public.account_symbols s
+  where private.symbol_root(s.name) = private.symbol_root(btrim(p_name)) and s.account_id = p_account
+    and upper(s.name) = upper(btrim(p_name))
+  order by s.name <> p_name, s.name limit 1
+$$;
 
 -- All names of the instrument behind a master's symbol, without prefix and suffix; the symbol's own name first.
 create function private.names_of(p_master public.account_symbols) returns text[]
@@ -6882,6 +6910,14 @@ begin
   return p_copier;
 end $$;
 
+-- The copier, set to size this many times as much: the factor of a mapping.
+create function private.times_factor(p_copier public.copiers, p_factor numeric) returns public.copiers
+language plpgsql immutable set search_path = '' as $$
+begin
+  p_copier.sizing_value := p_copier.sizing_value * p_factor;
+  return p_copier;
+end $$;
+
 -- The price that slippage is measured from when a user requests a copy long after the master's open: the present one.
 create function private.entry_price(p_symbol public.account_symbols, p_side text, p_master_price numeric,
   p_now timestamptz) returns numeric
@@ -7000,8 +7036,7 @@ begin
   if v_master.name is null then
     return format('The master''s agent has not yet said what %s is (contract size, currency).', p_symbol);
   end if;
-  select y.follower_symbol into v_mapped from public.symbol_mappings y
-  where y.copier_id = p_copier and y.master_symbol = p_symbol;
+  v_mapped := (private.mapping_of(p_copier, p_symbol)).follower_symbol;
   select a.* into v_follower from public.copiers c join public.trading_accounts a on a.id = c.follower_account_id
   where c.id = p_copier;
   v_others := private.symbol_alternatives(v_follower, v_master);
@@ -7080,6 +7115,8 @@ begin
       -- the user's mapping; else the same name with the same figures; else copier/symbol.sql decides
       case
         when masters_symbol.contract_size is null then null::public.account_symbols
+        when mapping.copier_id is not null and named.name is null then
+          private.symbol_named(follower.id, mapping.follower_symbol)
         when mapping.copier_id is not null
           or named.contract_size = masters_symbol.contract_size
           and named.profit_currency = masters_symbol.profit_currency
@@ -7087,6 +7124,8 @@ begin
         else private.choose_symbol(follower, masters_symbol)
       end as symbol,
       mapping.copier_id is not null as mapped,
+      mapping.mode as mapping_mode,
+      mapping.lots_factor,
       case when (opened.side = 'buy') = copier.reverse then 'sell' else 'buy' end as side,
       case when p_asked is null and pair.asked_lots is null then opened.unseen_at else p_now end as news_at,
       coalesce(p_asked = 'resync', false) or pair.asked_lots is not null as by_user
@@ -7097,7 +7136,8 @@ begin
     join public.trading_accounts follower on follower.id = copier.follower_account_id
     left join public.account_symbols masters_symbol on masters_symbol.account_id = master.id
       and masters_symbol.name = opened.symbol
-    left join public.symbol_mappings mapping on mapping.copier_id = copier.id and mapping.master_symbol = opened.symbol
+    left join public.symbol_mappings mapping on mapping.copier_id = copier.id
+      and mapping.master_key = upper(btrim(opened.symbol))
     left join public.account_symbols named on named.account_id = follower.id
       and named.name = coalesce(mapping.follower_symbol, opened.symbol)
     left join public.account_vps_assignments assignment on assignment.account_id = follower.id
@@ -7111,6 +7151,7 @@ begin
         case when pair.news_at < p_now - make_interval(secs => (pair.copier).max_age_ms / 1000.0) then 'too_old' end,
         pair.unreachable,
         pair.refusal,
+        case when pair.mapping_mode <> 'on' then 'symbol_off' end,
         private.symbol_refusal(pair.symbol, pair.side),
         case when (pair.symbol).name <> (pair.opened).symbol and not pair.mapped and pair.kind <> 'increase' then
           private.proof_refusal(pair.masters_symbol, pair.symbol, (pair.opened).price, p_now) end,
@@ -7192,6 +7233,10 @@ begin
           private.jittered(pair.copier, (pair.opened).ticket, pair.generation)
         else pair.copier
       end as copier
+    ) drawn
+    cross join lateral (
+      select case when pair.lots_factor <> 1 and pair.asked_lots is null
+        then private.times_factor(drawn.copier, pair.lots_factor) else drawn.copier end as copier
     ) sizing
     offset 0
   ), decided as materialized (
@@ -7444,9 +7489,11 @@ begin
       and p.first_seen_at < p_copier.started_at
   ) p
   join public.account_symbols m on m.account_id = p_copier.master_account_id and m.name = p.symbol
-  left join public.symbol_mappings y on y.copier_id = p_copier.id and y.master_symbol = p.symbol
+  left join public.symbol_mappings y on y.copier_id = p_copier.id and y.master_key = upper(btrim(p.symbol))
   join lateral (select (private.follower_symbol(v_follower, m)).name) f (name) on true
-  join public.account_symbols s on s.account_id = v_follower.id and s.name = coalesce(y.follower_symbol, f.name);
+  join public.account_symbols s on s.account_id = v_follower.id
+    and s.name = case when y.id is null then f.name
+      else (private.symbol_named(v_follower.id, y.follower_symbol)).name end;
 end $$;
 
 -- For a new copier; the caller holds the locks of its accounts.
@@ -9644,7 +9691,8 @@ begin
     and exists (select 1 from public.positions p where p.account_id = p_account and p.closed_at is null);
 end $$;
 
--- Whether sizes of copies depend on the account's money, so that its agent must report the funds right behind each fill.
+-- Whether sizes of copies depend on the account's money, so that its agent must report the funds right behind each
+-- fill.
 create function private.sizes_by_funds(p_account uuid) returns boolean
 language plpgsql stable security definer set search_path = '' as $$
 begin
@@ -10349,7 +10397,8 @@ end $$;
 -- Second attempts of opens that a broker refused for their size: one attempt, after a pause, with figures and
 -- specifications read again.
 
--- Lots that the free margin allows beside what was opened since it was read, rounded to the symbol's step; null: unknown.
+-- Lots that the free margin allows beside what was opened since it was read, rounded to the symbol's step; null:
+-- unknown.
 create function private.affordable_lots(q public.trade_execution_queue, p_now timestamptz) returns numeric
 language plpgsql stable security definer set search_path = '' as $$
 declare
@@ -13892,18 +13941,27 @@ begin
   if v_made then
     perform private.copy_existing(v_new, v_now);
   end if;
-  return jsonb_build_object('copier_id', v_new.id, 'warnings', private.settings_warnings(v_new));
+  return jsonb_build_object('copier_id', v_new.id, 'warnings',
+    private.settings_warnings(v_new) || private.mapping_warnings(v_new));
 end $$;
 
 -- Makes the copier's mappings equal to these. Only changed rows are written, because each goes to the audit log.
 create function private.save_mappings(p_user uuid, p_copier uuid, p_symbols jsonb) returns void
 language plpgsql volatile security definer set search_path = '' as $$
 begin
-  delete from public.symbol_mappings y where y.copier_id = p_copier and not p_symbols ? y.master_symbol;
-  insert into public.symbol_mappings as y (user_id, copier_id, master_symbol, follower_symbol)
-  select p_user, p_copier, key, value from jsonb_each_text(p_symbols)
-  on conflict (copier_id, master_symbol) do update set follower_symbol = excluded.follower_symbol
-    where y.follower_symbol <> excluded.follower_symbol;
+  delete from public.symbol_mappings y where y.copier_id = p_copier
+    and y.master_key <> all (array(select upper(btrim(k)) from jsonb_object_keys(p_symbols) k));
+  insert into public.symbol_mappings as y (user_id, copier_id, master_symbol, follower_symbol, lots_factor, mode)
+  select p_user, p_copier, coalesce((private.symbol_named(c.master_account_id, m.master)).name, m.master),
+    coalesce((private.symbol_named(c.follower_account_id, m.follower)).name, m.follower),
+    coalesce(m.lots_factor, before.lots_factor, 1), coalesce(m.mode, before.mode, 'on')
+  from private.mappings_in(p_symbols) m
+  join public.copiers c on c.id = p_copier
+  left join public.symbol_mappings before on before.copier_id = p_copier and before.master_key = upper(m.master)
+  on conflict (copier_id, master_key) do update set master_symbol = excluded.master_symbol,
+    follower_symbol = excluded.follower_symbol, lots_factor = excluded.lots_factor, mode = excluded.mode
+    where (y.master_symbol, y.follower_symbol, y.lots_factor, y.mode) is distinct from
+      (excluded.master_symbol, excluded.follower_symbol, excluded.lots_factor, excluded.mode);
 end $$;
 
 -- Refuses lists that are too long, by name, before anything iterates over them.
@@ -13938,8 +13996,8 @@ begin
       hint = 'Shorten it: * stands for any text.';
   end if;
   if jsonb_typeof(p_copier -> 'symbols') = 'object' then
-    select s.name into v_long from jsonb_each_text(p_copier -> 'symbols') e
-    cross join lateral (values (e.key), (e.value)) as s (name)
+    select s.name into v_long from jsonb_each(p_copier -> 'symbols') e
+    cross join lateral (values (e.key), (private.mapped_to(e.value))) as s (name)
     where length(s.name) > 64 limit 1;
     if found then
       raise exception using errcode = 'TC303',
@@ -14013,13 +14071,14 @@ begin
   if coalesce(jsonb_typeof(p_copier -> 'symbols'), 'null') not in ('null', 'object')
     or jsonb_typeof(p_copier -> 'symbols') = 'object' and exists (
     select 1 from jsonb_each(p_copier -> 'symbols') e
-    where jsonb_typeof(e.value) <> 'string' or length(e.value #>> '{}') not between 1 and 64
-      or length(e.key) not between 1 and 64 or not private.is_plain(e.key)
-        or not private.is_plain(e.value #>> '{}')) then
+    where private.mapped_to(e.value) is null or length(btrim(private.mapped_to(e.value))) not between 1 and 64
+      or length(btrim(e.key)) not between 1 and 64 or not private.is_plain(btrim(e.key))
+        or not private.is_plain(btrim(private.mapped_to(e.value)))) then
     raise exception using errcode = 'TC302',
       message = 'save_copier: symbols must name a symbol of the follower for each of the master''s',
-      hint = 'For example {"GOLD": "XAUUSD"}.';
+      hint = 'For example {"GOLD": "XAUUSD"}, or {"GOLD": {"to": "XAUUSD", "lots_factor": "0.5", "mode": "on"}}.';
   end if;
+  perform private.refuse_bad_mappings(p_copier -> 'symbols');
 end $$;
 
 -- Refuses a copier that would complete a circle; copiers that are off count too. The caller holds the user's lock
@@ -14083,12 +14142,15 @@ Request:
 - master_account_id (uuid; required for a new copier): account of the caller whose trades are copied; cannot be changed
   later
 - follower_account_id (uuid; required for a new copier): account of the caller that copies; cannot be changed later
-- symbols (object; at most 500 symbols, names of 1 to 64 characters): name at the follower for each name at the master;
-  replaces all mappings; left out or null: unchanged
+- symbols (object; at most 500 symbols, names of 1 to 64 characters): name at the follower for each name at the master,
+  or {"to": name, "lots_factor": 0.01 to 100, "mode": on, closes_only or off}, where lots_factor and mode left out keep
+  their value (1 and on if new); upper and lower case and surrounding blanks are the same; replaces all mappings; left
+  out or null: unchanged
 - (any other column of copiers): a setting; the table of copiers in docs/api.md lists them
 Answer:
 - copier_id (uuid): the copier
-- warnings (list of texts): settings that are allowed but may surprise, one sentence each
+- warnings (list of texts): settings that are allowed but may surprise, and mapped names that an account does not have
+  with the nearest ones, one sentence each
 Errors: TC001 TC105 TC106 TC108 TC227 TC301 TC302 TC303 TC304 TC305 TC306 TC307 TC330 TC331
 Example: {"master_account_id": "0b9f4a52-6c1d-4e0b-9a57-2f6f0c8e1a01", "follower_account_id":
   "0b9f4a52-6c1d-4e0b-9a57-2f6f0c8e1a02",
@@ -14322,11 +14384,11 @@ declare
 begin
   select * into v_master from public.account_symbols s
   where s.account_id = p_copier.master_account_id and s.name = p_symbol;
-  select y.follower_symbol into v_mapped from public.symbol_mappings y
-  where y.copier_id = p_copier.id and y.master_symbol = p_symbol;
+  v_mapped := (private.mapping_of(p_copier.id, p_symbol)).follower_symbol;
+  if v_mapped is not null then return private.symbol_named(p_copier.follower_account_id, v_mapped); end if;
   select * into v_named from public.account_symbols s
-  where s.account_id = p_copier.follower_account_id and s.name = coalesce(v_mapped, p_symbol);
-  if v_mapped is not null or v_named.contract_size = v_master.contract_size
+  where s.account_id = p_copier.follower_account_id and s.name = p_symbol;
+  if v_named.contract_size = v_master.contract_size
     and v_named.profit_currency = v_master.profit_currency
     and v_named.trade_mode not in ('close_only', 'disabled') then
     return v_named;
@@ -14977,10 +15039,12 @@ declare
   v_master_symbol public.account_symbols;
   v_follower_symbol public.account_symbols;
   v_trade jsonb := p_request -> 'trade';
+  v_mapping jsonb := p_request -> 'mapping';
   v_sizing private.sizing;
   v_field text;
 begin
-  perform private.refuse_unknown(p_request, 'preview_copy', array['copier', 'master', 'follower', 'trade', 'rates']);
+  perform private.refuse_unknown(p_request, 'preview_copy',
+    array['copier', 'master', 'follower', 'trade', 'rates', 'mapping']);
   foreach v_field in array array['master', 'follower', 'trade'] loop
     if jsonb_typeof(p_request -> v_field) is distinct from 'object' then
       raise exception using errcode = 'TC001',
@@ -15013,9 +15077,19 @@ begin
     end if;
   end loop;
   perform private.check_preview(p_request);
+  if coalesce(jsonb_typeof(v_mapping), 'null') not in ('null', 'object') then
+    raise exception using errcode = 'TC001', message = 'preview_copy: "mapping" must be an object',
+      hint = 'For example {"lots_factor": "1", "mode": "on"}.';
+  end if;
+  v_field := private.mapping_fault(nullif(v_mapping, 'null'), array['lots_factor', 'mode']);
+  if v_field is not null then
+    raise exception using errcode = 'TC001', message = 'preview_copy: "mapping" ' || v_field,
+      hint = 'For example {"lots_factor": "1", "mode": "on"}.';
+  end if;
   begin
     v_copier := jsonb_populate_record(private.default_copier(), coalesce(nullif(p_request -> 'copier', 'null'), '{}'));
     perform private.check_sizing_words(v_copier);
+    v_copier.sizing_value := v_copier.sizing_value * coalesce((v_mapping ->> 'lots_factor')::numeric, 1);
     v_follower_symbol := private.symbol_of(p_request #> '{follower,symbol}');
     v_master_symbol := jsonb_populate_record(private.unquoted(v_follower_symbol),
       coalesce(nullif(p_request #> '{master,symbol}', 'null'), '{}'));
@@ -15024,6 +15098,10 @@ begin
       v_master_symbol, v_follower_symbol, coalesce(v_trade ->> 'side', 'buy'), (v_trade ->> 'lots')::numeric,
       (v_trade ->> 'price')::numeric, nullif((v_trade ->> 'sl')::numeric, 0), nullif((v_trade ->> 'tp')::numeric, 0),
       coalesce(nullif(p_request -> 'rates', 'null'), '{}'));
+    if v_mapping ->> 'mode' <> 'on' then
+      v_sizing := private.no_order('symbol_off', null, '{}',
+        array[format('The mapping of the symbol is %s: nothing is opened.', v_mapping ->> 'mode')]);
+    end if;
   exception when data_exception or case_not_found then
     raise exception using errcode = 'TC001',
       message = 'preview_copy: a value does not have its documented form: ' || left(sqlerrm, 500),
@@ -15057,6 +15135,9 @@ Request:
 - trade.side (text; required; buy or sell): its side
 - trade.lots, trade.price (number; required; above 0): its size and its open price
 - trade.sl, trade.tp (number): its levels; left out, null or 0: none
+- mapping (object): the symbol''s mapping; left out or null: none
+- mapping.lots_factor (number; 0.01 to 100): multiplies the size; left out or null: 1
+- mapping.mode (text; on, closes_only or off): off and closes_only open nothing (symbol_off); left out or null: on
 - rates (object; numbers above 0): exchange rates such as {"EURUSD": "1.0850"}
 Answer:
 - orders (list of texts): lots of each order; empty if nothing would be placed
@@ -15825,8 +15906,7 @@ declare
   v_best text;
 begin
   if p_mapped ? p_master.name then
-    select * into v_chosen from public.account_symbols s
-    where s.account_id = p_follower.id and s.name = p_mapped ->> p_master.name;
+    v_chosen := private.symbol_named(p_follower.id, p_mapped ->> p_master.name);
   else
     v_chosen := private.follower_symbol(p_follower, p_master);
     select case when v_chosen.name = p_master.name then 'exact' when c.rank = 1 then 'affix' when c.rank = 2
@@ -15938,6 +16018,91 @@ revoke all on function public.symbol_suggestions(jsonb), public.set_symbol_alias
 grant execute on function public.symbol_suggestions(jsonb), private.symbol_suggestions(jsonb) to authenticated;
 grant execute on function public.set_symbol_alias(jsonb), private.set_symbol_alias(jsonb) to authenticated,
   service_role;
+
+-- users/symbol_mapping.sql
+-- Mappings as users save them: their form, and warnings of names that an account does not have.
+
+-- The follower's symbol in an entry of "symbols", which is a text or an object; null: there is none.
+create function private.mapped_to(p_entry jsonb) returns text
+language sql immutable set search_path = '' as $$
+  select case jsonb_typeof(p_entry) when 'string' then p_entry #>> '{}'
+    when 'object' then case when jsonb_typeof(p_entry -> 'to') = 'string' then p_entry ->> 'to' end end
+$$;
+
+create function private.mappings_in(p_symbols jsonb)
+returns table (master text, follower text, lots_factor numeric, mode text)
+language sql stable set search_path = '' as $$
+  select btrim(e.key), btrim(private.mapped_to(e.value)),
+    case when jsonb_typeof(e.value) = 'object' then (e.value ->> 'lots_factor')::numeric end,
+    case when jsonb_typeof(e.value) = 'object' then e.value ->> 'mode' end
+  from jsonb_each(p_symbols) e
+$$;
+
+-- What is wrong with a mapping's factor or mode, as the end of a sentence; null: nothing.
+create function private.mapping_fault(p_mapping jsonb, p_allowed text[]) returns text
+language plpgsql immutable set search_path = '' as $$
+begin
+  return case
+    when exists (select from jsonb_object_keys(p_mapping) k where k <> all (p_allowed))
+      then 'may have only ' || private.one_of(p_allowed)
+    when jsonb_typeof(p_mapping -> 'lots_factor') <> 'null'
+      and private.is_number(p_mapping -> 'lots_factor') is not true
+      then 'has a lots_factor that is not a number'
+    when (p_mapping ->> 'lots_factor')::numeric not between 0.01 and 100
+      then 'has a lots_factor that is not between 0.01 and 100'
+    when jsonb_typeof(p_mapping -> 'mode') <> 'null' and (p_mapping ->> 'mode') not in ('on', 'closes_only', 'off')
+      then 'has a mode that is not on, closes_only or off' end;
+end $$;
+
+-- Raises TC302 for a mapping with a wrong factor or mode, or for two of the same symbol.
+create function private.refuse_bad_mappings(p_symbols jsonb) returns void
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_wrong text;
+begin
+  if coalesce(jsonb_typeof(p_symbols), 'null') <> 'object' then return; end if;
+  select format('the mapping of %s %s', left(e.key, 64),
+    private.mapping_fault(e.value, array['to', 'lots_factor', 'mode']))
+  into v_wrong from jsonb_each(p_symbols) e
+  where jsonb_typeof(e.value) = 'object'
+    and private.mapping_fault(e.value, array['to', 'lots_factor', 'mode']) is not null limit 1;
+  if v_wrong is null then
+    select format('%s are one symbol, mapped twice', string_agg(k, ' and ' order by k)) into v_wrong
+    from jsonb_object_keys(p_symbols) k group by upper(btrim(k)) having count(*) > 1 limit 1;
+  end if;
+  if v_wrong is not null then
+    raise exception using errcode = 'TC302', message = 'save_copier: symbols: ' || v_wrong,
+      hint = 'For example {"GOLD": {"to": "XAUUSD", "lots_factor": "0.5", "mode": "on"}}.';
+  end if;
+end $$;
+
+-- The symbols of an account whose names are most like this one, at most three.
+create function private.nearest_symbols(p_account uuid, p_name text) returns text
+language sql stable security definer set search_path = '' as $$
+  select string_agg(x.name, ', ') from (
+    select s.name from public.account_symbols s
+    cross join lateral (select count(*) filter (where strpos(upper(s.name), substr(upper(p_name), n, 2)) > 0) as shared
+      from generate_series(1, greatest(1, length(p_name) - 1)) n) alike
+    where s.account_id = p_account and alike.shared > 0
+    order by alike.shared desc, abs(length(s.name) - length(p_name)), s.name limit 3
+  ) x
+$$;
+
+-- A sentence for each mapped name that its account does not have, at most ten. An account that has told no symbol yet
+-- is not judged.
+create function private.mapping_warnings(p_copier public.copiers) returns jsonb
+language sql stable security definer set search_path = '' as $$
+  select coalesce(jsonb_agg(format('symbols: the %s has no symbol %s%s.', x.side, x.name,
+    coalesce('; the nearest are ' || private.nearest_symbols(x.account_id, x.name), ''))), '[]')
+  from (
+    select o.side, o.name, o.account_id from public.symbol_mappings y
+    cross join lateral (values ('master', y.master_symbol, p_copier.master_account_id),
+      ('follower', y.follower_symbol, p_copier.follower_account_id)) o (side, name, account_id)
+    where y.copier_id = p_copier.id and exists (select from public.account_symbols s where s.account_id = o.account_id)
+      and not exists (select from public.account_symbols s where s.account_id = o.account_id and s.name = o.name)
+    order by o.side desc, o.name limit 10
+  ) x
+$$;
 
 -- users/trading_switch.sql
 -- set_trading: how operators stop and start all trading.

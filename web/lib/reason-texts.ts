@@ -32,6 +32,7 @@ export const REASONS = {
       "the follower has the master's symbol under another name, but no current quotes prove it: before the first trade both prices must agree within 5 %",
       "map the symbol in the copier if it is right, or resync the copier once quotes have arrived: they are asked for",
     ],
+    symbol_off: ["the copier's mapping of the symbol is off or closes_only", "set its mode to on to open in it again"],
     trade_disabled: ["the broker does not allow opening the follower's symbol in this direction", "ask the broker"],
     side_filtered: ["the copier copies only trades of the other side", "change sides"],
     symbol_filtered: ["the master's symbol is not in symbols_only, or is in symbols_except", "change the lists"],

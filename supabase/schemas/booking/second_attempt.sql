@@ -1,7 +1,8 @@
 -- Second attempts of opens that a broker refused for their size: one attempt, after a pause, with figures and
 -- specifications read again.
 
--- Lots that the free margin allows beside what was opened since it was read, rounded to the symbol's step; null: unknown.
+-- Lots that the free margin allows beside what was opened since it was read, rounded to the symbol's step; null:
+-- unknown.
 create function private.affordable_lots(q public.trade_execution_queue, p_now timestamptz) returns numeric
 language plpgsql stable security definer set search_path = '' as $$
 declare

@@ -327,13 +327,24 @@ create table public.symbol_mappings (
   copier_id uuid not null references public.copiers (id) on delete cascade,
   master_symbol text not null,
   follower_symbol text not null,
+  lots_factor numeric not null default 1,
+  mode text not null default 'on',
   created_at timestamptz not null default now(),
-  constraint one_mapping_per_symbol unique (copier_id, master_symbol),
+  master_key text not null generated always as (upper(btrim(master_symbol))) stored,
+  constraint one_mapping_per_symbol unique (copier_id, master_key),
+  constraint lots_factor_is_sane check (lots_factor between 0.01 and 100),
+  constraint mapping_mode_is_known check (mode in ('on', 'closes_only', 'off')),
   constraint symbols_are_short check
     (length(master_symbol) between 1 and 64 and length(follower_symbol) between 1 and 64)
 );
 comment on table public.symbol_mappings is
   'The follower''s symbol that the user chose for a symbol of the master; takes precedence over automatic matches.';
+comment on column public.symbol_mappings.lots_factor is 'What the size of each copy in this symbol is multiplied by.';
+comment on column public.symbol_mappings.mode is
+  'on; closes_only or off: nothing is opened (symbol_off). Copies that are open are closed with the master all the '
+  'same.';
+comment on column public.symbol_mappings.master_key is
+  'The master''s symbol without differences of case and blanks, for comparison.';
 create index symbol_mappings_of_user on public.symbol_mappings (user_id);
 alter table public.copiers enable row level security;
 alter table public.symbol_mappings enable row level security;

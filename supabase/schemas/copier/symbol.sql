@@ -21,8 +21,10 @@ begin
       cross join lateral (select coalesce(private.pair_in(s.name), private.symbol_root(s.name))) r (root)
       cross join lateral (select strpos(upper(s.name), r.root)) p (at)
       where s.account_id in (select n.account_id from new_symbols n)
-        and (private.pair_in(root) is not null or root in (select known.name from public.symbol_aliases known))
-        and at > 0 and private.contract_date(substr(s.name, at), extract(year from now())::integer) is null
+        -- a case, because dates are looked for in known names only: a list may have 10,000
+        and case when at > 0
+          and (private.pair_in(root) is not null or root in (select known.name from public.symbol_aliases known))
+          then private.contract_date(substr(s.name, at), extract(year from now())::integer) is null else false end
       group by s.account_id, 2, 3
     ) x
     order by x.account_id, x.roots desc, x.prefix, x.suffix
@@ -61,6 +63,21 @@ begin
   end if;
   return null;
 end $$;
+
+-- A copier's mapping of a master's symbol, without regard to case and surrounding blanks.
+create function private.mapping_of(p_copier uuid, p_symbol text) returns public.symbol_mappings
+language sql stable security definer set search_path = '' as $$
+  select y from public.symbol_mappings y where y.copier_id = p_copier and y.master_key = upper(btrim(p_symbol))
+$$;
+
+-- An account's symbol of this name; if there is none, of this name without regard to case and surrounding blanks.
+create function private.symbol_named(p_account uuid, p_name text) returns public.account_symbols
+language sql stable security definer set search_path = '' as $$
+  select s from public.account_symbols s
+  where private.symbol_root(s.name) = private.symbol_root(btrim(p_name)) and s.account_id = p_account
+    and upper(s.name) = upper(btrim(p_name))
+  order by s.name <> p_name, s.name limit 1
+$$;
 
 -- All names of the instrument behind a master's symbol, without prefix and suffix; the symbol's own name first.
 create function private.names_of(p_master public.account_symbols) returns text[]

@@ -89,6 +89,14 @@ begin
   return p_copier;
 end $$;
 
+-- The copier, set to size this many times as much: the factor of a mapping.
+create function private.times_factor(p_copier public.copiers, p_factor numeric) returns public.copiers
+language plpgsql immutable set search_path = '' as $$
+begin
+  p_copier.sizing_value := p_copier.sizing_value * p_factor;
+  return p_copier;
+end $$;
+
 -- The price that slippage is measured from when a user requests a copy long after the master's open: the present one.
 create function private.entry_price(p_symbol public.account_symbols, p_side text, p_master_price numeric,
   p_now timestamptz) returns numeric

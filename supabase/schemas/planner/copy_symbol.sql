@@ -38,8 +38,7 @@ begin
   if v_master.name is null then
     return format('The master''s agent has not yet said what %s is (contract size, currency).', p_symbol);
   end if;
-  select y.follower_symbol into v_mapped from public.symbol_mappings y
-  where y.copier_id = p_copier and y.master_symbol = p_symbol;
+  v_mapped := (private.mapping_of(p_copier, p_symbol)).follower_symbol;
   select a.* into v_follower from public.copiers c join public.trading_accounts a on a.id = c.follower_account_id
   where c.id = p_copier;
   v_others := private.symbol_alternatives(v_follower, v_master);

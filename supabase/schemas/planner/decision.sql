@@ -62,6 +62,8 @@ begin
       -- the user's mapping; else the same name with the same figures; else copier/symbol.sql decides
       case
         when masters_symbol.contract_size is null then null::public.account_symbols
+        when mapping.copier_id is not null and named.name is null then
+          private.symbol_named(follower.id, mapping.follower_symbol)
         when mapping.copier_id is not null
           or named.contract_size = masters_symbol.contract_size
           and named.profit_currency = masters_symbol.profit_currency
@@ -69,6 +71,8 @@ begin
         else private.choose_symbol(follower, masters_symbol)
       end as symbol,
       mapping.copier_id is not null as mapped,
+      mapping.mode as mapping_mode,
+      mapping.lots_factor,
       case when (opened.side = 'buy') = copier.reverse then 'sell' else 'buy' end as side,
       case when p_asked is null and pair.asked_lots is null then opened.unseen_at else p_now end as news_at,
       coalesce(p_asked = 'resync', false) or pair.asked_lots is not null as by_user
@@ -79,7 +83,8 @@ begin
     join public.trading_accounts follower on follower.id = copier.follower_account_id
     left join public.account_symbols masters_symbol on masters_symbol.account_id = master.id
       and masters_symbol.name = opened.symbol
-    left join public.symbol_mappings mapping on mapping.copier_id = copier.id and mapping.master_symbol = opened.symbol
+    left join public.symbol_mappings mapping on mapping.copier_id = copier.id
+      and mapping.master_key = upper(btrim(opened.symbol))
     left join public.account_symbols named on named.account_id = follower.id
       and named.name = coalesce(mapping.follower_symbol, opened.symbol)
     left join public.account_vps_assignments assignment on assignment.account_id = follower.id
@@ -93,6 +98,7 @@ begin
         case when pair.news_at < p_now - make_interval(secs => (pair.copier).max_age_ms / 1000.0) then 'too_old' end,
         pair.unreachable,
         pair.refusal,
+        case when pair.mapping_mode <> 'on' then 'symbol_off' end,
         private.symbol_refusal(pair.symbol, pair.side),
         case when (pair.symbol).name <> (pair.opened).symbol and not pair.mapped and pair.kind <> 'increase' then
           private.proof_refusal(pair.masters_symbol, pair.symbol, (pair.opened).price, p_now) end,
@@ -174,6 +180,10 @@ begin
           private.jittered(pair.copier, (pair.opened).ticket, pair.generation)
         else pair.copier
       end as copier
+    ) drawn
+    cross join lateral (
+      select case when pair.lots_factor <> 1 and pair.asked_lots is null
+        then private.times_factor(drawn.copier, pair.lots_factor) else drawn.copier end as copier
     ) sizing
     offset 0
   ), decided as materialized (

@@ -14,9 +14,11 @@ begin
       and p.first_seen_at < p_copier.started_at
   ) p
   join public.account_symbols m on m.account_id = p_copier.master_account_id and m.name = p.symbol
-  left join public.symbol_mappings y on y.copier_id = p_copier.id and y.master_symbol = p.symbol
+  left join public.symbol_mappings y on y.copier_id = p_copier.id and y.master_key = upper(btrim(p.symbol))
   join lateral (select (private.follower_symbol(v_follower, m)).name) f (name) on true
-  join public.account_symbols s on s.account_id = v_follower.id and s.name = coalesce(y.follower_symbol, f.name);
+  join public.account_symbols s on s.account_id = v_follower.id
+    and s.name = case when y.id is null then f.name
+      else (private.symbol_named(v_follower.id, y.follower_symbol)).name end;
 end $$;
 
 -- For a new copier; the caller holds the locks of its accounts.

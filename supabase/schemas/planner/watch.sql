@@ -38,7 +38,8 @@ begin
     and exists (select 1 from public.positions p where p.account_id = p_account and p.closed_at is null);
 end $$;
 
--- Whether sizes of copies depend on the account's money, so that its agent must report the funds right behind each fill.
+-- Whether sizes of copies depend on the account's money, so that its agent must report the funds right behind each
+-- fill.
 create function private.sizes_by_funds(p_account uuid) returns boolean
 language plpgsql stable security definer set search_path = '' as $$
 begin

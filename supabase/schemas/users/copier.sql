@@ -123,18 +123,27 @@ begin
   if v_made then
     perform private.copy_existing(v_new, v_now);
   end if;
-  return jsonb_build_object('copier_id', v_new.id, 'warnings', private.settings_warnings(v_new));
+  return jsonb_build_object('copier_id', v_new.id, 'warnings',
+    private.settings_warnings(v_new) || private.mapping_warnings(v_new));
 end $$;
 
 -- Makes the copier's mappings equal to these. Only changed rows are written, because each goes to the audit log.
 create function private.save_mappings(p_user uuid, p_copier uuid, p_symbols jsonb) returns void
 language plpgsql volatile security definer set search_path = '' as $$
 begin
-  delete from public.symbol_mappings y where y.copier_id = p_copier and not p_symbols ? y.master_symbol;
-  insert into public.symbol_mappings as y (user_id, copier_id, master_symbol, follower_symbol)
-  select p_user, p_copier, key, value from jsonb_each_text(p_symbols)
-  on conflict (copier_id, master_symbol) do update set follower_symbol = excluded.follower_symbol
-    where y.follower_symbol <> excluded.follower_symbol;
+  delete from public.symbol_mappings y where y.copier_id = p_copier
+    and y.master_key <> all (array(select upper(btrim(k)) from jsonb_object_keys(p_symbols) k));
+  insert into public.symbol_mappings as y (user_id, copier_id, master_symbol, follower_symbol, lots_factor, mode)
+  select p_user, p_copier, coalesce((private.symbol_named(c.master_account_id, m.master)).name, m.master),
+    coalesce((private.symbol_named(c.follower_account_id, m.follower)).name, m.follower),
+    coalesce(m.lots_factor, before.lots_factor, 1), coalesce(m.mode, before.mode, 'on')
+  from private.mappings_in(p_symbols) m
+  join public.copiers c on c.id = p_copier
+  left join public.symbol_mappings before on before.copier_id = p_copier and before.master_key = upper(m.master)
+  on conflict (copier_id, master_key) do update set master_symbol = excluded.master_symbol,
+    follower_symbol = excluded.follower_symbol, lots_factor = excluded.lots_factor, mode = excluded.mode
+    where (y.master_symbol, y.follower_symbol, y.lots_factor, y.mode) is distinct from
+      (excluded.master_symbol, excluded.follower_symbol, excluded.lots_factor, excluded.mode);
 end $$;
 
 -- Refuses lists that are too long, by name, before anything iterates over them.
@@ -169,8 +178,8 @@ begin
       hint = 'Shorten it: * stands for any text.';
   end if;
   if jsonb_typeof(p_copier -> 'symbols') = 'object' then
-    select s.name into v_long from jsonb_each_text(p_copier -> 'symbols') e
-    cross join lateral (values (e.key), (e.value)) as s (name)
+    select s.name into v_long from jsonb_each(p_copier -> 'symbols') e
+    cross join lateral (values (e.key), (private.mapped_to(e.value))) as s (name)
     where length(s.name) > 64 limit 1;
     if found then
       raise exception using errcode = 'TC303',
@@ -244,13 +253,14 @@ begin
   if coalesce(jsonb_typeof(p_copier -> 'symbols'), 'null') not in ('null', 'object')
     or jsonb_typeof(p_copier -> 'symbols') = 'object' and exists (
     select 1 from jsonb_each(p_copier -> 'symbols') e
-    where jsonb_typeof(e.value) <> 'string' or length(e.value #>> '{}') not between 1 and 64
-      or length(e.key) not between 1 and 64 or not private.is_plain(e.key)
-        or not private.is_plain(e.value #>> '{}')) then
+    where private.mapped_to(e.value) is null or length(btrim(private.mapped_to(e.value))) not between 1 and 64
+      or length(btrim(e.key)) not between 1 and 64 or not private.is_plain(btrim(e.key))
+        or not private.is_plain(btrim(private.mapped_to(e.value)))) then
     raise exception using errcode = 'TC302',
       message = 'save_copier: symbols must name a symbol of the follower for each of the master''s',
-      hint = 'For example {"GOLD": "XAUUSD"}.';
+      hint = 'For example {"GOLD": "XAUUSD"}, or {"GOLD": {"to": "XAUUSD", "lots_factor": "0.5", "mode": "on"}}.';
   end if;
+  perform private.refuse_bad_mappings(p_copier -> 'symbols');
 end $$;
 
 -- Refuses a copier that would complete a circle; copiers that are off count too. The caller holds the user's lock
@@ -314,12 +324,15 @@ Request:
 - master_account_id (uuid; required for a new copier): account of the caller whose trades are copied; cannot be changed
   later
 - follower_account_id (uuid; required for a new copier): account of the caller that copies; cannot be changed later
-- symbols (object; at most 500 symbols, names of 1 to 64 characters): name at the follower for each name at the master;
-  replaces all mappings; left out or null: unchanged
+- symbols (object; at most 500 symbols, names of 1 to 64 characters): name at the follower for each name at the master,
+  or {"to": name, "lots_factor": 0.01 to 100, "mode": on, closes_only or off}, where lots_factor and mode left out keep
+  their value (1 and on if new); upper and lower case and surrounding blanks are the same; replaces all mappings; left
+  out or null: unchanged
 - (any other column of copiers): a setting; the table of copiers in docs/api.md lists them
 Answer:
 - copier_id (uuid): the copier
-- warnings (list of texts): settings that are allowed but may surprise, one sentence each
+- warnings (list of texts): settings that are allowed but may surprise, and mapped names that an account does not have
+  with the nearest ones, one sentence each
 Errors: TC001 TC105 TC106 TC108 TC227 TC301 TC302 TC303 TC304 TC305 TC306 TC307 TC330 TC331
 Example: {"master_account_id": "0b9f4a52-6c1d-4e0b-9a57-2f6f0c8e1a01", "follower_account_id":
   "0b9f4a52-6c1d-4e0b-9a57-2f6f0c8e1a02",

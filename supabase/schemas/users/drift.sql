@@ -35,11 +35,11 @@ declare
 begin
   select * into v_master from public.account_symbols s
   where s.account_id = p_copier.master_account_id and s.name = p_symbol;
-  select y.follower_symbol into v_mapped from public.symbol_mappings y
-  where y.copier_id = p_copier.id and y.master_symbol = p_symbol;
+  v_mapped := (private.mapping_of(p_copier.id, p_symbol)).follower_symbol;
+  if v_mapped is not null then return private.symbol_named(p_copier.follower_account_id, v_mapped); end if;
   select * into v_named from public.account_symbols s
-  where s.account_id = p_copier.follower_account_id and s.name = coalesce(v_mapped, p_symbol);
-  if v_mapped is not null or v_named.contract_size = v_master.contract_size
+  where s.account_id = p_copier.follower_account_id and s.name = p_symbol;
+  if v_named.contract_size = v_master.contract_size
     and v_named.profit_currency = v_master.profit_currency
     and v_named.trade_mode not in ('close_only', 'disabled') then
     return v_named;

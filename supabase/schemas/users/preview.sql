@@ -109,10 +109,12 @@ declare
   v_master_symbol public.account_symbols;
   v_follower_symbol public.account_symbols;
   v_trade jsonb := p_request -> 'trade';
+  v_mapping jsonb := p_request -> 'mapping';
   v_sizing private.sizing;
   v_field text;
 begin
-  perform private.refuse_unknown(p_request, 'preview_copy', array['copier', 'master', 'follower', 'trade', 'rates']);
+  perform private.refuse_unknown(p_request, 'preview_copy',
+    array['copier', 'master', 'follower', 'trade', 'rates', 'mapping']);
   foreach v_field in array array['master', 'follower', 'trade'] loop
     if jsonb_typeof(p_request -> v_field) is distinct from 'object' then
       raise exception using errcode = 'TC001',
@@ -145,9 +147,19 @@ begin
     end if;
   end loop;
   perform private.check_preview(p_request);
+  if coalesce(jsonb_typeof(v_mapping), 'null') not in ('null', 'object') then
+    raise exception using errcode = 'TC001', message = 'preview_copy: "mapping" must be an object',
+      hint = 'For example {"lots_factor": "1", "mode": "on"}.';
+  end if;
+  v_field := private.mapping_fault(nullif(v_mapping, 'null'), array['lots_factor', 'mode']);
+  if v_field is not null then
+    raise exception using errcode = 'TC001', message = 'preview_copy: "mapping" ' || v_field,
+      hint = 'For example {"lots_factor": "1", "mode": "on"}.';
+  end if;
   begin
     v_copier := jsonb_populate_record(private.default_copier(), coalesce(nullif(p_request -> 'copier', 'null'), '{}'));
     perform private.check_sizing_words(v_copier);
+    v_copier.sizing_value := v_copier.sizing_value * coalesce((v_mapping ->> 'lots_factor')::numeric, 1);
     v_follower_symbol := private.symbol_of(p_request #> '{follower,symbol}');
     v_master_symbol := jsonb_populate_record(private.unquoted(v_follower_symbol),
       coalesce(nullif(p_request #> '{master,symbol}', 'null'), '{}'));
@@ -156,6 +168,10 @@ begin
       v_master_symbol, v_follower_symbol, coalesce(v_trade ->> 'side', 'buy'), (v_trade ->> 'lots')::numeric,
       (v_trade ->> 'price')::numeric, nullif((v_trade ->> 'sl')::numeric, 0), nullif((v_trade ->> 'tp')::numeric, 0),
       coalesce(nullif(p_request -> 'rates', 'null'), '{}'));
+    if v_mapping ->> 'mode' <> 'on' then
+      v_sizing := private.no_order('symbol_off', null, '{}',
+        array[format('The mapping of the symbol is %s: nothing is opened.', v_mapping ->> 'mode')]);
+    end if;
   exception when data_exception or case_not_found then
     raise exception using errcode = 'TC001',
       message = 'preview_copy: a value does not have its documented form: ' || left(sqlerrm, 500),
@@ -189,6 +205,9 @@ Request:
 - trade.side (text; required; buy or sell): its side
 - trade.lots, trade.price (number; required; above 0): its size and its open price
 - trade.sl, trade.tp (number): its levels; left out, null or 0: none
+- mapping (object): the symbol''s mapping; left out or null: none
+- mapping.lots_factor (number; 0.01 to 100): multiplies the size; left out or null: 1
+- mapping.mode (text; on, closes_only or off): off and closes_only open nothing (symbol_off); left out or null: on
 - rates (object; numbers above 0): exchange rates such as {"EURUSD": "1.0850"}
 Answer:
 - orders (list of texts): lots of each order; empty if nothing would be placed

@@ -63,8 +63,7 @@ declare
   v_best text;
 begin
   if p_mapped ? p_master.name then
-    select * into v_chosen from public.account_symbols s
-    where s.account_id = p_follower.id and s.name = p_mapped ->> p_master.name;
+    v_chosen := private.symbol_named(p_follower.id, p_mapped ->> p_master.name);
   else
     v_chosen := private.follower_symbol(p_follower, p_master);
     select case when v_chosen.name = p_master.name then 'exact' when c.rank = 1 then 'affix' when c.rank = 2
