@@ -18,7 +18,7 @@ from agent.model import Position
 from agent.paper.client import PaperClient
 from agent.paper.records import Holdings
 
-PAUSE_S = 0.02
+PAUSE_S = 0.01
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +102,8 @@ class Observer:
     async def look(self, accounts: Iterable[Worked], *, working: bool = True) -> Flight:
         """What is in flight now. `working`: an account that is not connected counts as in flight."""
         watched = {account.account_id: account for account in accounts}
-        books = {key: await self._paper.holdings(account.login) for key, account in watched.items()}
+        holdings = await asyncio.gather(*(self._paper.holdings(account.login) for account in watched.values()))
+        books = dict(zip(watched, holdings, strict=True))
         parameters = {"accounts": list(watched)}
         try:
             states = await self.rows(STATES, parameters) if working else []
