@@ -104,7 +104,7 @@ REQUEST = {
 def test_exposure_is_valued_at_the_followers_quote(
     world: World, quote: dict[str, Any], side: str, reason: str | None
 ) -> None:
-    follower = REQUEST["follower"] | {"symbol": REQUEST["follower"]["symbol"] | quote}  # type: ignore[operator, index, call-overload]
+    follower = REQUEST["follower"] | {"symbol": REQUEST["follower"]["symbol"] | quote}  # type: ignore[operator, index]
     request = REQUEST | {"follower": follower, "trade": REQUEST["trade"] | {"side": side}}  # type: ignore[operator]
     assert world.as_user("preview_copy", request)["reason"] == reason
 

@@ -174,6 +174,7 @@ def test_a_level_is_rounded_to_the_tick(world: NettingWorld) -> None:
 def test_a_level_inside_the_brokers_distance_goes_to_the_nearest_legal_one(
     world: NettingWorld, side: str, sl: str, tp: str | None, expected: tuple[str, str | None]
 ) -> None:
+    spec(world, "M", bid="39200", ask="39210")
     spec(world, tick_size="0.5", digits=1, stops_level_points=101, bid="39200", ask="39210")
     world.copy("M", "F")
     world.opened("M", side=side, price="39205", sl=sl, tp=tp)
