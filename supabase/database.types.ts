@@ -1433,6 +1433,7 @@ export type Database = {
           symbol_affix_proven: boolean;
           symbol_prefix: string;
           symbol_suffix: string;
+          symbols_complete: boolean | null;
           updated_at: string;
           user_id: string;
         };
@@ -1478,6 +1479,7 @@ export type Database = {
           symbol_affix_proven?: boolean;
           symbol_prefix?: string;
           symbol_suffix?: string;
+          symbols_complete?: boolean | null;
           updated_at?: string;
           user_id: string;
         };
@@ -1522,6 +1524,7 @@ export type Database = {
           symbol_affix_proven?: boolean;
           symbol_prefix?: string;
           symbol_suffix?: string;
+          symbols_complete?: boolean | null;
           updated_at?: string;
           user_id?: string;
         };

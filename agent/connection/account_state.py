@@ -105,7 +105,7 @@ class AccountReports:
         self._unreported = [name for name in names if name not in fresh]
         # The database refuses a whole report for a quote of a symbol without a specification.
         quotes = await self._read_quotes(fresh.keys() & {*self._watched, *held, *conversions(fresh, self._currency)})
-        await self._send(state, fresh, quotes)
+        await self._send(state, fresh, quotes, complete=not self._unreported)
 
     async def keep(self) -> NoReturn:
         """Report changes until cancelled. A failed read or call is logged; the next look reports what it lacked."""
@@ -168,8 +168,9 @@ class AccountReports:
             self._session.check_login(state)
         if state == self._figures and not must_report:
             state = None
-        if specs or quotes or state is not None:
-            await self._send(state, specs, quotes, measured_at)
+        told = len(more) == len(self._unreported) if more else None
+        if specs or quotes or state is not None or told:
+            await self._send(state, specs, quotes, measured_at, complete=told)
         if convert:  # only after the report: after a failure the next look repeats it
             self._converted_at_look = self._looks
         self._session.outdated_specs.difference_update(outdated_specs)
@@ -201,11 +202,15 @@ class AccountReports:
         specs: dict[str, SymbolSpec],
         quotes: dict[str, Quote],
         measured_at: datetime | None = None,
+        *,
+        complete: bool | None = None,
     ) -> None:
         """Send one report. Its content counts as reported only once the call has succeeded."""
         if state is not None:
             self._note_health(state)
         report = self._head()
+        if complete is not None:
+            report["symbols_complete"] = complete
         if measured_at is not None:
             report["measured_at"] = measured_at
         positions_left_out = len(self._session.left_out)

@@ -1244,6 +1244,7 @@ create table public.trading_accounts (
   symbol_prefix text not null default '',
   symbol_suffix text not null default '',
   symbol_affix_proven boolean not null default false,
+  symbols_complete boolean,
   removed_at timestamptz,
   created_at timestamptz not null default now(),
   updated_at timestamptz not null default now(),
@@ -1321,6 +1322,8 @@ comment on column public.trading_accounts.symbol_prefix is
   'What its broker puts before symbol names, learned from well-known names.';
 comment on column public.trading_accounts.symbol_suffix is
   'What its broker puts after symbol names, learned from well-known names.';
+comment on column public.trading_accounts.symbols_complete is
+  'Whether its list of symbols was ever told completely; null: its agent does not say, which counts as complete.';
 comment on column public.trading_accounts.symbol_affix_proven is
   'Whether prefix and suffix are on at least five of its well-known symbols and on more than half of them, so that '
   'they are also taken off names that are not well known.';
@@ -3612,6 +3615,13 @@ declare
   v_names text[];
 begin
   if p_master.contract_size is null then return null; end if;
+  -- of half a list, only the same name serves: the right symbol may be in the other half
+  if not p_follower.symbols_complete then
+    select * into v_symbol from public.account_symbols s
+    where s.account_id = p_follower.id and s.name = p_master.name;
+    if private.misfit(p_master, v_symbol) is not null then return null; end if;
+    return v_symbol;
+  end if;
   -- a namesake that may only be closed is still the instrument: no other takes its place
   select * into v_symbol from public.account_symbols s
   where s.account_id = p_follower.id and s.name = p_master.name and s.trade_mode = 'close_only';
@@ -7040,6 +7050,10 @@ begin
   select a.* into v_follower from public.copiers c join public.trading_accounts a on a.id = c.follower_account_id
   where c.id = p_copier;
   v_others := private.symbol_alternatives(v_follower, v_master);
+  if v_mapped is null and not v_follower.symbols_complete then
+    return format('The follower''s list of symbols is not told completely yet, and has no %s so far: map it, or resync '
+      'the copier when it is.', p_symbol);
+  end if;
   return case when v_mapped is null then ''
     else format('%s is mapped to %s, which the follower does not have. ', p_symbol, v_mapped) end || case
     when v_others = '[]'
@@ -12188,6 +12202,9 @@ begin
         leverage = case when p_state ->> 'leverage' is null
           then a.leverage else private.leverage_of(p_state -> 'leverage') end,
         mode = coalesce(private.text_of(p_state, 'mode', 10), a.mode),
+        -- a list that was complete once stays so when it is told again after a login
+        symbols_complete = case p_state -> 'symbols_complete' when 'true' then true
+          when 'false' then coalesce(a.symbols_complete, false) else a.symbols_complete end,
         balance = case when f.fresh then v_balance else a.balance end,
         equity = case when f.fresh then v_equity else a.equity end,
         margin = case when f.fresh then private.numeric_of(p_state, 'margin') else a.margin end,
@@ -12241,6 +12258,8 @@ Request:
 - balance, equity, margin, free_margin (number): funds, in the account''s currency
 - measured_at (time): when the funds were read; left out or null: now
 - symbols (list of objects): specifications and quotes; a new symbol needs all of it, a known one its name
+- symbols_complete (boolean): whether all symbols of the account are told with this report; until then only symbols of
+  the same name are copied into; left out or null: unchanged
 - symbols_left_out, positions_left_out (integer; 0 to 1000000): how many were beyond the limits
 Answer:
 - ok (boolean; true): the report was stored

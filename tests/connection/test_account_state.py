@@ -207,3 +207,14 @@ async def test_symbols_that_are_refused_are_logged_and_the_others_reported(
     assert sorted(told) == sorted(set(PAIRS) - bad)
     assert ["balance" in report for report in desk.reports_taken].count(True) == 1
     assert "balance" in desk.reports_taken[0]
+
+
+@pytest.mark.covers("X23")
+@pytest.mark.parametrize(("names", "said"), [(0, [True]), (100, [False, True]), (300, [False, False, False, True])])
+async def test_the_last_part_of_a_list_is_told_as_such(names: int, said: list[bool]) -> None:
+    desk = Desk(range(0))
+    desk.names = (*PAIRS, *(f"ZZ{n}ZZ" for n in range(names)))
+    await desk.reports.first(desk.state)
+    with pytest.raises(asyncio.CancelledError):
+        await desk.reports.keep()
+    assert [r["symbols_complete"] for r in desk.reports_taken if "symbols_complete" in r] == said

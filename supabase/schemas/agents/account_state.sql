@@ -120,6 +120,9 @@ begin
         leverage = case when p_state ->> 'leverage' is null
           then a.leverage else private.leverage_of(p_state -> 'leverage') end,
         mode = coalesce(private.text_of(p_state, 'mode', 10), a.mode),
+        -- a list that was complete once stays so when it is told again after a login
+        symbols_complete = case p_state -> 'symbols_complete' when 'true' then true
+          when 'false' then coalesce(a.symbols_complete, false) else a.symbols_complete end,
         balance = case when f.fresh then v_balance else a.balance end,
         equity = case when f.fresh then v_equity else a.equity end,
         margin = case when f.fresh then private.numeric_of(p_state, 'margin') else a.margin end,
@@ -173,6 +176,8 @@ Request:
 - balance, equity, margin, free_margin (number): funds, in the account''s currency
 - measured_at (time): when the funds were read; left out or null: now
 - symbols (list of objects): specifications and quotes; a new symbol needs all of it, a known one its name
+- symbols_complete (boolean): whether all symbols of the account are told with this report; until then only symbols of
+  the same name are copied into; left out or null: unchanged
 - symbols_left_out, positions_left_out (integer; 0 to 1000000): how many were beyond the limits
 Answer:
 - ok (boolean; true): the report was stored

@@ -138,6 +138,13 @@ declare
   v_names text[];
 begin
   if p_master.contract_size is null then return null; end if;
+  -- of half a list, only the same name serves: the right symbol may be in the other half
+  if not p_follower.symbols_complete then
+    select * into v_symbol from public.account_symbols s
+    where s.account_id = p_follower.id and s.name = p_master.name;
+    if private.misfit(p_master, v_symbol) is not null then return null; end if;
+    return v_symbol;
+  end if;
   -- a namesake that may only be closed is still the instrument: no other takes its place
   select * into v_symbol from public.account_symbols s
   where s.account_id = p_follower.id and s.name = p_master.name and s.trade_mode = 'close_only';

@@ -41,6 +41,7 @@ create table public.trading_accounts (
   symbol_prefix text not null default '',
   symbol_suffix text not null default '',
   symbol_affix_proven boolean not null default false,
+  symbols_complete boolean,
   removed_at timestamptz,
   created_at timestamptz not null default now(),
   updated_at timestamptz not null default now(),
@@ -118,6 +119,8 @@ comment on column public.trading_accounts.symbol_prefix is
   'What its broker puts before symbol names, learned from well-known names.';
 comment on column public.trading_accounts.symbol_suffix is
   'What its broker puts after symbol names, learned from well-known names.';
+comment on column public.trading_accounts.symbols_complete is
+  'Whether its list of symbols was ever told completely; null: its agent does not say, which counts as complete.';
 comment on column public.trading_accounts.symbol_affix_proven is
   'Whether prefix and suffix are on at least five of its well-known symbols and on more than half of them, so that '
   'they are also taken off names that are not well known.';

@@ -42,6 +42,10 @@ begin
   select a.* into v_follower from public.copiers c join public.trading_accounts a on a.id = c.follower_account_id
   where c.id = p_copier;
   v_others := private.symbol_alternatives(v_follower, v_master);
+  if v_mapped is null and not v_follower.symbols_complete then
+    return format('The follower''s list of symbols is not told completely yet, and has no %s so far: map it, or resync '
+      'the copier when it is.', p_symbol);
+  end if;
   return case when v_mapped is null then ''
     else format('%s is mapped to %s, which the follower does not have. ', p_symbol, v_mapped) end || case
     when v_others = '[]'
