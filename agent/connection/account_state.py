@@ -12,7 +12,7 @@ from agent.account.session import AccountSession
 from agent.clock import DatabaseClock
 from agent.connection.conversions import CENTS, conversions
 from agent.control_plane import encode
-from agent.control_plane.contract import LEASE_OVER, MALFORMED
+from agent.control_plane.contract import LEASE_OVER, concerns_entry
 from agent.control_plane.retry import Refused, Unreachable
 from agent.model import AccountState, Quote, SymbolSpec
 from agent.platforms.adapter import AccountChanged, AdapterError
@@ -220,7 +220,7 @@ class AccountReports:
             report["positions_left_out"] = positions_left_out
         if state is not None:
             report |= {
-                "currency": state.currency,
+                "currency": limits.cut(state.currency),
                 "leverage": state.leverage,
                 "mode": state.mode,
                 "balance": state.balance,
@@ -251,7 +251,7 @@ class AccountReports:
         try:
             return await self._sink.report_account_state(report | {"symbols": symbols} if symbols else report)
         except Refused as error:
-            if error.code not in MALFORMED or not symbols:
+            if not _about_entry(error) or not symbols:
                 raise
             again_ms = await self._sink.report_account_state(report)
             await self._deliver_others(symbols, error)
@@ -270,7 +270,7 @@ class AccountReports:
             try:
                 await self._sink.report_account_state(self._head() | {"symbols": half})
             except Refused as error:
-                if error.code not in MALFORMED:
+                if not _about_entry(error):
                     raise
                 await self._deliver_others(half, error)
 
@@ -285,3 +285,7 @@ class AccountReports:
             "error": None if error is None else limits.cut(error),
             "measured_at": self._clock.now(),
         }
+
+
+def _about_entry(error: Refused) -> bool:
+    return concerns_entry(error.code or f"HTTP {error.status}")

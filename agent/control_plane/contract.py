@@ -20,8 +20,20 @@ CLAIMED = frozenset({"TC202", "TC225", "TC226"})
 ACCOUNT_REFUSALS = frozenset({"TC101", "TC102", "TC103", "TC208"})
 #: the lease is over, for example after an outage of the database: after the next heartbeat the same call succeeds
 LEASE_OVER = "TC104"
-#: refusals of the content of a call, not of its caller
-MALFORMED = frozenset({"TC001", "TC002"})
+#: refusals of the content of a call, not of its caller: malformed, or too large
+_MALFORMED = frozenset({"TC001", "TC002", "HTTP 413", "413"})
+#: classes of SQLSTATE that say the same: 22 a value that no column takes, 23 a constraint
+_MALFORMED_CLASSES = ("22", "23")
+
+
+def concerns_entry(code: str | None) -> bool:
+    """Whether a refusal is about an entry of the call: without that entry the same call succeeds.
+
+    Any other code counts as about the caller, and so does one that is not known.
+    """
+    if code is None:
+        return False
+    return code in _MALFORMED or (len(code) == 5 and code.startswith(_MALFORMED_CLASSES))
 
 
 class BackboneRefused(Exception):

@@ -1,7 +1,8 @@
 """`Delivery`: brings the items of one queue to the database in batches, one call at a time.
 
-What arrives while a call is in flight goes with the next call. A batch that the database finds too large or malformed
-is halved until the rest of it is accepted; a call that fails in any other way is repeated after a pause.
+What arrives while a call is in flight goes with the next call. A batch that is refused because of an entry
+(too large, malformed, a text that cannot be stored) is halved in order until the rest of it is accepted; a call that
+fails in any other way is repeated whole after a pause.
 """
 
 import asyncio
@@ -10,7 +11,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from typing import Generic, Protocol, TypeVar
 
 from agent.control_plane.batch_size import BatchSize
-from agent.control_plane.contract import MALFORMED, BackboneCutOff, BackboneRefused
+from agent.control_plane.contract import BackboneCutOff, BackboneRefused, concerns_entry
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +122,7 @@ class Delivery(Generic[Item, Answer]):
         try:
             answer = await self._route.call(batch)
         except BackboneRefused as refused:
-            if refused.code not in MALFORMED:
+            if not concerns_entry(refused.code):
                 raise
             if len(batch) > 1:
                 await self._in_halves(batch)  # one malformed item refuses the whole call

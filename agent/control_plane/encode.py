@@ -31,7 +31,7 @@ def position_to_json(position: Position) -> dict[str, object]:
         "opened_at": position.opened_at,
         "expires_at": position.expires_at,
         "tag": None if position.tag is None else str(position.tag),
-        "replaces": position.replaces,
+        "replaces": position.replaces and limits.cut(position.replaces, limits.NAME_MAX + 1),
     }
 
 
@@ -93,8 +93,8 @@ def symbol_to_json(name: str, spec: SymbolSpec | None, quote: Quote | None) -> d
             "contract_size": spec.contract_size,
             "digits": spec.digits,
             "tick_size": spec.tick_size,
-            "profit_currency": spec.profit_currency,
-            "margin_currency": spec.margin_currency,
+            "profit_currency": limits.cut(spec.profit_currency),
+            "margin_currency": limits.cut(spec.margin_currency),
             "lots_min": spec.lots_min,
             "lots_max": spec.lots_max,
             "lots_step": spec.lots_step,

@@ -7,6 +7,7 @@ follow the first snapshot of this session, as history.
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Final
 
 from agent.account.session import AccountSession
@@ -55,6 +56,8 @@ class EventOutbox:
         self._on_missing = on_missing
         self._last_of: dict[Ticket, EventKey] = {}
         self._new = asyncio.Event()
+        #: an event was refused by itself: what happened is read from a snapshot, and texts stay out of it
+        self._distrusts_texts = False
         self.delivery = Delivery[Event, QueueAnswer](self, events_per_call)
         #: set once the database has accepted the first snapshot of the session
         self.opened = asyncio.Event()
@@ -103,7 +106,8 @@ class EventOutbox:
         return batch
 
     async def call(self, batch: Sequence[Event]) -> QueueAnswer:
-        return await self._backbone.queue_trade_copy(self._session.account_id, self._session.epoch, batch)
+        sent = [_without_texts(event) for event in batch] if self._distrusts_texts else batch
+        return await self._backbone.queue_trade_copy(self._session.account_id, self._session.epoch, sent)
 
     async def accepted(self, batch: Sequence[Event], answer: QueueAnswer) -> None:
         self._submit(answer.executions)
@@ -119,10 +123,33 @@ class EventOutbox:
                 await self._add_history()
                 self.opened.set()
                 self._session.clear_problem("snapshot")
+            if event.type == "snapshot" and result.status == "accepted" and not result.missing:
+                self._trust_again()
 
     def refused(self, event: Event, error: BackboneRefused) -> None:
         self._note_refusal(event, error.code, error.message)
         self._drop([event])
+        if event.session == self._session.session and (event.type != "snapshot" or self.opened.is_set()):
+            self._read_again(event, error)
+
+    def _read_again(self, event: Event, error: BackboneRefused) -> None:
+        """An event got lost on its way, so the database no longer knows the account. A full snapshot without free
+        texts shows it what the event said: a close inside it is found missing, and copied."""
+        self._distrusts_texts = True
+        what = event.type if event.position is None else f"{event.type} of {event.position.ticket}"
+        self._session.set_problem(
+            "event",
+            f"event_refused: the database cannot take an event of this account ({what}: {error.code} {error.message}); "
+            "all positions are read and reported again",
+        )
+        if event.type == "snapshot":
+            asyncio.get_running_loop().call_later(self._retry_after, self._on_missing)
+        else:
+            self._on_missing()
+
+    def _trust_again(self) -> None:
+        self._distrusts_texts = False
+        self._session.clear_problem("event")
 
     def failed(self, batch: Sequence[Event], error: Exception) -> float:
         account = {"account_id": self._session.account_id}
@@ -162,3 +189,12 @@ class EventOutbox:
             log.error("events_not_recovered", extra={"error": str(error)})
             return
         self.delivery.put_first(older)
+
+
+def _without_texts(event: Event) -> Event:
+    """The same event without what a person or a broker wrote."""
+    return replace(
+        event,
+        position=None if event.position is None else replace(event.position, comment=""),
+        positions=tuple(replace(position, comment="") for position in event.positions),
+    )

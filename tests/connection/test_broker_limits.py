@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from datetime import timedelta
+from decimal import Decimal
 from pathlib import Path
 
 import orjson
@@ -12,7 +13,19 @@ from watcher_harness import QUICK, stage
 from agent import limits
 from agent.control_plane import encode, json_fields
 from agent.control_plane.json_fields import WireError
-from agent.model import Ticket
+from agent.model import SymbolSpec, Ticket
+
+SPEC = SymbolSpec(
+    name="EURUSD",
+    contract_size=Decimal(100_000),
+    digits=5,
+    tick_size=Decimal("0.00001"),
+    profit_currency="USD",
+    margin_currency="EUR",
+    lots_min=Decimal("0.01"),
+    lots_max=Decimal(100),
+    lots_step=Decimal("0.01"),
+)
 
 
 @pytest.mark.parametrize(
@@ -40,6 +53,19 @@ def test_a_position_is_reported_with_its_comment_cut() -> None:
     assert told["comment"] == "c" * 200
     told = encode.position_to_json(position("1", comment="\ud83d\0"))
     json_fields.dumps(told)
+
+
+@pytest.mark.covers("R25")
+@pytest.mark.parametrize("odd", ["\0", "\ud83d", "a\0b"])
+def test_every_text_of_a_broker_is_cleaned_where_it_is_encoded(odd: str) -> None:
+    spec = replace(SPEC, profit_currency=f"USD{odd}", margin_currency=f"EUR{odd}")
+    told = (
+        encode.position_to_json(position("1", comment=odd, replaces=f"7{odd}")),
+        encode.symbol_to_json("EURUSD", spec, None),
+    )
+    for text in (json_fields.dumps(each).decode() for each in told):
+        assert "u0000" not in text
+        assert "\\ud" not in text
 
 
 @pytest.mark.parametrize("depth", [1_025, 100_000, 5_000_000])

@@ -21,6 +21,8 @@ class Route:
         self.given_up: list[tuple[str, int]] = []
         self.failures: list[Exception] = []
         self.malformed: set[str] = set()
+        self.code = "TC001"
+        self.give_up_after = 1_000
         self.most: int | None = None
         self.during_call: Callable[[], None] = lambda: None
 
@@ -39,7 +41,7 @@ class Route:
         if self.most is not None and len(batch) > self.most:
             raise BackboneCutOff("canceling statement due to statement timeout")
         if any(key in self.malformed for key, _ in batch):
-            raise BackboneRefused("TC001", "lots: a number is wanted")
+            raise BackboneRefused(self.code, "lots: a number is wanted")
         return "answer"
 
     async def accepted(self, batch: Sequence[tuple[str, int]], answer: str) -> None:
@@ -47,11 +49,13 @@ class Route:
         self.done += batch
 
     def refused(self, item: tuple[str, int], error: BackboneRefused) -> None:
-        assert error.code == "TC001"
+        assert error.code == self.code
         self.given_up.append(item)
 
     def failed(self, batch: Sequence[tuple[str, int]], error: Exception) -> float:
-        if isinstance(error, BackboneRefused) and error.concerns_account:
+        if len(self.calls) >= self.give_up_after:
+            raise TimeoutError("still refused")
+        if isinstance(error, BackboneRefused) and error.concerns_account and self.give_up_after == 1_000:
             raise error
         return 0
 
@@ -105,6 +109,32 @@ async def test_one_malformed_item_is_given_up_and_the_others_are_accepted() -> N
     await filled(route, "abcde").run()
     assert keys(route.done) == "abde"
     assert keys(route.given_up) == "c"
+
+
+@pytest.mark.covers("R25")
+@pytest.mark.parametrize("code", ["22P05", "22021", "22003", "23514", "23502", "TC001", "HTTP 413"])
+async def test_a_refusal_about_an_entry_is_halved_in_order_down_to_the_culprit(code: str) -> None:
+    route = Route(in_order=True)
+    route.malformed = {"c"}
+    route.code = code
+    await filled(route, "abcdefgh").run()
+    assert keys(route.done) == "abdefgh"
+    assert keys(route.given_up) == "c"
+
+
+@pytest.mark.covers("R25")
+@pytest.mark.parametrize(
+    "code", ["401", "HTTP 401", "42501", "429", "HTTP 429", "TC101", "TC104", "TC110", "40002", "54000", "P0001", "22"]
+)
+async def test_a_refusal_about_the_caller_is_never_halved(code: str) -> None:
+    route = Route(in_order=True)
+    route.malformed = {"c"}
+    route.code = code
+    route.give_up_after = 3
+    with pytest.raises(TimeoutError, match="still refused"):
+        await filled(route, "abcdefgh").run()
+    assert [keys(call) for call in route.calls] == ["abcdefgh"] * 3
+    assert route.given_up == []
 
 
 async def test_a_batch_that_is_cut_off_goes_in_halves_and_the_next_are_smaller() -> None:

@@ -366,6 +366,19 @@ async def test_a_malformed_event_does_not_hold_up_its_batch(scene: Scene, caplog
     await eventually(lambda: "event_refused" in caplog.text)
 
 
+@pytest.mark.covers("R25")
+async def test_what_a_refused_close_said_is_told_by_a_snapshot_without_texts(scene: Scene) -> None:
+    scene.desk.put(replace(position("2"), comment="a text"))
+    scene.desk.put(replace(position("3"), comment="a text"))
+    await scene.told(3)
+    scene.database.refuse_events.append(BackboneRefused("22P05", "unsupported Unicode escape sequence"))
+    scene.desk.put(position("2", lots="0"))
+    await eventually(lambda: scene.database.types().count("snapshot") >= 2)
+    snapshot = next(event for event in reversed(scene.database.events) if event.type == "snapshot")
+    assert {held.ticket: held.comment for held in snapshot.positions} == {"1": "", "3": ""}
+    await eventually(lambda: scene.session.health() == ("connected", None))
+
+
 async def test_events_are_sent_in_batches_that_the_database_can_process(scene: Scene) -> None:
     scene.database.bears = 4
     scene.database.hold_events = asyncio.Event()
