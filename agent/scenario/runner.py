@@ -15,6 +15,7 @@ from agent.scenario.script import (
     ChangeCopier,
     Close,
     CloseBy,
+    Comment,
     Drop,
     ExpectBook,
     ExpectDrift,
@@ -64,6 +65,8 @@ class Runner:
         self._stage = stage
         self._tell = tell
         self._aliases: dict[tuple[str, str], str] = {}
+        #: the comment of each account's next order
+        self._comments: dict[str, str] = {}
         self.failed = 0
 
     async def run(self) -> bool:
@@ -83,7 +86,7 @@ class Runner:
 
     async def _step(self, step: Step) -> None:
         match step:
-            case Open() | Place() | Close() | Modify() | Cancel() | CloseBy():
+            case Open() | Place() | Close() | Modify() | Cancel() | CloseBy() | Comment():
                 await self._act(step)
             case SetPrices(prices=prices):
                 await self._stage.set_prices(prices)
@@ -132,14 +135,19 @@ class Runner:
     async def _act(self, step: Action) -> None:
         paper, login = self._stage.paper, self._login(step.account)
         match step:
+            case Comment(text=text):
+                self._comments[step.account] = text
             case Open(side=side, symbol=symbol, lots=lots, sl=sl, tp=tp):
-                self._name(
-                    step, await paper.market(login, symbol, side, lots, sl=sl or None, tp=tp or None), step.alias
-                )
+                said = self._comments.pop(step.account, "")
+                opened = await paper.market(login, symbol, side, lots, sl=sl or None, tp=tp or None, comment=said)
+                self._name(step, opened, step.alias)
             case Place(order_type=order_type, side=side, symbol=symbol, lots=lots, price=price, sl=sl, tp=tp):
                 place = paper.limit if order_type == "limit" else paper.stop
                 until = None if step.expires_s is None else datetime.now(UTC) + timedelta(seconds=step.expires_s)
-                placed = await place(login, symbol, side, lots, price, sl=sl or None, tp=tp or None, expires_at=until)
+                said = self._comments.pop(step.account, "")
+                placed = await place(
+                    login, symbol, side, lots, price, sl=sl or None, tp=tp or None, expires_at=until, comment=said
+                )
                 self._name(step, placed, step.alias)
             case Close():
                 for held in await self._held(step.account, step.target):

@@ -78,6 +78,15 @@ class Open:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Comment:
+    """The comment of the account's next order."""
+
+    account: str
+    text: str
+    line: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
     """Place a pending order."""
 
@@ -263,7 +272,7 @@ class ExpectSent:
     line: int
 
 
-Action = Open | Place | Close | Modify | Cancel | CloseBy
+Action = Open | Place | Close | Modify | Cancel | CloseBy | Comment
 Surrounding = (
     SetPrices | ChangeCopier | Protect | RemoveCopier | Resync | SetTrading | FailOrders | FailSnapshots | Drop | Replay
 )

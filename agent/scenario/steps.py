@@ -15,6 +15,7 @@ from agent.scenario.script import (
     ChangeCopier,
     Close,
     CloseBy,
+    Comment,
     Drop,
     ExpectBook,
     ExpectDrift,
@@ -141,6 +142,7 @@ VERBS: Mapping[str, tuple[str, ...]] = {
     "modify": ("sl", "tp", "price"),
     "cancel": (),
     "close_by": ("with",),
+    "text": (),
 }
 
 
@@ -174,6 +176,8 @@ def _action(account: str, node: Node, names: Names) -> Action:
                 tp=_level(keys, "tp"),
                 line=node.line,
             )
+        case "text":
+            return Comment(account=account, text=keys[verb].text("text"), line=node.line)
         case "cancel":
             return Cancel(account=account, target=_target(account, keys[verb], names), line=node.line)
         case _:
