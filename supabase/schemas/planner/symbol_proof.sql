@@ -19,8 +19,23 @@ begin
     p_master.name, private.plain(v_follower), coalesce(private.plain(v_master), 'unknown'));
 end $$;
 
+-- Whether both names mean the same pair of currencies, metal or listed alias: such a name is trusted until a quote is
+-- there, for their first trade would otherwise always be refused.
+create function private.well_known_alike(p_master public.account_symbols, p_symbol public.account_symbols)
+returns boolean
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return exists (
+    select from public.trading_accounts m
+    join public.trading_accounts f on f.id = p_symbol.account_id
+    cross join lateral unnest(private.meanings(p_master.name, m)) meaning
+    where m.id = p_master.account_id and starts_with(meaning, '=')
+      and meaning = any (private.meanings(p_symbol.name, f)));
+end $$;
+
 -- symbol_unproven if the prices must still prove that the follower's symbol of another name is the master's; null: they
--- did once, or do now. The symbols of an unproven choice are watched (planner/watch.sql), so that quotes arrive.
+-- did once, or do now, or there is no quote yet and both names are well known. The symbols of an unproven choice are
+-- watched (planner/watch.sql), so that quotes arrive.
 create function private.proof_refusal(p_master public.account_symbols, p_symbol public.account_symbols,
   p_price numeric, p_now timestamptz) returns text
 language plpgsql volatile security definer set search_path = '' as $$
@@ -30,7 +45,12 @@ begin
       and c.master_symbol = p_master.name and c.follower_symbol = p_symbol.name and c.proven) then
     return null;
   end if;
-  if private.price_doubt(p_master, p_symbol, p_price, p_now) is not null then return 'symbol_unproven'; end if;
+  if private.price_doubt(p_master, p_symbol, p_price, p_now) is not null then
+    if not private.quote_is_fresh(p_symbol, p_now) and private.well_known_alike(p_master, p_symbol) then
+      return null;
+    end if;
+    return 'symbol_unproven';
+  end if;
   update private.symbol_choices c set proven = true
   where c.follower_account_id = p_symbol.account_id and c.master_account_id = p_master.account_id
     and c.master_symbol = p_master.name and c.follower_symbol = p_symbol.name;

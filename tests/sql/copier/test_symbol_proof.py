@@ -26,6 +26,14 @@ def quoted(world: World, name: str, bid: str, ask: str, age_s: int = 0) -> None:
     )
 
 
+def with_affix(world: World) -> None:
+    """F's broker adds .r to every name; ZZTOP is no well-known one."""
+    for pair in ("EURUSD", "GBPUSD", "USDCHF", "AUDUSD", "NZDUSD"):
+        world.add_symbol("F", f"{pair}.r")
+    world.add_symbol("M", "ZZTOP")
+    world.add_symbol("F", "ZZTOP.r")
+
+
 @pytest.mark.covers("X19")
 @pytest.mark.parametrize(
     ("bid", "ask", "age_s", "copied"),
@@ -35,32 +43,49 @@ def quoted(world: World, name: str, bid: str, ask: str, age_s: int = 0) -> None:
 def test_the_first_trade_under_another_name_needs_agreeing_prices(
     world: World, bid: str, ask: str, age_s: int, copied: bool
 ) -> None:
+    with_affix(world)
+    quoted(world, "ZZTOP.r", bid, ask, age_s)
+    world.copy("M", "F")
+    world.opened("M", "0.10", symbol="ZZTOP")
+    assert len(world.executions("F")) == copied
+    assert world.reasons("F") == ({} if copied else {"symbol_unproven": 1})
+
+
+@pytest.mark.covers("X19")
+@pytest.mark.parametrize(
+    ("bid", "ask", "age_s", "copied"),
+    [("1.10", "1.10", 0, True), ("1.17", "1.17", 0, False), ("1.17", "1.17", 70, True), ("1.10", "1.10", 86400, True)],
+)
+def test_a_pair_of_currencies_needs_no_quote_but_a_current_one_must_agree(
+    world: World, bid: str, ask: str, age_s: int, copied: bool
+) -> None:
     world.add_symbol("F", "EURUSD.r")
     quoted(world, "EURUSD.r", bid, ask, age_s)
     world.copy("M", "F")
     world.opened("M", "0.10")
     assert len(world.executions("F")) == copied
     assert world.reasons("F") == ({} if copied else {"symbol_unproven": 1})
+    assert world.one("select proven from private.symbol_choices") == (age_s == 0 and copied)
 
 
 @pytest.mark.covers("X19")
 def test_a_missing_quote_is_asked_for_and_proof_is_remembered(world: World) -> None:
-    world.add_symbol("F", "EURUSD.r")
-    world.db.execute("update public.account_symbols set quoted_at = null where name = 'EURUSD.r'")
+    with_affix(world)
+    world.db.execute("update public.account_symbols set quoted_at = null where name = 'ZZTOP.r'")
     world.copy("M", "F")
-    world.opened("M", "0.10")
+    world.opened("M", "0.10", symbol="ZZTOP")
     detail = world.one("select detail from public.copy_outcomes where reason = 'symbol_unproven'")
     assert detail == (
-        "EURUSD.r seems to be the follower's name for EURUSD, but there is no current quote of it that proves it."
+        "ZZTOP.r seems to be the follower's name for ZZTOP, but there is no current quote of it that proves it."
         " Choose it in the copier's symbols if it is right."
     )
-    assert world.one("select private.watched_symbols(%s)", world.accounts["F"]) == ["EURUSD.r"]
+    assert "ZZTOP.r" in world.one("select private.watched_symbols(%s)", world.accounts["F"])
     assert world.one("select count(*) from public.alerts where reason = 'symbol_unproven'") == 1
-    quoted(world, "EURUSD.r", "1.1", "1.1")
-    world.opened("M", "0.10")
+    quoted(world, "ZZTOP.r", "1.1", "1.1")
+    world.opened("M", "0.10", symbol="ZZTOP")
     assert len(world.executions("F")) == 1
-    quoted(world, "EURUSD.r", "1.1", "1.1", 3600)
-    world.opened("M", "0.10")
+    quoted(world, "ZZTOP.r", "1.1", "1.1", 3600)
+    world.opened("M", "0.10", symbol="ZZTOP")
     assert len(world.executions("F")) == 2
 
 
