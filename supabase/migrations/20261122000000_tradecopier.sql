@@ -3299,7 +3299,6 @@ create table public.protection_rules (
   triggered_at timestamptz,
   created_at timestamptz not null default now(),
   updated_at timestamptz not null default now(),
-  constraint one_rule_per_kind unique (account_id, kind),
   constraint kind_is_known check (kind in ('daily_loss', 'trailing_drawdown', 'equity_floor', 'equity_target',
     'max_margin_use')),
   constraint action_is_known check (action in ('notify', 'monitor', 'close_all', 'close_all_and_off')),
@@ -3311,7 +3310,7 @@ create table public.protection_rules (
 ) with (fillfactor = 70);
 comment on table public.protection_rules is
   'Limits on an account''s money and what happens when one is reached. A rule triggers once; it must be reset before '
-  'it can trigger again.';
+  'it can trigger again. An account may have several rules of a kind; each is judged by itself.';
 comment on column public.protection_rules.kind is
   'daily_loss (against the equity at the day''s start), trailing_drawdown (against the highest equity), equity_floor, '
   'equity_target, max_margin_use (margin as a share of equity).';
@@ -3338,6 +3337,7 @@ comment on column public.protection_rules.breached_at is
 comment on column public.protection_rules.breached_equity is 'Equity of that look.';
 comment on column public.protection_rules.triggered_at is
   'When the rule triggered. It stays quiet until the next day (daily_loss) or until reset_protection().';
+create index protection_rules_of_account on public.protection_rules (account_id, kind);
 create index protection_rules_of_user on public.protection_rules (user_id);
 alter table public.protection_rules enable row level security;
 create policy "own protection rules are readable" on public.protection_rules for select to authenticated
@@ -9319,7 +9319,10 @@ begin
     return null;
   end if;
   for v_rule in
-    select * from public.protection_rules r where r.account_id = p_account and r.enabled order by r.id for no key update
+    -- The mildest action first: rules of one kind share an alert, and the last one's message stands.
+    select * from public.protection_rules r where r.account_id = p_account and r.enabled
+    order by array_position(array['notify', 'monitor', 'close_all', 'close_all_and_off'], r.action), r.id
+    for no key update
   loop
     select * into v_look from private.judge_rule(v_rule, p_at, p_equity, p_margin, v_before.funds_at, v_before.equity);
     if v_look.verdict = 'confirmed' and v_now is null then  -- another call made the first look meanwhile
@@ -15341,7 +15344,7 @@ begin
   return jsonb_build_object('rule_id', private.put_rule(v_old, v_new));
 end $$;
 
--- Refuses a change of kind or account, a second rule of the same kind, and two rules that contradict each other.
+-- Refuses a change of kind or account, and two rules that contradict each other.
 create function private.refuse_contradiction(p_rule jsonb, p_old public.protection_rules,
   p_new public.protection_rules) returns void
 language plpgsql stable security definer set search_path = '' as $$
@@ -15354,13 +15357,9 @@ begin
       message = 'save_protection_rule: kind and account_id of a rule cannot be changed',
       hint = 'Remove the rule and save another.';
   end if;
-  if p_old.id is null and exists (select 1 from public.protection_rules r
-    where r.account_id = p_new.account_id and r.kind = p_new.kind) then
-    raise exception using errcode = 'TC320',
-      message = format('save_protection_rule: the account already has a rule of kind %s', p_new.kind),
-      hint = 'Change that one instead.';
-  end if;
-  select r.threshold into v_other from public.protection_rules r
+  -- of several, the one that is nearest: the lowest target of a floor, the highest floor of a target
+  select case p_new.kind when 'equity_floor' then min(r.threshold) else max(r.threshold) end into v_other
+  from public.protection_rules r
   where r.account_id = p_new.account_id and r.kind = case p_new.kind when 'equity_floor'
     then 'equity_target' when 'equity_target' then 'equity_floor' end;
   if p_new.kind = 'equity_floor' and p_new.threshold >= v_other or p_new.kind = 'equity_target'
@@ -15445,7 +15444,7 @@ Request:
 - id (uuid): rule of the caller to change; left out: a new one
 - account_id (uuid; required for a new rule): account of the caller; cannot be changed later
 - kind (text; required for a new rule; daily_loss, trailing_drawdown, equity_floor, equity_target or max_margin_use):
-  cannot be changed later; one rule per kind and account
+  cannot be changed later; an account may have several rules of a kind
 - threshold (number; required for a new rule; percent above 0 and below 100, max_margin_use up to 1000; equity_floor and
   equity_target: money above 0 and below 1e12): reaching it exactly triggers
 - action (text; notify, monitor, close_all or close_all_and_off): what the rule does; default close_all_and_off
@@ -15455,7 +15454,7 @@ Request:
 - enabled (boolean): whether the rule is checked; default true
 Answer:
 - rule_id (uuid): the rule
-Errors: TC001 TC105 TC106 TC108 TC301 TC302 TC303 TC306 TC320 TC321 TC332
+Errors: TC001 TC105 TC106 TC108 TC301 TC302 TC303 TC306 TC321 TC332
 Example: {"account_id": "0b9f4a52-6c1d-4e0b-9a57-2f6f0c8e1a02", "kind": "daily_loss", "threshold": "5", "action":
   "close_all_and_off",
 "time_zone": "Europe/Berlin"}

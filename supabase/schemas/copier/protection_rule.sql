@@ -22,7 +22,6 @@ create table public.protection_rules (
   triggered_at timestamptz,
   created_at timestamptz not null default now(),
   updated_at timestamptz not null default now(),
-  constraint one_rule_per_kind unique (account_id, kind),
   constraint kind_is_known check (kind in ('daily_loss', 'trailing_drawdown', 'equity_floor', 'equity_target',
     'max_margin_use')),
   constraint action_is_known check (action in ('notify', 'monitor', 'close_all', 'close_all_and_off')),
@@ -34,7 +33,7 @@ create table public.protection_rules (
 ) with (fillfactor = 70);
 comment on table public.protection_rules is
   'Limits on an account''s money and what happens when one is reached. A rule triggers once; it must be reset before '
-  'it can trigger again.';
+  'it can trigger again. An account may have several rules of a kind; each is judged by itself.';
 comment on column public.protection_rules.kind is
   'daily_loss (against the equity at the day''s start), trailing_drawdown (against the highest equity), equity_floor, '
   'equity_target, max_margin_use (margin as a share of equity).';
@@ -61,6 +60,7 @@ comment on column public.protection_rules.breached_at is
 comment on column public.protection_rules.breached_equity is 'Equity of that look.';
 comment on column public.protection_rules.triggered_at is
   'When the rule triggered. It stays quiet until the next day (daily_loss) or until reset_protection().';
+create index protection_rules_of_account on public.protection_rules (account_id, kind);
 create index protection_rules_of_user on public.protection_rules (user_id);
 alter table public.protection_rules enable row level security;
 create policy "own protection rules are readable" on public.protection_rules for select to authenticated

@@ -208,7 +208,10 @@ begin
     return null;
   end if;
   for v_rule in
-    select * from public.protection_rules r where r.account_id = p_account and r.enabled order by r.id for no key update
+    -- The mildest action first: rules of one kind share an alert, and the last one's message stands.
+    select * from public.protection_rules r where r.account_id = p_account and r.enabled
+    order by array_position(array['notify', 'monitor', 'close_all', 'close_all_and_off'], r.action), r.id
+    for no key update
   loop
     select * into v_look from private.judge_rule(v_rule, p_at, p_equity, p_margin, v_before.funds_at, v_before.equity);
     if v_look.verdict = 'confirmed' and v_now is null then  -- another call made the first look meanwhile
