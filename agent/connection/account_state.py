@@ -209,10 +209,8 @@ class AccountReports:
         if state is not None:
             self._note_health(state)
         report = self._head()
-        if complete is not None:
-            report["symbols_complete"] = complete
-        if measured_at is not None:
-            report["measured_at"] = measured_at
+        report |= {} if complete is None else {"symbols_complete": complete}
+        report |= {} if measured_at is None else {"measured_at": measured_at}
         positions_left_out = len(self._session.left_out)
         if self._left_out:
             report["symbols_left_out"] = self._left_out

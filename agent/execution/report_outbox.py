@@ -6,6 +6,7 @@ Each owner has a queue of its own, so that one owner's calls never delay another
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Final
 
 from agent.control_plane.contract import Backbone, BackboneRefused, ReportAnswer, Submit
@@ -152,7 +153,11 @@ class _OwnerQueue:
 
     def refused(self, report: Report, error: BackboneRefused) -> None:
         log.error("report_refused", extra={"execution_id": report.execution_id, "code": error.code})
-        self._outbox.done([report])
+        bare = _without_texts(report)
+        if bare == report:
+            self._outbox.done([report])
+        else:  # what was filled counts, whatever the broker wrote beside it
+            self.delivery.put_first([bare])
 
     def failed(self, batch: Sequence[Report], error: Exception) -> float:
         if isinstance(error, BackboneRefused):
@@ -160,3 +165,8 @@ class _OwnerQueue:
         else:
             log.error("reports_failed", exc_info=error, extra={"count": len(batch)})
         return self._outbox.retry_after
+
+
+def _without_texts(report: Report) -> Report:
+    """The same report without what a person or a broker wrote."""
+    return replace(report, message="", positions=tuple(replace(position, comment="") for position in report.positions))

@@ -1608,6 +1608,14 @@ create policy "own alerts are readable" on public.alerts for select to authentic
 create trigger touch before update on public.alerts for each row execute function private.touch();
 grant select on public.alerts to authenticated, service_role;
 
+create function private.is_milder(p_severity text, p_than text) returns boolean
+language sql immutable
+set search_path = ''
+as $$
+  select array_position(array['info', 'warning', 'critical'], p_severity)
+    < array_position(array['info', 'warning', 'critical'], p_than)
+$$;
+
 -- Security definer: it is called in many places, also on behalf of an agent.
 create function private.raise_alert(p_account uuid, p_kind text, p_reason text, p_severity text, p_message text,
   p_detail jsonb) returns bigint
@@ -1622,14 +1630,19 @@ begin
     private.short_detail(coalesce(p_detail, '{}'))
   from public.trading_accounts a where a.id = p_account
   on conflict (account_id, vps_id, kind, reason) where seen_at is null
-  do update set times = x.times + 1, severity = excluded.severity, message = excluded.message, detail = excluded.detail
+  do update set times = x.times + 1,
+    (severity, message, detail) = (
+      select case when milder then x.severity else excluded.severity end,
+        case when milder then x.message else excluded.message end,
+        case when milder then x.detail else excluded.detail end
+      from private.is_milder(excluded.severity, x.severity) milder)
   returning x.id into v_id;
   return v_id;
 end
 $$;
 comment on function private.raise_alert(uuid, text, text, text, text, jsonb) is
   'Raises an alert for the account''s user: (account, kind, reason, severity, message, detail). If the same alert is '
-  'still unseen, it is counted there instead.';
+  'still unseen, it is counted there instead, and what a milder one says does not replace what a graver one said.';
 
 -- Security definer: it is called in many places, also on behalf of an agent.
 create function private.alert_operators(p_vps uuid, p_kind text, p_reason text, p_severity text, p_message text,

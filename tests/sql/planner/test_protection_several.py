@@ -59,3 +59,14 @@ def test_a_rule_is_held_against_the_nearest_of_the_other_kind(world: ProtectionW
         world.rule("equity_target", "8000")
     with pytest.raises(psycopg.Error, match="equity_floor 13000 is not below equity_target 12000"):
         world.rule("equity_floor", "13000")
+
+
+@pytest.mark.covers("R26")
+def test_a_milder_rule_that_is_reached_later_does_not_replace_the_stricter_ones_alert(world: ProtectionWorld) -> None:
+    world.rule("daily_loss", "5", action="close_all_and_off")
+    world.rule("daily_loss", "8", action="notify")
+    world.look("10000")
+    two_looks(world, "9500")
+    two_looks(world, "9100")
+    alerts = "select severity, detail ->> 'action' as action, times from public.alerts where kind = 'protection'"
+    assert world.rows(alerts) == [{"severity": "critical", "action": "close_all_and_off", "times": 2}]
