@@ -173,6 +173,7 @@ class AccountConnection:
             if pause is None:  # what failed before says nothing about the new assignment
                 waits = self._waits()
                 self._reach.regained()
+        self._unfit = None
         self._set("disconnected", None)
 
     def _waits(self) -> Iterator[float]:

@@ -322,6 +322,25 @@ async def test_unreadable_credentials_are_reported_for_their_account_only(bench:
     assert "unfit" not in await bench.until_status(bad, "connected"), "new settings end it"
 
 
+async def test_an_account_that_was_taken_away_is_no_longer_reported_as_unfit(bench: Bench) -> None:
+    """The database would store the reason again, without its text."""
+    account = await bench.account("137")
+    told: list[dict[str, object]] = []
+
+    def changed() -> None:
+        told.append(bench.status(account))
+        bench.news.set()
+
+    bench.manager._on_change = changed
+    bench.server.rpc["account_credentials"] = lambda _: (400, {"code": "TC303", "message": "settings: too deep"})
+    bench.manager.want([account])
+    assert (await bench.until_status(account, "disconnected"))["unfit"] == "credentials_unreadable"
+    told.clear()
+    bench.manager.want([])
+    await bench.until(lambda: bool(told))
+    assert (told[0]["status"], told[0]["error"], told[0].get("unfit")) == ("disconnected", None, None)
+
+
 @pytest.mark.parametrize("code", ["TC103", "TC104"])
 async def test_credentials_that_are_refused_to_this_agent_are_not_unreadable(bench: Bench, code: str) -> None:
     account = await bench.account("137")
