@@ -19,7 +19,7 @@ PLATFORMS = ("paper", "mt5", "mt4", "ctrader")
 SPEC_NUMBERS = ("lots_min", "lots_step", "lots_max", "contract_size", "tick_size")
 SPEC_WHOLE = ("digits", "stops_level_points", "freeze_level_points")
 SPEC_KEYS = (*SPEC_NUMBERS, *SPEC_WHOLE, "profit_currency", "margin_currency", "trade_mode")
-ACCOUNT_KEYS = ("platform", "currency", "balance", "leverage", "mode", "vps", "broker")
+ACCOUNT_KEYS = ("platform", "currency", "balance", "leverage", "mode", "vps", "broker", "fifo", "hedging_allowed")
 TRADE_MODES = ("full", "long_only", "short_only", "close_only", "disabled")
 TOP = ("name", "covers", "accounts", "symbols", "prices", "copiers", "steps")
 
@@ -91,21 +91,35 @@ def _account(name: str, node: Node) -> Account:
         leverage=keys["leverage"].whole("leverage", least=1) if "leverage" in keys else account.leverage,
         mode=cast("Mode", keys["mode"].choice("mode", ("hedging", "netting"))) if "mode" in keys else account.mode,
         vps=keys["vps"].text("vps") if "vps" in keys else None,
-        broker=_broker(keys["broker"]) if "broker" in keys else account.broker,
+        broker=_profile(keys),
     )
 
 
-def _broker(node: Node) -> Profile:
-    """The properties of the account's broker that a script may set."""
-    keys = node.entries("broker", ("levels_on_open", "timed_orders", "retickets", "no_hedging"))
-    said = {name: value.choice(name, ("true", "false")) == "true" for name, value in keys.items()}
+def _profile(account: Mapping[str, Node]) -> Profile | None:
+    """The properties of the account's broker that a script may set; None: the usual ones."""
+    if not {"broker", "fifo", "hedging_allowed"} & account.keys():
+        return None
+    known = ("levels_on_open", "timed_orders", "retickets", "no_hedging")
+    keys = account["broker"].entries("broker", known) if "broker" in account else {}
+    said = {name: _switch(name, value) for name, value in keys.items()}
+    if "fifo" in account:
+        said["fifo"] = _switch("fifo", account["fifo"])
+    if "hedging_allowed" in account:
+        if "no_hedging" in said:
+            raise account["hedging_allowed"].fault("hedging_allowed and broker: {no_hedging: …} say the same: keep one")
+        said["no_hedging"] = not _switch("hedging_allowed", account["hedging_allowed"])
     usual = Profile()
     return Profile(
         levels_on_open=said.get("levels_on_open", usual.levels_on_open),
         timed_orders=said.get("timed_orders", usual.timed_orders),
         retickets=said.get("retickets", usual.retickets),
         no_hedging=said.get("no_hedging", usual.no_hedging),
+        fifo=said.get("fifo", usual.fifo),
     )
+
+
+def _switch(name: str, node: Node) -> bool:
+    return node.choice(name, ("true", "false")) == "true"
 
 
 def _currency(node: Node) -> str:

@@ -24,6 +24,7 @@ from agent.scenario.script import (
     FailOrders,
     FailSnapshots,
     Modify,
+    MoveMoney,
     Open,
     Place,
     Protect,
@@ -90,6 +91,9 @@ class Runner:
                 await self._act(step)
             case SetPrices(prices=prices):
                 await self._stage.set_prices(prices)
+            case MoveMoney(amounts=amounts):
+                for account, amount in amounts.items():
+                    await self._stage.paper.deposit(self._login(account), amount)
             case ChangeCopier() | Protect() | RemoveCopier() | Resync() | SetTrading():
                 try:
                     await self._set(step)

@@ -152,6 +152,14 @@ class SetPrices:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MoveMoney:
+    """Deposits (above 0) and withdrawals (below 0), in each account's currency."""
+
+    amounts: Mapping[str, Decimal]
+    line: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ChangeCopier:
     index: int
     columns: Mapping[str, Value]
@@ -274,7 +282,17 @@ class ExpectSent:
 
 Action = Open | Place | Close | Modify | Cancel | CloseBy | Comment
 Surrounding = (
-    SetPrices | ChangeCopier | Protect | RemoveCopier | Resync | SetTrading | FailOrders | FailSnapshots | Drop | Replay
+    SetPrices
+    | MoveMoney
+    | ChangeCopier
+    | Protect
+    | RemoveCopier
+    | Resync
+    | SetTrading
+    | FailOrders
+    | FailSnapshots
+    | Drop
+    | Replay
 )
 Expectation = ExpectBook | ExpectReasons | ExpectDrift | ExpectSent
 Step = Action | Surrounding | Expectation

@@ -25,6 +25,7 @@ from agent.scenario.script import (
     FailSnapshots,
     Holding,
     Modify,
+    MoveMoney,
     Open,
     Place,
     Price,
@@ -41,7 +42,7 @@ from agent.scenario.script import (
 
 #: keys of steps that are not the name of an account
 RESERVED = (
-    *("price", "copier", "protection", "trading", "resync", "fault", "drop", "replay"),
+    *("price", "balance", "copier", "protection", "trading", "resync", "fault", "drop", "replay"),
     *("expect", "expect_orders", "expect_reasons", "expect_drift", "expect_sent"),
 )
 PENDING = ("buy_limit", "sell_limit", "buy_stop", "sell_stop")
@@ -78,6 +79,8 @@ def read_step(
         case "price":
             prices = tuple(read_price(name, value) for name, value in body.entries("price").items())
             return SetPrices(prices=prices, line=node.line)
+        case "balance":
+            return _move_money(body, names)
         case "copier":
             return _change_copier(body, names, read_value)
         case "protection":
@@ -127,6 +130,18 @@ def _expectation(key: str, body: Node, names: Names, line: int) -> Step:
         case _:
             sent = {account: n.whole(account, least=0) for account, n in body.entries(key, names.accounts).items()}
             return ExpectSent(counts=sent, line=line)
+
+
+def _move_money(node: Node, names: Names) -> MoveMoney:
+    amounts = {
+        account: value.number(f"the amount of {account}")
+        for account, value in node.entries("balance", names.accounts).items()
+    }
+    if not amounts:
+        raise node.fault("balance needs an account and an amount, like {F: -600} for a withdrawal")
+    if nothing := [account for account, amount in amounts.items() if amount == 0]:
+        raise node.fault(f"the amount of {nothing[0]} is 0; write more than 0 for a deposit, less for a withdrawal")
+    return MoveMoney(amounts=amounts, line=node.line)
 
 
 def _need(node: Node, keys: Mapping[str, Node], key: str, what: str) -> Node:

@@ -5,7 +5,7 @@ import pytest
 
 from agent.scenario.grammar import parse_scenario, read_scenario
 from agent.scenario.node import GrammarError
-from agent.scenario.script import ChangeCopier, Close, Copier, ExpectBook, Modify, Open, Scenario
+from agent.scenario.script import ChangeCopier, Close, Copier, ExpectBook, Modify, MoveMoney, Open, Scenario
 
 HEAD = """name: x
 accounts:
@@ -19,6 +19,23 @@ steps:
 
 def parse(*steps: str, head: str = HEAD) -> Scenario:
     return parse_scenario("s.yaml", head + "".join(f"  - {step}\n" for step in steps))
+
+
+def test_a_broker_may_demand_the_order_of_closes_and_forbid_hedging() -> None:
+    head = HEAD.replace("F: {vps: A}", "F: {fifo: true, hedging_allowed: false}")
+    broker = parse("balance: {F: -600.10}", head=head).accounts["F"].broker
+    assert broker is not None
+    assert (broker.fifo, broker.no_hedging) == (True, True)
+    assert parse("balance: {F: 1}").accounts["F"].broker is None
+    twice = HEAD.replace("F: {vps: A}", "F: {hedging_allowed: true, broker: {no_hedging: true}}")
+    with pytest.raises(GrammarError, match="say the same"):
+        parse("balance: {F: 1}", head=twice)
+
+
+def test_money_is_moved_by_exact_amounts() -> None:
+    [step] = parse("balance: {F: -600.10, M: 5}").steps
+    assert isinstance(step, MoveMoney)
+    assert step.amounts == {"F": Decimal("-600.10"), "M": Decimal(5)}
 
 
 def test_numbers_are_exact() -> None:
@@ -87,6 +104,10 @@ def test_a_suffixed_symbol_takes_the_place_of_the_plain_one() -> None:
         ("protection: {account: X, kind: daily_loss, threshold: 5}", "must be one of"),
         ("protection: {account: F, kind: daily_loss}", "protection needs threshold"),
         ("protection: {account: F, kind: daily_loss, threshold: 5, limit: 1}", "has no key 'limit'"),
+        ("balance: {}", "needs an account and an amount"),
+        ("balance: {F: 0}", "more than 0 for a deposit"),
+        ("balance: {X: 5}", "has no key 'X'"),
+        ("balance: {F: some}", "must be a decimal number"),
         ("price: {NONE: [1, 2]}", "no account offers"),
         ("copier: {set: 1, mode: off}", "there is no copier 1"),
         ("copier: {set: 0}", "at least one setting"),
