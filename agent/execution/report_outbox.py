@@ -108,6 +108,9 @@ class ReportOutbox:
         for report in reports:
             self._accepted(report)
 
+    def keep_refused(self, report: Report, error: BackboneRefused) -> None:
+        self._journal.keep_refused(report, str(error))
+
     @property
     def retry_after(self) -> float:
         return self._retry_after
@@ -153,6 +156,7 @@ class _OwnerQueue:
 
     def refused(self, report: Report, error: BackboneRefused) -> None:
         log.error("report_refused", extra={"execution_id": report.execution_id, "code": error.code})
+        self._outbox.keep_refused(report, error)
         bare = _without_texts(report)
         if bare == report:
             self._outbox.done([report])

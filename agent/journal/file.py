@@ -21,6 +21,7 @@ import psutil
 
 from agent.journal.damage import repair
 from agent.journal.mark import LastBegun
+from agent.journal.refused import TABLE as REFUSED_TABLE
 
 log = logging.getLogger(__name__)
 
@@ -114,6 +115,7 @@ def _connect(path: Path) -> tuple[sqlite3.Connection, LastBegun]:
         try:
             _begin_run(connection, boot_mark(), last)
             repair(connection)
+            connection.execute(REFUSED_TABLE)
         except BaseException:
             last.close()
             raise

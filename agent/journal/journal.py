@@ -22,6 +22,7 @@ from agent.journal.damage import set_aside
 from agent.journal.file import JournalBusy, JournalError, boot_mark, open_file
 from agent.journal.mark import LastBegun
 from agent.journal.number import order_under
+from agent.journal.refused import Kind, keep
 from agent.journal.rows import (
     EVENT,
     EXECUTION,
@@ -210,6 +211,13 @@ class Journal:
                 "delete from events where account_id = ? and session = ? and seq = ?", rows
             )
         )
+
+    def keep_refused(self, item: Event | Report, reason: str) -> None:
+        """Keep what the database refused for good, for a person to read (table `refused`)."""
+        account = item.account_id
+        kind: Kind = "event" if isinstance(item, Event) else "report"
+        body = write(EVENT, item) if isinstance(item, Event) else write(REPORT, item)
+        self._writer.enqueue(lambda connection: keep(connection, account, kind, reason, body))
 
     async def undelivered_events(self, account_id: AccountId, before_session: int) -> list[Event]:
         """Events of earlier sessions that were never accepted, at most 7 days old: the database recognises duplicates

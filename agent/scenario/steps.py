@@ -75,36 +75,34 @@ def read_step(
     if len(entries) != 1:
         raise node.fault("a step is one mapping with one key, like {M: {…}} or {expect: {…}}")
     [(key, body)] = entries.items()
+    if key in READERS:
+        return READERS[key](body, names)
     match key:
         case "price":
             prices = tuple(read_price(name, value) for name, value in body.entries("price").items())
             return SetPrices(prices=prices, line=node.line)
-        case "balance":
-            return _move_money(body, names)
         case "copier":
             return _change_copier(body, names, read_value)
         case "protection":
             return _protect(body, names, read_value)
-        case "trading":
-            state = cast("Literal['on', 'monitor', 'off']", body.choice("trading", ("on", "monitor", "off")))
-            return SetTrading(state=state, line=node.line)
-        case "resync":
-            return _resync(body, names)
-        case "fault":
-            return _fault(body, names)
-        case "drop":
-            return _drop(body, names)
-        case "replay":
-            keys = body.entries("replay", ("events", "account"))
-            events = _need(body, keys, "events", "replay").whole("events", least=1)
-            account = keys["account"].choice("account", names.accounts) if "account" in keys else None
-            if account is None and not names.copiers:
-                raise body.fault("replay without account: means the master of copier 0, but the file has no copier")
-            return Replay(events=events, account=account, line=node.line)
         case _ if key in RESERVED:
             return _expectation(key, body, names, node.line)
         case _:
             return _action(key, body, names)
+
+
+def _set_trading(node: Node, _: Names) -> SetTrading:
+    state = cast("Literal['on', 'monitor', 'off']", node.choice("trading", ("on", "monitor", "off")))
+    return SetTrading(state=state, line=node.line)
+
+
+def _replay(node: Node, names: Names) -> Replay:
+    keys = node.entries("replay", ("events", "account"))
+    events = _need(node, keys, "events", "replay").whole("events", least=1)
+    account = keys["account"].choice("account", names.accounts) if "account" in keys else None
+    if account is None and not names.copiers:
+        raise node.fault("replay without account: means the master of copier 0, but the file has no copier")
+    return Replay(events=events, account=account, line=node.line)
 
 
 def _expectation(key: str, body: Node, names: Names, line: int) -> Step:
@@ -333,6 +331,15 @@ def _drop(node: Node, names: Names) -> Drop:
                 what="vps", seconds=0, name=value.choice("vps", sorted(names.vpses | names.accounts)), line=node.line
             )
 
+
+READERS: Mapping[str, Callable[[Node, Names], Step]] = {
+    "balance": _move_money,
+    "drop": _drop,
+    "fault": _fault,
+    "replay": _replay,
+    "resync": _resync,
+    "trading": _set_trading,
+}
 
 HOLDING: Mapping[str, tuple[str, ...]] = {
     "expect": ("symbol", "side", "lots", "price", "sl", "tp"),

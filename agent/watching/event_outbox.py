@@ -117,7 +117,9 @@ class EventOutbox:
         if any(result.missing for result in answer.results):
             self._on_missing()
         for event, result in zip(batch, answer.results, strict=False):
-            if result.status in ("refused", "kept"):
+            if result.status == "refused" and event.type != "snapshot":
+                self.refused(event, BackboneRefused(result.code or "TC401", result.error or ""))
+            elif result.status in ("refused", "kept"):
                 self._note_refusal(event, result.code, result.error)
             elif event.type == "snapshot" and not self.opened.is_set():
                 await self._add_history()
@@ -128,6 +130,7 @@ class EventOutbox:
 
     def refused(self, event: Event, error: BackboneRefused) -> None:
         self._note_refusal(event, error.code, error.message)
+        self._journal.keep_refused(event, str(error))
         self._drop([event])
         if event.session == self._session.session and (event.type != "snapshot" or self.opened.is_set()):
             self._read_again(event, error)

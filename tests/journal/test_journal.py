@@ -16,9 +16,11 @@ from pathlib import Path
 import pytest
 from engine_harness import ACCOUNT, execution, position
 
+from agent.journal import refused
 from agent.journal import writer as journal_writer
 from agent.journal.file import boot_mark, same_boot
 from agent.journal.journal import Journal, JournalBusy, JournalError
+from agent.journal.rows import EVENT, REPORT
 from agent.model import Event, Report, Ticket
 
 
@@ -314,3 +316,22 @@ async def test_pruning_forgets_what_is_finished_and_old_and_nothing_else(tmp_pat
     assert not journal.knows_session(ACCOUNT, 1)
     assert journal.knows_session(ACCOUNT, 2)
     await journal.close()
+
+
+async def test_what_the_database_refused_is_kept_the_newest_rows_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(refused, "ROWS_MAX", 3)
+    journal = await Journal.open(tmp_path / "journal.sqlite")
+    for number in range(1, 5):
+        journal.keep_refused(event_of(1, number), f"22P05: {number}")
+    journal.keep_refused(report_of(7), "TC001: lots")
+    await journal.close()
+    file = sqlite3.connect(tmp_path / "journal.sqlite")
+    rows = file.execute("select account_id, kind, reason, body from refused order by rowid").fetchall()
+    file.close()
+    assert [row[:3] for row in rows] == [
+        (ACCOUNT, "event", "22P05: 3"), (ACCOUNT, "event", "22P05: 4"), (ACCOUNT, "report", "TC001: lots"),
+    ]  # fmt: skip
+    assert EVENT.validate_json(rows[1][3]).seq == 4
+    assert REPORT.validate_json(rows[2][3]) == report_of(7)

@@ -379,6 +379,16 @@ async def test_what_a_refused_close_said_is_told_by_a_snapshot_without_texts(sce
     await eventually(lambda: scene.session.health() == ("connected", None))
 
 
+async def test_a_single_event_that_is_refused_makes_the_account_be_read_again(scene: Scene) -> None:
+    scene.desk.put(position("2"))
+    await scene.told(2)
+    scene.database.refuse_types = {"closed"}
+    scene.desk.put(position("2", lots="0"))
+    await eventually(lambda: scene.database.types().count("snapshot") >= 2)
+    snapshot = next(event for event in reversed(scene.database.events) if event.type == "snapshot")
+    assert [held.ticket for held in snapshot.positions] == ["1"]
+
+
 async def test_events_are_sent_in_batches_that_the_database_can_process(scene: Scene) -> None:
     scene.database.bears = 4
     scene.database.hold_events = asyncio.Event()
