@@ -692,6 +692,7 @@ export type Database = {
           generation: number;
           id: number;
           master_account_id: string;
+          master_kind: string;
           master_side: string;
           master_ticket: string;
           modify_failures: number;
@@ -730,6 +731,7 @@ export type Database = {
           generation?: number;
           id?: never;
           master_account_id: string;
+          master_kind?: string;
           master_side: string;
           master_ticket: string;
           modify_failures?: number;
@@ -767,6 +769,7 @@ export type Database = {
           generation?: number;
           id?: never;
           master_account_id?: string;
+          master_kind?: string;
           master_side?: string;
           master_ticket?: string;
           modify_failures?: number;
@@ -826,6 +829,7 @@ export type Database = {
           price: number;
           released: boolean;
           replaced_by: string | null;
+          replaced_by_kind: string | null;
           seq: number;
           session: number;
           side: string;
@@ -859,6 +863,7 @@ export type Database = {
           price: number;
           released?: boolean;
           replaced_by?: string | null;
+          replaced_by_kind?: string | null;
           seq: number;
           session: number;
           side: string;
@@ -891,6 +896,7 @@ export type Database = {
           price?: number;
           released?: boolean;
           replaced_by?: string | null;
+          replaced_by_kind?: string | null;
           seq?: number;
           session?: number;
           side?: string;
@@ -1153,6 +1159,7 @@ export type Database = {
           error: string | null;
           event_key: string | null;
           id: number;
+          kind: string | null;
           lots: number | null;
           payload: Json | null;
           previous_lots: number | null;
@@ -1181,6 +1188,7 @@ export type Database = {
           error?: string | null;
           event_key?: string | null;
           id?: never;
+          kind?: string | null;
           lots?: number | null;
           payload?: Json | null;
           previous_lots?: number | null;
@@ -1208,6 +1216,7 @@ export type Database = {
           error?: string | null;
           event_key?: string | null;
           id?: never;
+          kind?: string | null;
           lots?: number | null;
           payload?: Json | null;
           previous_lots?: number | null;

@@ -3838,10 +3838,11 @@ set search_path = ''
 as $$
   select coalesce(jsonb_typeof(p -> 'magic') in ('object', 'array')
     or jsonb_typeof(p -> 'comment') in ('object', 'array')
-    or jsonb_typeof(p -> 'replaces') in ('object', 'array') or length(p ->> 'replaces') > 64, false)
+    or jsonb_typeof(p -> 'replaces') in ('object', 'array') or length(p ->> 'replaces') > 64
+    or coalesce(p ->> 'replaces_kind', 'order') not in ('position', 'order'), false)
 $$;
 comment on function private.is_odd_position(jsonb) is
-  'Whether magic, comment or replaces of a position is not text, or replaces is not a ticket.';
+  'Whether magic, comment or replaces of a position is not text, or replaces (replaces_kind) is not a ticket (kind).';
 
 -- A position as its broker describes it, with texts cut to their limits. Fields that are not text, and impossible
 -- tickets, become null.
@@ -3852,13 +3853,14 @@ as $$
   select case when jsonb_typeof(p_position) = 'object' then (
     select jsonb_object_agg(e.key, case
       when e.key in ('magic', 'comment', 'replaces') and private.is_no_text(e.value) or e.key = 'replaces'
-        and length(e.value #>> '{}') > 64 then null
+        and length(e.value #>> '{}') > 64
+        or e.key = 'replaces_kind' and e.value #>> '{}' not in ('position', 'order') then null
       when jsonb_typeof(e.value) = 'string'
       then to_jsonb(left(e.value #>> '{}', case e.key when 'comment' then 200 else 100 end)) else e.value end)
     from jsonb_each(p_position) e
     where e.key = any (array['ticket', 'kind', 'symbol', 'side', 'lots', 'price', 'sl', 'tp', 'order_type', 'magic',
       'comment', 'opened_at', 'expires_at',
-      'tag', 'replaces'])
+      'tag', 'replaces', 'replaces_kind'])
   ) else p_position end
 $$;
 comment on function private.cut_position(jsonb) is
@@ -3905,6 +3907,7 @@ create table public.trade_events (
   code text,
   error text,
   ticket text,
+  kind text,
   symbol text,
   side text,
   lots numeric,
@@ -3932,6 +3935,7 @@ comment on column public.trade_events.status is
 comment on column public.trade_events.source is
   'agent = reported by itself; snapshot = found in a snapshot; report = made by one of our copies on an account that '
   'is itself a master';
+comment on column public.trade_events.kind is 'with ticket: what changed, an order or a position';
 comment on column public.trade_events.previous_lots is 'lots before the change; null when the position was not known';
 comment on column public.trade_events.deal_price is
   'price of the deal that made the change, which copies are compared with; null = not reported, or no deal (modified, '
@@ -4019,7 +4023,7 @@ create function private.record_event(
 language plpgsql security definer set search_path = '' as $$
 begin
   insert into public.trade_events (id, account_id, user_id, session, seq, event_key, source, type, status, code, error,
-    ticket, symbol, side,
+    ticket, kind, symbol, side,
     lots, previous_lots, deal_price, payload, dealt_at, detected_at, unchanged_at, decided_at)
   overriding system value
   values (p_id, p_account.id, p_account.user_id,
@@ -4027,7 +4031,8 @@ begin
     case when pg_input_is_valid(e ->> 'seq', 'bigint') then (e ->> 'seq')::bigint end,
     (e ->> 'session') || ':' || (e ->> 'seq'), p_source, coalesce(p_type, left(e ->> 'type', 20), '?'), p_status,
       p_code, p_error,
-    left(p_position ->> 'ticket', 64), left(p_position ->> 'symbol', 64), p_position ->> 'side',
+    left(p_position ->> 'ticket', 64), left(p_position ->> 'kind', 20), left(p_position ->> 'symbol', 64),
+    p_position ->> 'side',
     case when private.is_number(p_position -> 'lots') then (p_position ->> 'lots')::numeric end, p_previous,
     -- a new position has its own open price
     case when p_status <> 'refused' then coalesce((e ->> 'deal_price')::numeric, case
@@ -4159,6 +4164,13 @@ grant select on public.trade_execution_queue to authenticated, service_role;
 
 -- Whether an execution opens something: opens are decided once and never sent late. A netting deal opens if one of its
 -- parts does.
+-- Whether the ticket that an execution names is an order's or a position's.
+create function private.kind_of(p_action text) returns text
+language sql immutable
+set search_path = ''
+as $$ select case when p_action in ('cancel', 'amend') then 'order' else 'position' end $$;
+comment on function private.kind_of(text) is 'Kind of the ticket that an execution of this action names.';
+
 create function private.opens(p public.trade_execution_queue) returns boolean
 language plpgsql immutable set search_path = '' as $$
 begin
@@ -4596,6 +4608,7 @@ create table public.position_links (
   master_account_id uuid not null,
   follower_account_id uuid not null,
   master_ticket text not null,
+  master_kind text not null default 'position',
   master_side text not null,
   generation integer not null default 1,
   symbol text,
@@ -4625,7 +4638,8 @@ create table public.position_links (
   event_id bigint,
   created_at timestamptz not null default now(),
   ended_at timestamptz,
-  constraint one_link_per_generation unique (copier_id, master_ticket, generation),
+  constraint one_link_per_generation unique (copier_id, master_ticket, master_kind, generation),
+  constraint master_kind_is_known check (master_kind in ('position', 'order')),
   constraint state_is_known check (state in ('live', 'ended')),
   constraint ended_means_ended_at check ((state = 'ended') = (ended_at is not null)),
   constraint ended_has_a_reason check (state = 'live' or reason is not null),
@@ -4634,6 +4648,8 @@ create table public.position_links (
 comment on table public.position_links is
   'One decision to copy (or not to copy) a position of a master: made once per copier, master position and generation, '
   'and latched. An ended link with the reason of a refusal is such a latch.';
+comment on column public.position_links.master_kind is
+  'with master_ticket: the order or position that is copied now; it becomes a position when the order fills';
 comment on column public.position_links.master_side is
   'side of the master''s position when the link was made; if it changes (a flip), the link ends and a new generation '
   'begins';
@@ -4689,16 +4705,20 @@ create table private.link_legs (
   link_id bigint not null references public.position_links (id) on delete cascade,
   account_id uuid not null,
   ticket text not null,
+  ticket_kind text not null default 'position',
   kind text not null,
   lots numeric not null,
   price numeric,
-  primary key (link_id, ticket),
-  constraint kind_is_known check (kind in ('position', 'order')),
+  primary key (link_id, ticket, ticket_kind),
+  constraint kind_is_known check (kind in ('position', 'order') and ticket_kind in ('position', 'order')),
   constraint lots_are_positive check (lots > 0)
 );
 comment on table private.link_legs is
   'What a link holds at its follower: usually one ticket, several after a split or an increase. On a netting account, '
   'lots is the link''s share of the net position.';
+comment on column private.link_legs.ticket_kind is 'with ticket: the order or position at the follower';
+comment on column private.link_legs.kind is
+  'what the leg is booked as: still an order after its order has filled, until the fill is booked';
 create index link_legs_of_ticket on private.link_legs (account_id, ticket);
 alter table private.link_legs enable row level security;
 
@@ -4953,10 +4973,14 @@ begin
     from unnest(p_events, p_types, p_tickets) as e (id, type, ticket)
     join public.copiers c on c.master_account_id = p_account and c.removed_at is null
     join public.trading_accounts fa on fa.id = c.follower_account_id
-    left join public.positions m on m.account_id = p_account and m.ticket = e.ticket
+    left join lateral (  -- an order and a position may carry this number; a filled order has none of the type's kind
+      select i.* from public.positions i where i.account_id = p_account and i.ticket = e.ticket
+      order by (i.kind = 'order') = (e.type in ('ordered', 'amended', 'cancelled')) desc limit 1
+    ) m on true
     left join lateral (
       select pl.id, pl.state, pl.reason from public.position_links pl
       where pl.master_account_id = p_account and pl.master_ticket = e.ticket and pl.copier_id = c.id
+        and pl.master_kind = m.kind
       order by pl.generation desc limit 1
     ) l on true
     where not exists (select 1 from public.copy_outcomes o where o.event_id = e.id and o.copier_id = c.id)), true);
@@ -5015,18 +5039,24 @@ create table public.positions (
   changed_at timestamptz not null,
   last_event_id bigint,
   replaced_by text,
+  replaced_by_kind text,
   closed_at timestamptz,
   close_reason text,
-  primary key (account_id, ticket),
+  primary key (account_id, ticket, kind),
   constraint kind_is_known check (kind in ('position', 'order')),
   constraint side_is_known check (side in ('buy', 'sell')),
   constraint order_type_is_known check (order_type in ('limit', 'stop')),
   constraint lots_not_negative check (lots >= 0),
-  constraint gone_means_closed check ((lots = 0) = (closed_at is not null))
+  constraint gone_means_closed check ((lots = 0) = (closed_at is not null)),
+  constraint successor_has_a_kind check ((replaced_by is null) = (replaced_by_kind is null))
 );
 comment on table public.positions is
   'Mirror of what an account holds: positions and pending orders. Closed rows are kept as tombstones, so that a late '
   'message cannot bring them back.';
+comment on column public.positions.kind is
+  'belongs to the key: an order and a position of one account may carry the same number';
+comment on column public.positions.replaced_by is
+  'with replaced_by_kind: the ticket under which it continues, such as the position of a filled order';
 comment on column public.positions.session is
   'with seq: number of the last message that changed or confirmed the row; a lower number never overrules it';
 comment on column public.positions.existing is
@@ -5078,6 +5108,8 @@ begin
       then 'position.sl must be a decimal number between 0 and 1e12'
     when not pg_input_is_valid(p ->> 'tp', 'numeric') or (p ->> 'tp')::numeric not between 0 and 1e12
       then 'position.tp must be a decimal number between 0 and 1e12'
+    when coalesce(p ->> 'replaces_kind', 'order') not in ('position', 'order')
+      then 'position.replaces_kind must be "position", "order" or null'
     when not coalesce(pg_input_is_valid(p ->> 'opened_at', 'timestamptz'), true)
       then 'position.opened_at must be a time such as 2026-01-31T12:00:00Z'
     when not coalesce(pg_input_is_valid(p ->> 'expires_at', 'timestamptz'), true)
@@ -5105,6 +5137,44 @@ begin
     else 'modified' end;
 end $$;
 
+-- What the reported position continues under its own ticket: the open order or position that it replaces, or null. An
+-- agent may leave out the kind of what is replaced, and where the position of a filled order keeps the order's number
+-- also the number. Then only what has the same symbol and side can be meant: two numbers may be equal by chance.
+create function private.continued(p_account uuid, p jsonb) returns public.positions
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  o public.positions;
+  v_ticket text := coalesce(p ->> 'replaces', p ->> 'ticket');
+  v_same_number boolean := v_ticket = p ->> 'ticket';
+begin
+  -- the last: its message says that no order became this position
+  if v_same_number and (p ->> 'kind' <> 'position' or p ->> 'replaces' is null and p ->> 'replaces_kind' = 'position')
+  then
+    return null;
+  end if;
+  select * into o from public.positions m
+  where m.account_id = p_account and m.ticket = v_ticket and m.closed_at is null
+    and case
+      when p ->> 'replaces' is not null and p ->> 'replaces_kind' is not null then m.kind = p ->> 'replaces_kind'
+      when v_same_number then m.kind = 'order' end is not false
+    and not (v_same_number and m.kind = p ->> 'kind')
+    and (not v_same_number or p ->> 'replaces' is not null and p ->> 'replaces_kind' is not null
+      or m.symbol = p ->> 'symbol' and m.side = p ->> 'side')
+  order by m.symbol = p ->> 'symbol' and m.side = p ->> 'side' desc, m.kind limit 1;
+  return o;
+end $$;
+
+-- The kinds that the ticket which a position replaces may have had.
+create function private.replaced_kinds(p jsonb) returns text[]
+language plpgsql immutable set search_path = '' as $$
+begin
+  return case
+    when p ->> 'replaces_kind' is not null then array[p ->> 'replaces_kind']
+    when p ->> 'replaces' <> p ->> 'ticket' then array['order', 'position']
+    when p ->> 'kind' = 'position' then array['order']
+    else '{}' end;
+end $$;
+
 -- Applies one position. p_unseen: the last read in which the change was absent. p_existing: it is the first snapshot
 -- ever.
 create function private.apply_position(
@@ -5116,17 +5186,19 @@ language plpgsql security definer set search_path = '' as $$
 declare
   o public.positions;
   v_lots numeric := (p ->> 'lots')::numeric;
-  v_from text := nullif(p ->> 'replaces', p ->> 'ticket');
+  v_from public.positions;
   v_type text;
   v_news boolean;
   v_flip boolean;
 begin
-  select * into o from public.positions where account_id = p_account.id and ticket = p ->> 'ticket';
+  select * into o from public.positions
+  where account_id = p_account.id and ticket = p ->> 'ticket' and kind = p ->> 'kind';
   if (o.session, o.seq) >= (p_session, p_seq) then
     return row(false, null, o.lots)::private.change;
   end if;
-  if o.ticket is null and v_from is not null then
-    select * into o from public.positions where account_id = p_account.id and ticket = v_from and closed_at is null;
+  if o.ticket is null then
+    v_from := private.continued(p_account.id, p);
+    o := v_from;
   end if;
   v_type := private.change_type(o, p ->> 'kind', p ->> 'side', v_lots);
   v_news := v_type in ('opened', 'ordered', 'increased') or o.ticket is null;
@@ -5149,8 +5221,8 @@ begin
     case when o.kind = 'order' and o.closed_at is null and p ->> 'kind' = 'position' then p_now else o.filled_at end,
       p_now, p_event_id,
     case when v_lots = 0 then p_now end, case when v_lots = 0 then coalesce(left(p_close_reason, 100), 'client') end)
-  on conflict (account_id, ticket) do update set
-    kind = excluded.kind, symbol = excluded.symbol, side = excluded.side, order_type = excluded.order_type,
+  on conflict (account_id, ticket, kind) do update set
+    symbol = excluded.symbol, side = excluded.side, order_type = excluded.order_type,
       lots = excluded.lots,
     price = excluded.price, sl = excluded.sl, tp = excluded.tp, magic = excluded.magic, comment = excluded.comment,
       tag = excluded.tag,
@@ -5160,30 +5232,41 @@ begin
       detected_at = excluded.detected_at,
     first_seen_at = excluded.first_seen_at, filled_at = excluded.filled_at, changed_at = excluded.changed_at,
     last_event_id = coalesce(excluded.last_event_id, m.last_event_id), closed_at = excluded.closed_at,
-    close_reason = excluded.close_reason, replaced_by = null;
+    close_reason = excluded.close_reason, replaced_by = null, replaced_by_kind = null;
 
-  if o.ticket = v_from then  -- the position continues under another ticket
-    update public.positions set lots = 0, closed_at = p_now, close_reason = 'replaced', replaced_by = p ->> 'ticket',
-      session = p_session, seq = p_seq where account_id = p_account.id and ticket = v_from;
-    update public.position_links set master_ticket = p ->> 'ticket'
-    where master_account_id = p_account.id and master_ticket = v_from;
-    update private.link_legs set ticket = p ->> 'ticket' where account_id = p_account.id and ticket = v_from;
-  end if;
-  -- a later message about the old ticket is history
-  if v_from is not null and o.ticket is distinct from v_from then
+  if v_from.ticket is not null then
+    perform private.continue_as(v_from, p ->> 'ticket', p ->> 'kind', p_session, p_seq, p_now);
+  elsif p ->> 'replaces' is not null then  -- a later message about the old ticket is history
     insert into public.positions (account_id, ticket, user_id, kind, symbol, side, lots, price, session, seq, unseen_at,
       detected_at,
-      first_seen_at, changed_at, closed_at, close_reason, replaced_by)
-    values (p_account.id, v_from, p_account.user_id, 'position', p ->> 'symbol', p ->> 'side', 0,
+      first_seen_at, changed_at, closed_at, close_reason, replaced_by, replaced_by_kind)
+    select p_account.id, p ->> 'replaces', p_account.user_id, k.kind, p ->> 'symbol', p ->> 'side', 0,
       (p ->> 'price')::numeric, p_session, p_seq,
-      p_unseen, p_detected, p_now, p_now, p_now, 'replaced', p ->> 'ticket')
-    on conflict (account_id, ticket) do update set lots = 0, closed_at = p_now, close_reason = 'replaced',
-      replaced_by = excluded.replaced_by,
+      p_unseen, p_detected, p_now, p_now, p_now, 'replaced', p ->> 'ticket', p ->> 'kind'
+    from unnest(private.replaced_kinds(p)) as k (kind)
+    on conflict (account_id, ticket, kind) do update set lots = 0, closed_at = p_now, close_reason = 'replaced',
+      replaced_by = excluded.replaced_by, replaced_by_kind = excluded.replaced_by_kind,
       session = excluded.session, seq = excluded.seq  -- an order that has filled into an existing position
       where positions.closed_at is null and positions.kind = 'order'
-        and (positions.session, positions.seq) < (excluded.session, excluded.seq);
+        and (positions.session, positions.seq) < (excluded.session, excluded.seq)
+        and (p ->> 'replaces_kind' is not null or p ->> 'replaces' <> p ->> 'ticket'
+          or positions.symbol = excluded.symbol and positions.side = excluded.side);
   end if;
   return row(true, v_type, coalesce(o.lots, 0))::private.change;
+end $$;
+
+-- An order or position continues under another ticket: its copies, and what it is a copy of, follow it.
+create function private.continue_as(p_old public.positions, p_ticket text, p_kind text, p_session bigint, p_seq bigint,
+  p_now timestamptz) returns void
+language plpgsql security definer set search_path = '' as $$
+begin
+  update public.positions set lots = 0, closed_at = p_now, close_reason = 'replaced', replaced_by = p_ticket,
+    replaced_by_kind = p_kind, session = p_session, seq = p_seq
+  where account_id = p_old.account_id and ticket = p_old.ticket and kind = p_old.kind;
+  update public.position_links set master_ticket = p_ticket, master_kind = p_kind
+  where master_account_id = p_old.account_id and master_ticket = p_old.ticket and master_kind = p_old.kind;
+  update private.link_legs set ticket = p_ticket, ticket_kind = p_kind
+  where account_id = p_old.account_id and ticket = p_old.ticket and ticket_kind = p_old.kind;
 end $$;
 
 -- Applies a complete snapshot: what differs is changed; what is absent for the second time (and has a lower number) is
@@ -5202,15 +5285,22 @@ declare
 begin
   changes := '[]'::jsonb;
   for p in select value from jsonb_array_elements(p_positions) loop
-    select * into o from public.positions where account_id = p_account.id and ticket = p ->> 'ticket';
-    if o.closed_at is null and o.kind = p ->> 'kind' and o.side = p ->> 'side' and o.lots = (p ->> 'lots')::numeric
+    select * into o from public.positions
+    where account_id = p_account.id and ticket = p ->> 'ticket' and kind = p ->> 'kind';
+    if o.closed_at is null and o.side = p ->> 'side' and o.lots = (p ->> 'lots')::numeric
       and o.sl is not distinct from nullif((p ->> 'sl')::numeric, 0)
         and o.tp is not distinct from nullif((p ->> 'tp')::numeric, 0)
       and (o.kind = 'position' or o.price = (p ->> 'price')::numeric)
     then
       update public.positions set session = p_session, seq = p_seq, absent_snapshots = 0
-      where account_id = p_account.id and ticket = o.ticket and (session, seq) < (p_session, p_seq);
+      where account_id = p_account.id and ticket = o.ticket and kind = o.kind
+        and (session, seq) < (p_session, p_seq);
     else
+      if p ->> 'kind' = 'position' and o.ticket is null and exists (
+        select 1 from jsonb_array_elements(p_positions) e
+        where e ->> 'ticket' = p ->> 'ticket' and e ->> 'kind' = 'order') then
+        p := p || '{"replaces": null, "replaces_kind": "position"}';  -- the order of this number still waits
+      end if;
       c := private.apply_position(p_account, p_session, p_seq, p, p_detected, p_unseen, v_first, null, null, p_now);
       if c.applied then
         changes := changes || jsonb_build_object('position', p, 'type', c.type, 'previous_lots', c.previous_lots);
@@ -5220,7 +5310,8 @@ begin
 
   update public.positions m set absent_snapshots = m.absent_snapshots + 1
   where m.account_id = p_account.id and m.closed_at is null and (m.session, m.seq) < (p_session, p_seq)
-    and not exists (select 1 from jsonb_array_elements(p_positions) e where e ->> 'ticket' = m.ticket);
+    and not exists (select 1 from jsonb_array_elements(p_positions) e
+      where e ->> 'ticket' = m.ticket and e ->> 'kind' = m.kind);
   for o in
     select * from public.positions m where m.account_id = p_account.id and m.closed_at is null
       and m.absent_snapshots >= 2
@@ -5594,7 +5685,7 @@ select l.*, c.mode as copier_mode, c.removal, fa.mode as account_mode, fa.copy_s
   (fa.copy_state <> 'flattening' and l.created_at > coalesce(fa.flattened_at, '-infinity')
     and (c.mode = 'off' and c.removal is null or fa.copy_state = 'off'))
     or (select t.state from public.trading_switch t where t.one) = 'off' as frozen,
-  m.kind as master_kind, m.lots as master_lots, m.last_event_id as master_event_id, m.detected_at as master_detected_at,
+  m.lots as master_lots, m.last_event_id as master_event_id, m.detected_at as master_detected_at,
   m.price as master_price, m.expires_at as master_expires_at,
   s.lots_min, s.lots_step,
   private.wanted_level(c.sl_mode, case when c.reverse then m.tp else m.sl end, m.price, held.open_price,
@@ -5610,11 +5701,12 @@ from public.position_links l
 join public.copiers c on c.id = l.copier_id
 join public.trading_accounts fa on fa.id = l.follower_account_id
 left join public.positions m on m.account_id = l.master_account_id and m.ticket = l.master_ticket
+  and m.kind = l.master_kind
 left join public.account_symbols s on s.account_id = l.follower_account_id and s.name = l.symbol
 left join lateral (
   select n.generation from public.position_links n
   where n.master_account_id = l.master_account_id and n.master_ticket = l.master_ticket and n.copier_id = l.copier_id
-    and n.generation > l.generation limit 1
+    and n.master_kind = l.master_kind and n.generation > l.generation limit 1
 ) newer on true
 cross join lateral (
   select coalesce(sum(g.lots) filter (where g.kind = 'position'), 0) as position_lots,
@@ -5757,20 +5849,22 @@ end $$;
 -- ledger/fill.sql
 -- Fills: how a completed execution changes the copy that it belongs to.
 
--- The ticket that a position has now. It may have got another ticket, or several, before the report of its opening
+-- What an order or position is now. It may have got another ticket, or several, before the report of its opening
 -- arrived.
-create function private.current_ticket(p_account uuid, p_ticket text) returns text
+create function private.continuation(p_position public.positions) returns public.positions
 language plpgsql stable security definer set search_path = '' as $$
 declare
-  v_ticket text := p_ticket;
-  v_next text;
+  v_next public.positions;
 begin
   for n in 1 .. 100 loop
-    select m.replaced_by into v_next from public.positions m where m.account_id = p_account and m.ticket = v_ticket;
-    exit when v_next is null;
-    v_ticket := v_next;
+    exit when p_position.replaced_by is null;
+    select * into v_next from public.positions m
+    where m.account_id = p_position.account_id and m.ticket = p_position.replaced_by
+      and m.kind = p_position.replaced_by_kind;
+    exit when not found;
+    p_position := v_next;
   end loop;
-  return v_ticket;
+  return p_position;
 end $$;
 
 -- Books what a broker did to the link of a hedging follower. The mirror has already taken the report and takes
@@ -5785,15 +5879,13 @@ declare
   v_filled numeric;
 begin
   if v_opens then
-    insert into private.link_legs as g (link_id, account_id, ticket, kind, lots, price)
-    select q.link_id, q.account_id, m.ticket, m.kind, m.lots, m.price
+    insert into private.link_legs as g (link_id, account_id, ticket, ticket_kind, kind, lots, price)
+    select q.link_id, q.account_id, m.ticket, m.kind, m.kind, m.lots, m.price
     from jsonb_array_elements(nullif(r -> 'positions', 'null')) e
-    join public.positions o on o.account_id = q.account_id and o.ticket = e ->> 'ticket'
-    join public.positions m on m.account_id = q.account_id and m.lots > 0
-      and m.ticket = case when o.replaced_by is null
-        then o.ticket else private.current_ticket(q.account_id, o.ticket) end
-    where (e ->> 'lots')::numeric > 0
-    on conflict (link_id, ticket) do nothing;
+    join public.positions o on o.account_id = q.account_id and o.ticket = e ->> 'ticket' and o.kind = e ->> 'kind'
+    cross join lateral private.continuation(o) m
+    where (e ->> 'lots')::numeric > 0 and m.lots > 0
+    on conflict (link_id, ticket, ticket_kind) do nothing;
     get diagnostics v_legs = row_count;
     if v_legs > 0 and exists (select 1 from private.link_legs g
       where g.link_id = q.link_id and g.kind = 'position') then
@@ -5807,22 +5899,26 @@ begin
   -- if every position of an open is a new leg, nothing need be compared
   if not v_opens or v_legs is distinct from jsonb_array_length(nullif(r -> 'positions', 'null')) then
     delete from private.link_legs g using public.positions m
-    where g.link_id = q.link_id and m.account_id = q.account_id and m.ticket = g.ticket and m.lots = 0
-      and m.replaced_by is null;
+    where g.link_id = q.link_id and m.account_id = q.account_id and m.ticket = g.ticket and m.kind = g.ticket_kind
+      and m.lots = 0 and m.replaced_by is null;
     if exists (select 1 from private.link_legs g where g.link_id = q.link_id) then
-      update private.link_legs g set ticket = m.replaced_by from public.positions m
-      where g.link_id = q.link_id and m.account_id = q.account_id and m.ticket = g.ticket and m.replaced_by is not null
-        and not exists (select 1 from private.link_legs o where o.link_id = g.link_id and o.ticket = m.replaced_by);
+      update private.link_legs g set ticket = m.replaced_by, ticket_kind = m.replaced_by_kind from public.positions m
+      where g.link_id = q.link_id and m.account_id = q.account_id and m.ticket = g.ticket and m.kind = g.ticket_kind
+        and m.replaced_by is not null
+        and not exists (select 1 from private.link_legs o
+          where o.link_id = g.link_id and o.ticket = m.replaced_by and o.ticket_kind = m.replaced_by_kind);
       delete from private.link_legs g using public.positions m
-      where g.link_id = q.link_id and m.account_id = q.account_id and m.ticket = g.ticket and m.lots = 0;
+      where g.link_id = q.link_id and m.account_id = q.account_id and m.ticket = g.ticket and m.kind = g.ticket_kind
+        and m.lots = 0;
       with looks as materialized (
-        select g.ticket, g.kind as held_as, least(g.lots, m.lots) as lots, m.kind, m.price
+        select g.ticket, g.ticket_kind, g.kind as held_as, least(g.lots, m.lots) as lots, m.kind, m.price
         from private.link_legs g
-        join public.positions m on m.account_id = q.account_id and m.ticket = g.ticket and m.lots > 0
+        join public.positions m on m.account_id = q.account_id and m.ticket = g.ticket and m.kind = g.ticket_kind
+          and m.lots > 0
         where g.link_id = q.link_id and (m.lots < g.lots or m.kind <> g.kind)
       ), kept as (
         update private.link_legs g set lots = k.lots, kind = k.kind, price = k.price
-        from looks k where g.link_id = q.link_id and g.ticket = k.ticket
+        from looks k where g.link_id = q.link_id and g.ticket = k.ticket and g.ticket_kind = k.ticket_kind
       )
       select sum(k.lots) into v_filled from looks k where k.held_as = 'order' and k.kind = 'position';
       if v_filled is not null then
@@ -5846,11 +5942,11 @@ begin
     and coalesce(jsonb_array_length(nullif(r -> 'positions', 'null')), 0) = 0
   then
     update public.positions m set absent_snapshots = greatest(m.absent_snapshots, 1)
-    where m.account_id = q.account_id and m.ticket = q.ticket and m.lots > 0;
+    where m.account_id = q.account_id and m.ticket = q.ticket and m.kind = private.kind_of(q.action) and m.lots > 0;
     update public.position_links l set close_failures = l.close_failures + 1,
       replan_at = p_now + private.retry_delay(l.close_failures + 1, 30)
     where l.id = q.link_id and exists (select 1 from private.link_legs g
-      where g.link_id = l.id and g.ticket = q.ticket);
+      where g.link_id = l.id and g.ticket = q.ticket and g.ticket_kind = private.kind_of(q.action));
   end if;
 end $$;
 
@@ -5912,25 +6008,27 @@ begin
   -- usually mirror and links agree
   select array_agg(l.id) into v_links from public.position_links l
   where l.id = any (p_links) and l.ended_at is null and (l.base_lots is null or exists (
-    select 1 from private.link_legs g join public.positions p on p.account_id = g.account_id and p.ticket = g.ticket
+    select 1 from private.link_legs g
+    join public.positions p on p.account_id = g.account_id and p.ticket = g.ticket and p.kind = g.ticket_kind
     where g.link_id = l.id and (p.lots < g.lots or p.kind <> g.kind)));
   if v_links is null then return; end if;
 
   with looks as materialized (
-    select g.link_id, g.ticket, p.lots, p.kind, p.price, g.kind as held_as
+    select g.link_id, g.ticket, g.ticket_kind, p.lots, p.kind, p.price, g.kind as held_as
     from public.position_links l
     join public.trading_accounts a on a.id = l.follower_account_id and a.mode = 'hedging'
     -- never by all legs there are
     cross join lateral (select * from private.link_legs i where i.link_id = l.id offset 0) g
-    join public.positions p on p.account_id = g.account_id and p.ticket = g.ticket
+    join public.positions p on p.account_id = g.account_id and p.ticket = g.ticket and p.kind = g.ticket_kind
     where l.id = any (v_links) and l.ended_at is null and (p.lots < g.lots or p.kind <> g.kind)
       and not exists (select 1 from public.trade_execution_queue q
         where q.link_id = l.id and q.finalized_at is null and q.status <> 'retrying')
   ), gone as (
-    delete from private.link_legs g using looks k where g.link_id = k.link_id and g.ticket = k.ticket and k.lots = 0
+    delete from private.link_legs g using looks k where g.link_id = k.link_id and g.ticket = k.ticket
+      and g.ticket_kind = k.ticket_kind and k.lots = 0
   ), kept as (
     update private.link_legs g set lots = least(g.lots, k.lots), kind = k.kind, price = k.price
-    from looks k where g.link_id = k.link_id and g.ticket = k.ticket and k.lots > 0
+    from looks k where g.link_id = k.link_id and g.ticket = k.ticket and g.ticket_kind = k.ticket_kind and k.lots > 0
     returning g.link_id, g.lots, k.held_as = 'order' and k.kind = 'position' as filled
   )
   select array_agg(k.link_id), array_agg(k.lots) into v_filled, v_lots from kept k where k.filled;
@@ -5988,9 +6086,9 @@ create function private.book_share(p_link bigint, p_account uuid, p_symbol text,
 language plpgsql security definer set search_path = '' as $$
 begin
   if p_lots > 0 then
-    insert into private.link_legs as g (link_id, account_id, ticket, kind, lots, price)
-    values (p_link, p_account, p_symbol, 'position', p_lots, p_price)
-    on conflict (link_id, ticket) do update set lots = g.lots + excluded.lots,
+    insert into private.link_legs as g (link_id, account_id, ticket, ticket_kind, kind, lots, price)
+    values (p_link, p_account, p_symbol, 'position', 'position', p_lots, p_price)
+    on conflict (link_id, ticket, ticket_kind) do update set lots = g.lots + excluded.lots,
       price = coalesce((g.lots * g.price + excluded.lots * excluded.price) / (g.lots + excluded.lots), excluded.price,
         g.price);
   else
@@ -6875,32 +6973,38 @@ begin
 end $$;
 
 -- Pairs (copier, master position) that wait for a decision: new, flipped, increased, or requested by the user.
--- p_copiers null: all copiers of the masters. The old generation of a flip must have ended or have its close in flight.
+-- p_copiers null: all copiers of the masters. p_kinds null: the order and the position of each number. The
+-- old generation of a flip must have ended or have its close in flight.
 -- p_asked: exactly these positions are requested, however old: 'existing' when a copier starts, 'resync' by its user. A
 -- requested position that was decided before and is not held gets a new generation. asked_lots: the lots that a live
 -- copy must get because its user requested them.
-create function private.undecided(p_masters uuid[], p_tickets text[], p_copiers uuid[], p_asked text default null)
-returns table (copier_id uuid, master_account_id uuid, ticket text, kind text, link_id bigint, generation integer,
+create function private.undecided(p_masters uuid[], p_tickets text[], p_copiers uuid[], p_asked text default null,
+  p_kinds text[] default null)
+returns table (copier_id uuid, master_account_id uuid, ticket text, position_kind text, kind text,
+  link_id bigint, generation integer,
   delta numeric, close_step bigint,
   asked_lots numeric)
 language plpgsql stable security definer set search_path = '' as $$
 begin
   return query
-  select c.id, m.account_id, m.ticket,
+  select c.id, m.account_id, m.ticket, m.kind,
     case when l.id is null or p_asked is not null then 'new' when l.master_side <> m.side
       then 'flip' else 'increase' end,
     l.id, coalesce(l.generation, 0) + 1,
     case when l.id is null or p_asked is not null or l.master_side <> m.side or l.resync_lots is not null then m.lots
       else m.lots - l.seen_master_lots end,
     case when l.state = 'live' then f.close_step end, l.resync_lots
-  from (select distinct u.master, u.ticket from unnest(p_masters, p_tickets) as u (master, ticket)) x
+  from (select distinct u.master, u.ticket, u.kind
+    from unnest(p_masters, p_tickets, p_kinds) as u (master, ticket, kind)) x
   join public.positions m on m.account_id = x.master and m.ticket = x.ticket and m.lots > 0
+    and (x.kind is null or m.kind = x.kind)
   join public.copiers c on c.master_account_id = x.master and c.removed_at is null
     and (p_copiers is null or c.id = any (p_copiers))
   join public.trading_accounts fa on fa.id = c.follower_account_id
   left join lateral (
     select pl.* from public.position_links pl
-    where pl.master_account_id = x.master and pl.master_ticket = x.ticket and pl.copier_id = c.id
+    where pl.master_account_id = x.master and pl.master_ticket = x.ticket and pl.master_kind = m.kind
+      and pl.copier_id = c.id
     order by pl.generation desc limit 1
   ) l on true
   left join lateral (
@@ -7082,24 +7186,31 @@ end $$;
 
 -- Decides one position after the other, in the given order.
 create function private.decide_in_turn(p_masters uuid[], p_tickets text[], p_copiers uuid[], p_now timestamptz,
-  p_asked text) returns bigint[]
+  p_asked text, p_kinds text[]) returns bigint[]
 language plpgsql security definer set search_path = '' as $$
 declare
   v_new bigint[] := '{}';
+  v_one record;
 begin
-  for i in 1 .. cardinality(p_tickets) loop
-    v_new := v_new || coalesce(private.decide(array[p_masters[i]], array[p_tickets[i]], p_copiers, p_now, p_asked),
-      '{}');
+  for v_one in
+    select u.master, u.ticket, m.kind
+    from unnest(p_masters, p_tickets, p_kinds) with ordinality as u (master, ticket, kind, n)
+    join public.positions m on m.account_id = u.master and m.ticket = u.ticket and m.lots > 0
+      and (u.kind is null or m.kind = u.kind)
+    order by u.n, m.first_seen_at, m.kind
+  loop
+    v_new := v_new || coalesce(private.decide_kinds(array[v_one.master], array[v_one.ticket], array[v_one.kind],
+      p_copiers, p_now, p_asked), '{}');
   end loop;
   return v_new;
 end $$;
 
 -- Decides every waiting pair, for any number of followers in one statement, and queues the orders of hedging followers.
 -- What a netting follower must open is latched as wanted_lots of its link, for planner/net_plan.sql. Returns the new
--- executions. p_asked: see private.undecided; the age of a requested copy is measured from the request. It is one
--- statement, therefore longer than forty lines.
-create function private.decide(p_masters uuid[], p_tickets text[], p_copiers uuid[], p_now timestamptz,
-  p_asked text default null) returns bigint[]
+-- executions. p_asked, p_kinds: see private.undecided; the age of a requested copy is measured from the request. It is
+-- one statement, therefore longer than forty lines.
+create function private.decide_kinds(p_masters uuid[], p_tickets text[], p_kinds text[], p_copiers uuid[],
+  p_now timestamptz, p_asked text) returns bigint[]
 language plpgsql security definer set search_path = '' as $$
 declare
   v_new bigint[];
@@ -7110,7 +7221,7 @@ declare
   v_trading text := private.trading_state();
 begin
   if cardinality(p_tickets) > 1 and private.limits_count(p_masters) then  -- each counts against the limits of the next
-    return private.decide_in_turn(p_masters, p_tickets, p_copiers, p_now, p_asked);
+    return private.decide_in_turn(p_masters, p_tickets, p_copiers, p_now, p_asked, p_kinds);
   end if;
   -- The stages:
   --   pairs    what waits for a decision, with its accounts, symbols and side
@@ -7156,9 +7267,10 @@ begin
       case when (opened.side = 'buy') = copier.reverse then 'sell' else 'buy' end as side,
       case when p_asked is null and pair.asked_lots is null then opened.unseen_at else p_now end as news_at,
       coalesce(p_asked = 'resync', false) or pair.asked_lots is not null as by_user
-    from private.undecided(p_masters, p_tickets, p_copiers, p_asked) pair
+    from private.undecided(p_masters, p_tickets, p_copiers, p_asked, p_kinds) pair
     join public.copiers copier on copier.id = pair.copier_id
     join public.positions opened on opened.account_id = pair.master_account_id and opened.ticket = pair.ticket
+      and opened.kind = pair.position_kind
     join public.trading_accounts master on master.id = copier.master_account_id
     join public.trading_accounts follower on follower.id = copier.follower_account_id
     left join public.account_symbols masters_symbol on masters_symbol.account_id = master.id
@@ -7286,6 +7398,7 @@ begin
       master_account_id,
       follower_account_id,
       master_ticket,
+      master_kind,
       master_side,
       generation,
       symbol,
@@ -7314,6 +7427,7 @@ begin
       (pair.copier).master_account_id,
       (pair.copier).follower_account_id,
       (pair.opened).ticket,
+      (pair.opened).kind,
       (pair.opened).side,
       pair.generation,
       (pair.symbol).name,
@@ -7453,6 +7567,14 @@ begin
   return v_new;
 end $$;
 
+-- Decides whatever of these numbers waits, order or position.
+create function private.decide(p_masters uuid[], p_tickets text[], p_copiers uuid[], p_now timestamptz,
+  p_asked text default null) returns bigint[]
+language plpgsql security definer set search_path = '' as $$
+begin
+  return private.decide_kinds(p_masters, p_tickets, null, p_copiers, p_now, p_asked);
+end $$;
+
 -- planner/due.sql
 -- Links and executions that are due because time has passed.
 
@@ -7542,15 +7664,17 @@ language plpgsql security definer set search_path = '' as $$
 declare
   v_masters uuid[];
   v_tickets text[];
+  v_kinds text[];
   v_new bigint[];
 begin
   update public.copiers set existing_until = null where id = p_copier.id and existing_until is not null;
   select array_agg(p.account_id order by p.first_seen_at, p.ticket),
-    array_agg(p.ticket order by p.first_seen_at, p.ticket)
-  into v_masters, v_tickets from public.positions p
+    array_agg(p.ticket order by p.first_seen_at, p.ticket),
+    array_agg(p.kind order by p.first_seen_at, p.ticket)
+  into v_masters, v_tickets, v_kinds from public.positions p
   where p.account_id = p_copier.master_account_id and p.closed_at is null and p.first_seen_at < p_copier.started_at;
   if v_masters is null then return '{}'; end if;
-  v_new := private.decide(v_masters, v_tickets, array[p_copier.id], p_now, 'existing');
+  v_new := private.decide_kinds(v_masters, v_tickets, v_kinds, array[p_copier.id], p_now, 'existing');
   return coalesce(v_new, '{}') || coalesce(private.plan_nets(array(
     select l.id from public.position_links l
     where l.follower_account_id = p_copier.follower_account_id and l.state = 'live' and l.copier_id = p_copier.id),
@@ -7604,8 +7728,11 @@ language plpgsql stable security definer set search_path = '' as $$
 declare
   v_netting boolean := (select a.mode = 'netting' from public.trading_accounts a
     where a.id = p_copier.follower_account_id);
-  v_leaves text := (select l.master_ticket from public.position_links l where l.id = p_leaving);
+  v_leaves public.position_links;
 begin
+  if p_leaving is not null then
+    select * into v_leaves from public.position_links l where l.id = p_leaving;
+  end if;
   -- a pending order to be opened at the market instead is both held and wanted; what netting followers want is added to
   -- what they hold
   select count(*), coalesce(sum(case when v_netting then coalesce(h.lots, 0) + coalesce(l.wanted_lots, 0)
@@ -7623,7 +7750,7 @@ begin
     where v_netting and q.account_id = l.follower_account_id and q.symbol = l.symbol and q.in_flight
       and e ->> 'link_id' = l.id::text and (e ->> 'lots')::numeric > 0) d on true
   where l.follower_account_id = p_copier.follower_account_id and l.state = 'live' and l.copier_id = p_copier.id
-    and l.master_ticket is distinct from v_leaves;
+    and (l.master_ticket, l.master_kind) is distinct from (v_leaves.master_ticket, v_leaves.master_kind);
   if p_copier.max_trades_per_day is not null then
     select count(*) into today from public.position_links l
     where l.user_id = p_copier.user_id and l.copier_id = p_copier.id and l.symbol is not null
@@ -7742,13 +7869,14 @@ begin
     where p.account_id = p_account and p.closed_at is null
       and not exists (
         select 1 from private.link_legs g join public.position_links l on l.id = g.link_id and l.state = 'live'
-        where g.account_id = p.account_id and g.ticket in (p.ticket, p.symbol))
+        where g.account_id = p.account_id and g.ticket in (p.ticket, p.symbol)
+          and (g.ticket <> p.ticket or g.ticket_kind = p.kind))
       and not exists (
         select 1 from public.trade_execution_queue q
         where q.account_id = p.account_id and q.symbol = p.symbol and q.in_flight
-          and (q.ticket = p.ticket or a.mode = 'netting'))
+          and (q.ticket = p.ticket and private.kind_of(q.action) = p.kind or a.mode = 'netting'))
   loop
-    v_draft.lane := 'flatten:' || v_loose.ticket;
+    v_draft.lane := 'flatten:' || v_loose.ticket || case v_loose.kind when 'order' then ':order' else '' end;
     v_draft.user_id := v_loose.user_id;
     v_draft.account_id := v_loose.account_id;
     v_draft.action := case v_loose.kind when 'order' then 'cancel' else 'close' end;
@@ -7774,7 +7902,8 @@ begin
       where p.account_id = p_account and p.closed_at is null
         and (a.flatten_manual or a.mode = 'hedging' and p.tag is not null and not p.released
         or exists (select 1 from private.link_legs g
-          where g.account_id = p.account_id and g.ticket in (p.ticket, p.symbol))))
+          where g.account_id = p.account_id and g.ticket in (p.ticket, p.symbol)
+            and (g.ticket <> p.ticket or g.ticket_kind = p.kind))))
     or exists (select 1 from private.net_ledgers n where n.account_id = p_account and n.surplus_lots <> 0)
   into v_left;
   update public.trading_accounts a set flat_snapshots = case when v_left then 0 else a.flat_snapshots + 1 end,
@@ -7826,6 +7955,7 @@ language sql stable security definer set search_path = '' as $$
   select l.symbol, l.side, l.wanted_lots, m.price
   from public.position_links l
   left join public.positions m on m.account_id = l.master_account_id and m.ticket = l.master_ticket
+    and m.kind = l.master_kind
   where l.follower_account_id = p_account.id and l.state = 'live' and l.wanted_lots > 0
     and p_account.mode = 'netting'
 $$;
@@ -7956,7 +8086,7 @@ begin
         and not s.asked_unknown and (s.wanted_sl, s.wanted_tp) is not distinct from (s.asked_sl, s.asked_tp)
         and not exists (
           select 1 from private.link_legs g join public.positions p on p.account_id = g.account_id
-            and p.ticket = g.ticket
+            and p.ticket = g.ticket and p.kind = g.ticket_kind
           where g.link_id = s.id and (p.lots < g.lots or p.kind <> g.kind)) end;
   if v_over is not null then
     update public.position_links l set state = 'ended', ended_at = p_now, reason = 'closed' where l.id = any (v_over);
@@ -8000,7 +8130,8 @@ begin
     asked_tp = case when d.legs = 1 then p.tp end,
     asked_price = case when d.action = 'amend' and d.legs = 1 then p.price else l.asked_price end,
     asked_unknown = d.legs <> 1
-  from dropped d join public.positions p on p.account_id = d.account_id and p.ticket = d.ticket
+  from dropped d
+  join public.positions p on p.account_id = d.account_id and p.ticket = d.ticket and p.kind = private.kind_of(d.action)
   where l.id = any (p_links) and d.action in ('modify', 'amend') and l.id = d.link_id;
 end $$;
 
@@ -8029,7 +8160,8 @@ begin
   -- increase
   if exists (
     select 1 from public.position_links l
-    join public.positions m on m.account_id = l.master_account_id and m.ticket = l.master_ticket and m.lots > 0
+    join public.positions m on m.account_id = l.master_account_id and m.ticket = l.master_ticket
+      and m.kind = l.master_kind and m.lots > 0
     where l.id = any (p_links) and l.ended_at is null and m.lots < l.seen_master_lots)
   then
     select array_agg(s.id), array_agg(s.master_lots) into v_reduced, v_volumes from private.link_states s
@@ -8422,7 +8554,7 @@ begin
   select a.user_id into v_draft.user_id from public.trading_accounts a where a.id = p_account;
   select c.* into v_copier from public.copiers c where c.id = v_link.copier_id;  -- none when a surplus is all of it
   select m.* into v_master from public.positions m
-  where m.account_id = v_link.master_account_id and m.ticket = v_link.master_ticket;
+  where m.account_id = v_link.master_account_id and m.ticket = v_link.master_ticket and m.kind = v_link.master_kind;
   v_draft.link_id := v_link.id;
   v_draft.lane := p_account || ':' || p_symbol;
   v_draft.copier_id := v_link.copier_id;
@@ -8460,6 +8592,7 @@ begin
     from jsonb_array_elements(p_parts) e
     join public.position_links l on l.id = (e ->> 'link_id')::bigint
     join public.positions m on m.account_id = l.master_account_id and m.ticket = l.master_ticket
+      and m.kind = l.master_kind
     order by (e ->> 'lots')::numeric < 0 desc, l.id));
   return v_new;
 end $$;
@@ -8498,6 +8631,7 @@ begin
     v_draft.detected_at
   from public.position_links l
   left join public.positions m on m.account_id = l.master_account_id and m.ticket = l.master_ticket
+      and m.kind = l.master_kind
   where l.follower_account_id = p_account and l.symbol = p_symbol and l.state = 'live'
   order by l.id desc limit 1;
   if not found then return null; end if;
@@ -8613,7 +8747,8 @@ begin
   if q.action = 'modify' then
     update private.net_ledgers n set asked_sl = p.sl, asked_tp = p.tp
     from public.positions p
-    where n.account_id = q.account_id and n.symbol = q.symbol and p.account_id = q.account_id and p.ticket = q.ticket;
+    where n.account_id = q.account_id and n.symbol = q.symbol and p.account_id = q.account_id and p.ticket = q.ticket
+      and p.kind = 'position';
   end if;
 end $$;
 
@@ -8811,13 +8946,14 @@ begin
   select l.* into v_into
   from public.positions o
   join public.position_links l on l.master_account_id = o.account_id and l.master_ticket = o.replaced_by
-    and l.ended_at is null
-  where o.account_id = p_link.master_account_id and o.ticket = p_link.master_ticket and l.copier_id = p_link.copier_id
+    and l.master_kind = o.replaced_by_kind and l.ended_at is null
+  where o.account_id = p_link.master_account_id and o.ticket = p_link.master_ticket and o.kind = p_link.master_kind
+    and l.copier_id = p_link.copier_id
     and l.side = p_link.side
     and l.symbol = p_link.symbol and l.base_lots is not null and l.wanted_lots is null and l.asked_price is null
     and not exists (select 1 from public.trade_execution_queue q where q.link_id = l.id and q.finalized_at is null);
   select m.lots into v_master from public.positions m
-  where m.account_id = v_into.master_account_id and m.ticket = v_into.master_ticket;
+  where m.account_id = v_into.master_account_id and m.ticket = v_into.master_ticket and m.kind = v_into.master_kind;
   if v_into.id is null or v_master <= v_into.seen_master_lots is not false then return false; end if;
   select not s.asked_unknown and (s.asked_sl, s.asked_tp) is not distinct from (s.wanted_sl, s.wanted_tp),
     private.target_lots(s.base_lots, s.seen_master_lots, s.base_master_lots, s.lots_step, s.lots_min, s.position_lots)
@@ -8848,6 +8984,7 @@ begin
       s.master_event_id,
       exists (select 1 from public.positions o
         where o.account_id = s.master_account_id and o.ticket = s.master_ticket and o.kind = 'order'
+          and s.master_kind = 'order'
           and o.replaced_by is not null) as replaced
     from private.link_states s
     where s.id = any (p_links) and s.ended_at is null and s.account_mode = 'hedging' and s.asked_price is not null
@@ -8927,7 +9064,7 @@ begin
   end if;
   select * into v_copier from public.copiers c where c.id = p_link.copier_id;
   select * into v_master from public.positions m
-  where m.account_id = p_link.master_account_id and m.ticket = p_link.master_ticket;
+  where m.account_id = p_link.master_account_id and m.ticket = p_link.master_ticket and m.kind = p_link.master_kind;
   select * into v_symbol from public.account_symbols s
   where s.account_id = p_link.follower_account_id and s.name = p_link.symbol;
   if p_orders = 0 and p_link.wanted_lots is null then return '{}'; end if;  -- its user cancelled it
@@ -8969,9 +9106,9 @@ end $$;
 -- planner/plan.sql
 -- plan(): the planner's entry point. It decides opens and increases, then plans links and net positions.
 
--- The whole planner. p_links: live links to look at; p_masters and p_tickets: master positions that may wait for a
--- decision, of the copiers p_copiers (null: all). The caller holds the plan locks. Returns the new executions, not yet
--- handed out.
+-- The whole planner. p_links: live links to look at; p_masters and p_tickets: master positions and orders that may wait
+-- for a decision (a number may be one of each), of the copiers p_copiers (null: all). The caller holds the plan locks.
+-- Returns the new executions, not yet handed out.
 create function private.plan(p_links bigint[], p_masters uuid[], p_tickets text[], p_copiers uuid[],
   p_now timestamptz) returns bigint[]
 language plpgsql security definer set search_path = '' as $$
@@ -9022,7 +9159,7 @@ begin
   return coalesce(p_previous_lots > 0 and p_position ->> 'replaces' <> p_position ->> 'ticket', false);
 end $$;
 
--- Links that a change of these tickets concerns: with the account as master, and as follower.
+-- Links that a change of these tickets concerns, of either kind: with the account as master, and as follower.
 create function private.links_of_tickets(p_account uuid, p_tickets text[]) returns bigint[]
 language plpgsql stable security definer set search_path = '' as $$
 begin
@@ -9088,7 +9225,8 @@ begin
       'deal_price', v_change -> 'price'), 'report', v_change ->> 'type',
       'accepted', null, null, v_change -> 'position', (v_change ->> 'previous_lots')::numeric, v_change -> 'position');
     update public.positions set last_event_id = v_id, detected_at = p_now
-    where account_id = p_account and ticket = v_change #>> '{position,ticket}';
+    where account_id = p_account and ticket = v_change #>> '{position,ticket}'
+      and kind = v_change #>> '{position,kind}';
     v_events := v_events || v_id;
     v_tickets := v_tickets || (v_change #>> '{position,ticket}');
     v_types := v_types || (v_change ->> 'type');
@@ -9386,7 +9524,8 @@ begin
   update public.position_links l set stopped_out = true
   where l.ended_at is null and l.id = any (array(
     select g.link_id from private.link_legs g
-    where g.account_id = p_account.id and g.ticket in (p_position ->> 'ticket', p_position ->> 'symbol')));
+    where g.account_id = p_account.id and g.ticket in (p_position ->> 'ticket', p_position ->> 'symbol')
+      and (g.ticket <> p_position ->> 'ticket' or g.ticket_kind = p_position ->> 'kind')));
   if v_follows then
     perform private.stop_opening(p_account.id, 'stop_out', p_now);
   end if;
@@ -9541,7 +9680,8 @@ declare
     where l.follower_account_id = p_copier.follower_account_id and l.state = 'live' and l.copier_id = p_copier.id);
 begin
   update public.positions p set released = true from private.link_legs g
-  where g.link_id = any (v_links) and p.account_id = g.account_id and p.ticket = g.ticket and p.closed_at is null;
+  where g.link_id = any (v_links) and p.account_id = g.account_id and p.ticket = g.ticket
+    and p.kind = g.ticket_kind and p.closed_at is null;
   -- on a netting account a leg is a share of the symbol's position: the whole position is the user's only if no other
   -- copier has a share
   update public.positions p set released = true from private.link_legs g
@@ -9574,12 +9714,13 @@ begin
     return exists (
       select 1 from jsonb_array_elements(case
         when jsonb_typeof(r -> 'positions') = 'array' then r -> 'positions' else '[]' end) e
-      join private.link_legs g on g.account_id = q.account_id and g.ticket = e ->> 'ticket' and g.link_id <> q.link_id
+      join private.link_legs g on g.account_id = q.account_id and g.ticket = e ->> 'ticket'
+        and g.ticket_kind = e ->> 'kind' and g.link_id <> q.link_id
       join public.position_links l on l.id = g.link_id and l.ended_at is null);
   end if;
   update public.positions p set released = true
   from jsonb_array_elements(case when jsonb_typeof(r -> 'positions') = 'array' then r -> 'positions' else '[]' end) e
-  where p.account_id = q.account_id and p.ticket = e ->> 'ticket' and p.closed_at is null;
+  where p.account_id = q.account_id and p.ticket = e ->> 'ticket' and p.kind = e ->> 'kind' and p.closed_at is null;
   if found and private.opens(q) then
     update public.trade_execution_queue x set warnings = array_append(array_remove(x.warnings, 'filled_after_release'),
       'filled_after_release')
@@ -9901,7 +10042,8 @@ begin
         v_found -> 'position',
         (v_found ->> 'previous_lots')::numeric, v_found -> 'position');
       update public.positions set last_event_id = v_id
-      where account_id = p_account.id and ticket = v_found #>> '{position,ticket}';
+      where account_id = p_account.id and ticket = v_found #>> '{position,ticket}'
+        and kind = v_found #>> '{position,kind}';
       v_tickets := v_tickets || jsonb_build_array(v_found #>> '{position,ticket}');
       v_events := v_events || to_jsonb(v_id);
       v_types := v_types || (v_found -> 'type');
@@ -9922,7 +10064,8 @@ begin
     -- an outdated event, but the ticket that it replaced is gone all the same
     if not v_change.applied and e #>> '{position,replaces}' is not null then
       v_position := v_position || jsonb_build_object('ticket', e #>> '{position,replaces}', 'lots', '0', 'replaces',
-        null);
+        null, 'replaces_kind', null, 'kind', coalesce((private.continued(p_account.id, v_position)).kind,
+        (private.replaced_kinds(v_position))[1], 'position'));
       v_change := private.apply_position(p_account, v_session, v_seq, v_position, v_detected, v_unseen, false, v_id,
         'replaced', p_now);
       v_change.applied := v_change.applied and v_change.previous_lots > 0;
@@ -9963,11 +10106,13 @@ declare
   v_other bigint;
 begin
   select p.* into v_mine from private.link_legs g
-  join public.positions p on p.account_id = g.account_id and p.ticket = g.ticket and p.lots > 0
-  where g.link_id = q.link_id and g.ticket = q.ticket and g.kind = 'position' and g.lots = p.lots;
+  join public.positions p on p.account_id = g.account_id and p.ticket = g.ticket and p.kind = g.ticket_kind
+    and p.lots > 0
+  where g.link_id = q.link_id and g.ticket = q.ticket and g.ticket_kind = 'position' and g.kind = 'position'
+    and g.lots = p.lots;
   if not found then return; end if;
   select p.* into v_oldest from public.positions p
-  join private.link_legs g on g.account_id = p.account_id and g.ticket = p.ticket
+  join private.link_legs g on g.account_id = p.account_id and g.ticket = p.ticket and g.ticket_kind = p.kind
   where p.account_id = q.account_id and p.lots > 0 and p.kind = 'position'
     and (p.symbol, p.side, p.lots) = (v_mine.symbol, v_mine.side, v_mine.lots)
     and g.lots = p.lots and g.link_id <> q.link_id
@@ -9977,11 +10122,11 @@ begin
   order by coalesce(p.opened_at, '-infinity'), length(p.ticket), p.ticket limit 1;
   if not found then return; end if;
   select g.link_id into v_other from private.link_legs g
-  where g.account_id = q.account_id and g.ticket = v_oldest.ticket;
+  where g.account_id = q.account_id and g.ticket = v_oldest.ticket and g.ticket_kind = 'position';
   update private.link_legs g set ticket = v_oldest.ticket, price = v_oldest.price
-  where g.link_id = q.link_id and g.ticket = v_mine.ticket;
+  where g.link_id = q.link_id and g.ticket = v_mine.ticket and g.ticket_kind = 'position';
   update private.link_legs g set ticket = v_mine.ticket, price = v_mine.price
-  where g.link_id = v_other and g.ticket = v_oldest.ticket;
+  where g.link_id = v_other and g.ticket = v_oldest.ticket and g.ticket_kind = 'position';
   -- the ticket that each holds now has the levels of the other copy, so its own levels are asked for again
   update public.position_links l set asked_sl = v_mine.sl, asked_tp = v_mine.tp, asked_unknown = false,
     replan_at = p_now
@@ -10301,11 +10446,13 @@ begin
     left join public.trading_accounts a on a.id = q.account_id
     left join public.position_links l on l.id = q.link_id
     left join lateral (select * from public.positions i
-      where i.account_id = q.account_id and i.ticket = s.ticket limit 1) m on true
+      where i.account_id = q.account_id and i.ticket = s.ticket
+      order by i.kind = 'position' desc limit 1) m on true
     left join lateral (select true as masters from public.copiers i
       where i.master_account_id = a.id and i.removed_at is null limit 1) c on true
     left join lateral (
-      select count(*) as legs, count(*) filter (where g.ticket = s.ticket and g.kind = 'position') as found,
+      select count(*) as legs,
+        count(*) filter (where g.ticket = s.ticket and g.ticket_kind = 'position' and g.kind = 'position') as found,
         coalesce(sum(g.lots) filter (where g.kind = 'position'), 0) as lots
       from private.link_legs g where g.link_id = q.link_id
     ) h on true
@@ -10328,7 +10475,7 @@ begin
       u.opened_at, u.expires_at, u.session, u.seq, coalesce(u.sent_at, p_now), coalesce(u.done_at, p_now), p_now, p_now,
       case when u.closes then p_now end, case when u.closes then 'client' end
     from usual u
-    on conflict (account_id, ticket) do update set symbol = excluded.symbol, lots = excluded.lots,
+    on conflict (account_id, ticket, kind) do update set symbol = excluded.symbol, lots = excluded.lots,
       price = excluded.price, sl = excluded.sl,
       tp = excluded.tp, order_type = null, magic = excluded.magic, comment = excluded.comment,
         tag = coalesce(excluded.tag, m.tag),
@@ -10336,7 +10483,7 @@ begin
         session = excluded.session, seq = excluded.seq,
       absent_snapshots = 0, detected_at = excluded.detected_at, changed_at = excluded.changed_at,
         closed_at = excluded.closed_at,
-      close_reason = excluded.close_reason, replaced_by = null
+      close_reason = excluded.close_reason, replaced_by = null, replaced_by_kind = null
   ), done as (
     update public.trade_execution_queue x set status = 'completed', reason = null,
       message = left(u.message #>> '{}', 500), next_attempt_at = null,
@@ -10347,8 +10494,8 @@ begin
         updated_at = p_now
     from usual u where x.id = u.execution_id
   ), held as (
-    insert into private.link_legs (link_id, account_id, ticket, kind, lots, price)
-    select u.link_id, u.follower, u.ticket, 'position', u.lots, u.open_price from usual u where u.opens
+    insert into private.link_legs (link_id, account_id, ticket, ticket_kind, kind, lots, price)
+    select u.link_id, u.follower, u.ticket, 'position', 'position', u.lots, u.open_price from usual u where u.opens
   ), given as (
     delete from private.link_legs g where g.link_id = any (array(select u.link_id from usual u where u.closes))
   ), based as (
@@ -12028,13 +12175,14 @@ begin
     select k.id from public.position_links k
     where k.state = 'ended' and k.ended_at < now() - private.setting_days('retention_days.positions')
       and not exists (select from public.positions p where p.account_id = k.master_account_id
-                      and p.ticket = k.master_ticket and p.closed_at is null)
+                      and p.ticket = k.master_ticket and p.kind = k.master_kind and p.closed_at is null)
     order by k.ended_at limit v_batch));
   delete from public.positions where ctid = any (array(
     select p.ctid from public.positions p
     where p.closed_at < now() - private.setting_days('retention_days.positions')
       and not exists (select from public.position_links k
         where k.master_account_id = p.account_id and k.master_ticket = p.ticket
+                      and k.master_kind = p.kind
                       and k.ended_at is null)  -- a frozen copy must still be closed
     order by p.closed_at limit v_batch));
 end
@@ -14409,10 +14557,12 @@ create table private.drift_dismissals (
   copier_id uuid not null references public.copiers (id) on delete cascade,
   kind text not null,
   master_ticket text not null,
+  master_kind text not null,
   ticket text not null,
+  ticket_kind text not null,
   seen text not null,
   dismissed_at timestamptz not null,
-  primary key (copier_id, kind, master_ticket, ticket)
+  primary key (copier_id, kind, master_ticket, master_kind, ticket, ticket_kind)
 );
 comment on table private.drift_dismissals is
   'Drift entries that a user has dismissed; they stay hidden until something about them changes.';
@@ -14423,7 +14573,8 @@ alter table private.drift_dismissals enable row level security;
 create type private.drift as (
   kind text, master_ticket text, ticket text, link_id bigint, symbol text, side text, lots numeric, held_lots numeric,
     target_lots numeric,
-  price numeric, price_now numeric, digits integer, reason text, actions text[], adoptable text[], seen text
+  price numeric, price_now numeric, digits integer, reason text, actions text[], adoptable text[], seen text,
+    master_kind text, ticket_kind text
 );
 comment on type private.drift is
   'One difference between what a copier''s follower holds and what it should hold.';
@@ -14473,20 +14624,22 @@ language plpgsql stable security definer set search_path = '' as $$
 begin
   return exists (
       select 1 from private.link_legs g join public.position_links l on l.id = g.link_id and l.state = 'live'
-      where g.account_id = p.account_id and g.ticket = p.ticket)
+      where g.account_id = p.account_id and g.ticket = p.ticket and g.ticket_kind = p.kind)
     or exists (
       select 1 from public.trade_execution_queue q
-      where q.account_id = p.account_id and q.in_flight and (q.id = p.tag or q.ticket = p.ticket));
+      where q.account_id = p.account_id and q.in_flight
+        and (q.id = p.tag or q.ticket = p.ticket and private.kind_of(q.action) = p.kind));
 end $$;
 
 -- Whether this copier opened a position of the follower for this position of the master.
-create function private.is_copy_of(p public.positions, p_copier uuid, p_master_ticket text) returns boolean
+create function private.is_copy_of(p public.positions, p_copier uuid, p_master_ticket text,
+  p_master_kind text) returns boolean
 language plpgsql stable security definer set search_path = '' as $$
 begin
   return exists (
     select 1 from public.trade_execution_queue q join public.position_links l on l.id = q.link_id
     where q.id = p.tag and q.account_id = p.account_id and l.copier_id = p_copier
-      and l.master_ticket = p_master_ticket);
+      and l.master_ticket = p_master_ticket and l.master_kind = p_master_kind);
 end $$;
 
 -- The master's positions that have no live copy, each with the reason.
@@ -14504,7 +14657,8 @@ begin
     from public.positions p
     left join lateral (
       select k.id, k.state, k.reason from public.position_links k
-      where k.master_account_id = p.account_id and k.master_ticket = p.ticket and k.copier_id = p_copier.id
+      where k.master_account_id = p.account_id and k.master_ticket = p.ticket and k.master_kind = p.kind
+        and k.copier_id = p_copier.id
       order by k.generation desc limit 1
     ) l on true
     where p.account_id = p_copier.master_account_id and p.closed_at is null and coalesce(l.state, 'ended') = 'ended'
@@ -14514,7 +14668,7 @@ begin
     s := private.copied_symbol(p_copier, m.symbol);
     v_side := case when (m.side = 'buy') = p_copier.reverse then 'sell' else 'buy' end;
     select coalesce(array_agg(p.ticket order by p.opened_at, p.ticket), '{}'),
-      coalesce(bool_or(private.is_copy_of(p, p_copier.id, m.ticket)), false)
+      coalesce(bool_or(private.is_copy_of(p, p_copier.id, m.ticket, m.kind)), false)
     into v_adoptable, v_held
     from public.positions p
     where p.account_id = p_copier.follower_account_id and p.closed_at is null and p.kind = 'position'
@@ -14524,7 +14678,7 @@ begin
       private.price_now(p_copier, s, m.symbol, v_side), s.digits, case when v_held then 'held_already' else m.why end,
       case when v_held then '{}' else array['copy'] end || case
         when v_adoptable <> '{}' then array['adopt'] else '{}' end || array['dismiss'],
-      v_adoptable, concat_ws('|', m.side, m.lots, m.link_id, v_held))::private.drift;
+      v_adoptable, concat_ws('|', m.side, m.lots, m.link_id, v_held), m.kind, null)::private.drift;
   end loop;
 end $$;
 
@@ -14536,7 +14690,8 @@ begin
   return query
   select 'orphan', coalesce(l.master_ticket, ''), p.ticket, l.id, p.symbol, p.side, p.lots, p.lots, 0::numeric, p.price,
     null::numeric,
-    null::integer, 'closed', array['close', 'dismiss'], null::text[], concat_ws('|', p.side, p.lots)
+    null::integer, 'closed', array['close', 'dismiss'], null::text[], concat_ws('|', p.side, p.lots),
+    coalesce(l.master_kind, ''), p.kind
   from public.positions p
   join public.trade_execution_queue q on q.id = p.tag and q.account_id = p.account_id and q.copier_id = p_copier.id
   left join public.position_links l on l.id = q.link_id
@@ -14545,7 +14700,7 @@ begin
     and l.reason is distinct from 'master_never_filled'  -- early_fill_policy keep
     and not exists (
       select 1 from public.positions m where m.account_id = l.master_account_id and m.ticket = l.master_ticket
-        and m.closed_at is null)
+        and m.kind = l.master_kind and m.closed_at is null)
   order by p.ticket;
 end $$;
 
@@ -14562,10 +14717,11 @@ begin
       when s.position_lots < private.target_lots(s.base_lots, m.lots, s.base_master_lots, s.lots_step, s.lots_min, 1e12)
         then 'closed_by_follower'
       else coalesce(s.reason, 'not_copied') end,
-    array['copy', 'dismiss'], null::text[], concat_ws('|', s.position_lots, t.lots)
+    array['copy', 'dismiss'], null::text[], concat_ws('|', s.position_lots, t.lots),
+    s.master_kind, 'position'
   from private.link_states s
-  join public.positions m on m.account_id = s.master_account_id and m.ticket = s.master_ticket and m.closed_at is null
-    and m.kind = 'position'
+  join public.positions m on m.account_id = s.master_account_id and m.ticket = s.master_ticket
+    and m.kind = s.master_kind and m.closed_at is null and m.kind = 'position'
   join public.account_symbols f on f.account_id = s.follower_account_id and f.name = s.symbol
   cross join lateral (
     select private.target_lots(s.sized_lots, m.lots, s.sized_master_lots, f.lots_step, f.lots_min, 1e12) as lots) t
@@ -14641,8 +14797,8 @@ begin
       hint = 'See docs/protocol.md.';
   end if;
   return jsonb_build_object('copier_id', c.id, 'items', (
-    select coalesce(jsonb_agg(jsonb_build_object('kind', d.kind, 'master_ticket', nullif(d.master_ticket, ''), 'ticket',
-      d.ticket,
+    select coalesce(jsonb_agg(jsonb_build_object('kind', d.kind, 'master_ticket', nullif(d.master_ticket, ''),
+      'master_kind', nullif(d.master_kind, ''), 'ticket', d.ticket, 'ticket_kind', d.ticket_kind,
         'symbol', d.symbol, 'side', d.side, 'lots', trim_scale(d.lots)::text, 'held_lots',
           trim_scale(d.held_lots)::text,
         'target_lots', trim_scale(d.target_lots)::text, 'price', trim_scale(d.price)::text, 'price_now',
@@ -14651,7 +14807,8 @@ begin
         'adoptable', to_jsonb(coalesce(d.adoptable, '{}')), 'dismissed', x.copier_id is not null)), '[]')
     from private.drift_of(c) d
     left join private.drift_dismissals x on x.copier_id = c.id and x.kind = d.kind and x.master_ticket = d.master_ticket
-      and x.ticket = coalesce(d.ticket, '') and x.seen = d.seen
+      and x.master_kind = coalesce(d.master_kind, '') and x.ticket = coalesce(d.ticket, '')
+      and x.ticket_kind = coalesce(d.ticket_kind, '') and x.seen = d.seen
     where x.copier_id is null or coalesce((p_request ->> 'dismissed')::boolean, false)));
 end $$;
 
@@ -14669,7 +14826,9 @@ Answer:
 - items[].kind (text; missing, orphan or size_mismatch): a position without a copy, a copy without a master, or a copy
   of another size
 - items[].master_ticket (text or null): position of the master
+- items[].master_kind (text or null; position or order): what the master''s ticket is
 - items[].ticket (text or null): position of the follower
+- items[].ticket_kind (text or null; position or order): what the follower''s ticket is
 - items[].symbol, side, lots (text): of the master''s position; for an orphan, of the follower''s
 - items[].held_lots, target_lots (text or null): lots that the copy holds, and lots that it should hold
 - items[].price, price_now (text or null): the master''s open price, and the present price of an open
@@ -15637,37 +15796,39 @@ declare
   v_wanted record;
 begin
   insert into public.position_links (user_id, copier_id, master_account_id, follower_account_id, master_ticket,
-    master_side, generation, symbol,
+    master_kind, master_side, generation, symbol,
     side, state, seen_master_lots, base_master_lots, base_lots, sized_lots, sized_master_lots, warnings, event_id,
       created_at)
-  select p_copier.user_id, p_copier.id, m.account_id, p.account_id, m.ticket, m.side, coalesce((
+  select p_copier.user_id, p_copier.id, m.account_id, p.account_id, m.ticket, m.kind, m.side, coalesce((
       select max(o.generation) from public.position_links o
-      where o.master_account_id = m.account_id and o.master_ticket = m.ticket and o.copier_id = p_copier.id), 0) + 1,
+      where o.master_account_id = m.account_id and o.master_ticket = m.ticket and o.master_kind = m.kind
+        and o.copier_id = p_copier.id), 0) + 1,
     p.symbol, p.side, 'live', m.lots, m.lots, p.lots, p.lots, m.lots, array['adopted'], m.last_event_id, p_now
   from public.positions m, public.positions p
-  where m.account_id = p_copier.master_account_id and m.ticket = d.master_ticket
-    and p.account_id = p_copier.follower_account_id and p.ticket = p_ticket
+  where m.account_id = p_copier.master_account_id and m.ticket = d.master_ticket and m.kind = d.master_kind
+    and p.account_id = p_copier.follower_account_id and p.ticket = p_ticket and p.kind = 'position'
   returning id into v_link;
-  insert into private.link_legs (link_id, account_id, ticket, kind, lots, price)
-  select v_link, p.account_id, p.ticket, p.kind, p.lots, p.price from public.positions p
-  where p.account_id = p_copier.follower_account_id and p.ticket = p_ticket;
+  insert into private.link_legs (link_id, account_id, ticket, ticket_kind, kind, lots, price)
+  select v_link, p.account_id, p.ticket, p.kind, p.kind, p.lots, p.price from public.positions p
+  where p.account_id = p_copier.follower_account_id and p.ticket = p_ticket and p.kind = 'position';
   update public.positions p set released = false
-  where p.account_id = p_copier.follower_account_id and p.ticket = p_ticket and p.released;
+  where p.account_id = p_copier.follower_account_id and p.ticket = p_ticket and p.kind = 'position'
+    and p.released;
   select s.wanted_sl, s.wanted_tp into v_wanted from private.link_states s where s.id = v_link;
   update public.position_links l set asked_sl = v_wanted.wanted_sl, asked_tp = v_wanted.wanted_tp, asked_unknown = false
   where l.id = v_link;
 end $$;
 
 -- Queues the close of a copy that no link holds. Returns the new execution.
-create function private.close_orphan(p_copier public.copiers, p_ticket text, p_now timestamptz) returns bigint
+create function private.close_orphan(p_copier public.copiers, d private.drift, p_now timestamptz) returns bigint
 language plpgsql security definer set search_path = '' as $$
 declare
   v_orphan public.positions;
   v_draft private.execution_draft;
 begin
   select p.* into v_orphan from public.positions p
-  where p.account_id = p_copier.follower_account_id and p.ticket = p_ticket;
-  v_draft.lane := 'orphan:' || v_orphan.ticket;
+  where p.account_id = p_copier.follower_account_id and p.ticket = d.ticket and p.kind = d.ticket_kind;
+  v_draft.lane := 'orphan:' || v_orphan.ticket || case v_orphan.kind when 'order' then ':order' else '' end;
   v_draft.copier_id := p_copier.id;
   v_draft.user_id := v_orphan.user_id;
   v_draft.account_id := v_orphan.account_id;
@@ -15720,7 +15881,7 @@ declare
 begin
   select * into l from public.position_links k
   where k.master_account_id = p_copier.master_account_id and k.master_ticket = d.master_ticket
-    and k.copier_id = p_copier.id
+    and k.master_kind = d.master_kind and k.copier_id = p_copier.id
   order by k.generation desc limit 1;
   select array_agg(q.id order by q.id) into v_executions from public.trade_execution_queue q
   where q.link_id = l.id and q.finalized_at is null;
@@ -15733,7 +15894,8 @@ begin
   end if;
   select o.detail into v_detail from public.positions m
   join public.copy_outcomes o on o.event_id = m.last_event_id and o.copier_id = p_copier.id and o.reason = l.reason
-  where m.account_id = p_copier.master_account_id and m.ticket = d.master_ticket;
+  where m.account_id = p_copier.master_account_id and m.ticket = d.master_ticket
+    and m.kind = d.master_kind;
   return private.resync_answer(p_item, 'refused', coalesce(l.reason, private.frozen_by(p_copier), 'no_change'),
     v_detail, null);
 end $$;
@@ -15742,8 +15904,11 @@ end $$;
 create function private.is_meant(d private.drift, p_item jsonb) returns boolean
 language plpgsql immutable set search_path = '' as $$
 begin
-  return d.kind = p_item ->> 'kind' and case d.kind when 'orphan'
-    then d.ticket = p_item ->> 'ticket' else d.master_ticket = p_item ->> 'master_ticket' end;
+  return d.kind = p_item ->> 'kind' and case d.kind
+    when 'orphan' then d.ticket = p_item ->> 'ticket'
+      and d.ticket_kind = coalesce(p_item ->> 'ticket_kind', d.ticket_kind)
+    else d.master_ticket = p_item ->> 'master_ticket'
+      and d.master_kind = coalesce(p_item ->> 'master_kind', d.master_kind) end;
 end $$;
 
 -- {"copier_id", "items": [{"kind", "master_ticket", "ticket", "action"}], "max_distance_points": null} -> {"copier_id",
@@ -15765,7 +15930,9 @@ declare
   v_answers jsonb := '{}';
   v_links bigint[] := '{}';
   v_tickets text[] := '{}';
+  v_kinds text[] := '{}';
   v_missing text[] := '{}';
+  v_missing_kinds text[] := '{}';
   v_new bigint[] := '{}';
   n integer := 0;
 begin
@@ -15789,16 +15956,21 @@ begin
         hint = 'Trade by hand on the follower''s account; the copier never touches what no copy holds.';
     end if;
     d := null;
-    select x.* into d from private.drift_of(c) x where private.is_meant(x, v_item) limit 1;
+    select x.* into d from private.drift_of(c) x where private.is_meant(x, v_item)
+    order by coalesce(x.master_kind, x.ticket_kind) = 'position' desc limit 1;
     v_refused := private.copy_refused(d, (p_request ->> 'max_distance_points')::numeric);
     v_item := v_item || jsonb_build_object('n', n);
-    if d.kind is null or v_item ->> 'master_ticket' = any (v_tickets) then
+    if d.kind is null or exists (
+      select 1 from unnest(v_tickets, v_kinds) u (ticket, kind)
+      where u.ticket = d.master_ticket and u.kind = d.master_kind) then
       v_answers := v_answers || jsonb_build_object(n, private.resync_answer(v_item, 'nothing_to_do', null,
         'There is no such difference now: it is copied, closed or in progress.', null));
     elsif v_item ->> 'action' = 'dismiss' then
-      insert into private.drift_dismissals as x (copier_id, kind, master_ticket, ticket, seen, dismissed_at)
-      values (c.id, d.kind, d.master_ticket, coalesce(d.ticket, ''), d.seen, v_now)
-      on conflict (copier_id, kind, master_ticket, ticket) do update set seen = excluded.seen,
+      insert into private.drift_dismissals as x (copier_id, kind, master_ticket, master_kind, ticket, ticket_kind, seen,
+        dismissed_at)
+      values (c.id, d.kind, d.master_ticket, coalesce(d.master_kind, ''), coalesce(d.ticket, ''),
+        coalesce(d.ticket_kind, ''), d.seen, v_now)
+      on conflict (copier_id, kind, master_ticket, master_kind, ticket, ticket_kind) do update set seen = excluded.seen,
         dismissed_at = excluded.dismissed_at;
       v_answers := v_answers || jsonb_build_object(n, private.resync_answer(v_item, 'dismissed', null, null, null));
     elsif v_item ->> 'action' = 'adopt' then
@@ -15817,7 +15989,7 @@ begin
         v_answers := v_answers || jsonb_build_object(n,
           private.resync_answer(v_item, 'refused', private.frozen_by(c), null, null));
       else
-        v_new := v_new || private.close_orphan(c, d.ticket, v_now);
+        v_new := v_new || private.close_orphan(c, d, v_now);
         v_answers := v_answers || jsonb_build_object(n,
           private.resync_answer(v_item, 'queued', null, null, v_new[cardinality(v_new):]));
       end if;
@@ -15828,17 +16000,21 @@ begin
       update public.position_links l set resync_lots = d.target_lots - d.held_lots
       where l.id = d.link_id and l.ended_at is null and d.held_lots < d.target_lots;
       v_tickets := v_tickets || d.master_ticket;
+      v_kinds := v_kinds || d.master_kind;
       v_links := v_links || case when d.kind = 'size_mismatch' then d.link_id end;
-      v_missing := v_missing || case when d.kind = 'missing' then d.master_ticket end;
+      if d.kind = 'missing' then
+        v_missing := v_missing || d.master_ticket;
+        v_missing_kinds := v_missing_kinds || d.master_kind;
+      end if;
       v_items := v_items || jsonb_build_array(v_item || jsonb_build_object('drift', to_jsonb(d)));
     end if;
   end loop;
 
-  v_missing := array_remove(v_missing, null);
   v_links := array_remove(v_links, null);
   if cardinality(v_missing) > 0 then
-    v_new := v_new || coalesce(private.decide(array_fill(c.master_account_id, array[cardinality(v_missing)]), v_missing,
-      array[c.id], v_now, 'resync'), '{}');
+    v_new := v_new || coalesce(private.decide_kinds(
+      array_fill(c.master_account_id, array[cardinality(v_missing)]), v_missing, v_missing_kinds, array[c.id], v_now,
+      'resync'), '{}');
   end if;
   if cardinality(v_tickets) > 0 then
     v_new := v_new || coalesce(private.plan(v_links, array_fill(c.master_account_id, array[cardinality(v_tickets)]),
@@ -15853,7 +16029,8 @@ begin
   perform private.offer(v_new, null, clock_timestamp());
   delete from private.drift_dismissals x where x.copier_id = c.id and not exists (
     select 1 from private.drift_of(c) y
-    where y.kind = x.kind and y.master_ticket = x.master_ticket and coalesce(y.ticket, '') = x.ticket
+    where y.kind = x.kind and y.master_ticket = x.master_ticket and coalesce(y.master_kind, '') = x.master_kind
+      and coalesce(y.ticket, '') = x.ticket and coalesce(y.ticket_kind, '') = x.ticket_kind
       and y.seen = x.seen);
   return jsonb_build_object('copier_id', c.id, 'items', (
     select jsonb_agg(v_answers -> i::text order by i) from generate_series(1, n) i));
@@ -15870,6 +16047,8 @@ Request:
 - items[].action (text; required; one of the item''s actions in copier_drift): copy, adopt, close or dismiss
 - items[].master_ticket (text; required except for orphans; at most 64 characters): position of the master
 - items[].ticket (text; required for orphans and adopt; at most 64 characters): position of the follower
+- items[].master_kind, ticket_kind (text; position or order): which one is meant where an order and a position carry the
+  number; left out or null: the position
 - max_distance_points (number; 0 or more): copy only if the price is not further than this from the master''s; left out
   or null: any
 Answer:
@@ -16381,9 +16560,11 @@ left join public.trading_accounts fa on fa.id = c.follower_account_id
 left join public.position_links l on l.id = o.link_id
 -- why the other side of a flip was refused by a rule
 left join public.position_links t on t.copier_id = l.copier_id and t.master_ticket = l.master_ticket
+  and t.master_kind = l.master_kind
   and t.generation = l.generation + 1
   and t.event_id = o.event_id and t.ended_at = t.created_at
 left join public.positions m on m.account_id = l.master_account_id and m.ticket = l.master_ticket
+  and m.kind = l.master_kind
 left join public.trade_events e on e.id = o.event_id and e.received_at > o.decided_at - interval '7 days'
   and e.received_at < o.decided_at + interval '1 day'
 left join public.trade_execution_queue x on x.id = o.execution_id

@@ -118,7 +118,8 @@ begin
         v_found -> 'position',
         (v_found ->> 'previous_lots')::numeric, v_found -> 'position');
       update public.positions set last_event_id = v_id
-      where account_id = p_account.id and ticket = v_found #>> '{position,ticket}';
+      where account_id = p_account.id and ticket = v_found #>> '{position,ticket}'
+        and kind = v_found #>> '{position,kind}';
       v_tickets := v_tickets || jsonb_build_array(v_found #>> '{position,ticket}');
       v_events := v_events || to_jsonb(v_id);
       v_types := v_types || (v_found -> 'type');
@@ -139,7 +140,8 @@ begin
     -- an outdated event, but the ticket that it replaced is gone all the same
     if not v_change.applied and e #>> '{position,replaces}' is not null then
       v_position := v_position || jsonb_build_object('ticket', e #>> '{position,replaces}', 'lots', '0', 'replaces',
-        null);
+        null, 'replaces_kind', null, 'kind', coalesce((private.continued(p_account.id, v_position)).kind,
+        (private.replaced_kinds(v_position))[1], 'position'));
       v_change := private.apply_position(p_account, v_session, v_seq, v_position, v_detected, v_unseen, false, v_id,
         'replaced', p_now);
       v_change.applied := v_change.applied and v_change.previous_lots > 0;

@@ -68,11 +68,13 @@ begin
     left join public.trading_accounts a on a.id = q.account_id
     left join public.position_links l on l.id = q.link_id
     left join lateral (select * from public.positions i
-      where i.account_id = q.account_id and i.ticket = s.ticket limit 1) m on true
+      where i.account_id = q.account_id and i.ticket = s.ticket
+      order by i.kind = 'position' desc limit 1) m on true
     left join lateral (select true as masters from public.copiers i
       where i.master_account_id = a.id and i.removed_at is null limit 1) c on true
     left join lateral (
-      select count(*) as legs, count(*) filter (where g.ticket = s.ticket and g.kind = 'position') as found,
+      select count(*) as legs,
+        count(*) filter (where g.ticket = s.ticket and g.ticket_kind = 'position' and g.kind = 'position') as found,
         coalesce(sum(g.lots) filter (where g.kind = 'position'), 0) as lots
       from private.link_legs g where g.link_id = q.link_id
     ) h on true
@@ -95,7 +97,7 @@ begin
       u.opened_at, u.expires_at, u.session, u.seq, coalesce(u.sent_at, p_now), coalesce(u.done_at, p_now), p_now, p_now,
       case when u.closes then p_now end, case when u.closes then 'client' end
     from usual u
-    on conflict (account_id, ticket) do update set symbol = excluded.symbol, lots = excluded.lots,
+    on conflict (account_id, ticket, kind) do update set symbol = excluded.symbol, lots = excluded.lots,
       price = excluded.price, sl = excluded.sl,
       tp = excluded.tp, order_type = null, magic = excluded.magic, comment = excluded.comment,
         tag = coalesce(excluded.tag, m.tag),
@@ -103,7 +105,7 @@ begin
         session = excluded.session, seq = excluded.seq,
       absent_snapshots = 0, detected_at = excluded.detected_at, changed_at = excluded.changed_at,
         closed_at = excluded.closed_at,
-      close_reason = excluded.close_reason, replaced_by = null
+      close_reason = excluded.close_reason, replaced_by = null, replaced_by_kind = null
   ), done as (
     update public.trade_execution_queue x set status = 'completed', reason = null,
       message = left(u.message #>> '{}', 500), next_attempt_at = null,
@@ -114,8 +116,8 @@ begin
         updated_at = p_now
     from usual u where x.id = u.execution_id
   ), held as (
-    insert into private.link_legs (link_id, account_id, ticket, kind, lots, price)
-    select u.link_id, u.follower, u.ticket, 'position', u.lots, u.open_price from usual u where u.opens
+    insert into private.link_legs (link_id, account_id, ticket, ticket_kind, kind, lots, price)
+    select u.link_id, u.follower, u.ticket, 'position', 'position', u.lots, u.open_price from usual u where u.opens
   ), given as (
     delete from private.link_legs g where g.link_id = any (array(select u.link_id from usual u where u.closes))
   ), based as (

@@ -1,19 +1,21 @@
 -- Fills: how a completed execution changes the copy that it belongs to.
 
--- The ticket that a position has now. It may have got another ticket, or several, before the report of its opening
+-- What an order or position is now. It may have got another ticket, or several, before the report of its opening
 -- arrived.
-create function private.current_ticket(p_account uuid, p_ticket text) returns text
+create function private.continuation(p_position public.positions) returns public.positions
 language plpgsql stable security definer set search_path = '' as $$
 declare
-  v_ticket text := p_ticket;
-  v_next text;
+  v_next public.positions;
 begin
   for n in 1 .. 100 loop
-    select m.replaced_by into v_next from public.positions m where m.account_id = p_account and m.ticket = v_ticket;
-    exit when v_next is null;
-    v_ticket := v_next;
+    exit when p_position.replaced_by is null;
+    select * into v_next from public.positions m
+    where m.account_id = p_position.account_id and m.ticket = p_position.replaced_by
+      and m.kind = p_position.replaced_by_kind;
+    exit when not found;
+    p_position := v_next;
   end loop;
-  return v_ticket;
+  return p_position;
 end $$;
 
 -- Books what a broker did to the link of a hedging follower. The mirror has already taken the report and takes
@@ -28,15 +30,13 @@ declare
   v_filled numeric;
 begin
   if v_opens then
-    insert into private.link_legs as g (link_id, account_id, ticket, kind, lots, price)
-    select q.link_id, q.account_id, m.ticket, m.kind, m.lots, m.price
+    insert into private.link_legs as g (link_id, account_id, ticket, ticket_kind, kind, lots, price)
+    select q.link_id, q.account_id, m.ticket, m.kind, m.kind, m.lots, m.price
     from jsonb_array_elements(nullif(r -> 'positions', 'null')) e
-    join public.positions o on o.account_id = q.account_id and o.ticket = e ->> 'ticket'
-    join public.positions m on m.account_id = q.account_id and m.lots > 0
-      and m.ticket = case when o.replaced_by is null
-        then o.ticket else private.current_ticket(q.account_id, o.ticket) end
-    where (e ->> 'lots')::numeric > 0
-    on conflict (link_id, ticket) do nothing;
+    join public.positions o on o.account_id = q.account_id and o.ticket = e ->> 'ticket' and o.kind = e ->> 'kind'
+    cross join lateral private.continuation(o) m
+    where (e ->> 'lots')::numeric > 0 and m.lots > 0
+    on conflict (link_id, ticket, ticket_kind) do nothing;
     get diagnostics v_legs = row_count;
     if v_legs > 0 and exists (select 1 from private.link_legs g
       where g.link_id = q.link_id and g.kind = 'position') then
@@ -50,22 +50,26 @@ begin
   -- if every position of an open is a new leg, nothing need be compared
   if not v_opens or v_legs is distinct from jsonb_array_length(nullif(r -> 'positions', 'null')) then
     delete from private.link_legs g using public.positions m
-    where g.link_id = q.link_id and m.account_id = q.account_id and m.ticket = g.ticket and m.lots = 0
-      and m.replaced_by is null;
+    where g.link_id = q.link_id and m.account_id = q.account_id and m.ticket = g.ticket and m.kind = g.ticket_kind
+      and m.lots = 0 and m.replaced_by is null;
     if exists (select 1 from private.link_legs g where g.link_id = q.link_id) then
-      update private.link_legs g set ticket = m.replaced_by from public.positions m
-      where g.link_id = q.link_id and m.account_id = q.account_id and m.ticket = g.ticket and m.replaced_by is not null
-        and not exists (select 1 from private.link_legs o where o.link_id = g.link_id and o.ticket = m.replaced_by);
+      update private.link_legs g set ticket = m.replaced_by, ticket_kind = m.replaced_by_kind from public.positions m
+      where g.link_id = q.link_id and m.account_id = q.account_id and m.ticket = g.ticket and m.kind = g.ticket_kind
+        and m.replaced_by is not null
+        and not exists (select 1 from private.link_legs o
+          where o.link_id = g.link_id and o.ticket = m.replaced_by and o.ticket_kind = m.replaced_by_kind);
       delete from private.link_legs g using public.positions m
-      where g.link_id = q.link_id and m.account_id = q.account_id and m.ticket = g.ticket and m.lots = 0;
+      where g.link_id = q.link_id and m.account_id = q.account_id and m.ticket = g.ticket and m.kind = g.ticket_kind
+        and m.lots = 0;
       with looks as materialized (
-        select g.ticket, g.kind as held_as, least(g.lots, m.lots) as lots, m.kind, m.price
+        select g.ticket, g.ticket_kind, g.kind as held_as, least(g.lots, m.lots) as lots, m.kind, m.price
         from private.link_legs g
-        join public.positions m on m.account_id = q.account_id and m.ticket = g.ticket and m.lots > 0
+        join public.positions m on m.account_id = q.account_id and m.ticket = g.ticket and m.kind = g.ticket_kind
+          and m.lots > 0
         where g.link_id = q.link_id and (m.lots < g.lots or m.kind <> g.kind)
       ), kept as (
         update private.link_legs g set lots = k.lots, kind = k.kind, price = k.price
-        from looks k where g.link_id = q.link_id and g.ticket = k.ticket
+        from looks k where g.link_id = q.link_id and g.ticket = k.ticket and g.ticket_kind = k.ticket_kind
       )
       select sum(k.lots) into v_filled from looks k where k.held_as = 'order' and k.kind = 'position';
       if v_filled is not null then
@@ -89,11 +93,11 @@ begin
     and coalesce(jsonb_array_length(nullif(r -> 'positions', 'null')), 0) = 0
   then
     update public.positions m set absent_snapshots = greatest(m.absent_snapshots, 1)
-    where m.account_id = q.account_id and m.ticket = q.ticket and m.lots > 0;
+    where m.account_id = q.account_id and m.ticket = q.ticket and m.kind = private.kind_of(q.action) and m.lots > 0;
     update public.position_links l set close_failures = l.close_failures + 1,
       replan_at = p_now + private.retry_delay(l.close_failures + 1, 30)
     where l.id = q.link_id and exists (select 1 from private.link_legs g
-      where g.link_id = l.id and g.ticket = q.ticket);
+      where g.link_id = l.id and g.ticket = q.ticket and g.ticket_kind = private.kind_of(q.action));
   end if;
 end $$;
 

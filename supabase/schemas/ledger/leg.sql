@@ -22,25 +22,27 @@ begin
   -- usually mirror and links agree
   select array_agg(l.id) into v_links from public.position_links l
   where l.id = any (p_links) and l.ended_at is null and (l.base_lots is null or exists (
-    select 1 from private.link_legs g join public.positions p on p.account_id = g.account_id and p.ticket = g.ticket
+    select 1 from private.link_legs g
+    join public.positions p on p.account_id = g.account_id and p.ticket = g.ticket and p.kind = g.ticket_kind
     where g.link_id = l.id and (p.lots < g.lots or p.kind <> g.kind)));
   if v_links is null then return; end if;
 
   with looks as materialized (
-    select g.link_id, g.ticket, p.lots, p.kind, p.price, g.kind as held_as
+    select g.link_id, g.ticket, g.ticket_kind, p.lots, p.kind, p.price, g.kind as held_as
     from public.position_links l
     join public.trading_accounts a on a.id = l.follower_account_id and a.mode = 'hedging'
     -- never by all legs there are
     cross join lateral (select * from private.link_legs i where i.link_id = l.id offset 0) g
-    join public.positions p on p.account_id = g.account_id and p.ticket = g.ticket
+    join public.positions p on p.account_id = g.account_id and p.ticket = g.ticket and p.kind = g.ticket_kind
     where l.id = any (v_links) and l.ended_at is null and (p.lots < g.lots or p.kind <> g.kind)
       and not exists (select 1 from public.trade_execution_queue q
         where q.link_id = l.id and q.finalized_at is null and q.status <> 'retrying')
   ), gone as (
-    delete from private.link_legs g using looks k where g.link_id = k.link_id and g.ticket = k.ticket and k.lots = 0
+    delete from private.link_legs g using looks k where g.link_id = k.link_id and g.ticket = k.ticket
+      and g.ticket_kind = k.ticket_kind and k.lots = 0
   ), kept as (
     update private.link_legs g set lots = least(g.lots, k.lots), kind = k.kind, price = k.price
-    from looks k where g.link_id = k.link_id and g.ticket = k.ticket and k.lots > 0
+    from looks k where g.link_id = k.link_id and g.ticket = k.ticket and g.ticket_kind = k.ticket_kind and k.lots > 0
     returning g.link_id, g.lots, k.held_as = 'order' and k.kind = 'position' as filled
   )
   select array_agg(k.link_id), array_agg(k.lots) into v_filled, v_lots from kept k where k.filled;

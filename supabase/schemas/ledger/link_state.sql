@@ -67,7 +67,7 @@ select l.*, c.mode as copier_mode, c.removal, fa.mode as account_mode, fa.copy_s
   (fa.copy_state <> 'flattening' and l.created_at > coalesce(fa.flattened_at, '-infinity')
     and (c.mode = 'off' and c.removal is null or fa.copy_state = 'off'))
     or (select t.state from public.trading_switch t where t.one) = 'off' as frozen,
-  m.kind as master_kind, m.lots as master_lots, m.last_event_id as master_event_id, m.detected_at as master_detected_at,
+  m.lots as master_lots, m.last_event_id as master_event_id, m.detected_at as master_detected_at,
   m.price as master_price, m.expires_at as master_expires_at,
   s.lots_min, s.lots_step,
   private.wanted_level(c.sl_mode, case when c.reverse then m.tp else m.sl end, m.price, held.open_price,
@@ -83,11 +83,12 @@ from public.position_links l
 join public.copiers c on c.id = l.copier_id
 join public.trading_accounts fa on fa.id = l.follower_account_id
 left join public.positions m on m.account_id = l.master_account_id and m.ticket = l.master_ticket
+  and m.kind = l.master_kind
 left join public.account_symbols s on s.account_id = l.follower_account_id and s.name = l.symbol
 left join lateral (
   select n.generation from public.position_links n
   where n.master_account_id = l.master_account_id and n.master_ticket = l.master_ticket and n.copier_id = l.copier_id
-    and n.generation > l.generation limit 1
+    and n.master_kind = l.master_kind and n.generation > l.generation limit 1
 ) newer on true
 cross join lateral (
   select coalesce(sum(g.lots) filter (where g.kind = 'position'), 0) as position_lots,

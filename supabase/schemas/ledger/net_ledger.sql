@@ -13,9 +13,9 @@ create function private.book_share(p_link bigint, p_account uuid, p_symbol text,
 language plpgsql security definer set search_path = '' as $$
 begin
   if p_lots > 0 then
-    insert into private.link_legs as g (link_id, account_id, ticket, kind, lots, price)
-    values (p_link, p_account, p_symbol, 'position', p_lots, p_price)
-    on conflict (link_id, ticket) do update set lots = g.lots + excluded.lots,
+    insert into private.link_legs as g (link_id, account_id, ticket, ticket_kind, kind, lots, price)
+    values (p_link, p_account, p_symbol, 'position', 'position', p_lots, p_price)
+    on conflict (link_id, ticket, ticket_kind) do update set lots = g.lots + excluded.lots,
       price = coalesce((g.lots * g.price + excluded.lots * excluded.price) / (g.lots + excluded.lots), excluded.price,
         g.price);
   else

@@ -31,32 +31,38 @@ begin
 end $$;
 
 -- Pairs (copier, master position) that wait for a decision: new, flipped, increased, or requested by the user.
--- p_copiers null: all copiers of the masters. The old generation of a flip must have ended or have its close in flight.
+-- p_copiers null: all copiers of the masters. p_kinds null: the order and the position of each number. The
+-- old generation of a flip must have ended or have its close in flight.
 -- p_asked: exactly these positions are requested, however old: 'existing' when a copier starts, 'resync' by its user. A
 -- requested position that was decided before and is not held gets a new generation. asked_lots: the lots that a live
 -- copy must get because its user requested them.
-create function private.undecided(p_masters uuid[], p_tickets text[], p_copiers uuid[], p_asked text default null)
-returns table (copier_id uuid, master_account_id uuid, ticket text, kind text, link_id bigint, generation integer,
+create function private.undecided(p_masters uuid[], p_tickets text[], p_copiers uuid[], p_asked text default null,
+  p_kinds text[] default null)
+returns table (copier_id uuid, master_account_id uuid, ticket text, position_kind text, kind text,
+  link_id bigint, generation integer,
   delta numeric, close_step bigint,
   asked_lots numeric)
 language plpgsql stable security definer set search_path = '' as $$
 begin
   return query
-  select c.id, m.account_id, m.ticket,
+  select c.id, m.account_id, m.ticket, m.kind,
     case when l.id is null or p_asked is not null then 'new' when l.master_side <> m.side
       then 'flip' else 'increase' end,
     l.id, coalesce(l.generation, 0) + 1,
     case when l.id is null or p_asked is not null or l.master_side <> m.side or l.resync_lots is not null then m.lots
       else m.lots - l.seen_master_lots end,
     case when l.state = 'live' then f.close_step end, l.resync_lots
-  from (select distinct u.master, u.ticket from unnest(p_masters, p_tickets) as u (master, ticket)) x
+  from (select distinct u.master, u.ticket, u.kind
+    from unnest(p_masters, p_tickets, p_kinds) as u (master, ticket, kind)) x
   join public.positions m on m.account_id = x.master and m.ticket = x.ticket and m.lots > 0
+    and (x.kind is null or m.kind = x.kind)
   join public.copiers c on c.master_account_id = x.master and c.removed_at is null
     and (p_copiers is null or c.id = any (p_copiers))
   join public.trading_accounts fa on fa.id = c.follower_account_id
   left join lateral (
     select pl.* from public.position_links pl
-    where pl.master_account_id = x.master and pl.master_ticket = x.ticket and pl.copier_id = c.id
+    where pl.master_account_id = x.master and pl.master_ticket = x.ticket and pl.master_kind = m.kind
+      and pl.copier_id = c.id
     order by pl.generation desc limit 1
   ) l on true
   left join lateral (

@@ -2,24 +2,31 @@
 
 -- Decides one position after the other, in the given order.
 create function private.decide_in_turn(p_masters uuid[], p_tickets text[], p_copiers uuid[], p_now timestamptz,
-  p_asked text) returns bigint[]
+  p_asked text, p_kinds text[]) returns bigint[]
 language plpgsql security definer set search_path = '' as $$
 declare
   v_new bigint[] := '{}';
+  v_one record;
 begin
-  for i in 1 .. cardinality(p_tickets) loop
-    v_new := v_new || coalesce(private.decide(array[p_masters[i]], array[p_tickets[i]], p_copiers, p_now, p_asked),
-      '{}');
+  for v_one in
+    select u.master, u.ticket, m.kind
+    from unnest(p_masters, p_tickets, p_kinds) with ordinality as u (master, ticket, kind, n)
+    join public.positions m on m.account_id = u.master and m.ticket = u.ticket and m.lots > 0
+      and (u.kind is null or m.kind = u.kind)
+    order by u.n, m.first_seen_at, m.kind
+  loop
+    v_new := v_new || coalesce(private.decide_kinds(array[v_one.master], array[v_one.ticket], array[v_one.kind],
+      p_copiers, p_now, p_asked), '{}');
   end loop;
   return v_new;
 end $$;
 
 -- Decides every waiting pair, for any number of followers in one statement, and queues the orders of hedging followers.
 -- What a netting follower must open is latched as wanted_lots of its link, for planner/net_plan.sql. Returns the new
--- executions. p_asked: see private.undecided; the age of a requested copy is measured from the request. It is one
--- statement, therefore longer than forty lines.
-create function private.decide(p_masters uuid[], p_tickets text[], p_copiers uuid[], p_now timestamptz,
-  p_asked text default null) returns bigint[]
+-- executions. p_asked, p_kinds: see private.undecided; the age of a requested copy is measured from the request. It is
+-- one statement, therefore longer than forty lines.
+create function private.decide_kinds(p_masters uuid[], p_tickets text[], p_kinds text[], p_copiers uuid[],
+  p_now timestamptz, p_asked text) returns bigint[]
 language plpgsql security definer set search_path = '' as $$
 declare
   v_new bigint[];
@@ -30,7 +37,7 @@ declare
   v_trading text := private.trading_state();
 begin
   if cardinality(p_tickets) > 1 and private.limits_count(p_masters) then  -- each counts against the limits of the next
-    return private.decide_in_turn(p_masters, p_tickets, p_copiers, p_now, p_asked);
+    return private.decide_in_turn(p_masters, p_tickets, p_copiers, p_now, p_asked, p_kinds);
   end if;
   -- The stages:
   --   pairs    what waits for a decision, with its accounts, symbols and side
@@ -76,9 +83,10 @@ begin
       case when (opened.side = 'buy') = copier.reverse then 'sell' else 'buy' end as side,
       case when p_asked is null and pair.asked_lots is null then opened.unseen_at else p_now end as news_at,
       coalesce(p_asked = 'resync', false) or pair.asked_lots is not null as by_user
-    from private.undecided(p_masters, p_tickets, p_copiers, p_asked) pair
+    from private.undecided(p_masters, p_tickets, p_copiers, p_asked, p_kinds) pair
     join public.copiers copier on copier.id = pair.copier_id
     join public.positions opened on opened.account_id = pair.master_account_id and opened.ticket = pair.ticket
+      and opened.kind = pair.position_kind
     join public.trading_accounts master on master.id = copier.master_account_id
     join public.trading_accounts follower on follower.id = copier.follower_account_id
     left join public.account_symbols masters_symbol on masters_symbol.account_id = master.id
@@ -206,6 +214,7 @@ begin
       master_account_id,
       follower_account_id,
       master_ticket,
+      master_kind,
       master_side,
       generation,
       symbol,
@@ -234,6 +243,7 @@ begin
       (pair.copier).master_account_id,
       (pair.copier).follower_account_id,
       (pair.opened).ticket,
+      (pair.opened).kind,
       (pair.opened).side,
       pair.generation,
       (pair.symbol).name,
@@ -371,4 +381,12 @@ begin
     v_new := private.hold_back(v_new, p_now);
   end if;
   return v_new;
+end $$;
+
+-- Decides whatever of these numbers waits, order or position.
+create function private.decide(p_masters uuid[], p_tickets text[], p_copiers uuid[], p_now timestamptz,
+  p_asked text default null) returns bigint[]
+language plpgsql security definer set search_path = '' as $$
+begin
+  return private.decide_kinds(p_masters, p_tickets, null, p_copiers, p_now, p_asked);
 end $$;

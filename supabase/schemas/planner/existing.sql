@@ -40,15 +40,17 @@ language plpgsql security definer set search_path = '' as $$
 declare
   v_masters uuid[];
   v_tickets text[];
+  v_kinds text[];
   v_new bigint[];
 begin
   update public.copiers set existing_until = null where id = p_copier.id and existing_until is not null;
   select array_agg(p.account_id order by p.first_seen_at, p.ticket),
-    array_agg(p.ticket order by p.first_seen_at, p.ticket)
-  into v_masters, v_tickets from public.positions p
+    array_agg(p.ticket order by p.first_seen_at, p.ticket),
+    array_agg(p.kind order by p.first_seen_at, p.ticket)
+  into v_masters, v_tickets, v_kinds from public.positions p
   where p.account_id = p_copier.master_account_id and p.closed_at is null and p.first_seen_at < p_copier.started_at;
   if v_masters is null then return '{}'; end if;
-  v_new := private.decide(v_masters, v_tickets, array[p_copier.id], p_now, 'existing');
+  v_new := private.decide_kinds(v_masters, v_tickets, v_kinds, array[p_copier.id], p_now, 'existing');
   return coalesce(v_new, '{}') || coalesce(private.plan_nets(array(
     select l.id from public.position_links l
     where l.follower_account_id = p_copier.follower_account_id and l.state = 'live' and l.copier_id = p_copier.id),

@@ -23,8 +23,11 @@ language plpgsql stable security definer set search_path = '' as $$
 declare
   v_netting boolean := (select a.mode = 'netting' from public.trading_accounts a
     where a.id = p_copier.follower_account_id);
-  v_leaves text := (select l.master_ticket from public.position_links l where l.id = p_leaving);
+  v_leaves public.position_links;
 begin
+  if p_leaving is not null then
+    select * into v_leaves from public.position_links l where l.id = p_leaving;
+  end if;
   -- a pending order to be opened at the market instead is both held and wanted; what netting followers want is added to
   -- what they hold
   select count(*), coalesce(sum(case when v_netting then coalesce(h.lots, 0) + coalesce(l.wanted_lots, 0)
@@ -42,7 +45,7 @@ begin
     where v_netting and q.account_id = l.follower_account_id and q.symbol = l.symbol and q.in_flight
       and e ->> 'link_id' = l.id::text and (e ->> 'lots')::numeric > 0) d on true
   where l.follower_account_id = p_copier.follower_account_id and l.state = 'live' and l.copier_id = p_copier.id
-    and l.master_ticket is distinct from v_leaves;
+    and (l.master_ticket, l.master_kind) is distinct from (v_leaves.master_ticket, v_leaves.master_kind);
   if p_copier.max_trades_per_day is not null then
     select count(*) into today from public.position_links l
     where l.user_id = p_copier.user_id and l.copier_id = p_copier.id and l.symbol is not null

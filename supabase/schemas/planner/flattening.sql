@@ -46,13 +46,14 @@ begin
     where p.account_id = p_account and p.closed_at is null
       and not exists (
         select 1 from private.link_legs g join public.position_links l on l.id = g.link_id and l.state = 'live'
-        where g.account_id = p.account_id and g.ticket in (p.ticket, p.symbol))
+        where g.account_id = p.account_id and g.ticket in (p.ticket, p.symbol)
+          and (g.ticket <> p.ticket or g.ticket_kind = p.kind))
       and not exists (
         select 1 from public.trade_execution_queue q
         where q.account_id = p.account_id and q.symbol = p.symbol and q.in_flight
-          and (q.ticket = p.ticket or a.mode = 'netting'))
+          and (q.ticket = p.ticket and private.kind_of(q.action) = p.kind or a.mode = 'netting'))
   loop
-    v_draft.lane := 'flatten:' || v_loose.ticket;
+    v_draft.lane := 'flatten:' || v_loose.ticket || case v_loose.kind when 'order' then ':order' else '' end;
     v_draft.user_id := v_loose.user_id;
     v_draft.account_id := v_loose.account_id;
     v_draft.action := case v_loose.kind when 'order' then 'cancel' else 'close' end;
@@ -78,7 +79,8 @@ begin
       where p.account_id = p_account and p.closed_at is null
         and (a.flatten_manual or a.mode = 'hedging' and p.tag is not null and not p.released
         or exists (select 1 from private.link_legs g
-          where g.account_id = p.account_id and g.ticket in (p.ticket, p.symbol))))
+          where g.account_id = p.account_id and g.ticket in (p.ticket, p.symbol)
+            and (g.ticket <> p.ticket or g.ticket_kind = p.kind))))
     or exists (select 1 from private.net_ledgers n where n.account_id = p_account and n.surplus_lots <> 0)
   into v_left;
   update public.trading_accounts a set flat_snapshots = case when v_left then 0 else a.flat_snapshots + 1 end,

@@ -39,6 +39,7 @@ language sql stable security definer set search_path = '' as $$
   select l.symbol, l.side, l.wanted_lots, m.price
   from public.position_links l
   left join public.positions m on m.account_id = l.master_account_id and m.ticket = l.master_ticket
+    and m.kind = l.master_kind
   where l.follower_account_id = p_account.id and l.state = 'live' and l.wanted_lots > 0
     and p_account.mode = 'netting'
 $$;

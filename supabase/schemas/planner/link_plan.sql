@@ -33,7 +33,7 @@ begin
         and not s.asked_unknown and (s.wanted_sl, s.wanted_tp) is not distinct from (s.asked_sl, s.asked_tp)
         and not exists (
           select 1 from private.link_legs g join public.positions p on p.account_id = g.account_id
-            and p.ticket = g.ticket
+            and p.ticket = g.ticket and p.kind = g.ticket_kind
           where g.link_id = s.id and (p.lots < g.lots or p.kind <> g.kind)) end;
   if v_over is not null then
     update public.position_links l set state = 'ended', ended_at = p_now, reason = 'closed' where l.id = any (v_over);
@@ -77,7 +77,8 @@ begin
     asked_tp = case when d.legs = 1 then p.tp end,
     asked_price = case when d.action = 'amend' and d.legs = 1 then p.price else l.asked_price end,
     asked_unknown = d.legs <> 1
-  from dropped d join public.positions p on p.account_id = d.account_id and p.ticket = d.ticket
+  from dropped d
+  join public.positions p on p.account_id = d.account_id and p.ticket = d.ticket and p.kind = private.kind_of(d.action)
   where l.id = any (p_links) and d.action in ('modify', 'amend') and l.id = d.link_id;
 end $$;
 
@@ -106,7 +107,8 @@ begin
   -- increase
   if exists (
     select 1 from public.position_links l
-    join public.positions m on m.account_id = l.master_account_id and m.ticket = l.master_ticket and m.lots > 0
+    join public.positions m on m.account_id = l.master_account_id and m.ticket = l.master_ticket
+      and m.kind = l.master_kind and m.lots > 0
     where l.id = any (p_links) and l.ended_at is null and m.lots < l.seen_master_lots)
   then
     select array_agg(s.id), array_agg(s.master_lots) into v_reduced, v_volumes from private.link_states s

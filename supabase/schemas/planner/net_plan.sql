@@ -180,7 +180,7 @@ begin
   select a.user_id into v_draft.user_id from public.trading_accounts a where a.id = p_account;
   select c.* into v_copier from public.copiers c where c.id = v_link.copier_id;  -- none when a surplus is all of it
   select m.* into v_master from public.positions m
-  where m.account_id = v_link.master_account_id and m.ticket = v_link.master_ticket;
+  where m.account_id = v_link.master_account_id and m.ticket = v_link.master_ticket and m.kind = v_link.master_kind;
   v_draft.link_id := v_link.id;
   v_draft.lane := p_account || ':' || p_symbol;
   v_draft.copier_id := v_link.copier_id;
@@ -218,6 +218,7 @@ begin
     from jsonb_array_elements(p_parts) e
     join public.position_links l on l.id = (e ->> 'link_id')::bigint
     join public.positions m on m.account_id = l.master_account_id and m.ticket = l.master_ticket
+      and m.kind = l.master_kind
     order by (e ->> 'lots')::numeric < 0 desc, l.id));
   return v_new;
 end $$;
@@ -256,6 +257,7 @@ begin
     v_draft.detected_at
   from public.position_links l
   left join public.positions m on m.account_id = l.master_account_id and m.ticket = l.master_ticket
+      and m.kind = l.master_kind
   where l.follower_account_id = p_account and l.symbol = p_symbol and l.state = 'live'
   order by l.id desc limit 1;
   if not found then return null; end if;
@@ -371,7 +373,8 @@ begin
   if q.action = 'modify' then
     update private.net_ledgers n set asked_sl = p.sl, asked_tp = p.tp
     from public.positions p
-    where n.account_id = q.account_id and n.symbol = q.symbol and p.account_id = q.account_id and p.ticket = q.ticket;
+    where n.account_id = q.account_id and n.symbol = q.symbol and p.account_id = q.account_id and p.ticket = q.ticket
+      and p.kind = 'position';
   end if;
 end $$;
 

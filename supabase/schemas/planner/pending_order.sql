@@ -128,13 +128,14 @@ begin
   select l.* into v_into
   from public.positions o
   join public.position_links l on l.master_account_id = o.account_id and l.master_ticket = o.replaced_by
-    and l.ended_at is null
-  where o.account_id = p_link.master_account_id and o.ticket = p_link.master_ticket and l.copier_id = p_link.copier_id
+    and l.master_kind = o.replaced_by_kind and l.ended_at is null
+  where o.account_id = p_link.master_account_id and o.ticket = p_link.master_ticket and o.kind = p_link.master_kind
+    and l.copier_id = p_link.copier_id
     and l.side = p_link.side
     and l.symbol = p_link.symbol and l.base_lots is not null and l.wanted_lots is null and l.asked_price is null
     and not exists (select 1 from public.trade_execution_queue q where q.link_id = l.id and q.finalized_at is null);
   select m.lots into v_master from public.positions m
-  where m.account_id = v_into.master_account_id and m.ticket = v_into.master_ticket;
+  where m.account_id = v_into.master_account_id and m.ticket = v_into.master_ticket and m.kind = v_into.master_kind;
   if v_into.id is null or v_master <= v_into.seen_master_lots is not false then return false; end if;
   select not s.asked_unknown and (s.asked_sl, s.asked_tp) is not distinct from (s.wanted_sl, s.wanted_tp),
     private.target_lots(s.base_lots, s.seen_master_lots, s.base_master_lots, s.lots_step, s.lots_min, s.position_lots)
@@ -165,6 +166,7 @@ begin
       s.master_event_id,
       exists (select 1 from public.positions o
         where o.account_id = s.master_account_id and o.ticket = s.master_ticket and o.kind = 'order'
+          and s.master_kind = 'order'
           and o.replaced_by is not null) as replaced
     from private.link_states s
     where s.id = any (p_links) and s.ended_at is null and s.account_mode = 'hedging' and s.asked_price is not null
@@ -244,7 +246,7 @@ begin
   end if;
   select * into v_copier from public.copiers c where c.id = p_link.copier_id;
   select * into v_master from public.positions m
-  where m.account_id = p_link.master_account_id and m.ticket = p_link.master_ticket;
+  where m.account_id = p_link.master_account_id and m.ticket = p_link.master_ticket and m.kind = p_link.master_kind;
   select * into v_symbol from public.account_symbols s
   where s.account_id = p_link.follower_account_id and s.name = p_link.symbol;
   if p_orders = 0 and p_link.wanted_lots is null then return '{}'; end if;  -- its user cancelled it

@@ -1,8 +1,8 @@
 -- plan(): the planner's entry point. It decides opens and increases, then plans links and net positions.
 
--- The whole planner. p_links: live links to look at; p_masters and p_tickets: master positions that may wait for a
--- decision, of the copiers p_copiers (null: all). The caller holds the plan locks. Returns the new executions, not yet
--- handed out.
+-- The whole planner. p_links: live links to look at; p_masters and p_tickets: master positions and orders that may wait
+-- for a decision (a number may be one of each), of the copiers p_copiers (null: all). The caller holds the plan locks.
+-- Returns the new executions, not yet handed out.
 create function private.plan(p_links bigint[], p_masters uuid[], p_tickets text[], p_copiers uuid[],
   p_now timestamptz) returns bigint[]
 language plpgsql security definer set search_path = '' as $$
@@ -53,7 +53,7 @@ begin
   return coalesce(p_previous_lots > 0 and p_position ->> 'replaces' <> p_position ->> 'ticket', false);
 end $$;
 
--- Links that a change of these tickets concerns: with the account as master, and as follower.
+-- Links that a change of these tickets concerns, of either kind: with the account as master, and as follower.
 create function private.links_of_tickets(p_account uuid, p_tickets text[]) returns bigint[]
 language plpgsql stable security definer set search_path = '' as $$
 begin
@@ -119,7 +119,8 @@ begin
       'deal_price', v_change -> 'price'), 'report', v_change ->> 'type',
       'accepted', null, null, v_change -> 'position', (v_change ->> 'previous_lots')::numeric, v_change -> 'position');
     update public.positions set last_event_id = v_id, detected_at = p_now
-    where account_id = p_account and ticket = v_change #>> '{position,ticket}';
+    where account_id = p_account and ticket = v_change #>> '{position,ticket}'
+      and kind = v_change #>> '{position,kind}';
     v_events := v_events || v_id;
     v_tickets := v_tickets || (v_change #>> '{position,ticket}');
     v_types := v_types || (v_change ->> 'type');

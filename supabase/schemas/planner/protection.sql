@@ -262,7 +262,8 @@ begin
   update public.position_links l set stopped_out = true
   where l.ended_at is null and l.id = any (array(
     select g.link_id from private.link_legs g
-    where g.account_id = p_account.id and g.ticket in (p_position ->> 'ticket', p_position ->> 'symbol')));
+    where g.account_id = p_account.id and g.ticket in (p_position ->> 'ticket', p_position ->> 'symbol')
+      and (g.ticket <> p_position ->> 'ticket' or g.ticket_kind = p_position ->> 'kind')));
   if v_follows then
     perform private.stop_opening(p_account.id, 'stop_out', p_now);
   end if;

@@ -86,7 +86,8 @@ declare
     where l.follower_account_id = p_copier.follower_account_id and l.state = 'live' and l.copier_id = p_copier.id);
 begin
   update public.positions p set released = true from private.link_legs g
-  where g.link_id = any (v_links) and p.account_id = g.account_id and p.ticket = g.ticket and p.closed_at is null;
+  where g.link_id = any (v_links) and p.account_id = g.account_id and p.ticket = g.ticket
+    and p.kind = g.ticket_kind and p.closed_at is null;
   -- on a netting account a leg is a share of the symbol's position: the whole position is the user's only if no other
   -- copier has a share
   update public.positions p set released = true from private.link_legs g
@@ -119,12 +120,13 @@ begin
     return exists (
       select 1 from jsonb_array_elements(case
         when jsonb_typeof(r -> 'positions') = 'array' then r -> 'positions' else '[]' end) e
-      join private.link_legs g on g.account_id = q.account_id and g.ticket = e ->> 'ticket' and g.link_id <> q.link_id
+      join private.link_legs g on g.account_id = q.account_id and g.ticket = e ->> 'ticket'
+        and g.ticket_kind = e ->> 'kind' and g.link_id <> q.link_id
       join public.position_links l on l.id = g.link_id and l.ended_at is null);
   end if;
   update public.positions p set released = true
   from jsonb_array_elements(case when jsonb_typeof(r -> 'positions') = 'array' then r -> 'positions' else '[]' end) e
-  where p.account_id = q.account_id and p.ticket = e ->> 'ticket' and p.closed_at is null;
+  where p.account_id = q.account_id and p.ticket = e ->> 'ticket' and p.kind = e ->> 'kind' and p.closed_at is null;
   if found and private.opens(q) then
     update public.trade_execution_queue x set warnings = array_append(array_remove(x.warnings, 'filled_after_release'),
       'filled_after_release')

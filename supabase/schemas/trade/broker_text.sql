@@ -30,10 +30,11 @@ set search_path = ''
 as $$
   select coalesce(jsonb_typeof(p -> 'magic') in ('object', 'array')
     or jsonb_typeof(p -> 'comment') in ('object', 'array')
-    or jsonb_typeof(p -> 'replaces') in ('object', 'array') or length(p ->> 'replaces') > 64, false)
+    or jsonb_typeof(p -> 'replaces') in ('object', 'array') or length(p ->> 'replaces') > 64
+    or coalesce(p ->> 'replaces_kind', 'order') not in ('position', 'order'), false)
 $$;
 comment on function private.is_odd_position(jsonb) is
-  'Whether magic, comment or replaces of a position is not text, or replaces is not a ticket.';
+  'Whether magic, comment or replaces of a position is not text, or replaces (replaces_kind) is not a ticket (kind).';
 
 -- A position as its broker describes it, with texts cut to their limits. Fields that are not text, and impossible
 -- tickets, become null.
@@ -44,13 +45,14 @@ as $$
   select case when jsonb_typeof(p_position) = 'object' then (
     select jsonb_object_agg(e.key, case
       when e.key in ('magic', 'comment', 'replaces') and private.is_no_text(e.value) or e.key = 'replaces'
-        and length(e.value #>> '{}') > 64 then null
+        and length(e.value #>> '{}') > 64
+        or e.key = 'replaces_kind' and e.value #>> '{}' not in ('position', 'order') then null
       when jsonb_typeof(e.value) = 'string'
       then to_jsonb(left(e.value #>> '{}', case e.key when 'comment' then 200 else 100 end)) else e.value end)
     from jsonb_each(p_position) e
     where e.key = any (array['ticket', 'kind', 'symbol', 'side', 'lots', 'price', 'sl', 'tp', 'order_type', 'magic',
       'comment', 'opened_at', 'expires_at',
-      'tag', 'replaces'])
+      'tag', 'replaces', 'replaces_kind'])
   ) else p_position end
 $$;
 comment on function private.cut_position(jsonb) is

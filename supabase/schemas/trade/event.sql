@@ -13,6 +13,7 @@ create table public.trade_events (
   code text,
   error text,
   ticket text,
+  kind text,
   symbol text,
   side text,
   lots numeric,
@@ -40,6 +41,7 @@ comment on column public.trade_events.status is
 comment on column public.trade_events.source is
   'agent = reported by itself; snapshot = found in a snapshot; report = made by one of our copies on an account that '
   'is itself a master';
+comment on column public.trade_events.kind is 'with ticket: what changed, an order or a position';
 comment on column public.trade_events.previous_lots is 'lots before the change; null when the position was not known';
 comment on column public.trade_events.deal_price is
   'price of the deal that made the change, which copies are compared with; null = not reported, or no deal (modified, '
@@ -127,7 +129,7 @@ create function private.record_event(
 language plpgsql security definer set search_path = '' as $$
 begin
   insert into public.trade_events (id, account_id, user_id, session, seq, event_key, source, type, status, code, error,
-    ticket, symbol, side,
+    ticket, kind, symbol, side,
     lots, previous_lots, deal_price, payload, dealt_at, detected_at, unchanged_at, decided_at)
   overriding system value
   values (p_id, p_account.id, p_account.user_id,
@@ -135,7 +137,8 @@ begin
     case when pg_input_is_valid(e ->> 'seq', 'bigint') then (e ->> 'seq')::bigint end,
     (e ->> 'session') || ':' || (e ->> 'seq'), p_source, coalesce(p_type, left(e ->> 'type', 20), '?'), p_status,
       p_code, p_error,
-    left(p_position ->> 'ticket', 64), left(p_position ->> 'symbol', 64), p_position ->> 'side',
+    left(p_position ->> 'ticket', 64), left(p_position ->> 'kind', 20), left(p_position ->> 'symbol', 64),
+    p_position ->> 'side',
     case when private.is_number(p_position -> 'lots') then (p_position ->> 'lots')::numeric end, p_previous,
     -- a new position has its own open price
     case when p_status <> 'refused' then coalesce((e ->> 'deal_price')::numeric, case

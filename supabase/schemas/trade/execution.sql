@@ -118,6 +118,13 @@ grant select on public.trade_execution_queue to authenticated, service_role;
 
 -- Whether an execution opens something: opens are decided once and never sent late. A netting deal opens if one of its
 -- parts does.
+-- Whether the ticket that an execution names is an order's or a position's.
+create function private.kind_of(p_action text) returns text
+language sql immutable
+set search_path = ''
+as $$ select case when p_action in ('cancel', 'amend') then 'order' else 'position' end $$;
+comment on function private.kind_of(text) is 'Kind of the ticket that an execution of this action names.';
+
 create function private.opens(p public.trade_execution_queue) returns boolean
 language plpgsql immutable set search_path = '' as $$
 begin

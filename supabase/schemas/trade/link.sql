@@ -7,6 +7,7 @@ create table public.position_links (
   master_account_id uuid not null,
   follower_account_id uuid not null,
   master_ticket text not null,
+  master_kind text not null default 'position',
   master_side text not null,
   generation integer not null default 1,
   symbol text,
@@ -36,7 +37,8 @@ create table public.position_links (
   event_id bigint,
   created_at timestamptz not null default now(),
   ended_at timestamptz,
-  constraint one_link_per_generation unique (copier_id, master_ticket, generation),
+  constraint one_link_per_generation unique (copier_id, master_ticket, master_kind, generation),
+  constraint master_kind_is_known check (master_kind in ('position', 'order')),
   constraint state_is_known check (state in ('live', 'ended')),
   constraint ended_means_ended_at check ((state = 'ended') = (ended_at is not null)),
   constraint ended_has_a_reason check (state = 'live' or reason is not null),
@@ -45,6 +47,8 @@ create table public.position_links (
 comment on table public.position_links is
   'One decision to copy (or not to copy) a position of a master: made once per copier, master position and generation, '
   'and latched. An ended link with the reason of a refusal is such a latch.';
+comment on column public.position_links.master_kind is
+  'with master_ticket: the order or position that is copied now; it becomes a position when the order fills';
 comment on column public.position_links.master_side is
   'side of the master''s position when the link was made; if it changes (a flip), the link ends and a new generation '
   'begins';
@@ -100,16 +104,20 @@ create table private.link_legs (
   link_id bigint not null references public.position_links (id) on delete cascade,
   account_id uuid not null,
   ticket text not null,
+  ticket_kind text not null default 'position',
   kind text not null,
   lots numeric not null,
   price numeric,
-  primary key (link_id, ticket),
-  constraint kind_is_known check (kind in ('position', 'order')),
+  primary key (link_id, ticket, ticket_kind),
+  constraint kind_is_known check (kind in ('position', 'order') and ticket_kind in ('position', 'order')),
   constraint lots_are_positive check (lots > 0)
 );
 comment on table private.link_legs is
   'What a link holds at its follower: usually one ticket, several after a split or an increase. On a netting account, '
   'lots is the link''s share of the net position.';
+comment on column private.link_legs.ticket_kind is 'with ticket: the order or position at the follower';
+comment on column private.link_legs.kind is
+  'what the leg is booked as: still an order after its order has filled, until the fill is booked';
 create index link_legs_of_ticket on private.link_legs (account_id, ticket);
 alter table private.link_legs enable row level security;
 

@@ -80,10 +80,14 @@ begin
     from unnest(p_events, p_types, p_tickets) as e (id, type, ticket)
     join public.copiers c on c.master_account_id = p_account and c.removed_at is null
     join public.trading_accounts fa on fa.id = c.follower_account_id
-    left join public.positions m on m.account_id = p_account and m.ticket = e.ticket
+    left join lateral (  -- an order and a position may carry this number; a filled order has none of the type's kind
+      select i.* from public.positions i where i.account_id = p_account and i.ticket = e.ticket
+      order by (i.kind = 'order') = (e.type in ('ordered', 'amended', 'cancelled')) desc limit 1
+    ) m on true
     left join lateral (
       select pl.id, pl.state, pl.reason from public.position_links pl
       where pl.master_account_id = p_account and pl.master_ticket = e.ticket and pl.copier_id = c.id
+        and pl.master_kind = m.kind
       order by pl.generation desc limit 1
     ) l on true
     where not exists (select 1 from public.copy_outcomes o where o.event_id = e.id and o.copier_id = c.id)), true);

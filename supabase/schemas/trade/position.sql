@@ -30,18 +30,24 @@ create table public.positions (
   changed_at timestamptz not null,
   last_event_id bigint,
   replaced_by text,
+  replaced_by_kind text,
   closed_at timestamptz,
   close_reason text,
-  primary key (account_id, ticket),
+  primary key (account_id, ticket, kind),
   constraint kind_is_known check (kind in ('position', 'order')),
   constraint side_is_known check (side in ('buy', 'sell')),
   constraint order_type_is_known check (order_type in ('limit', 'stop')),
   constraint lots_not_negative check (lots >= 0),
-  constraint gone_means_closed check ((lots = 0) = (closed_at is not null))
+  constraint gone_means_closed check ((lots = 0) = (closed_at is not null)),
+  constraint successor_has_a_kind check ((replaced_by is null) = (replaced_by_kind is null))
 );
 comment on table public.positions is
   'Mirror of what an account holds: positions and pending orders. Closed rows are kept as tombstones, so that a late '
   'message cannot bring them back.';
+comment on column public.positions.kind is
+  'belongs to the key: an order and a position of one account may carry the same number';
+comment on column public.positions.replaced_by is
+  'with replaced_by_kind: the ticket under which it continues, such as the position of a filled order';
 comment on column public.positions.session is
   'with seq: number of the last message that changed or confirmed the row; a lower number never overrules it';
 comment on column public.positions.existing is
@@ -93,6 +99,8 @@ begin
       then 'position.sl must be a decimal number between 0 and 1e12'
     when not pg_input_is_valid(p ->> 'tp', 'numeric') or (p ->> 'tp')::numeric not between 0 and 1e12
       then 'position.tp must be a decimal number between 0 and 1e12'
+    when coalesce(p ->> 'replaces_kind', 'order') not in ('position', 'order')
+      then 'position.replaces_kind must be "position", "order" or null'
     when not coalesce(pg_input_is_valid(p ->> 'opened_at', 'timestamptz'), true)
       then 'position.opened_at must be a time such as 2026-01-31T12:00:00Z'
     when not coalesce(pg_input_is_valid(p ->> 'expires_at', 'timestamptz'), true)
@@ -120,6 +128,44 @@ begin
     else 'modified' end;
 end $$;
 
+-- What the reported position continues under its own ticket: the open order or position that it replaces, or null. An
+-- agent may leave out the kind of what is replaced, and where the position of a filled order keeps the order's number
+-- also the number. Then only what has the same symbol and side can be meant: two numbers may be equal by chance.
+create function private.continued(p_account uuid, p jsonb) returns public.positions
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  o public.positions;
+  v_ticket text := coalesce(p ->> 'replaces', p ->> 'ticket');
+  v_same_number boolean := v_ticket = p ->> 'ticket';
+begin
+  -- the last: its message says that no order became this position
+  if v_same_number and (p ->> 'kind' <> 'position' or p ->> 'replaces' is null and p ->> 'replaces_kind' = 'position')
+  then
+    return null;
+  end if;
+  select * into o from public.positions m
+  where m.account_id = p_account and m.ticket = v_ticket and m.closed_at is null
+    and case
+      when p ->> 'replaces' is not null and p ->> 'replaces_kind' is not null then m.kind = p ->> 'replaces_kind'
+      when v_same_number then m.kind = 'order' end is not false
+    and not (v_same_number and m.kind = p ->> 'kind')
+    and (not v_same_number or p ->> 'replaces' is not null and p ->> 'replaces_kind' is not null
+      or m.symbol = p ->> 'symbol' and m.side = p ->> 'side')
+  order by m.symbol = p ->> 'symbol' and m.side = p ->> 'side' desc, m.kind limit 1;
+  return o;
+end $$;
+
+-- The kinds that the ticket which a position replaces may have had.
+create function private.replaced_kinds(p jsonb) returns text[]
+language plpgsql immutable set search_path = '' as $$
+begin
+  return case
+    when p ->> 'replaces_kind' is not null then array[p ->> 'replaces_kind']
+    when p ->> 'replaces' <> p ->> 'ticket' then array['order', 'position']
+    when p ->> 'kind' = 'position' then array['order']
+    else '{}' end;
+end $$;
+
 -- Applies one position. p_unseen: the last read in which the change was absent. p_existing: it is the first snapshot
 -- ever.
 create function private.apply_position(
@@ -131,17 +177,19 @@ language plpgsql security definer set search_path = '' as $$
 declare
   o public.positions;
   v_lots numeric := (p ->> 'lots')::numeric;
-  v_from text := nullif(p ->> 'replaces', p ->> 'ticket');
+  v_from public.positions;
   v_type text;
   v_news boolean;
   v_flip boolean;
 begin
-  select * into o from public.positions where account_id = p_account.id and ticket = p ->> 'ticket';
+  select * into o from public.positions
+  where account_id = p_account.id and ticket = p ->> 'ticket' and kind = p ->> 'kind';
   if (o.session, o.seq) >= (p_session, p_seq) then
     return row(false, null, o.lots)::private.change;
   end if;
-  if o.ticket is null and v_from is not null then
-    select * into o from public.positions where account_id = p_account.id and ticket = v_from and closed_at is null;
+  if o.ticket is null then
+    v_from := private.continued(p_account.id, p);
+    o := v_from;
   end if;
   v_type := private.change_type(o, p ->> 'kind', p ->> 'side', v_lots);
   v_news := v_type in ('opened', 'ordered', 'increased') or o.ticket is null;
@@ -164,8 +212,8 @@ begin
     case when o.kind = 'order' and o.closed_at is null and p ->> 'kind' = 'position' then p_now else o.filled_at end,
       p_now, p_event_id,
     case when v_lots = 0 then p_now end, case when v_lots = 0 then coalesce(left(p_close_reason, 100), 'client') end)
-  on conflict (account_id, ticket) do update set
-    kind = excluded.kind, symbol = excluded.symbol, side = excluded.side, order_type = excluded.order_type,
+  on conflict (account_id, ticket, kind) do update set
+    symbol = excluded.symbol, side = excluded.side, order_type = excluded.order_type,
       lots = excluded.lots,
     price = excluded.price, sl = excluded.sl, tp = excluded.tp, magic = excluded.magic, comment = excluded.comment,
       tag = excluded.tag,
@@ -175,30 +223,41 @@ begin
       detected_at = excluded.detected_at,
     first_seen_at = excluded.first_seen_at, filled_at = excluded.filled_at, changed_at = excluded.changed_at,
     last_event_id = coalesce(excluded.last_event_id, m.last_event_id), closed_at = excluded.closed_at,
-    close_reason = excluded.close_reason, replaced_by = null;
+    close_reason = excluded.close_reason, replaced_by = null, replaced_by_kind = null;
 
-  if o.ticket = v_from then  -- the position continues under another ticket
-    update public.positions set lots = 0, closed_at = p_now, close_reason = 'replaced', replaced_by = p ->> 'ticket',
-      session = p_session, seq = p_seq where account_id = p_account.id and ticket = v_from;
-    update public.position_links set master_ticket = p ->> 'ticket'
-    where master_account_id = p_account.id and master_ticket = v_from;
-    update private.link_legs set ticket = p ->> 'ticket' where account_id = p_account.id and ticket = v_from;
-  end if;
-  -- a later message about the old ticket is history
-  if v_from is not null and o.ticket is distinct from v_from then
+  if v_from.ticket is not null then
+    perform private.continue_as(v_from, p ->> 'ticket', p ->> 'kind', p_session, p_seq, p_now);
+  elsif p ->> 'replaces' is not null then  -- a later message about the old ticket is history
     insert into public.positions (account_id, ticket, user_id, kind, symbol, side, lots, price, session, seq, unseen_at,
       detected_at,
-      first_seen_at, changed_at, closed_at, close_reason, replaced_by)
-    values (p_account.id, v_from, p_account.user_id, 'position', p ->> 'symbol', p ->> 'side', 0,
+      first_seen_at, changed_at, closed_at, close_reason, replaced_by, replaced_by_kind)
+    select p_account.id, p ->> 'replaces', p_account.user_id, k.kind, p ->> 'symbol', p ->> 'side', 0,
       (p ->> 'price')::numeric, p_session, p_seq,
-      p_unseen, p_detected, p_now, p_now, p_now, 'replaced', p ->> 'ticket')
-    on conflict (account_id, ticket) do update set lots = 0, closed_at = p_now, close_reason = 'replaced',
-      replaced_by = excluded.replaced_by,
+      p_unseen, p_detected, p_now, p_now, p_now, 'replaced', p ->> 'ticket', p ->> 'kind'
+    from unnest(private.replaced_kinds(p)) as k (kind)
+    on conflict (account_id, ticket, kind) do update set lots = 0, closed_at = p_now, close_reason = 'replaced',
+      replaced_by = excluded.replaced_by, replaced_by_kind = excluded.replaced_by_kind,
       session = excluded.session, seq = excluded.seq  -- an order that has filled into an existing position
       where positions.closed_at is null and positions.kind = 'order'
-        and (positions.session, positions.seq) < (excluded.session, excluded.seq);
+        and (positions.session, positions.seq) < (excluded.session, excluded.seq)
+        and (p ->> 'replaces_kind' is not null or p ->> 'replaces' <> p ->> 'ticket'
+          or positions.symbol = excluded.symbol and positions.side = excluded.side);
   end if;
   return row(true, v_type, coalesce(o.lots, 0))::private.change;
+end $$;
+
+-- An order or position continues under another ticket: its copies, and what it is a copy of, follow it.
+create function private.continue_as(p_old public.positions, p_ticket text, p_kind text, p_session bigint, p_seq bigint,
+  p_now timestamptz) returns void
+language plpgsql security definer set search_path = '' as $$
+begin
+  update public.positions set lots = 0, closed_at = p_now, close_reason = 'replaced', replaced_by = p_ticket,
+    replaced_by_kind = p_kind, session = p_session, seq = p_seq
+  where account_id = p_old.account_id and ticket = p_old.ticket and kind = p_old.kind;
+  update public.position_links set master_ticket = p_ticket, master_kind = p_kind
+  where master_account_id = p_old.account_id and master_ticket = p_old.ticket and master_kind = p_old.kind;
+  update private.link_legs set ticket = p_ticket, ticket_kind = p_kind
+  where account_id = p_old.account_id and ticket = p_old.ticket and ticket_kind = p_old.kind;
 end $$;
 
 -- Applies a complete snapshot: what differs is changed; what is absent for the second time (and has a lower number) is
@@ -217,15 +276,22 @@ declare
 begin
   changes := '[]'::jsonb;
   for p in select value from jsonb_array_elements(p_positions) loop
-    select * into o from public.positions where account_id = p_account.id and ticket = p ->> 'ticket';
-    if o.closed_at is null and o.kind = p ->> 'kind' and o.side = p ->> 'side' and o.lots = (p ->> 'lots')::numeric
+    select * into o from public.positions
+    where account_id = p_account.id and ticket = p ->> 'ticket' and kind = p ->> 'kind';
+    if o.closed_at is null and o.side = p ->> 'side' and o.lots = (p ->> 'lots')::numeric
       and o.sl is not distinct from nullif((p ->> 'sl')::numeric, 0)
         and o.tp is not distinct from nullif((p ->> 'tp')::numeric, 0)
       and (o.kind = 'position' or o.price = (p ->> 'price')::numeric)
     then
       update public.positions set session = p_session, seq = p_seq, absent_snapshots = 0
-      where account_id = p_account.id and ticket = o.ticket and (session, seq) < (p_session, p_seq);
+      where account_id = p_account.id and ticket = o.ticket and kind = o.kind
+        and (session, seq) < (p_session, p_seq);
     else
+      if p ->> 'kind' = 'position' and o.ticket is null and exists (
+        select 1 from jsonb_array_elements(p_positions) e
+        where e ->> 'ticket' = p ->> 'ticket' and e ->> 'kind' = 'order') then
+        p := p || '{"replaces": null, "replaces_kind": "position"}';  -- the order of this number still waits
+      end if;
       c := private.apply_position(p_account, p_session, p_seq, p, p_detected, p_unseen, v_first, null, null, p_now);
       if c.applied then
         changes := changes || jsonb_build_object('position', p, 'type', c.type, 'previous_lots', c.previous_lots);
@@ -235,7 +301,8 @@ begin
 
   update public.positions m set absent_snapshots = m.absent_snapshots + 1
   where m.account_id = p_account.id and m.closed_at is null and (m.session, m.seq) < (p_session, p_seq)
-    and not exists (select 1 from jsonb_array_elements(p_positions) e where e ->> 'ticket' = m.ticket);
+    and not exists (select 1 from jsonb_array_elements(p_positions) e
+      where e ->> 'ticket' = m.ticket and e ->> 'kind' = m.kind);
   for o in
     select * from public.positions m where m.account_id = p_account.id and m.closed_at is null
       and m.absent_snapshots >= 2

@@ -48,13 +48,14 @@ begin
     select k.id from public.position_links k
     where k.state = 'ended' and k.ended_at < now() - private.setting_days('retention_days.positions')
       and not exists (select from public.positions p where p.account_id = k.master_account_id
-                      and p.ticket = k.master_ticket and p.closed_at is null)
+                      and p.ticket = k.master_ticket and p.kind = k.master_kind and p.closed_at is null)
     order by k.ended_at limit v_batch));
   delete from public.positions where ctid = any (array(
     select p.ctid from public.positions p
     where p.closed_at < now() - private.setting_days('retention_days.positions')
       and not exists (select from public.position_links k
         where k.master_account_id = p.account_id and k.master_ticket = p.ticket
+                      and k.master_kind = p.kind
                       and k.ended_at is null)  -- a frozen copy must still be closed
     order by p.closed_at limit v_batch));
 end

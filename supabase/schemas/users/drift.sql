@@ -5,10 +5,12 @@ create table private.drift_dismissals (
   copier_id uuid not null references public.copiers (id) on delete cascade,
   kind text not null,
   master_ticket text not null,
+  master_kind text not null,
   ticket text not null,
+  ticket_kind text not null,
   seen text not null,
   dismissed_at timestamptz not null,
-  primary key (copier_id, kind, master_ticket, ticket)
+  primary key (copier_id, kind, master_ticket, master_kind, ticket, ticket_kind)
 );
 comment on table private.drift_dismissals is
   'Drift entries that a user has dismissed; they stay hidden until something about them changes.';
@@ -19,7 +21,8 @@ alter table private.drift_dismissals enable row level security;
 create type private.drift as (
   kind text, master_ticket text, ticket text, link_id bigint, symbol text, side text, lots numeric, held_lots numeric,
     target_lots numeric,
-  price numeric, price_now numeric, digits integer, reason text, actions text[], adoptable text[], seen text
+  price numeric, price_now numeric, digits integer, reason text, actions text[], adoptable text[], seen text,
+    master_kind text, ticket_kind text
 );
 comment on type private.drift is
   'One difference between what a copier''s follower holds and what it should hold.';
@@ -69,20 +72,22 @@ language plpgsql stable security definer set search_path = '' as $$
 begin
   return exists (
       select 1 from private.link_legs g join public.position_links l on l.id = g.link_id and l.state = 'live'
-      where g.account_id = p.account_id and g.ticket = p.ticket)
+      where g.account_id = p.account_id and g.ticket = p.ticket and g.ticket_kind = p.kind)
     or exists (
       select 1 from public.trade_execution_queue q
-      where q.account_id = p.account_id and q.in_flight and (q.id = p.tag or q.ticket = p.ticket));
+      where q.account_id = p.account_id and q.in_flight
+        and (q.id = p.tag or q.ticket = p.ticket and private.kind_of(q.action) = p.kind));
 end $$;
 
 -- Whether this copier opened a position of the follower for this position of the master.
-create function private.is_copy_of(p public.positions, p_copier uuid, p_master_ticket text) returns boolean
+create function private.is_copy_of(p public.positions, p_copier uuid, p_master_ticket text,
+  p_master_kind text) returns boolean
 language plpgsql stable security definer set search_path = '' as $$
 begin
   return exists (
     select 1 from public.trade_execution_queue q join public.position_links l on l.id = q.link_id
     where q.id = p.tag and q.account_id = p.account_id and l.copier_id = p_copier
-      and l.master_ticket = p_master_ticket);
+      and l.master_ticket = p_master_ticket and l.master_kind = p_master_kind);
 end $$;
 
 -- The master's positions that have no live copy, each with the reason.
@@ -100,7 +105,8 @@ begin
     from public.positions p
     left join lateral (
       select k.id, k.state, k.reason from public.position_links k
-      where k.master_account_id = p.account_id and k.master_ticket = p.ticket and k.copier_id = p_copier.id
+      where k.master_account_id = p.account_id and k.master_ticket = p.ticket and k.master_kind = p.kind
+        and k.copier_id = p_copier.id
       order by k.generation desc limit 1
     ) l on true
     where p.account_id = p_copier.master_account_id and p.closed_at is null and coalesce(l.state, 'ended') = 'ended'
@@ -110,7 +116,7 @@ begin
     s := private.copied_symbol(p_copier, m.symbol);
     v_side := case when (m.side = 'buy') = p_copier.reverse then 'sell' else 'buy' end;
     select coalesce(array_agg(p.ticket order by p.opened_at, p.ticket), '{}'),
-      coalesce(bool_or(private.is_copy_of(p, p_copier.id, m.ticket)), false)
+      coalesce(bool_or(private.is_copy_of(p, p_copier.id, m.ticket, m.kind)), false)
     into v_adoptable, v_held
     from public.positions p
     where p.account_id = p_copier.follower_account_id and p.closed_at is null and p.kind = 'position'
@@ -120,7 +126,7 @@ begin
       private.price_now(p_copier, s, m.symbol, v_side), s.digits, case when v_held then 'held_already' else m.why end,
       case when v_held then '{}' else array['copy'] end || case
         when v_adoptable <> '{}' then array['adopt'] else '{}' end || array['dismiss'],
-      v_adoptable, concat_ws('|', m.side, m.lots, m.link_id, v_held))::private.drift;
+      v_adoptable, concat_ws('|', m.side, m.lots, m.link_id, v_held), m.kind, null)::private.drift;
   end loop;
 end $$;
 
@@ -132,7 +138,8 @@ begin
   return query
   select 'orphan', coalesce(l.master_ticket, ''), p.ticket, l.id, p.symbol, p.side, p.lots, p.lots, 0::numeric, p.price,
     null::numeric,
-    null::integer, 'closed', array['close', 'dismiss'], null::text[], concat_ws('|', p.side, p.lots)
+    null::integer, 'closed', array['close', 'dismiss'], null::text[], concat_ws('|', p.side, p.lots),
+    coalesce(l.master_kind, ''), p.kind
   from public.positions p
   join public.trade_execution_queue q on q.id = p.tag and q.account_id = p.account_id and q.copier_id = p_copier.id
   left join public.position_links l on l.id = q.link_id
@@ -141,7 +148,7 @@ begin
     and l.reason is distinct from 'master_never_filled'  -- early_fill_policy keep
     and not exists (
       select 1 from public.positions m where m.account_id = l.master_account_id and m.ticket = l.master_ticket
-        and m.closed_at is null)
+        and m.kind = l.master_kind and m.closed_at is null)
   order by p.ticket;
 end $$;
 
@@ -158,10 +165,11 @@ begin
       when s.position_lots < private.target_lots(s.base_lots, m.lots, s.base_master_lots, s.lots_step, s.lots_min, 1e12)
         then 'closed_by_follower'
       else coalesce(s.reason, 'not_copied') end,
-    array['copy', 'dismiss'], null::text[], concat_ws('|', s.position_lots, t.lots)
+    array['copy', 'dismiss'], null::text[], concat_ws('|', s.position_lots, t.lots),
+    s.master_kind, 'position'
   from private.link_states s
-  join public.positions m on m.account_id = s.master_account_id and m.ticket = s.master_ticket and m.closed_at is null
-    and m.kind = 'position'
+  join public.positions m on m.account_id = s.master_account_id and m.ticket = s.master_ticket
+    and m.kind = s.master_kind and m.closed_at is null and m.kind = 'position'
   join public.account_symbols f on f.account_id = s.follower_account_id and f.name = s.symbol
   cross join lateral (
     select private.target_lots(s.sized_lots, m.lots, s.sized_master_lots, f.lots_step, f.lots_min, 1e12) as lots) t
@@ -237,8 +245,8 @@ begin
       hint = 'See docs/protocol.md.';
   end if;
   return jsonb_build_object('copier_id', c.id, 'items', (
-    select coalesce(jsonb_agg(jsonb_build_object('kind', d.kind, 'master_ticket', nullif(d.master_ticket, ''), 'ticket',
-      d.ticket,
+    select coalesce(jsonb_agg(jsonb_build_object('kind', d.kind, 'master_ticket', nullif(d.master_ticket, ''),
+      'master_kind', nullif(d.master_kind, ''), 'ticket', d.ticket, 'ticket_kind', d.ticket_kind,
         'symbol', d.symbol, 'side', d.side, 'lots', trim_scale(d.lots)::text, 'held_lots',
           trim_scale(d.held_lots)::text,
         'target_lots', trim_scale(d.target_lots)::text, 'price', trim_scale(d.price)::text, 'price_now',
@@ -247,7 +255,8 @@ begin
         'adoptable', to_jsonb(coalesce(d.adoptable, '{}')), 'dismissed', x.copier_id is not null)), '[]')
     from private.drift_of(c) d
     left join private.drift_dismissals x on x.copier_id = c.id and x.kind = d.kind and x.master_ticket = d.master_ticket
-      and x.ticket = coalesce(d.ticket, '') and x.seen = d.seen
+      and x.master_kind = coalesce(d.master_kind, '') and x.ticket = coalesce(d.ticket, '')
+      and x.ticket_kind = coalesce(d.ticket_kind, '') and x.seen = d.seen
     where x.copier_id is null or coalesce((p_request ->> 'dismissed')::boolean, false)));
 end $$;
 
@@ -265,7 +274,9 @@ Answer:
 - items[].kind (text; missing, orphan or size_mismatch): a position without a copy, a copy without a master, or a copy
   of another size
 - items[].master_ticket (text or null): position of the master
+- items[].master_kind (text or null; position or order): what the master''s ticket is
 - items[].ticket (text or null): position of the follower
+- items[].ticket_kind (text or null; position or order): what the follower''s ticket is
 - items[].symbol, side, lots (text): of the master''s position; for an orphan, of the follower''s
 - items[].held_lots, target_lots (text or null): lots that the copy holds, and lots that it should hold
 - items[].price, price_now (text or null): the master''s open price, and the present price of an open

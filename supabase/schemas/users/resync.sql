@@ -47,37 +47,39 @@ declare
   v_wanted record;
 begin
   insert into public.position_links (user_id, copier_id, master_account_id, follower_account_id, master_ticket,
-    master_side, generation, symbol,
+    master_kind, master_side, generation, symbol,
     side, state, seen_master_lots, base_master_lots, base_lots, sized_lots, sized_master_lots, warnings, event_id,
       created_at)
-  select p_copier.user_id, p_copier.id, m.account_id, p.account_id, m.ticket, m.side, coalesce((
+  select p_copier.user_id, p_copier.id, m.account_id, p.account_id, m.ticket, m.kind, m.side, coalesce((
       select max(o.generation) from public.position_links o
-      where o.master_account_id = m.account_id and o.master_ticket = m.ticket and o.copier_id = p_copier.id), 0) + 1,
+      where o.master_account_id = m.account_id and o.master_ticket = m.ticket and o.master_kind = m.kind
+        and o.copier_id = p_copier.id), 0) + 1,
     p.symbol, p.side, 'live', m.lots, m.lots, p.lots, p.lots, m.lots, array['adopted'], m.last_event_id, p_now
   from public.positions m, public.positions p
-  where m.account_id = p_copier.master_account_id and m.ticket = d.master_ticket
-    and p.account_id = p_copier.follower_account_id and p.ticket = p_ticket
+  where m.account_id = p_copier.master_account_id and m.ticket = d.master_ticket and m.kind = d.master_kind
+    and p.account_id = p_copier.follower_account_id and p.ticket = p_ticket and p.kind = 'position'
   returning id into v_link;
-  insert into private.link_legs (link_id, account_id, ticket, kind, lots, price)
-  select v_link, p.account_id, p.ticket, p.kind, p.lots, p.price from public.positions p
-  where p.account_id = p_copier.follower_account_id and p.ticket = p_ticket;
+  insert into private.link_legs (link_id, account_id, ticket, ticket_kind, kind, lots, price)
+  select v_link, p.account_id, p.ticket, p.kind, p.kind, p.lots, p.price from public.positions p
+  where p.account_id = p_copier.follower_account_id and p.ticket = p_ticket and p.kind = 'position';
   update public.positions p set released = false
-  where p.account_id = p_copier.follower_account_id and p.ticket = p_ticket and p.released;
+  where p.account_id = p_copier.follower_account_id and p.ticket = p_ticket and p.kind = 'position'
+    and p.released;
   select s.wanted_sl, s.wanted_tp into v_wanted from private.link_states s where s.id = v_link;
   update public.position_links l set asked_sl = v_wanted.wanted_sl, asked_tp = v_wanted.wanted_tp, asked_unknown = false
   where l.id = v_link;
 end $$;
 
 -- Queues the close of a copy that no link holds. Returns the new execution.
-create function private.close_orphan(p_copier public.copiers, p_ticket text, p_now timestamptz) returns bigint
+create function private.close_orphan(p_copier public.copiers, d private.drift, p_now timestamptz) returns bigint
 language plpgsql security definer set search_path = '' as $$
 declare
   v_orphan public.positions;
   v_draft private.execution_draft;
 begin
   select p.* into v_orphan from public.positions p
-  where p.account_id = p_copier.follower_account_id and p.ticket = p_ticket;
-  v_draft.lane := 'orphan:' || v_orphan.ticket;
+  where p.account_id = p_copier.follower_account_id and p.ticket = d.ticket and p.kind = d.ticket_kind;
+  v_draft.lane := 'orphan:' || v_orphan.ticket || case v_orphan.kind when 'order' then ':order' else '' end;
   v_draft.copier_id := p_copier.id;
   v_draft.user_id := v_orphan.user_id;
   v_draft.account_id := v_orphan.account_id;
@@ -130,7 +132,7 @@ declare
 begin
   select * into l from public.position_links k
   where k.master_account_id = p_copier.master_account_id and k.master_ticket = d.master_ticket
-    and k.copier_id = p_copier.id
+    and k.master_kind = d.master_kind and k.copier_id = p_copier.id
   order by k.generation desc limit 1;
   select array_agg(q.id order by q.id) into v_executions from public.trade_execution_queue q
   where q.link_id = l.id and q.finalized_at is null;
@@ -143,7 +145,8 @@ begin
   end if;
   select o.detail into v_detail from public.positions m
   join public.copy_outcomes o on o.event_id = m.last_event_id and o.copier_id = p_copier.id and o.reason = l.reason
-  where m.account_id = p_copier.master_account_id and m.ticket = d.master_ticket;
+  where m.account_id = p_copier.master_account_id and m.ticket = d.master_ticket
+    and m.kind = d.master_kind;
   return private.resync_answer(p_item, 'refused', coalesce(l.reason, private.frozen_by(p_copier), 'no_change'),
     v_detail, null);
 end $$;
@@ -152,8 +155,11 @@ end $$;
 create function private.is_meant(d private.drift, p_item jsonb) returns boolean
 language plpgsql immutable set search_path = '' as $$
 begin
-  return d.kind = p_item ->> 'kind' and case d.kind when 'orphan'
-    then d.ticket = p_item ->> 'ticket' else d.master_ticket = p_item ->> 'master_ticket' end;
+  return d.kind = p_item ->> 'kind' and case d.kind
+    when 'orphan' then d.ticket = p_item ->> 'ticket'
+      and d.ticket_kind = coalesce(p_item ->> 'ticket_kind', d.ticket_kind)
+    else d.master_ticket = p_item ->> 'master_ticket'
+      and d.master_kind = coalesce(p_item ->> 'master_kind', d.master_kind) end;
 end $$;
 
 -- {"copier_id", "items": [{"kind", "master_ticket", "ticket", "action"}], "max_distance_points": null} -> {"copier_id",
@@ -175,7 +181,9 @@ declare
   v_answers jsonb := '{}';
   v_links bigint[] := '{}';
   v_tickets text[] := '{}';
+  v_kinds text[] := '{}';
   v_missing text[] := '{}';
+  v_missing_kinds text[] := '{}';
   v_new bigint[] := '{}';
   n integer := 0;
 begin
@@ -199,16 +207,21 @@ begin
         hint = 'Trade by hand on the follower''s account; the copier never touches what no copy holds.';
     end if;
     d := null;
-    select x.* into d from private.drift_of(c) x where private.is_meant(x, v_item) limit 1;
+    select x.* into d from private.drift_of(c) x where private.is_meant(x, v_item)
+    order by coalesce(x.master_kind, x.ticket_kind) = 'position' desc limit 1;
     v_refused := private.copy_refused(d, (p_request ->> 'max_distance_points')::numeric);
     v_item := v_item || jsonb_build_object('n', n);
-    if d.kind is null or v_item ->> 'master_ticket' = any (v_tickets) then
+    if d.kind is null or exists (
+      select 1 from unnest(v_tickets, v_kinds) u (ticket, kind)
+      where u.ticket = d.master_ticket and u.kind = d.master_kind) then
       v_answers := v_answers || jsonb_build_object(n, private.resync_answer(v_item, 'nothing_to_do', null,
         'There is no such difference now: it is copied, closed or in progress.', null));
     elsif v_item ->> 'action' = 'dismiss' then
-      insert into private.drift_dismissals as x (copier_id, kind, master_ticket, ticket, seen, dismissed_at)
-      values (c.id, d.kind, d.master_ticket, coalesce(d.ticket, ''), d.seen, v_now)
-      on conflict (copier_id, kind, master_ticket, ticket) do update set seen = excluded.seen,
+      insert into private.drift_dismissals as x (copier_id, kind, master_ticket, master_kind, ticket, ticket_kind, seen,
+        dismissed_at)
+      values (c.id, d.kind, d.master_ticket, coalesce(d.master_kind, ''), coalesce(d.ticket, ''),
+        coalesce(d.ticket_kind, ''), d.seen, v_now)
+      on conflict (copier_id, kind, master_ticket, master_kind, ticket, ticket_kind) do update set seen = excluded.seen,
         dismissed_at = excluded.dismissed_at;
       v_answers := v_answers || jsonb_build_object(n, private.resync_answer(v_item, 'dismissed', null, null, null));
     elsif v_item ->> 'action' = 'adopt' then
@@ -227,7 +240,7 @@ begin
         v_answers := v_answers || jsonb_build_object(n,
           private.resync_answer(v_item, 'refused', private.frozen_by(c), null, null));
       else
-        v_new := v_new || private.close_orphan(c, d.ticket, v_now);
+        v_new := v_new || private.close_orphan(c, d, v_now);
         v_answers := v_answers || jsonb_build_object(n,
           private.resync_answer(v_item, 'queued', null, null, v_new[cardinality(v_new):]));
       end if;
@@ -238,17 +251,21 @@ begin
       update public.position_links l set resync_lots = d.target_lots - d.held_lots
       where l.id = d.link_id and l.ended_at is null and d.held_lots < d.target_lots;
       v_tickets := v_tickets || d.master_ticket;
+      v_kinds := v_kinds || d.master_kind;
       v_links := v_links || case when d.kind = 'size_mismatch' then d.link_id end;
-      v_missing := v_missing || case when d.kind = 'missing' then d.master_ticket end;
+      if d.kind = 'missing' then
+        v_missing := v_missing || d.master_ticket;
+        v_missing_kinds := v_missing_kinds || d.master_kind;
+      end if;
       v_items := v_items || jsonb_build_array(v_item || jsonb_build_object('drift', to_jsonb(d)));
     end if;
   end loop;
 
-  v_missing := array_remove(v_missing, null);
   v_links := array_remove(v_links, null);
   if cardinality(v_missing) > 0 then
-    v_new := v_new || coalesce(private.decide(array_fill(c.master_account_id, array[cardinality(v_missing)]), v_missing,
-      array[c.id], v_now, 'resync'), '{}');
+    v_new := v_new || coalesce(private.decide_kinds(
+      array_fill(c.master_account_id, array[cardinality(v_missing)]), v_missing, v_missing_kinds, array[c.id], v_now,
+      'resync'), '{}');
   end if;
   if cardinality(v_tickets) > 0 then
     v_new := v_new || coalesce(private.plan(v_links, array_fill(c.master_account_id, array[cardinality(v_tickets)]),
@@ -263,7 +280,8 @@ begin
   perform private.offer(v_new, null, clock_timestamp());
   delete from private.drift_dismissals x where x.copier_id = c.id and not exists (
     select 1 from private.drift_of(c) y
-    where y.kind = x.kind and y.master_ticket = x.master_ticket and coalesce(y.ticket, '') = x.ticket
+    where y.kind = x.kind and y.master_ticket = x.master_ticket and coalesce(y.master_kind, '') = x.master_kind
+      and coalesce(y.ticket, '') = x.ticket and coalesce(y.ticket_kind, '') = x.ticket_kind
       and y.seen = x.seen);
   return jsonb_build_object('copier_id', c.id, 'items', (
     select jsonb_agg(v_answers -> i::text order by i) from generate_series(1, n) i));
@@ -280,6 +298,8 @@ Request:
 - items[].action (text; required; one of the item''s actions in copier_drift): copy, adopt, close or dismiss
 - items[].master_ticket (text; required except for orphans; at most 64 characters): position of the master
 - items[].ticket (text; required for orphans and adopt; at most 64 characters): position of the follower
+- items[].master_kind, ticket_kind (text; position or order): which one is meant where an order and a position carry the
+  number; left out or null: the position
 - max_distance_points (number; 0 or more): copy only if the price is not further than this from the master''s; left out
   or null: any
 Answer:

@@ -45,9 +45,11 @@ left join public.trading_accounts fa on fa.id = c.follower_account_id
 left join public.position_links l on l.id = o.link_id
 -- why the other side of a flip was refused by a rule
 left join public.position_links t on t.copier_id = l.copier_id and t.master_ticket = l.master_ticket
+  and t.master_kind = l.master_kind
   and t.generation = l.generation + 1
   and t.event_id = o.event_id and t.ended_at = t.created_at
 left join public.positions m on m.account_id = l.master_account_id and m.ticket = l.master_ticket
+  and m.kind = l.master_kind
 left join public.trade_events e on e.id = o.event_id and e.received_at > o.decided_at - interval '7 days'
   and e.received_at < o.decided_at + interval '1 day'
 left join public.trade_execution_queue x on x.id = o.execution_id

@@ -215,8 +215,9 @@ class World:
             return str(ticket)
         ticket = execution["ticket"]
         held = self.one(
-            "select lots from public.positions where account_id = %s and ticket = %s", execution["account_id"], ticket
-        )
+            "select lots from public.positions where account_id = %s and ticket = %s and kind = private.kind_of(%s)",
+            execution["account_id"], ticket, action,
+        )  # fmt: skip
         left = held if action in ("modify", "amend") else held - execution["lots"] if action != "cancel" else 0
         kind = "order" if action in ("cancel", "amend") else "position"
         levels = {level: None if execution[level] is None else str(execution[level]) for level in ("sl", "tp")}
