@@ -658,6 +658,66 @@ export type Database = {
           },
         ];
       };
+      flat_times: {
+        Row: {
+          account_id: string;
+          close_manual: boolean;
+          closed_for: string | null;
+          created_at: string;
+          due_at: string;
+          flat_at: string;
+          time_zone: string;
+          until_at: string;
+          until_time_zone: string;
+          until_weekday: number;
+          updated_at: string;
+          user_id: string;
+          warned_for: string | null;
+          weekday: number;
+        };
+        ComputedFields: never;
+        Insert: {
+          account_id: string;
+          close_manual?: boolean;
+          closed_for?: string | null;
+          created_at?: string;
+          due_at: string;
+          flat_at: string;
+          time_zone: string;
+          until_at?: string;
+          until_time_zone?: string;
+          until_weekday?: number;
+          updated_at?: string;
+          user_id: string;
+          warned_for?: string | null;
+          weekday: number;
+        };
+        Update: {
+          account_id?: string;
+          close_manual?: boolean;
+          closed_for?: string | null;
+          created_at?: string;
+          due_at?: string;
+          flat_at?: string;
+          time_zone?: string;
+          until_at?: string;
+          until_time_zone?: string;
+          until_weekday?: number;
+          updated_at?: string;
+          user_id?: string;
+          warned_for?: string | null;
+          weekday?: number;
+        };
+        Relationships: [
+          {
+            foreignKeyName: "flat_times_account_id_fkey";
+            columns: ["account_id"];
+            isOneToOne: true;
+            referencedRelation: "trading_accounts";
+            referencedColumns: ["id"];
+          },
+        ];
+      };
       operators: {
         Row: {
           granted_at: string;
@@ -1409,7 +1469,9 @@ export type Database = {
           created_at: string;
           currency: string;
           equity: number | null;
+          flat_from: string | null;
           flat_snapshots: number;
+          flat_until: string | null;
           flatten_manual: boolean;
           flatten_then: string;
           flattened_at: string | null;
@@ -1455,7 +1517,9 @@ export type Database = {
           created_at?: string;
           currency?: string;
           equity?: number | null;
+          flat_from?: string | null;
           flat_snapshots?: number;
+          flat_until?: string | null;
           flatten_manual?: boolean;
           flatten_then?: string;
           flattened_at?: string | null;
@@ -1500,7 +1564,9 @@ export type Database = {
           created_at?: string;
           currency?: string;
           equity?: number | null;
+          flat_from?: string | null;
           flat_snapshots?: number;
+          flat_until?: string | null;
           flatten_manual?: boolean;
           flatten_then?: string;
           flattened_at?: string | null;
@@ -1776,6 +1842,7 @@ export type Database = {
       remove_account: { Args: { p_request: Json }; Returns: Json };
       remove_broker_server: { Args: { p_request: Json }; Returns: Json };
       remove_copier: { Args: { p_request: Json }; Returns: Json };
+      remove_flat_by: { Args: { p_request: Json }; Returns: Json };
       remove_protection_rule: { Args: { p_request: Json }; Returns: Json };
       report_account_state: { Args: { p_state: Json }; Returns: Json };
       report_executions: { Args: { p_reports: Json }; Returns: Json };
@@ -1787,6 +1854,7 @@ export type Database = {
       save_protection_rule: { Args: { p_rule: Json }; Returns: Json };
       set_copier_mode: { Args: { p_request: Json }; Returns: Json };
       set_currency_unit: { Args: { p_request: Json }; Returns: Json };
+      set_flat_by: { Args: { p_request: Json }; Returns: Json };
       set_setting: { Args: { p_request: Json }; Returns: Json };
       set_symbol_alias: { Args: { p_request: Json }; Returns: Json };
       set_trading: { Args: { p_request: Json }; Returns: Json };

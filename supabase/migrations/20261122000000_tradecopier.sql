@@ -1235,6 +1235,8 @@ create table public.trading_accounts (
   flatten_then text not null default 'off',
   flat_snapshots integer not null default 0,
   flattened_at timestamptz,
+  flat_from timestamptz,
+  flat_until timestamptz,
   secret_id uuid,
   claim text not null default 'unproven',
   proven_at timestamptz,
@@ -1306,6 +1308,10 @@ comment on column public.trading_accounts.flat_snapshots is
   'Complete snapshots in a row that showed nothing left while flattening; two end the flattening.';
 comment on column public.trading_accounts.flattened_at is
   'When the account was last flattened. A copy of an earlier trade is closed even if it turns up later.';
+comment on column public.trading_accounts.flat_from is
+  'From then until flat_until nothing is opened on it (flat_by); null: it has no flat time. The table flat_times says '
+  'which.';
+comment on column public.trading_accounts.flat_until is 'When copying into it goes on by itself.';
 comment on column public.trading_accounts.secret_id is 'Its password in Vault; null: it has none.';
 comment on column public.trading_accounts.claim is
   'State of the user''s claim: unproven (no login yet); trading or investor (proven with that password); given_way (it '
@@ -3224,6 +3230,105 @@ begin
     private.date_at_end(substring(v_name from '^(.*[^._#!+-])[._#!+-]+[A-Z]{0,6}[._#!+-]*$'), p_year));
 end $$;
 
+-- copier/flat_time.sql
+-- Flat by: the time of the week by which an account must be flat, and the time at which copying into it goes on. The
+-- period in between stands in trading_accounts.flat_from and flat_until, where the planner reads it.
+
+create table public.flat_times (
+  account_id uuid primary key references public.trading_accounts (id) on delete cascade,
+  user_id uuid not null references auth.users (id) on delete cascade,
+  weekday integer not null,
+  flat_at time not null,
+  time_zone text not null,
+  until_weekday integer not null default 7,
+  until_at time not null default '17:00',
+  until_time_zone text not null default 'America/New_York',
+  close_manual boolean not null default true,
+  -- present state
+  due_at timestamptz not null,
+  warned_for timestamptz,
+  closed_for timestamptz,
+  created_at timestamptz not null default now(),
+  updated_at timestamptz not null default now(),
+  constraint weekdays_are_iso check (weekday between 1 and 7 and until_weekday between 1 and 7)
+);
+comment on table public.flat_times is
+  'When an account must be flat each week: everything on it is closed then, nothing is opened until until_at, and '
+  'copying goes on by itself.';
+comment on column public.flat_times.weekday is 'Day on which the account is closed, 1 = Monday to 7 = Sunday.';
+comment on column public.flat_times.flat_at is 'Time of that day in time_zone.';
+comment on column public.flat_times.time_zone is 'Time zone of weekday and flat_at.';
+comment on column public.flat_times.until_weekday is 'Day on which copying goes on, 1 = Monday to 7 = Sunday.';
+comment on column public.flat_times.until_at is 'Time of that day in until_time_zone.';
+comment on column public.flat_times.until_time_zone is 'Time zone of until_weekday and until_at.';
+comment on column public.flat_times.close_manual is
+  'Whether closing includes positions that the user opened by hand.';
+comment on column public.flat_times.due_at is 'When the upkeep must do something next: warn, close, or begin anew.';
+comment on column public.flat_times.warned_for is 'Beginning of the period that its user was last warned of.';
+comment on column public.flat_times.closed_for is 'Beginning of the period for which the account was last closed.';
+
+-- upkeep
+create index flat_times_due on public.flat_times (due_at);
+create index flat_times_of_user on public.flat_times (user_id);
+alter table public.flat_times enable row level security;
+create policy "own flat times are readable" on public.flat_times for select to authenticated
+  using (user_id = (select auth.uid()) or (select private.is_operator()));
+create trigger touch before update on public.flat_times for each row execute function private.touch();
+create trigger audited after insert or delete
+  or update of weekday, flat_at, time_zone, until_weekday, until_at, until_time_zone, close_manual, closed_for
+    on public.flat_times
+  for each row execute function private.audit('account_id', 'user_id', 'weekday', 'flat_at', 'time_zone',
+    'until_weekday', 'until_at', 'until_time_zone', 'close_manual', 'closed_for');
+grant select on public.flat_times to authenticated, service_role;
+
+-- The first time after p_after at which it is this weekday and time of day in a zone. A time that a clock change skips
+-- is the one that the clocks show instead.
+create function private.next_weekly(p_after timestamptz, p_weekday integer, p_time time, p_zone text)
+returns timestamptz
+language plpgsql stable set search_path = '' as $$
+declare
+  v_day date := (p_after at time zone p_zone)::date;
+  v_at timestamptz;
+begin
+  v_day := v_day + (p_weekday - extract(isodow from v_day)::integer + 7) % 7;
+  v_at := (v_day + p_time) at time zone p_zone;
+  return case when v_at > p_after then v_at else (v_day + 7 + p_time) at time zone p_zone end;
+end $$;
+
+-- The period of a flat time that lasts now, else the next. Of two equal times of day, at the end of summer time, it
+-- begins at the first.
+create function private.flat_period(r public.flat_times, p_now timestamptz, out begins timestamptz,
+  out ends timestamptz)
+language plpgsql stable set search_path = '' as $$
+declare
+  v_after timestamptz := p_now - interval '8 days';
+begin
+  loop
+    begins := private.next_weekly(v_after, r.weekday, r.flat_at, r.time_zone);
+    v_after := begins;
+    if (begins - interval '1 hour') at time zone r.time_zone = begins at time zone r.time_zone then
+      begins := begins - interval '1 hour';
+    end if;
+    ends := private.next_weekly(begins, r.until_weekday, r.until_at, r.until_time_zone);
+    exit when ends > p_now;
+  end loop;
+end $$;
+
+-- A time as its user writes it: "Friday 16:45 (America/New_York)".
+create function private.weekly_words(p_weekday integer, p_time time, p_zone text) returns text
+language plpgsql immutable set search_path = '' as $$
+begin
+  return format('%s %s (%s)', (array['Monday', 'Tuesday', 'Wednesday', 'Thursday', 'Friday', 'Saturday',
+    'Sunday'])[p_weekday], to_char(p_time, 'HH24:MI'), p_zone);
+end $$;
+
+-- Whether the account must be flat now.
+create function private.must_be_flat(a public.trading_accounts, p_now timestamptz) returns boolean
+language plpgsql immutable set search_path = '' as $$
+begin
+  return coalesce(p_now >= a.flat_from and p_now < a.flat_until, false);
+end $$;
+
 -- copier/instrument.sql
 -- Whether two names mean the same instrument: what remains of a name beside what is known must be an affix.
 
@@ -3796,6 +3901,7 @@ begin
   return case
     when p_trading = 'off' then 'trading_stopped'
     when p_trading = 'monitor' then 'trading_monitor'
+    when p_copy_state <> 'on' and p_copy_state_reason = 'flat_by' then 'flat_by'
     when p_copy_state <> 'on' and p_copy_state_reason is not null then 'account_protected'
     when p_copy_state = 'flattening' then 'account_flattening'
     when p_copy_state = 'off' then 'account_off'
@@ -7287,6 +7393,7 @@ begin
       pair.*,
       coalesce(
         pair.blocked,
+        case when private.must_be_flat(pair.follower, p_now) then 'flat_by' end,
         case when pair.news_at < p_now - make_interval(secs => (pair.copier).max_age_ms / 1000.0) then 'too_old' end,
         pair.unreachable,
         pair.refusal,
@@ -7834,7 +7941,10 @@ language plpgsql security definer set search_path = '' as $$
 declare
   v_links bigint[];
 begin
-  update public.trading_accounts a set copy_state = 'flattening', copy_state_reason = p_reason, flat_snapshots = 0,
+  update public.trading_accounts a set copy_state = 'flattening', flat_snapshots = 0,
+    -- what stopped the account before its flat time still says so
+    copy_state_reason = case when p_reason = 'flat_by' and a.copy_state <> 'on' then a.copy_state_reason else p_reason
+      end,
     flattened_at = p_now,
     flatten_manual = p_manual or p_reason is not null and a.copy_state = 'flattening' and a.flatten_manual,
     flatten_then = case when a.copy_state <> 'flattening' then coalesce(p_then, a.copy_state)
@@ -8404,12 +8514,14 @@ declare
   v_reason text;
   v_trading text := private.trading_state();
   v_why text := (select a.copy_state_reason from public.trading_accounts a where a.id = p_account);
+  v_closed text := (select case when private.must_be_flat(a, p_now) then 'flat_by' end from public.trading_accounts a
+    where a.id = p_account);
 begin
   for v_link in
     select s.id, s.copier_id, s.master_event_id, s.doomed, s.removal, x.shut, s.legs, s.master_lots, s.position_lots
     from private.link_states s
-    cross join lateral (select private.opening_blocked_reason(v_trading, s.copy_state, v_why, s.copier_mode,
-      s.removal) as shut) x
+    cross join lateral (select coalesce(private.opening_blocked_reason(v_trading, s.copy_state, v_why, s.copier_mode,
+      s.removal), v_closed) as shut) x
     where s.follower_account_id = p_account and s.symbol = p_symbol and s.state = 'live' and s.wanted_lots is not null
       and (s.doomed or x.shut is not null or s.wanted_until <= p_now)
   loop
@@ -8839,8 +8951,8 @@ declare
   v_adverse numeric;
   v_shut text;
 begin
-  select private.opening_blocked_reason(private.trading_state(), a.copy_state, a.copy_state_reason, p_copier.mode,
-    p_copier.removal) into v_shut
+  select coalesce(private.opening_blocked_reason(private.trading_state(), a.copy_state, a.copy_state_reason,
+    p_copier.mode, p_copier.removal), case when private.must_be_flat(a, p_now) then 'flat_by' end) into v_shut
   from public.trading_accounts a where a.id = p_copier.follower_account_id;
   if v_shut is not null then return v_shut; end if;
   -- the grace period was our own wait, so it does not count towards the age
@@ -9570,6 +9682,9 @@ begin
       case when p_copier.open_from is not null
         then format(' from %s until %s', to_char(p_copier.open_from, 'HH24:MI'),
           to_char(p_copier.open_until, 'HH24:MI')) else '' end)
+    when 'flat_by' then format('%s must be flat from %s until %s (flat_by).', p_follower.name,
+      to_char(p_follower.flat_from at time zone 'UTC', 'YYYY-MM-DD HH24:MI'),
+      to_char(p_follower.flat_until at time zone 'UTC', 'YYYY-MM-DD HH24:MI "UTC"'))
     when 'min_equity' then format('The equity is %s %s (reported %s); min_equity is %s.',
       coalesce(trim_scale(p_follower.equity)::text, 'unknown'),
       p_follower.currency, coalesce(to_char(p_follower.funds_at at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"'),
@@ -11175,6 +11290,112 @@ $$;
 comment on function private.watch_database_clock() is
   'Alerts operators while the database''s own clock is wrong, at most once an hour.';
 
+-- upkeep/flat_time.sql
+-- Flat by at work: warns half an hour before, closes the account at the time, begins the next week's period. A run
+-- that is late, because the database or a VPS was away, does the same once, as long as the period lasts.
+
+-- Whether copies go into this account: an account that follows nobody is not traded.
+create function private.is_follower(p_account uuid) returns boolean
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return exists (select 1 from public.copiers c where c.follower_account_id = p_account and c.removed_at is null)
+    or exists (select 1 from public.position_links l where l.follower_account_id = p_account and l.state = 'live');
+end $$;
+
+-- Sets the period that lasts now or comes next, and when the upkeep must look at it.
+create function private.begin_flat_period(r public.flat_times, p_now timestamptz) returns void
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_period record := private.flat_period(r, p_now);
+begin
+  update public.trading_accounts set flat_from = v_period.begins, flat_until = v_period.ends where id = r.account_id;
+  update public.flat_times f set due_at = case when v_period.begins = f.closed_for then v_period.ends
+    else v_period.begins - interval '30 minutes' end
+  where f.account_id = r.account_id;
+end $$;
+
+create function private.alert_flat_time(r public.flat_times, a public.trading_accounts, p_reason text) returns void
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_until text := private.weekly_words(r.until_weekday, r.until_at, r.until_time_zone);
+  v_at text := private.weekly_words(r.weekday, r.flat_at, r.time_zone);
+begin
+  perform private.raise_alert(a.id, 'flat_by', p_reason, case p_reason when 'flat_by_missed' then 'critical'
+      else 'warning' end,
+    case p_reason
+      when 'flat_by_soon' then format('Flat by: everything on %s is closed at %s. Nothing is opened on it until %s; '
+        'then copying goes on. To keep what it holds, change or remove its flat_by before.', a.name, v_at, v_until)
+      when 'flat_by_missed' then format('Flat by: %s was not closed at %s, because the database did not run until %s. '
+        'Close by hand what must not be held.', a.name, v_at, v_until)
+      else format('Flat by: everything on %s is being closed, as its flat_by says (%s). Nothing is opened on it until '
+        '%s; then copying goes on by itself.', a.name, v_at, v_until) end,
+    jsonb_build_object('flat_from', private.rfc3339(a.flat_from), 'flat_until', private.rfc3339(a.flat_until)));
+end $$;
+
+-- Closes the account for its period. The caller holds the plan locks of the account and its neighbours.
+create function private.close_for_flat_time(r public.flat_times, a public.trading_accounts, p_now timestamptz)
+returns void
+language plpgsql security definer set search_path = '' as $$
+begin
+  update public.flat_times f set closed_for = a.flat_from, due_at = a.flat_until where f.account_id = a.id;
+  if not private.is_follower(a.id) then return; end if;
+  perform private.withdraw(array[a.id], null, false, 'flat_by', p_now);
+  perform private.start_flattening(a.id, r.close_manual, null, 'flat_by', p_now);
+  perform private.alert_flat_time(r, a, 'flat_by');
+end $$;
+
+-- Does what is due for one account. If somebody else is planning it, the next run does it.
+create function private.keep_flat_time(p_account uuid) returns void
+language plpgsql security definer set search_path = ''
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off
+  set enable_material = off set jit = off as $$
+declare
+  v_wanted uuid[] := private.with_neighbours(p_account);
+  v_free uuid[] := private.lock_free(v_wanted);
+  v_now timestamptz := clock_timestamp();
+  r public.flat_times;
+  a public.trading_accounts;
+begin
+  if not v_wanted <@ v_free then raise lock_not_available; end if;  -- gives back what was locked
+  select * into r from public.flat_times f where f.account_id = p_account and f.due_at <= v_now for update;
+  if not found then return; end if;
+  select * into a from public.trading_accounts where id = p_account;
+  if a.removed_at is not null then
+    delete from public.flat_times f where f.account_id = p_account;
+  elsif v_now >= a.flat_until then
+    if r.closed_for is distinct from a.flat_from and private.is_follower(a.id) then
+      perform private.alert_flat_time(r, a, 'flat_by_missed');
+    end if;
+    perform private.begin_flat_period(r, v_now);
+  elsif v_now >= a.flat_from then
+    perform private.close_for_flat_time(r, a, v_now);
+  else
+    if r.warned_for is distinct from a.flat_from and private.is_follower(a.id) then
+      perform private.alert_flat_time(r, a, 'flat_by_soon');
+    end if;
+    update public.flat_times f set warned_for = a.flat_from, due_at = a.flat_from where f.account_id = p_account;
+  end if;
+end $$;
+
+-- Upkeep: all accounts whose flat time is due, each by itself.
+create function private.keep_flat_times() returns void
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_account uuid;
+begin
+  for v_account in
+    select f.account_id from public.flat_times f where f.due_at <= clock_timestamp() order by f.due_at, f.account_id
+  loop
+    begin
+      perform private.keep_flat_time(v_account);
+    exception
+      when lock_not_available then null;
+      when others then raise warning 'keep_flat_times: account % waits for the next run: % (%)', v_account, sqlerrm,
+        sqlstate;
+    end;
+  end loop;
+end $$;
+
 -- upkeep/lease.sql
 -- Leases that have ended: which VPS is offline.
 
@@ -11283,6 +11504,8 @@ begin
       perform private.maintain_executions();
     when 'trading' then
       perform private.settle_trading();
+    when 'flat times' then
+      perform private.keep_flat_times();
     when 'removals' then
       perform private.finish_removals();
     when 'claims' then
@@ -11365,6 +11588,7 @@ begin
   -- Last: what these parts lock stays locked until the end, and nobody can plan with it meanwhile. Placement and these
   -- parts each lock accounts in order, but not when one follows the other; so after a move they wait for the next run.
   if v_moved = 0 then
+    v_errors := v_errors || private.run_part('flat times', null);
     v_errors := v_errors || private.run_part('executions', null);
   end if;
   v_errors := v_errors || private.run_part('removals', null);
@@ -14847,6 +15071,190 @@ Example: {"copier_id": "7d3c0e11-94b2-4f6a-8c55-1e2d3f4a5b01"}
 
 revoke all on function public.copier_drift(jsonb) from public, anon;
 grant execute on function public.copier_drift(jsonb), private.copier_drift(jsonb) to authenticated;
+
+-- users/flat_time.sql
+-- Functions by which users set the time of the week by which an account must be flat.
+
+-- A weekday of a request; TC303 if it is not a whole number from 1 to 7.
+create function private.weekday_of(p_function text, p_value jsonb, p_field text) returns integer
+language plpgsql immutable set search_path = '' as $$
+begin
+  if (p_value #>> '{}' in ('1', '2', '3', '4', '5', '6', '7')) is not true then
+    raise exception using errcode = 'TC303',
+      message = format('%s: %s must be 1 (Monday) to 7 (Sunday), not %s', p_function, p_field,
+        left(coalesce(p_value::text, 'missing'), 50)), hint = 'Friday is 5.';
+  end if;
+  return (p_value #>> '{}')::integer;
+end $$;
+
+-- A time of day of a request, hours and minutes; TC303 otherwise.
+create function private.day_time_of(p_function text, p_value jsonb, p_field text) returns time
+language plpgsql immutable set search_path = '' as $$
+begin
+  if jsonb_typeof(p_value) is distinct from 'string' or p_value #>> '{}' !~ '^([01]\d|2[0-3]):[0-5]\d$' then
+    raise exception using errcode = 'TC303',
+      message = format('%s: %s must be a time of day from 00:00 to 23:59, not %s', p_function, p_field,
+        left(coalesce(p_value::text, 'missing'), 50)), hint = 'For example "16:45".';
+  end if;
+  return (p_value #>> '{}')::time;
+end $$;
+
+-- A time zone of a request, or p_default if it is left out; TC303 if there is none of this name.
+create function private.zone_of(p_function text, p_value jsonb, p_field text, p_default text) returns text
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_zone text := coalesce(nullif(p_value, 'null') #>> '{}', p_default);
+begin
+  if v_zone is null or not private.is_time_zone(v_zone) then
+    raise exception using errcode = 'TC303',
+      message = format('%s: there is no time zone %s: %s must be named like Europe/Berlin, America/New_York or UTC',
+        p_function, left(coalesce(v_zone, 'null'), 100), p_field), hint = 'Use a name of the IANA list.';
+  end if;
+  return v_zone;
+end $$;
+
+-- The flat time that a request describes, checked.
+create function private.flat_time_in(p_request jsonb) returns public.flat_times
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  r public.flat_times;
+  v_until jsonb := coalesce(nullif(p_request -> 'until', 'null'), '{}');
+begin
+  perform private.refuse_unknown(v_until, 'set_flat_by: until', array['weekday', 'time', 'time_zone']);
+  if coalesce(jsonb_typeof(p_request -> 'close_manual'), 'null') not in ('null', 'boolean')
+    or coalesce(jsonb_typeof(p_request -> 'close_now'), 'null') not in ('null', 'boolean') then
+    raise exception using errcode = 'TC001', message = 'set_flat_by: close_manual and close_now must be true or false';
+  end if;
+  r.weekday := private.weekday_of('set_flat_by', p_request -> 'weekday', 'weekday');
+  r.flat_at := private.day_time_of('set_flat_by', p_request -> 'time', 'time');
+  r.time_zone := private.zone_of('set_flat_by', p_request -> 'time_zone', 'time_zone', null);
+  r.close_manual := coalesce((p_request ->> 'close_manual')::boolean, true);
+  r.until_weekday := private.weekday_of('set_flat_by', coalesce(nullif(v_until -> 'weekday', 'null'), '7'),
+    'until.weekday');
+  r.until_at := private.day_time_of('set_flat_by', coalesce(nullif(v_until -> 'time', 'null'), '"17:00"'),
+    'until.time');
+  r.until_time_zone := private.zone_of('set_flat_by', v_until -> 'time_zone', 'until.time_zone',
+    case when v_until = '{}' then 'America/New_York' else r.time_zone end);
+  return r;
+end $$;
+
+-- Refuses a period that would never end, and one that lasts now and would close what the account holds (TC322).
+create function private.refuse_flat_now(r public.flat_times, p_close_now boolean, p_now timestamptz) returns void
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_period record := private.flat_period(r, p_now);
+  v_held bigint;
+begin
+  if v_period.ends > v_period.begins + interval '6 days 23 hours' then
+    raise exception using errcode = 'TC306',
+      message = format('set_flat_by: time %s and until %s are the same moment: nothing would ever be opened',
+        private.weekly_words(r.weekday, r.flat_at, r.time_zone),
+        private.weekly_words(r.until_weekday, r.until_at, r.until_time_zone)), hint = 'Change one of the two.';
+  end if;
+  if p_close_now or v_period.begins > p_now or not private.is_follower(r.account_id) then return; end if;
+  select count(*) into v_held from public.positions p where p.account_id = r.account_id and p.closed_at is null;
+  if v_held > 0 then
+    raise exception using errcode = 'TC322',
+      message = format('set_flat_by: %s was %s already, and the account holds %s positions or orders',
+        private.weekly_words(r.weekday, r.flat_at, r.time_zone), private.rfc3339(v_period.begins), v_held),
+      hint = 'They would be closed at once. Pass "close_now": true if you want that, or choose another time.';
+  end if;
+end $$;
+
+-- {"account_id", "weekday", "time", "time_zone", "until", "close_manual", "close_now"} -> {"account_id", "begins_at",
+-- "ends_at", "warnings"}. It replaces what was set before.
+create function private.set_flat_by(p_request jsonb) returns jsonb
+language plpgsql security definer set search_path = ''
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off
+  set enable_material = off set jit = off as $$
+declare
+  v_account uuid := private.require_account(p_request);
+  v_now timestamptz;
+  r public.flat_times;
+  a public.trading_accounts;
+begin
+  perform private.refuse_unknown(p_request, 'set_flat_by', array['account_id', 'weekday', 'time', 'time_zone', 'until',
+    'close_manual', 'close_now']);
+  r := private.flat_time_in(p_request);
+  r.account_id := v_account;
+  v_now := private.lock_accounts(private.with_neighbours(v_account));
+  perform private.refuse_flat_now(r, coalesce((p_request ->> 'close_now')::boolean, false), v_now);
+  insert into public.flat_times as f (account_id, user_id, weekday, flat_at, time_zone, until_weekday, until_at,
+    until_time_zone, close_manual, due_at)
+  select v_account, x.user_id, r.weekday, r.flat_at, r.time_zone, r.until_weekday, r.until_at, r.until_time_zone,
+    r.close_manual, v_now
+  from public.trading_accounts x where x.id = v_account
+  on conflict (account_id) do update set weekday = r.weekday, flat_at = r.flat_at, time_zone = r.time_zone,
+    until_weekday = r.until_weekday, until_at = r.until_at, until_time_zone = r.until_time_zone,
+    close_manual = r.close_manual;
+  select * into r from public.flat_times f where f.account_id = v_account;
+  perform private.begin_flat_period(r, v_now);
+  select * into a from public.trading_accounts x where x.id = v_account;
+  if private.must_be_flat(a, v_now) and r.closed_for is distinct from a.flat_from then
+    perform private.close_for_flat_time(r, a, v_now);
+  end if;
+  return jsonb_build_object('account_id', v_account, 'begins_at', private.rfc3339(a.flat_from),
+    'ends_at', private.rfc3339(a.flat_until),
+    'warnings', case when private.is_follower(v_account) then '[]'::jsonb else jsonb_build_array(
+      'The account follows nobody: nothing is closed on it until a copier copies into it.') end);
+end $$;
+
+-- {"account_id"} -> {"account_id"}. What it has begun to close, it closes.
+create function private.remove_flat_by(p_request jsonb) returns jsonb
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_account uuid := private.require_account(p_request);
+begin
+  perform private.refuse_unknown(p_request, 'remove_flat_by', array['account_id']);
+  perform private.lock_accounts(array[v_account]);
+  delete from public.flat_times f where f.account_id = v_account;
+  update public.trading_accounts set flat_from = null, flat_until = null where id = v_account;
+  return jsonb_build_object('account_id', v_account);
+end $$;
+
+create function public.set_flat_by(p_request jsonb) returns jsonb
+language sql volatile security invoker set search_path = '' as $$ select private.set_flat_by(p_request) $$;
+comment on function public.set_flat_by(jsonb) is
+  'Users and operators: sets the time of the week by which an account must be flat. Everything on it is then closed, '
+  'opens end as flat_by until the period is over, and copying goes on by itself. Its user is warned 30 minutes before. '
+  'It replaces what was set before; the table flat_times lists it.
+Request:
+- account_id (uuid; required): account of the caller; operators: any account
+- weekday (integer; required; 1 = Monday to 7 = Sunday): day on which the account is closed
+- time (text; required; 00:00 to 23:59): time of that day
+- time_zone (text; required; a time zone such as America/New_York): zone of weekday and time
+- until (object): when copying goes on; left out or null: Sunday 17:00 in New York
+- until.weekday (integer; 1 = Monday to 7 = Sunday): day on which copying goes on; default 7
+- until.time (text; 00:00 to 23:59): time of that day; default 17:00
+- until.time_zone (text; a time zone): left out: the same as time_zone
+- close_manual (boolean): false leaves positions that the user opened by hand; left out or null: true
+- close_now (boolean): true: close at once if the time has passed and the period lasts (else refused, TC322)
+Answer:
+- account_id (uuid): the account
+- begins_at (time): when the period that lasts now, or the next, begins
+- ends_at (time): when copying goes on
+- warnings (list of texts): why nothing will be closed
+Errors: TC001 TC105 TC106 TC108 TC301 TC303 TC306 TC322
+Example: {"account_id": "0b9f4a52-6c1d-4e0b-9a57-2f6f0c8e1a02", "weekday": 5, "time": "16:45",
+"time_zone": "America/New_York"}
+-> {"account_id": "0b9f4a52-6c1d-4e0b-9a57-2f6f0c8e1a02", "begins_at": "2026-12-04T21:45:00.000000Z",
+"ends_at": "2026-12-06T22:00:00.000000Z", "warnings": []}';
+
+create function public.remove_flat_by(p_request jsonb) returns jsonb
+language sql volatile security invoker set search_path = '' as $$ select private.remove_flat_by(p_request) $$;
+comment on function public.remove_flat_by(jsonb) is
+  'Users and operators: removes the time by which an account must be flat. What it has begun to close is still closed.
+Request:
+- account_id (uuid; required): account of the caller; operators: any account
+Answer:
+- account_id (uuid): the account
+Errors: TC001 TC105 TC106 TC108 TC301
+Example: {"account_id": "0b9f4a52-6c1d-4e0b-9a57-2f6f0c8e1a02"}
+-> {"account_id": "0b9f4a52-6c1d-4e0b-9a57-2f6f0c8e1a02"}';
+
+revoke all on function public.set_flat_by(jsonb), public.remove_flat_by(jsonb) from public, anon;
+grant execute on function public.set_flat_by(jsonb), public.remove_flat_by(jsonb), private.set_flat_by(jsonb),
+  private.remove_flat_by(jsonb) to authenticated;
 
 -- users/generation.sql
 -- The function by which operators declare that a backup was restored.

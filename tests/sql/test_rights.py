@@ -37,6 +37,7 @@ public.copiers                  -         own  own        none  none        none
 public.copy_outcomes            -         own  own        none  none        none          all      all
 public.currency_units           -         all  all        all   all         all           all      all
 public.enrollment_tokens        -         none none       none  none        none          all      all
+public.flat_times               -         own  own        none  none        none          all      all
 public.operators                -         none none       none  none        none          all      all
 public.position_links           -         own  own        none  none        none          all      all
 public.positions                -         own  own        none  none        none          all      all
@@ -98,6 +99,7 @@ queue_trade_copy         42501     TC101 TC101      ok    TC103       TC102     
 remove_account           42501     ok    TC106      TC105 TC105       TC105         TC106    ok
 remove_broker_server     42501     TC107 TC107      TC107 TC107       TC107         ok       ok
 remove_copier            42501     ok    TC106      TC105 TC105       TC105         ok       42501
+remove_flat_by           42501     ok    TC106      TC105 TC105       TC105         ok       42501
 remove_protection_rule   42501     ok    TC106      TC105 TC105       TC105         TC106    42501
 report_account_state     42501     TC101 TC101      ok    TC103       TC102         TC101    42501
 report_executions        42501     TC101 TC101      ok    ok          TC102         TC101    42501
@@ -112,6 +114,7 @@ set_currency_unit        42501     TC107 TC107      TC107 TC107       TC107     
 set_symbol_alias         42501     TC107 TC107      TC107 TC107       TC107         ok       ok
 symbol_suggestions       42501     ok    TC106      TC105 TC105       TC105         ok       42501
 set_trading              42501     TC107 TC107      TC107 TC107       TC107         ok       ok
+set_flat_by              42501     ok    TC106      TC105 TC105       TC105         ok       42501
 set_setting              42501     TC107 TC107      TC107 TC107       TC107         ok       ok
 update_account           42501     ok    TC106      TC105 TC105       TC105         TC106    ok
 vps_heartbeat            42501     TC101 TC101      ok    ok          TC102         TC101    42501
@@ -203,6 +206,8 @@ def furnish(farm: Farm, user: Actor, agent: Actor) -> tuple[UUID, UUID, UUID]:
     statements: tuple[LiteralString, ...] = (
         "insert into public.protection_rules (user_id, account_id, kind, threshold)"
         " values (%(user)s, %(master)s, 'daily_loss', 1)",
+        "insert into public.flat_times (account_id, user_id, weekday, flat_at, time_zone, due_at)"
+        " values (%(master)s, %(user)s, 5, '16:45', 'UTC', 'infinity')",
         "insert into public.protection_looks (rule_id, user_id, account_id, kind, at, equity, reached, outcome)"
         " select r.id, r.user_id, r.account_id, r.kind, now(), 1, 1, 'first' from public.protection_rules r"
         " where r.account_id = %(master)s",
@@ -298,6 +303,7 @@ def payload(world: World, function: str) -> object:
         "remove_account": account,
         "remove_broker_server": {"platform": "mt5", "server": "Paper"},
         "remove_copier": {"copier_id": world.copier, "mode": "close_now"},
+        "remove_flat_by": account,
         "remove_protection_rule": {"rule_id": rule},
         "report_account_state": account | {"epoch": epoch, "session": 1, "status": "connected"},
         "report_executions": {"reports": []},
@@ -310,6 +316,7 @@ def payload(world: World, function: str) -> object:
         "save_copier": {"id": world.copier, "name": "renamed"},
         "save_protection_rule": {"id": rule, "threshold": "2"},
         "set_copier_mode": {"copier_id": world.copier, "mode": "monitor"},
+        "set_flat_by": account | {"weekday": 5, "time": "16:45", "time_zone": "UTC", "close_now": True},
         "set_setting": {"key": "lease_s", "value": 16},
         "set_currency_unit": {"currency": "USDX", "counts_as": "USD"},
         "set_symbol_alias": {"name": "XAU", "instrument": "GOLD"},

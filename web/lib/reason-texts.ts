@@ -77,6 +77,10 @@ export const REASONS = {
     ],
     account_removed: ["the follower was removed", "none"],
     account_flattening: ["the follower is being flattened", "switch the account on again afterwards"],
+    flat_by: [
+      "the account must be flat until the time that its flat_by says",
+      "none: copying goes on by itself then; change set_flat_by if the time is wrong",
+    ],
     account_off: ["the follower account is paused", "switch it on"],
     account_monitor: ["the follower account is paused", "switch it on"],
     account_protected: [

@@ -41,6 +41,7 @@ begin
   return case
     when p_trading = 'off' then 'trading_stopped'
     when p_trading = 'monitor' then 'trading_monitor'
+    when p_copy_state <> 'on' and p_copy_state_reason = 'flat_by' then 'flat_by'
     when p_copy_state <> 'on' and p_copy_state_reason is not null then 'account_protected'
     when p_copy_state = 'flattening' then 'account_flattening'
     when p_copy_state = 'off' then 'account_off'

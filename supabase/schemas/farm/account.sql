@@ -32,6 +32,8 @@ create table public.trading_accounts (
   flatten_then text not null default 'off',
   flat_snapshots integer not null default 0,
   flattened_at timestamptz,
+  flat_from timestamptz,
+  flat_until timestamptz,
   secret_id uuid,
   claim text not null default 'unproven',
   proven_at timestamptz,
@@ -103,6 +105,10 @@ comment on column public.trading_accounts.flat_snapshots is
   'Complete snapshots in a row that showed nothing left while flattening; two end the flattening.';
 comment on column public.trading_accounts.flattened_at is
   'When the account was last flattened. A copy of an earlier trade is closed even if it turns up later.';
+comment on column public.trading_accounts.flat_from is
+  'From then until flat_until nothing is opened on it (flat_by); null: it has no flat time. The table flat_times says '
+  'which.';
+comment on column public.trading_accounts.flat_until is 'When copying into it goes on by itself.';
 comment on column public.trading_accounts.secret_id is 'Its password in Vault; null: it has none.';
 comment on column public.trading_accounts.claim is
   'State of the user''s claim: unproven (no login yet); trading or investor (proven with that password); given_way (it '

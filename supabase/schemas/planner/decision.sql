@@ -103,6 +103,7 @@ begin
       pair.*,
       coalesce(
         pair.blocked,
+        case when private.must_be_flat(pair.follower, p_now) then 'flat_by' end,
         case when pair.news_at < p_now - make_interval(secs => (pair.copier).max_age_ms / 1000.0) then 'too_old' end,
         pair.unreachable,
         pair.refusal,

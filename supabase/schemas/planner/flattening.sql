@@ -11,7 +11,10 @@ language plpgsql security definer set search_path = '' as $$
 declare
   v_links bigint[];
 begin
-  update public.trading_accounts a set copy_state = 'flattening', copy_state_reason = p_reason, flat_snapshots = 0,
+  update public.trading_accounts a set copy_state = 'flattening', flat_snapshots = 0,
+    -- what stopped the account before its flat time still says so
+    copy_state_reason = case when p_reason = 'flat_by' and a.copy_state <> 'on' then a.copy_state_reason else p_reason
+      end,
     flattened_at = p_now,
     flatten_manual = p_manual or p_reason is not null and a.copy_state = 'flattening' and a.flatten_manual,
     flatten_then = case when a.copy_state <> 'flattening' then coalesce(p_then, a.copy_state)

@@ -67,6 +67,8 @@ begin
       perform private.maintain_executions();
     when 'trading' then
       perform private.settle_trading();
+    when 'flat times' then
+      perform private.keep_flat_times();
     when 'removals' then
       perform private.finish_removals();
     when 'claims' then
@@ -149,6 +151,7 @@ begin
   -- Last: what these parts lock stays locked until the end, and nobody can plan with it meanwhile. Placement and these
   -- parts each lock accounts in order, but not when one follows the other; so after a move they wait for the next run.
   if v_moved = 0 then
+    v_errors := v_errors || private.run_part('flat times', null);
     v_errors := v_errors || private.run_part('executions', null);
   end if;
   v_errors := v_errors || private.run_part('removals', null);

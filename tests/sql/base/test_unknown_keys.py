@@ -13,6 +13,8 @@ USERS: dict[str, dict[str, Any]] = {
     "remove_account": {"account_id": None},
     "flatten_account": {"account_id": None},
     "pause_account": {"account_id": None, "state": "on"},
+    "set_flat_by": {"account_id": None, "weekday": 5, "time": "16:45", "time_zone": "UTC"},
+    "remove_flat_by": {"account_id": None},
     "save_copier": {"master_account_id": None, "follower_account_id": None},
     "save_protection_rule": {"account_id": None, "kind": "daily_loss", "threshold": "5"},
     "mark_alert_seen": {"alert_id": 1},
