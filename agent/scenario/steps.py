@@ -271,7 +271,11 @@ def _change_copier(node: Node, names: Names, read_value: Callable[[str, Node], V
 
 def _protect(node: Node, names: Names, read_value: Callable[[str, Node], Value]) -> Protect:
     keys = node.entries(
-        "protection", ("account", "kind", "threshold", "action", "close_manual", "confirm_ms", "time_zone", "enabled")
+        "protection",
+        (
+            *("account", "kind", "threshold", "action", "close_manual", "confirm_ms", "time_zone", "enabled"),
+            *("of", "basis", "day_begins", "cushion_percent", "warn_percent", "moves_with", "locks_at"),
+        ),
     )
     account = _need(node, keys, "account", "protection").choice("account", names.accounts)
     for key in ("kind", "threshold"):

@@ -1221,6 +1221,7 @@ create table public.trading_accounts (
   margin numeric,
   free_margin numeric,
   funds_at timestamptz,
+  initial_balance numeric,
   status text not null default 'pending',
   status_reason text,
   status_at timestamptz not null default now(),
@@ -1237,6 +1238,7 @@ create table public.trading_accounts (
   flattened_at timestamptz,
   flat_from timestamptz,
   flat_until timestamptz,
+  resumes_at timestamptz,
   secret_id uuid,
   claim text not null default 'unproven',
   proven_at timestamptz,
@@ -1260,6 +1262,7 @@ create table public.trading_accounts (
   constraint copy_state_is_known check (copy_state in ('on', 'monitor', 'off', 'flattening')),
   constraint flatten_then_is_known check (flatten_then in ('on', 'monitor', 'off')),
   constraint claim_is_known check (claim in ('unproven', 'investor', 'trading', 'given_way', 'ended')),
+  constraint initial_balance_in_range check (initial_balance > 0 and initial_balance < 1e15),
   constraint settings_are_an_object check (jsonb_typeof(settings) = 'object')
 ) with (fillfactor = 70);
 comment on table public.trading_accounts is
@@ -1284,6 +1287,9 @@ comment on column public.trading_accounts.margin is 'Margin in use, in currency.
 comment on column public.trading_accounts.free_margin is 'Free margin in currency.';
 comment on column public.trading_accounts.funds_at is
   'When balance, equity, margin and free_margin were measured.';
+comment on column public.trading_accounts.initial_balance is
+  'What the account began with, in currency: set by its user, otherwise the first balance above 0 that was known. '
+  'Protection rules may measure from it.';
 comment on column public.trading_accounts.status is
   'pending (never connected), connecting, connected, degraded, disconnected, halted (the broker refuses trading or the '
   'password).';
@@ -1312,6 +1318,8 @@ comment on column public.trading_accounts.flat_from is
   'From then until flat_until nothing is opened on it (flat_by); null: it has no flat time. The table flat_times says '
   'which.';
 comment on column public.trading_accounts.flat_until is 'When copying into it goes on by itself.';
+comment on column public.trading_accounts.resumes_at is
+  'When copying goes on by itself after a daily protection rule closed everything; null: it was not stopped so.';
 comment on column public.trading_accounts.secret_id is 'Its password in Vault; null: it has none.';
 comment on column public.trading_accounts.claim is
   'State of the user''s claim: unproven (no login yet); trading or investor (proven with that password); given_way (it '
@@ -1346,6 +1354,9 @@ create unique index account_is_proven_once on public.trading_accounts (platform,
 -- every claim on a login, at most one per user; a removed account may be connected again
 create unique index account_is_claimed_once_by_a_user
   on public.trading_accounts (platform, server_key, login_key, user_id) where removed_at is null;
+
+-- resume_accounts
+create index accounts_that_resume on public.trading_accounts (resumes_at) where resumes_at is not null;
 
 -- a user's accounts; the policies of tables that refer to an account
 create index accounts_of_user on public.trading_accounts (user_id);
@@ -1919,10 +1930,11 @@ create trigger audited after insert or update of name, user_id, platforms, capac
   execute function private.audit('id', '', 'name', 'user_id', 'region', 'platforms', 'capacity', 'status');
 create trigger audited after insert or update of used_at or delete on public.enrollment_tokens for each row
   execute function private.audit('id', '', 'name', 'created_by', 'expires_at', 'used_at', 'vps_id');
-create trigger audited after insert or update of name, copy_state, secret_id, settings, claim, removed_at or delete
+create trigger audited
+  after insert or update of name, copy_state, secret_id, settings, claim, removed_at, initial_balance or delete
   on public.trading_accounts for each row
   execute function private.audit('id', 'user_id', 'platform', 'server', 'login', 'name', 'copy_state', 'secret_id',
-    'settings', 'claim', 'removed_at');
+    'settings', 'claim', 'removed_at', 'initial_balance');
 create trigger audited after insert or update of vps_id, epoch or delete on public.account_vps_assignments for each row
   execute function private.audit('account_id', 'account', 'vps_id', 'epoch');
 grant select on public.audit_log to authenticated, service_role;
@@ -3407,7 +3419,15 @@ create table public.protection_rules (
   confirm_ms integer not null default 250,
   time_zone text not null default 'UTC',
   enabled boolean not null default true,
+  of text,
+  basis text not null default 'equity',
+  day_begins time not null default '00:00',
+  cushion_percent numeric not null default 0,
+  warn_percent numeric not null default 70,
+  moves_with text not null default 'equity',
+  locks_at numeric,
   -- present state
+  warned_day date,
   day date,
   day_start_equity numeric,
   day_start_at timestamptz,
@@ -3418,43 +3438,68 @@ create table public.protection_rules (
   created_at timestamptz not null default now(),
   updated_at timestamptz not null default now(),
   constraint kind_is_known check (kind in ('daily_loss', 'trailing_drawdown', 'equity_floor', 'equity_target',
-    'max_margin_use')),
-  constraint action_is_known check (action in ('notify', 'monitor', 'close_all', 'close_all_and_off')),
+    'max_margin_use', 'daily_profit')),
+  constraint action_is_known check (action in ('notify', 'monitor', 'close_all', 'close_all_until_next_day',
+    'close_all_and_off')),
   constraint threshold_in_range check (threshold > 0 and case
+    when of = 'amount' then threshold < 1e12
     when kind in ('daily_loss', 'trailing_drawdown') then threshold < 100
-    when kind = 'max_margin_use' then threshold <= 1000
+    when kind in ('max_margin_use', 'daily_profit') or of = 'initial' then threshold <= 1000
     else threshold < 1e12 end),
+  constraint of_is_known check (of in ('day_start', 'high', 'initial', 'amount')),
+  constraint basis_is_known check (basis in ('equity', 'balance', 'higher')),
+  constraint moves_with_is_known check (moves_with in ('equity', 'day_end_balance')),
+  constraint locks_at_in_range check (locks_at > 0 and locks_at < 1e12),
+  constraint percentages_in_range check (cushion_percent >= 0 and cushion_percent < 100 and warn_percent >= 0
+    and warn_percent < 100),
   constraint confirm_in_range check (confirm_ms between 250 and 60000)
 ) with (fillfactor = 70);
 comment on table public.protection_rules is
   'Limits on an account''s money and what happens when one is reached. A rule triggers once; it must be reset before '
   'it can trigger again. An account may have several rules of a kind; each is judged by itself.';
 comment on column public.protection_rules.kind is
-  'daily_loss (against the equity at the day''s start), trailing_drawdown (against the highest equity), equity_floor, '
-  'equity_target, max_margin_use (margin as a share of equity).';
+  'daily_loss and daily_profit (against the day''s start), trailing_drawdown (against the highest equity or day-end '
+  'balance), equity_floor, equity_target, max_margin_use (margin as a share of equity).';
 comment on column public.protection_rules.threshold is
-  'Percent for daily_loss, trailing_drawdown (above 0, below 100) and max_margin_use (up to 1000); money of the '
-  'account for the others. Reaching it exactly triggers.';
+  'Percent or money of the account, as "of" says. Reaching the limit exactly triggers.';
+comment on column public.protection_rules.of is
+  'What threshold is: percent of the day''s start (day_start), of the high (high), of the account''s initial balance '
+  '(initial), or money (amount). Null: day_start for daily rules, high for trailing_drawdown, amount for equity_floor '
+  'and equity_target.';
+comment on column public.protection_rules.basis is
+  'Daily rules: the day''s start is the equity, the balance, or the higher of the two at that time.';
+comment on column public.protection_rules.day_begins is 'Time of day in time_zone at which the day begins.';
+comment on column public.protection_rules.cushion_percent is
+  'The rule acts when 100 minus this percentage of its allowance is used; 0: at the limit itself.';
+comment on column public.protection_rules.warn_percent is
+  'An alert, once a day, when this percentage of the allowance is used; 0: none.';
+comment on column public.protection_rules.moves_with is
+  'trailing_drawdown: the limit follows the highest equity, or the highest balance at the end of a day.';
+comment on column public.protection_rules.locks_at is
+  'trailing_drawdown: the limit stops rising at this amount; null: never.';
+comment on column public.protection_rules.warned_day is 'The last day with an alert of warn_percent.';
 comment on column public.protection_rules.action is
-  'notify (an alert only); monitor (nothing more is opened); close_all (flatten, then continue); close_all_and_off '
-  '(flatten, then off).';
+  'notify (an alert only); monitor (nothing more is opened); close_all (flatten, then continue); '
+  'close_all_until_next_day (flatten, open nothing until the day''s end, then continue); close_all_and_off (flatten, '
+  'then off).';
 comment on column public.protection_rules.close_manual is
   'Whether closing includes positions that the user opened by hand.';
 comment on column public.protection_rules.confirm_ms is
   'A second look at least this long after the first must agree, so that one bad tick closes nothing.';
-comment on column public.protection_rules.time_zone is 'daily_loss: the day begins at midnight in this time zone.';
+comment on column public.protection_rules.time_zone is 'The time zone of day_begins.';
 comment on column public.protection_rules.enabled is 'Whether the rule is checked.';
-comment on column public.protection_rules.day is 'daily_loss: the day of day_start_equity, in time_zone.';
+comment on column public.protection_rules.day is
+  'The rule''s present day: the date in time_zone on which it began.';
 comment on column public.protection_rules.day_start_equity is
-  'daily_loss: the equity that the day''s loss is measured from.';
-comment on column public.protection_rules.day_start_at is 'When that equity was measured.';
+  'Daily rules: the amount that the day''s loss or profit is measured from, as basis says.';
+comment on column public.protection_rules.day_start_at is 'When that amount was measured.';
 comment on column public.protection_rules.high_water_mark is
-  'trailing_drawdown: the highest equity that two consecutive looks have reached.';
+  'trailing_drawdown: the highest equity that two consecutive looks have reached, or the highest day-end balance.';
 comment on column public.protection_rules.breached_at is
   'Time of the first look past the limit; the next look confirms or contradicts it.';
 comment on column public.protection_rules.breached_equity is 'Equity of that look.';
 comment on column public.protection_rules.triggered_at is
-  'When the rule triggered. It stays quiet until the next day (daily_loss) or until reset_protection().';
+  'When the rule triggered. It stays quiet until the next day (daily rules) or until reset_protection().';
 create index protection_rules_of_account on public.protection_rules (account_id, kind);
 create index protection_rules_of_user on public.protection_rules (user_id);
 alter table public.protection_rules enable row level security;
@@ -3462,11 +3507,13 @@ create policy "own protection rules are readable" on public.protection_rules for
   using (user_id = (select auth.uid()) or (select private.is_operator()));
 create trigger touch before update on public.protection_rules for each row execute function private.touch();
 create trigger audited after insert or delete
-  or update of kind, threshold, action, close_manual, confirm_ms, time_zone, enabled, triggered_at
+  or update of kind, threshold, action, close_manual, confirm_ms, time_zone, enabled, of, basis, day_begins,
+    cushion_percent, warn_percent, moves_with, locks_at, triggered_at
     on public.protection_rules
   for each row execute function private.audit('id', 'user_id', 'account_id', 'kind', 'threshold', 'action',
     'close_manual', 'confirm_ms',
-    'time_zone', 'enabled', 'triggered_at');
+    'time_zone', 'enabled', 'of', 'basis', 'day_begins', 'cushion_percent', 'warn_percent', 'moves_with', 'locks_at',
+    'triggered_at');
 
 create table public.protection_looks (
   id bigint generated always as identity primary key,
@@ -3488,7 +3535,7 @@ comment on table public.protection_looks is
 comment on column public.protection_looks.rule_id is 'The rule; it may have been removed since.';
 comment on column public.protection_looks.at is 'When the figures were measured.';
 comment on column public.protection_looks.reached is
-  'The value that equity was compared with; for max_margin_use, the percentage.';
+  'The value that equity was compared with, cushion included; for max_margin_use, the percentage.';
 comment on column public.protection_looks.outcome is
   'first: a look past the limit; contradicted or confirmed: the look that followed it.';
 create index protection_looks_of_rule on public.protection_looks (rule_id, at);
@@ -7948,7 +7995,8 @@ begin
     flattened_at = p_now,
     flatten_manual = p_manual or p_reason is not null and a.copy_state = 'flattening' and a.flatten_manual,
     flatten_then = case when a.copy_state <> 'flattening' then coalesce(p_then, a.copy_state)
-      when p_then = 'off' or a.flatten_then = 'off' then 'off' else coalesce(p_then, a.flatten_then) end
+      when p_then = 'off' or a.flatten_then = 'off' then 'off' else coalesce(p_then, a.flatten_then) end,
+    resumes_at = case when p_then is null then a.resumes_at end
   where a.id = p_account;
   -- opens that are queued and unsent need not be sent
   update public.trade_execution_queue q set cancel_requested_at = p_now, updated_at = p_now
@@ -8158,6 +8206,138 @@ begin
   ) w
   where q.id = w.id and c.delay_max_ms > 0;
   return array(select q.id from public.trade_execution_queue q where q.id = any (p_new) and q.offered_at is not null);
+end $$;
+
+-- planner/limit_of_rule.sql
+-- What a rule's limit is, from its own figures and the account's initial balance. Everything is computed by
+-- multiplication, so that comparisons are exact.
+
+create type private.look as (at timestamptz, equity numeric, balance numeric, margin numeric);
+comment on type private.look is 'Figures of an account that protection rules are judged by.';
+
+-- What the rule does. close_all of a daily rule would be undone by the next copy, so it stops until the next day.
+create function private.rule_action(r public.protection_rules) returns text
+language plpgsql immutable set search_path = '' as $$
+begin
+  return case when r.action = 'close_all' and r.kind in ('daily_loss', 'daily_profit') then 'close_all_until_next_day'
+    else r.action end;
+end $$;
+
+-- What the threshold is: percent of day_start, high or initial, or an amount.
+create function private.rule_of(r public.protection_rules) returns text
+language plpgsql immutable set search_path = '' as $$
+begin
+  return coalesce(r.of, case
+    when r.kind in ('daily_loss', 'daily_profit') then 'day_start'
+    when r.kind = 'trailing_drawdown' and r.moves_with = 'day_end_balance' then 'initial'
+    when r.kind = 'trailing_drawdown' then 'high'
+    else 'amount' end);
+end $$;
+
+-- The amount that a loss or profit is measured from; null: not known, or not above 0.
+create function private.rule_base(r public.protection_rules, p_initial numeric) returns numeric
+language plpgsql immutable set search_path = '' as $$
+declare
+  v_base numeric := case
+    when r.kind in ('daily_loss', 'daily_profit') then r.day_start_equity
+    when r.kind = 'trailing_drawdown' then r.high_water_mark
+    else p_initial end;
+begin
+  return case when v_base > 0 then v_base end;
+end $$;
+
+-- The threshold in money (max_margin_use: in percent).
+create function private.rule_threshold(r public.protection_rules, p_initial numeric) returns numeric
+language plpgsql immutable set search_path = '' as $$
+begin
+  return case private.rule_of(r)
+    when 'amount' then r.threshold
+    when 'initial' then p_initial * r.threshold * 0.01
+    else private.rule_base(r, p_initial) * r.threshold * 0.01 end;
+end $$;
+
+-- The limit itself, without the cushion.
+create function private.whole_limit(r public.protection_rules, p_initial numeric) returns numeric
+language plpgsql immutable set search_path = '' as $$
+declare
+  v_base numeric := private.rule_base(r, p_initial);
+  v_threshold numeric := private.rule_threshold(r, p_initial);
+begin
+  return trim_scale(case r.kind
+    when 'daily_loss' then v_base - v_threshold
+    when 'daily_profit' then v_base + v_threshold
+    when 'trailing_drawdown' then case when v_base > 0 then least(v_base - v_threshold, r.locks_at) end
+    else v_threshold end);
+end $$;
+
+-- How much may be used before the limit is reached; null: the rule knows no allowance.
+create function private.rule_allowance(r public.protection_rules, p_initial numeric) returns numeric
+language plpgsql immutable set search_path = '' as $$
+begin
+  return case r.kind
+    when 'equity_target' then null
+    when 'equity_floor' then case when p_initial > private.whole_limit(r, p_initial)
+      then p_initial - private.whole_limit(r, p_initial) end
+    else private.rule_threshold(r, p_initial) end;
+end $$;
+
+-- The value at which this percentage of the allowance is used (100: the limit itself); null while it is not known.
+create function private.limit_at(r public.protection_rules, p_initial numeric, p_percent numeric) returns numeric
+language plpgsql immutable set search_path = '' as $$
+declare
+  v_limit numeric := private.whole_limit(r, p_initial);
+  v_rest numeric := private.rule_allowance(r, p_initial) * (100 - p_percent) * 0.01;
+begin
+  return trim_scale(case
+    when p_percent = 100 then v_limit
+    when r.kind in ('daily_profit', 'max_margin_use') then v_limit - v_rest
+    else v_limit + v_rest end);
+end $$;
+
+-- The value that equity (max_margin_use: the percentage) is compared with; null while it is not known.
+create function private.rule_limit(r public.protection_rules, p_initial numeric) returns numeric
+language plpgsql immutable set search_path = '' as $$
+begin
+  return coalesce(private.limit_at(r, p_initial, 100 - r.cushion_percent), private.whole_limit(r, p_initial));
+end $$;
+
+-- Whether these figures have reached a value of the rule; null if a needed figure is unknown.
+create function private.value_reached(r public.protection_rules, p_value numeric, p_equity numeric, p_margin numeric)
+returns boolean
+language plpgsql immutable set search_path = '' as $$
+begin
+  return case r.kind
+    when 'max_margin_use' then p_margin > 0 and p_margin * 100 >= p_equity * p_value
+    when 'daily_profit' then p_equity >= p_value
+    when 'equity_target' then p_equity >= p_value
+    else p_equity <= p_value end;
+end $$;
+
+-- Whether these figures have reached the rule's limit; null if a needed figure is unknown.
+create function private.limit_reached(r public.protection_rules, p_initial numeric, p_equity numeric, p_margin numeric)
+returns boolean
+language plpgsql immutable set search_path = '' as $$
+begin
+  return private.value_reached(r, private.rule_limit(r, p_initial), p_equity, p_margin);
+end $$;
+
+-- The rule's day at this time: the date on which it began in the rule's zone. When the clocks go back, a day that
+-- has begun does not end again: callers only go forward.
+create function private.rule_day(r public.protection_rules, p_at timestamptz) returns date
+language plpgsql stable set search_path = '' as $$
+begin
+  return ((p_at at time zone r.time_zone) - r.day_begins::interval)::date;
+end $$;
+
+-- When the rule's day that holds p_at ends: the first minute of a later day, also where the clocks change at it.
+create function private.rule_day_ends(r public.protection_rules, p_at timestamptz) returns timestamptz
+language plpgsql stable set search_path = '' as $$
+declare
+  v_day date := greatest(private.rule_day(r, p_at), r.day);
+  v_about timestamptz := ((v_day + 1) + r.day_begins) at time zone r.time_zone;
+begin
+  return (select min(m) from generate_series(v_about - interval '3 hours', v_about + interval '3 hours',
+    interval '1 minute') m where m > p_at and private.rule_day(r, m) > v_day);
 end $$;
 
 -- planner/link_plan.sql
@@ -9375,34 +9555,13 @@ end $$;
 -- Protection: every report of an account's funds is checked against its rules. A limit that two reports have reached
 -- triggers the rule's action. Unknown or late funds do not count: they neither trigger a rule nor rearm it.
 
--- The value that equity (max_margin_use: the percentage) is compared with; null while it is not known.
-create function private.rule_limit(r public.protection_rules) returns numeric
-language plpgsql immutable set search_path = '' as $$
-begin
-  return case r.kind
-    when 'daily_loss' then trim_scale(r.day_start_equity * (100 - r.threshold) / 100)
-    when 'trailing_drawdown' then trim_scale(r.high_water_mark * (100 - r.threshold) / 100)
-    else trim_scale(r.threshold) end;
-end $$;
-
--- Whether these figures have reached the rule's limit; null if a needed figure is unknown. It multiplies instead of
--- dividing, so the comparison is exact.
-create function private.limit_reached(r public.protection_rules, p_equity numeric, p_margin numeric) returns boolean
-language plpgsql immutable set search_path = '' as $$
-begin
-  return case r.kind
-    when 'daily_loss' then p_equity * 100 <= r.day_start_equity * (100 - r.threshold) and r.day_start_equity > 0
-    when 'trailing_drawdown' then p_equity * 100 <= r.high_water_mark * (100 - r.threshold) and r.high_water_mark > 0
-    when 'equity_floor' then p_equity <= r.threshold
-    when 'equity_target' then p_equity >= r.threshold
-    when 'max_margin_use' then p_margin > 0 and p_margin * 100 >= p_equity * r.threshold end;
-end $$;
-
--- The rule, measuring from now: the day's start or the high-water mark is this equity (null: the next that is known),
+-- The rule, measuring from now: the day's start or the high-water mark is this figure (null: the next that is known),
 -- and nothing is triggered.
-create function private.rearmed(r public.protection_rules, p_at timestamptz,
-  p_equity numeric) returns public.protection_rules
+create function private.rearmed(r public.protection_rules, p_at timestamptz, p_equity numeric,
+  p_balance numeric) returns public.protection_rules
 language plpgsql stable set search_path = '' as $$
+declare
+  v_day date := private.rule_day(r, clock_timestamp());
 begin
   r.day := null;
   r.day_start_equity := null;
@@ -9411,49 +9570,81 @@ begin
   r.breached_at := null;
   r.breached_equity := null;
   r.triggered_at := null;
-  if p_equity is not null and r.kind = 'daily_loss' then
-    r.day := (clock_timestamp() at time zone r.time_zone)::date;
-    r.day_start_equity := p_equity;
+  if p_equity is not null and r.kind in ('daily_loss', 'daily_profit') then
+    r.day := v_day;
+    r.day_start_equity := case r.basis when 'equity' then p_equity when 'balance' then p_balance
+      else greatest(p_equity, p_balance) end;
     r.day_start_at := p_at;
   elsif p_equity is not null and r.kind = 'trailing_drawdown' then
-    r.high_water_mark := p_equity;
+    r.high_water_mark := case r.moves_with when 'day_end_balance' then p_balance else p_equity end;
+    r.day := case when r.moves_with = 'day_end_balance' then v_day end;
+  end if;
+  return r;
+end $$;
+
+-- A high-water mark that begins: with a fixed allowance it is never below the initial balance.
+create function private.first_high(r public.protection_rules, p_figure numeric, p_initial numeric) returns numeric
+language plpgsql immutable set search_path = '' as $$
+begin
+  return case when private.rule_of(r) in ('initial', 'amount') then greatest(p_figure, p_initial) else p_figure end;
+end $$;
+
+-- The rule after the look's time has moved its day and its high-water mark.
+create function private.moved_on(r public.protection_rules, p_look private.look, p_before private.look,
+  p_initial numeric) returns public.protection_rules
+language plpgsql stable set search_path = '' as $$
+declare
+  v_day date := private.rule_day(r, p_look.at);
+  -- The last figures before the day began, if the account was seen on both sides of that time: the first ones after it
+  -- may be a tick of the rollover.
+  v_at_end private.look := case when r.day is not null
+    and p_look.at - p_before.at <= private.setting_s('funds_max_age_s') then p_before else p_look end;
+begin
+  if r.kind in ('daily_loss', 'daily_profit') and (r.day is null or v_day > r.day) then
+    r := private.rearmed(r, v_at_end.at, v_at_end.equity, v_at_end.balance);
+    r.day := v_day;
+  elsif r.kind = 'trailing_drawdown' and r.moves_with = 'day_end_balance' then
+    if r.high_water_mark is null then
+      r.high_water_mark := private.first_high(r, coalesce(p_before.balance, p_look.balance), p_initial);
+    elsif v_day > r.day then
+      r.high_water_mark := greatest(r.high_water_mark, v_at_end.balance);
+    end if;
+    r.day := greatest(r.day, v_day);
+  elsif r.kind = 'trailing_drawdown' then
+    if r.high_water_mark is null then
+      r.high_water_mark := private.first_high(r, p_look.equity, p_initial);
+    -- a high counts when two consecutive looks have reached it; not confirm_ms apart, because looks a second apart
+    -- would then never make one
+    elsif p_look.at - p_before.at >= interval '250 ms' then
+      r.high_water_mark := greatest(r.high_water_mark, least(p_look.equity, p_before.equity));
+    end if;
   end if;
   return r;
 end $$;
 
 -- One look. Returns the rule after it and the verdict: null (not past the limit), first, waiting (too soon after the
--- first), contradicted, confirmed. p_before: the account's previous look.
+-- first), contradicted, confirmed; and whether to warn that much of the allowance is used. p_before: the account's
+-- previous look.
 create function private.judge_rule(
-  inout r public.protection_rules, p_at timestamptz, p_equity numeric, p_margin numeric, p_before_at timestamptz,
-    p_before_equity numeric,
-  out verdict text
+  inout r public.protection_rules, p_look private.look, p_before private.look, p_initial numeric,
+  out verdict text, out warns boolean
 ) language plpgsql stable set search_path = '' as $$
 declare
-  v_day date := (p_at at time zone r.time_zone)::date;
   v_reached boolean;
+  v_warn_at numeric;
 begin
-  if r.kind = 'daily_loss' and (r.day is null or v_day > r.day) then
-    -- The last equity before midnight, if the account was seen on both sides of it: the first one after midnight may be
-    -- a tick of the rollover.
-    if r.day is not null and p_at - p_before_at <= private.setting_s('funds_max_age_s') then
-      r := private.rearmed(r, p_before_at, p_before_equity);
-    else
-      r := private.rearmed(r, p_at, p_equity);
-    end if;
-    r.day := v_day;
-  elsif r.kind = 'trailing_drawdown' then
-    if r.high_water_mark is null then
-      r.high_water_mark := p_equity;
-    -- a high counts when two consecutive looks have reached it; not confirm_ms apart, because looks a second apart
-    -- would then never make one
-    elsif p_at - p_before_at >= interval '250 ms' then
-      r.high_water_mark := greatest(r.high_water_mark, least(p_equity, p_before_equity));
-    end if;
-  end if;
-  v_reached := private.limit_reached(r, p_equity, p_margin);
+  r := private.moved_on(r, p_look, p_before, p_initial);
+  v_reached := private.limit_reached(r, p_initial, p_look.equity, p_look.margin);
   if r.triggered_at is not null or v_reached is null then
     return;
-  elsif not v_reached then
+  end if;
+  if r.warn_percent > 0 and r.warned_day is distinct from private.rule_day(r, p_look.at) then
+    v_warn_at := private.limit_at(r, p_initial, r.warn_percent);
+    warns := private.value_reached(r, v_warn_at, p_look.equity, p_look.margin)
+      and private.value_reached(r, v_warn_at, p_before.equity, p_before.margin);
+    if warns then r.warned_day := private.rule_day(r, p_look.at); end if;
+  end if;
+  if not v_reached then
     if r.breached_at is not null then
       verdict := 'contradicted';
     end if;
@@ -9461,140 +9652,101 @@ begin
     r.breached_equity := null;
   elsif r.breached_at is null then
     verdict := 'first';
-    r.breached_at := p_at;
-    r.breached_equity := p_equity;
-  elsif p_at - r.breached_at < make_interval(secs => r.confirm_ms / 1000.0) then
+    r.breached_at := p_look.at;
+    r.breached_equity := p_look.equity;
+  elsif p_look.at - r.breached_at < make_interval(secs => r.confirm_ms / 1000.0) then
     verdict := 'waiting';
   else
     verdict := 'confirmed';
   end if;
 end $$;
 
--- From now on copying into the account only closes; a stricter state is kept. The caller holds its plan lock. Opens
--- that wait for another attempt or for an agent end here, because they are not handed out.
-create function private.stop_opening(p_account uuid, p_reason text, p_now timestamptz) returns void
-language plpgsql security definer set search_path = '' as $$
-declare
-  q public.trade_execution_queue;
-  v_links bigint[] := '{}';
-begin
-  update public.trading_accounts a set copy_state_reason = p_reason,
-    copy_state = case a.copy_state when 'on' then 'monitor' else a.copy_state end,
-    flatten_then = case when a.copy_state = 'flattening' then 'monitor' else a.flatten_then end
-  where a.id = p_account and (a.copy_state = 'on' or a.copy_state = 'flattening' and a.flatten_then = 'on');
-  for q in
-    update public.trade_execution_queue x set status = 'cancelled', reason = 'account_protected',
-      next_attempt_at = null, finalized_at = p_now,
-      updated_at = p_now
-    where x.account_id = p_account and x.in_flight
-      and (x.status = 'retrying' or x.status = 'queued' and x.offered_at is null) and private.opens(x)
-    returning x.*
-  loop
-    perform private.book_failure(q, p_now);
-    v_links := v_links || q.link_id || array(select (e ->> 'link_id')::bigint
-      from jsonb_array_elements(coalesce(q.parts, '[]')) e);
-  end loop;
-  update public.trade_execution_queue x set cancel_requested_at = p_now, updated_at = p_now
-  where x.account_id = p_account and x.in_flight and private.opens(x) and x.cancel_requested_at is null;
-  if cardinality(v_links) > 0 then
-    perform private.offer(private.plan_again(array_remove(v_links, null), p_now), null, clock_timestamp());
-  end if;
-end $$;
-
--- The message of a rule, for people.
-create function private.protection_message(r public.protection_rules, p_currency text, p_equity numeric,
-  p_margin numeric) returns text
-language plpgsql immutable set search_path = '' as $$
-declare
-  v_limit text := private.rule_limit(r)::text;
-begin
-  return case r.kind
-      when 'daily_loss' then
-        format('Daily loss: equity is %s %s, the limit is %s (%s %% under the %s of the day''s start).', p_equity,
-        p_currency, v_limit, trim_scale(r.threshold), r.day_start_equity)
-      when 'trailing_drawdown'
-        then format('Trailing drawdown: equity is %s %s, the limit is %s (%s %% under the high of %s).', p_equity,
-        p_currency, v_limit, trim_scale(r.threshold), r.high_water_mark)
-      when 'equity_floor' then format('Equity floor: equity is %s %s, the floor is %s.', p_equity, p_currency, v_limit)
-      when 'equity_target' then format('Equity target: equity is %s %s, the target is %s.', p_equity, p_currency,
-        v_limit)
-      else format('Margin use: %s %s of margin at %s of equity have reached %s %%.', p_margin, p_currency, p_equity,
-        v_limit) end
-    || case r.action
-      when 'notify' then ' Nothing was changed.'
-      when 'monitor' then ' Nothing is opened on the account any more; closes go on. Switch it on again when you want '
-        'to go on.'
-      when 'close_all' then ' Everything on the account is being closed; when it is flat, copying goes on as before.'
-      else ' Everything on the account is being closed, then it is off. Switch it on again when you want to go on.' end
-    || case r.kind when 'daily_loss' then ' The rule watches again from the next day''s start, or once it is reset.'
-      else ' The rule watches again once it is reset.' end;
-end $$;
-
 -- Carries out a rule whose limit two looks have reached. The caller holds the plan locks of the account and its
 -- neighbours.
-create function private.trigger_rule(r public.protection_rules, p_at timestamptz, p_equity numeric, p_margin numeric,
+create function private.trigger_rule(r public.protection_rules, p_initial numeric, p_look private.look,
   p_now timestamptz) returns void
 language plpgsql security definer set search_path = '' as $$
+declare
+  v_action text := private.rule_action(r);
 begin
-  update public.protection_rules set triggered_at = p_at where id = r.id;
+  update public.protection_rules set triggered_at = p_look.at where id = r.id;
   perform private.raise_alert(r.account_id, 'protection', r.kind,
-    case r.action when 'notify' then 'warning' else 'critical' end,
+    case v_action when 'notify' then 'warning' else 'critical' end,
     private.protection_message(r, (select a.currency from public.trading_accounts a where a.id = r.account_id),
-      p_equity, p_margin),
-    jsonb_build_object('rule_id', r.id, 'action', r.action, 'threshold', r.threshold::text, 'limit',
-      private.rule_limit(r)::text,
+      p_initial, p_look),
+    jsonb_build_object('rule_id', r.id, 'action', v_action, 'threshold', r.threshold::text, 'limit',
+      private.rule_limit(r, p_initial)::text,
       'looks', jsonb_build_array(
         jsonb_build_object('at', private.rfc3339(r.breached_at), 'equity', r.breached_equity::text),
-        jsonb_build_object('at', private.rfc3339(p_at), 'equity', p_equity::text, 'margin', p_margin::text))));
-  case r.action
+        jsonb_build_object('at', private.rfc3339(p_look.at), 'equity', p_look.equity::text, 'margin',
+          p_look.margin::text))));
+  case v_action
     when 'notify' then null;
     when 'monitor' then perform private.stop_opening(r.account_id, r.kind, p_now);
     when 'close_all' then perform private.start_flattening(r.account_id, r.close_manual, null, r.kind, p_now);
+    when 'close_all_until_next_day' then perform private.stop_until_next_day(r, p_look.at, p_now);
     when 'close_all_and_off' then perform private.start_flattening(r.account_id, r.close_manual, 'off', r.kind, p_now);
   end case;
+end $$;
+
+-- The initial balance of an account, or the first balance that is known.
+create function private.initial_balance(p_account uuid, p_balance numeric) returns numeric
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return (select coalesce(a.initial_balance, case when p_balance > 0 then p_balance end)
+    from public.trading_accounts a where a.id = p_account);
 end $$;
 
 -- Checks an account's funds against its rules, before the account's own row is updated. Returns the milliseconds after
 -- which the funds must be read again; null: at the usual pace. Figures of another session, or older than what is known,
 -- are not a look.
-create function private.check_protection(
-  p_vps uuid, p_account uuid, p_session bigint, p_at timestamptz, p_equity numeric, p_margin numeric
-) returns integer
+create function private.check_protection(p_vps uuid, p_account uuid, p_session bigint, p_look private.look)
+returns integer
 language plpgsql security definer set search_path = '' as $$
 declare
-  v_before record;
+  v_before private.look;
+  v_initial numeric;
   v_rule public.protection_rules;
   v_look record;
   v_now timestamptz;
   v_again integer;
 begin
-  -- Plan locks come before every row lock of this transaction, and only a second look can need them.
+  -- Plan locks come before every row lock of this transaction, and only a second look or a new day can need them.
   if exists (
     select 1 from public.protection_rules r
     where r.account_id = p_account and r.enabled and r.breached_at is not null and r.triggered_at is null)
+    or exists (select 1 from public.trading_accounts a where a.id = p_account and a.resumes_at <= p_look.at)
   then
     v_now := private.lock_accounts(private.with_neighbours(p_account));
   end if;
-  select a.funds_at, a.equity into v_before from public.trading_accounts a
+  select a.funds_at, a.equity, a.balance, a.margin into v_before from public.trading_accounts a
   where a.id = p_account and a.session = p_session and a.session_vps_id = p_vps and a.removed_at is null
-    and p_at >= coalesce(a.funds_at, '-infinity');
-  if not found or p_at < clock_timestamp() - private.setting_s('protection_max_age_s') then
+    and p_look.at >= coalesce(a.funds_at, '-infinity');
+  if not found or p_look.at < clock_timestamp() - private.setting_s('protection_max_age_s') then
     return null;
+  end if;
+  v_initial := private.initial_balance(p_account, p_look.balance);
+  if v_now is not null then
+    perform private.resume_account(p_account, p_look.at, v_now);
   end if;
   for v_rule in
     -- The mildest action first: rules of one kind share an alert, and the last one's message stands.
     select * from public.protection_rules r where r.account_id = p_account and r.enabled
-    order by array_position(array['notify', 'monitor', 'close_all', 'close_all_and_off'], r.action), r.id
+    order by array_position(array['notify', 'monitor', 'close_all', 'close_all_until_next_day', 'close_all_and_off'],
+      private.rule_action(r)), r.id
     for no key update
   loop
-    select * into v_look from private.judge_rule(v_rule, p_at, p_equity, p_margin, v_before.funds_at, v_before.equity);
+    select * into v_look from private.judge_rule(v_rule, p_look, v_before, v_initial);
     if v_look.verdict = 'confirmed' and v_now is null then  -- another call made the first look meanwhile
       v_look.verdict := 'waiting';
     end if;
-    perform private.keep_look(v_rule, v_look.r, v_look.verdict, p_at, p_equity, p_margin);
+    perform private.keep_look(v_rule, v_look.r, v_look.verdict, v_initial, p_look);
     if v_look.verdict = 'confirmed' then
-      perform private.trigger_rule(v_look.r, p_at, p_equity, p_margin, v_now);
-    elsif v_look.verdict in ('first', 'waiting') then
+      perform private.trigger_rule(v_look.r, v_initial, p_look, v_now);
+    elsif v_look.warns then
+      perform private.warn_of_rule(v_look.r, v_initial, p_look);
+    end if;
+    if v_look.verdict in ('first', 'waiting') then
       v_again := least(v_again, (v_look.r).confirm_ms + 10);
     end if;
   end loop;
@@ -9602,15 +9754,13 @@ begin
 end $$;
 
 -- Stores the rule after a look, and the look itself if it was past the limit or contradicted the one before.
-create function private.keep_look(
-  p_old public.protection_rules, p_new public.protection_rules, p_verdict text, p_at timestamptz, p_equity numeric,
-    p_margin numeric
-) returns void
+create function private.keep_look(p_old public.protection_rules, p_new public.protection_rules, p_verdict text,
+  p_initial numeric, p_look private.look) returns void
 language plpgsql security definer set search_path = '' as $$
 begin
   if p_old is distinct from p_new then
     update public.protection_rules r set day = p_new.day, day_start_equity = p_new.day_start_equity,
-      day_start_at = p_new.day_start_at,
+      day_start_at = p_new.day_start_at, warned_day = p_new.warned_day,
       high_water_mark = p_new.high_water_mark, breached_at = p_new.breached_at, breached_equity = p_new.breached_equity
     where r.id = p_old.id;
     if p_old.triggered_at is distinct from p_new.triggered_at then
@@ -9619,36 +9769,86 @@ begin
   end if;
   if p_verdict in ('first', 'contradicted', 'confirmed') then
     insert into public.protection_looks (rule_id, user_id, account_id, kind, at, equity, margin, reached, outcome)
-    values (p_old.id, p_old.user_id, p_old.account_id, p_old.kind, p_at, p_equity, p_margin, private.rule_limit(p_new),
-      p_verdict);
+    values (p_old.id, p_old.user_id, p_old.account_id, p_old.kind, p_look.at, p_look.equity, p_look.margin,
+      private.rule_limit(p_new, p_initial), p_verdict);
   end if;
 end $$;
 
--- A follower's broker closed a position for lack of margin: its copy ends, nothing more is opened there, and its user
--- gets an alert. Called with the event before it is planned, while the links still know what they held.
-create function private.note_stop_out(p_account public.trading_accounts, p_position jsonb, p_lots numeric,
-  p_now timestamptz) returns void
-language plpgsql security definer set search_path = '' as $$
+-- planner/protection_message.sql
+-- What protection rules tell people.
+
+-- How a rule's limit came about.
+create function private.limit_words(r public.protection_rules, p_initial numeric) returns text
+language plpgsql stable set search_path = '' as $$
 declare
-  v_follows boolean := exists (select 1 from public.copiers c
-    where c.follower_account_id = p_account.id and c.removed_at is null);
+  v_limit text := private.rule_limit(r, p_initial)::text;
+  v_percent text := trim_scale(r.threshold)::text;
+  v_allowance text := case private.rule_of(r)
+    when 'amount' then v_percent
+    when 'initial' then format('%s %% of the initial balance %s', v_percent, trim_scale(p_initial))
+    else v_percent || ' %' end;
 begin
-  update public.position_links l set stopped_out = true
-  where l.ended_at is null and l.id = any (array(
-    select g.link_id from private.link_legs g
-    where g.account_id = p_account.id and g.ticket in (p_position ->> 'ticket', p_position ->> 'symbol')
-      and (g.ticket <> p_position ->> 'ticket' or g.ticket_kind = p_position ->> 'kind')));
-  if v_follows then
-    perform private.stop_opening(p_account.id, 'stop_out', p_now);
-  end if;
-  perform private.raise_alert(p_account.id, 'stop_out', 'stop_out', 'critical',
-    format('Stop-out: the broker of %s closed %s %s %s for lack of margin.', p_account.name, p_position ->> 'side',
-      trim_scale(p_lots),
-      p_position ->> 'symbol')
-    || case when v_follows then ' Nothing is opened there any more and the copy stays closed; closes go on.'
-      || ' Add funds or copy smaller, then switch the account on again.' else ' Add funds or reduce what is held.' end,
-    jsonb_build_object('ticket', p_position ->> 'ticket', 'symbol', p_position ->> 'symbol', 'side',
-      p_position ->> 'side', 'lots', p_lots::text));
+  return v_limit || case
+      when r.kind = 'daily_loss' then format(' (%s under the %s of the day''s start)', v_allowance, r.day_start_equity)
+      when r.kind = 'daily_profit' then format(' (%s above the %s of the day''s start)', v_allowance,
+        r.day_start_equity)
+      when r.kind = 'trailing_drawdown' and private.whole_limit(r, p_initial) = r.locks_at then ' (where it is locked)'
+      when r.kind = 'trailing_drawdown' then format(' (%s under the high of %s)', v_allowance, r.high_water_mark)
+      when private.rule_of(r) = 'initial' then format(' (%s)', v_allowance)
+      else '' end
+    || case when r.cushion_percent > 0 then format(', with a cushion of %s %%', trim_scale(r.cushion_percent))
+      else '' end;
+end $$;
+
+create function private.rule_title(r public.protection_rules) returns text
+language plpgsql immutable set search_path = '' as $$
+begin
+  return case r.kind when 'daily_loss' then 'Daily loss' when 'daily_profit' then 'Daily profit'
+    when 'trailing_drawdown' then 'Trailing drawdown' when 'equity_floor' then 'Equity floor'
+    when 'equity_target' then 'Equity target' else 'Margin use' end;
+end $$;
+
+-- The message of a rule that has triggered.
+create function private.protection_message(r public.protection_rules, p_currency text, p_initial numeric,
+  p_look private.look) returns text
+language plpgsql stable set search_path = '' as $$
+declare
+  v_limit text := private.limit_words(r, p_initial);
+begin
+  return case r.kind
+      when 'equity_floor' then format('Equity floor: equity is %s %s, the floor is %s.', p_look.equity, p_currency,
+        v_limit)
+      when 'equity_target' then format('Equity target: equity is %s %s, the target is %s.', p_look.equity, p_currency,
+        v_limit)
+      when 'max_margin_use' then format('Margin use: %s %s of margin at %s of equity have reached %s %%.',
+        p_look.margin, p_currency, p_look.equity, v_limit)
+      else format('%s: equity is %s %s, the limit is %s.', private.rule_title(r), p_look.equity, p_currency,
+        v_limit) end
+    || case private.rule_action(r)
+      when 'notify' then ' Nothing was changed.'
+      when 'monitor' then ' Nothing is opened on the account any more; closes go on. Switch it on again when you want '
+        'to go on.'
+      when 'close_all' then ' Everything on the account is being closed; when it is flat, copying goes on as before.'
+      when 'close_all_until_next_day' then format(' Everything on the account is being closed and nothing is opened '
+        'until %s %s (%s); then copying goes on by itself.', to_char(private.rule_day_ends(r, p_look.at)
+        at time zone r.time_zone, 'YYYY-MM-DD HH24:MI'), r.time_zone, private.rfc3339(private.rule_day_ends(r,
+        p_look.at)))
+      else ' Everything on the account is being closed, then it is off. Switch it on again when you want to go on.' end
+    || case when r.kind in ('daily_loss', 'daily_profit') then ' The rule watches again from the next day''s start, or '
+      'once it is reset.' else ' The rule watches again once it is reset.' end;
+end $$;
+
+-- An alert, once a day, that much of a rule's allowance is used.
+create function private.warn_of_rule(r public.protection_rules, p_initial numeric, p_look private.look) returns void
+language plpgsql security definer set search_path = '' as $$
+begin
+  perform private.raise_alert(r.account_id, 'protection_near', r.kind, 'warning',
+    format('%s: %s %% of the allowance is used: equity is %s, margin %s, and the limit is %s. Close or reduce '
+      'positions if the rule must not act (%s).', private.rule_title(r), trim_scale(r.warn_percent), p_look.equity,
+      coalesce(p_look.margin::text, 'unknown'), private.limit_words(r, p_initial), private.rule_action(r)),
+    jsonb_build_object('rule_id', r.id, 'action', private.rule_action(r), 'warn_percent', r.warn_percent::text,
+      'limit', private.rule_limit(r, p_initial)::text, 'equity', p_look.equity::text, 'at',
+      private.rfc3339(p_look.at)));
 end $$;
 
 -- planner/refusal.sql
@@ -9885,6 +10085,122 @@ begin
       perform private.finish_removal(v_copier.id, v_copier.follower_account_id, clock_timestamp());
     end if;
   end loop;
+end $$;
+
+-- planner/stopping.sql
+-- How a protection rule or a stop-out stops an account, for good or until the next day.
+
+-- From now on copying into the account only closes; a stricter state is kept. The caller holds its plan lock. Opens
+-- that wait for another attempt or for an agent end here, because they are not handed out.
+create function private.stop_opening(p_account uuid, p_reason text, p_now timestamptz) returns void
+language plpgsql security definer set search_path = '' as $$
+declare
+  q public.trade_execution_queue;
+  v_links bigint[] := '{}';
+begin
+  update public.trading_accounts a set copy_state_reason = p_reason,
+    copy_state = case a.copy_state when 'on' then 'monitor' else a.copy_state end,
+    flatten_then = case when a.copy_state = 'flattening' then 'monitor' else a.flatten_then end
+  where a.id = p_account and (a.copy_state = 'on' or a.copy_state = 'flattening' and a.flatten_then = 'on');
+  -- what was stopped until the next day now stays stopped
+  update public.trading_accounts a set copy_state_reason = p_reason, resumes_at = null
+  where a.id = p_account and a.resumes_at is not null;
+  for q in
+    update public.trade_execution_queue x set status = 'cancelled', reason = 'account_protected',
+      next_attempt_at = null, finalized_at = p_now,
+      updated_at = p_now
+    where x.account_id = p_account and x.in_flight
+      and (x.status = 'retrying' or x.status = 'queued' and x.offered_at is null) and private.opens(x)
+    returning x.*
+  loop
+    perform private.book_failure(q, p_now);
+    v_links := v_links || q.link_id || array(select (e ->> 'link_id')::bigint
+      from jsonb_array_elements(coalesce(q.parts, '[]')) e);
+  end loop;
+  update public.trade_execution_queue x set cancel_requested_at = p_now, updated_at = p_now
+  where x.account_id = p_account and x.in_flight and private.opens(x) and x.cancel_requested_at is null;
+  if cardinality(v_links) > 0 then
+    perform private.offer(private.plan_again(array_remove(v_links, null), p_now), null, clock_timestamp());
+  end if;
+end $$;
+
+-- Flattens the account and opens nothing until the rule's day is over; resume_accounts() then switches it on again. An
+-- account that was not on stays as it was. The caller holds the plan locks of the account and its neighbours.
+create function private.stop_until_next_day(r public.protection_rules, p_at timestamptz, p_now timestamptz) returns void
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_until timestamptz;
+  v_was_on boolean;
+begin
+  select a.resumes_at, a.resumes_at is not null or a.copy_state = 'on'
+    or a.copy_state = 'flattening' and a.flatten_then = 'on'
+  into v_until, v_was_on from public.trading_accounts a where a.id = r.account_id;
+  perform private.start_flattening(r.account_id, r.close_manual, case when v_was_on then 'monitor' end, r.kind, p_now);
+  update public.trading_accounts a set resumes_at = greatest(v_until, private.rule_day_ends(r, p_at))
+  where a.id = r.account_id and v_was_on and a.flatten_then = 'monitor';
+end $$;
+
+-- Switches an account on whose rule stopped it until this time. The caller holds the plan locks of the account and its
+-- neighbours.
+create function private.resume_account(p_account uuid, p_at timestamptz, p_now timestamptz) returns void
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_copier uuid;
+begin
+  update public.trading_accounts a set resumes_at = null,
+    copy_state = case a.copy_state when 'monitor' then 'on' else a.copy_state end,
+    flatten_then = case a.copy_state when 'flattening' then 'on' else a.flatten_then end,
+    copy_state_reason = case a.copy_state when 'monitor' then null else a.copy_state_reason end
+  where a.id = p_account and a.resumes_at <= p_at;
+  if not found then return; end if;
+  for v_copier in select c.id from public.copiers c
+    where c.follower_account_id = p_account and c.removed_at is null loop
+    perform private.replan_copier(v_copier, p_now);
+  end loop;
+end $$;
+
+-- A part of maintain(): the accounts whose day has begun. In the order of their ids, like every other lock of plans.
+create function private.resume_accounts() returns void
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_accounts uuid[] := array(select a.id from public.trading_accounts a where a.resumes_at <= clock_timestamp()
+    and a.removed_at is null order by a.id limit 100);
+  v_account uuid;
+  v_now timestamptz;
+begin
+  if v_accounts = '{}' then return; end if;
+  v_now := private.lock_accounts(array(select distinct n from unnest(v_accounts) a
+    cross join lateral unnest(private.with_neighbours(a)) n));
+  foreach v_account in array v_accounts loop
+    perform private.resume_account(v_account, clock_timestamp(), v_now);
+  end loop;
+end $$;
+
+-- A follower's broker closed a position for lack of margin: its copy ends, nothing more is opened there, and its user
+-- gets an alert. Called with the event before it is planned, while the links still know what they held.
+create function private.note_stop_out(p_account public.trading_accounts, p_position jsonb, p_lots numeric,
+  p_now timestamptz) returns void
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_follows boolean := exists (select 1 from public.copiers c
+    where c.follower_account_id = p_account.id and c.removed_at is null);
+begin
+  update public.position_links l set stopped_out = true
+  where l.ended_at is null and l.id = any (array(
+    select g.link_id from private.link_legs g
+    where g.account_id = p_account.id and g.ticket in (p_position ->> 'ticket', p_position ->> 'symbol')
+      and (g.ticket <> p_position ->> 'ticket' or g.ticket_kind = p_position ->> 'kind')));
+  if v_follows then
+    perform private.stop_opening(p_account.id, 'stop_out', p_now);
+  end if;
+  perform private.raise_alert(p_account.id, 'stop_out', 'stop_out', 'critical',
+    format('Stop-out: the broker of %s closed %s %s %s for lack of margin.', p_account.name, p_position ->> 'side',
+      trim_scale(p_lots),
+      p_position ->> 'symbol')
+    || case when v_follows then ' Nothing is opened there any more and the copy stays closed; closes go on.'
+      || ' Add funds or copy smaller, then switch the account on again.' else ' Add funds or reduce what is held.' end,
+    jsonb_build_object('ticket', p_position ->> 'ticket', 'symbol', p_position ->> 'symbol', 'side',
+      p_position ->> 'side', 'lots', p_lots::text));
 end $$;
 
 -- planner/symbol_proof.sql
@@ -11506,6 +11822,8 @@ begin
       perform private.settle_trading();
     when 'flat times' then
       perform private.keep_flat_times();
+    when 'resumes' then
+      perform private.resume_accounts();
     when 'removals' then
       perform private.finish_removals();
     when 'claims' then
@@ -11590,6 +11908,7 @@ begin
   if v_moved = 0 then
     v_errors := v_errors || private.run_part('flat times', null);
     v_errors := v_errors || private.run_part('executions', null);
+    v_errors := v_errors || private.run_part('resumes', null);
   end if;
   v_errors := v_errors || private.run_part('removals', null);
   v_errors := array_remove(v_errors, null);
@@ -12578,6 +12897,8 @@ declare
   v_symbols jsonb := coalesce(nullif(p_state -> 'symbols', 'null'), '[]');
   v_measured_at timestamptz := least(coalesce(private.time_of(p_state, 'measured_at'), now()), now());
   v_look_again_ms integer;
+  v_found uuid;
+  v_is_first boolean;
 begin
   if octet_length(p_state::text) > 4000000 then
     raise exception using errcode = 'TC002', message = 'the payload is over 4 MB', hint = 'Send fewer symbols at once.';
@@ -12596,8 +12917,8 @@ begin
   if v_balance is not null and v_equity is not null
     and exists (select 1 from public.protection_rules r where r.account_id = v_account and r.enabled)
   then
-    v_look_again_ms := private.check_protection(v_vps, v_account, v_session, v_measured_at, v_equity,
-      private.numeric_of(p_state, 'margin'));
+    v_look_again_ms := private.check_protection(v_vps, v_account, v_session,
+      row(v_measured_at, v_equity, v_balance, private.numeric_of(p_state, 'margin'))::private.look);
   end if;
 
   begin
@@ -12621,14 +12942,18 @@ begin
     from (select b.id, v_balance is not null and v_equity is not null
       and v_measured_at >= coalesce(b.funds_at, '-infinity') as fresh
           from public.trading_accounts b where b.id = v_account) f
-    where a.id = f.id and (v_session is null or (v_session = a.session and a.session_vps_id = v_vps));
+    where a.id = f.id and (v_session is null or (v_session = a.session and a.session_vps_id = v_vps))
+    returning a.id, v_session is not null and v_balance > 0 and a.initial_balance is null into v_found, v_is_first;
   exception when check_violation then
     raise exception using errcode = 'TC001', message = 'mode: not of the documented form', detail = left(sqlerrm, 500);
   end;
-  if not found then
+  if v_found is null then
     raise exception using errcode = 'TC208', message = 'this session of the account is over',
       detail = format('account %s, session %s', v_account, v_session),
         hint = 'A newer session was opened: stop using this one.';
+  end if;
+  if v_is_first then
+    update public.trading_accounts a set initial_balance = v_balance where a.id = v_account and v_balance < 1e15;
   end if;
   if v_symbols <> '[]' then
     perform private.save_symbols(v_account, v_symbols);
@@ -13806,6 +14131,24 @@ $$;
 comment on function private.acting_user(jsonb) is
   'The user that the call acts for: the caller, or with the service key the user in user_id. TC001 if there is none.';
 
+create function private.initial_balance_of(p_function text, p_request jsonb) returns numeric
+language plpgsql immutable
+set search_path = ''
+as $$
+declare
+  v_initial numeric := private.numeric_of(p_request, 'initial_balance');
+begin
+  if v_initial <= 0 or v_initial >= 1e15 then
+    raise exception using errcode = 'TC303',
+      message = format('%s: initial_balance is %s, but must be above 0 and below 1e15', p_function, v_initial),
+      hint = 'It is what the account began with, in its own currency, such as "100000".';
+  end if;
+  return v_initial;
+end
+$$;
+comment on function private.initial_balance_of(text, jsonb) is
+  'The initial_balance of a request, or null; TC303 if it is out of range.';
+
 -- Security definer: it writes trading_accounts and Vault.
 create function private.connect_account(p_account jsonb) returns jsonb
 language plpgsql security definer
@@ -13821,13 +14164,14 @@ declare
   v_settings jsonb := coalesce(private.check_document(p_account, 'settings'), '{}');
   v_mode text := coalesce(private.text_of(p_account, 'mode', 100), 'hedging');
   v_currency text := coalesce(private.text_of(p_account, 'currency', 100), 'USD');
+  v_initial numeric := private.initial_balance_of('connect_account', p_account);
   v_listed public.broker_servers;
   v_account uuid;
   v_placed public.account_vps_assignments;
 begin
   perform private.refuse_unknown(p_account, 'connect_account',
     array['platform', 'server', 'login', 'password', 'name', 'mode', 'currency',
-                                 'settings', 'user_id', 'vps_id']);
+                                 'settings', 'user_id', 'vps_id', 'initial_balance']);
   if v_platform is null or v_server is null or v_login is null then
     raise exception using errcode = 'TC001', message = 'platform, server and login are required';
   elsif v_mode not in ('hedging', 'netting') then
@@ -13859,9 +14203,11 @@ begin
   end if;
   perform private.require_free_claim(v_user);
 
-  insert into public.trading_accounts (user_id, platform, server, login, name, mode, currency, settings)
+  insert into public.trading_accounts (user_id, platform, server, login, name, mode, currency, settings,
+    initial_balance)
   values (v_user, v_platform, v_listed.server, v_login,
-    coalesce(v_name, left(v_login || ' · ' || v_listed.server, 100)), v_mode, v_currency, v_settings)
+    coalesce(v_name, left(v_login || ' · ' || v_listed.server, 100)), v_mode, v_currency, v_settings,
+    v_initial)
   returning id into v_account;
   if v_password is not null then
     update public.trading_accounts
@@ -13926,10 +14272,12 @@ declare
   v_account public.trading_accounts := private.own_account(private.uuid_of(p_request, 'account_id'), false);
   v_password text := private.verbatim_of(p_request, 'password', 1000);
   v_settings jsonb := private.check_document(p_request, 'settings');
+  v_initial numeric := private.initial_balance_of('update_account', p_request);
   v_retried boolean := v_password is not null or v_settings is distinct from v_account.settings
     and v_settings is not null;
 begin
-  perform private.refuse_unknown(p_request, 'update_account', array['account_id', 'name', 'password', 'settings']);
+  perform private.refuse_unknown(p_request, 'update_account', array['account_id', 'name', 'password', 'settings',
+    'initial_balance']);
   perform private.refuse_addressing('update_account', v_settings);
   if p_request ->> 'password' = '' then
     raise exception using errcode = 'TC203', message = 'update_account: the password is empty',
@@ -13944,6 +14292,7 @@ begin
   end if;
   update public.trading_accounts a
   set name = coalesce(private.name_of(p_request, 'name', 100), a.name), settings = coalesce(v_settings, a.settings),
+      initial_balance = coalesce(v_initial, a.initial_balance),
       secret_id = v_account.secret_id, revision = a.revision + (v_password is not null)::integer,
       -- The problem may be fixed by the change: the agent logs in again at once and reports the result.
       status = case when v_retried and a.status = 'halted' then 'connecting' else a.status end,
@@ -14014,6 +14363,8 @@ Request:
 - mode (text; hedging or netting): position per trade, or one per symbol; left out: hedging
 - currency (text; 2 to 10 capital letters or digits): currency of the account, until its agent reports it; left out: USD
 - settings (object; at most 16 kB, 6 levels and 500 keys; no address, host, port or token): settings for the platform
+- initial_balance (number; above 0 and below 1e15): what the account began with, for protection rules; left out or null:
+  the first balance that is known
 - user_id (uuid; required with the service key): the user that the account is for; ignored for other callers
 - vps_id (uuid): only operators and the service key: VPS to place it on; null is refused
 Answer:
@@ -14055,6 +14406,8 @@ Request:
 - password (text; 1 to 1000 characters): new trading password; left out or null: unchanged
 - settings (object; at most 16 kB, 6 levels and 500 keys; no address, host, port or token): replaces all settings; left
   out or null: unchanged
+- initial_balance (number; above 0 and below 1e15): what the account began with, for protection rules; left out or null:
+  unchanged
 Answer:
 - account_id (uuid): the account
 Errors: TC001 TC105 TC106 TC108 TC203 TC222 TC223 TC225 TC301 TC303
@@ -15508,7 +15861,8 @@ begin
     raise exception using errcode = 'TC303', message = 'pause_account: state must be on, monitor or off';
   end if;
   v_now := private.lock_accounts(private.with_neighbours(v_account));
-  update public.trading_accounts set copy_state = p_request ->> 'state', copy_state_reason = null, flat_snapshots = 0
+  update public.trading_accounts set copy_state = p_request ->> 'state', copy_state_reason = null, flat_snapshots = 0,
+    resumes_at = null
   where id = v_account;
   for v_copier in select c.id from public.copiers c
     where c.follower_account_id = v_account and c.removed_at is null loop
@@ -15787,11 +16141,14 @@ grant execute on function private.preview_copy(jsonb) to authenticated, service_
 -- Functions by which users manage protection rules.
 
 -- The funds of an account if they are known and fresh; otherwise all results are null.
-create function private.known_funds(p_account uuid, out measured_at timestamptz, out equity numeric, out margin numeric)
+create function private.known_funds(p_account uuid, out measured_at timestamptz, out equity numeric, out margin numeric,
+  out balance numeric, out initial numeric)
 language plpgsql stable security definer set search_path = '' as $$
 begin
-  select a.funds_at, a.equity, a.margin into measured_at, equity, margin from public.trading_accounts a
+  select a.funds_at, a.equity, a.margin, a.balance into measured_at, equity, margin, balance
+  from public.trading_accounts a
   where a.id = p_account and a.funds_at > clock_timestamp() - private.setting_s('funds_max_age_s');
+  initial := private.initial_balance(p_account, balance);
 end $$;
 
 -- Refuses a rule that would trigger at once (TC321): a typing error must not close everything.
@@ -15801,12 +16158,80 @@ declare
   v_funds record;
 begin
   select * into v_funds from private.known_funds(r.account_id);
-  if r.enabled and r.triggered_at is null and private.limit_reached(r, v_funds.equity, v_funds.margin) then
+  if r.enabled and r.triggered_at is null and private.limit_reached(r, v_funds.initial, v_funds.equity,
+    v_funds.margin) then
     raise exception using errcode = 'TC321',
       message = format('%s: the account is already past this limit: %s of %s, equity %s, margin %s', p_function, r.kind,
-        private.rule_limit(r), v_funds.equity, coalesce(v_funds.margin::text, 'unknown')),
+        private.rule_limit(r, v_funds.initial), v_funds.equity, coalesce(v_funds.margin::text, 'unknown')),
       hint = 'The rule would trigger at once. Choose another threshold, or close positions first (flatten_account).';
   end if;
+end $$;
+
+-- What is wrong with how a rule measures; null: nothing.
+create function private.bad_measure(r public.protection_rules) returns text
+language plpgsql immutable set search_path = '' as $$
+begin
+  return case
+    when r.of not in ('day_start', 'high', 'initial', 'amount')
+      then 'of must be day_start, high, initial or amount'
+    when r.basis is null or r.basis not in ('equity', 'balance', 'higher')
+      then 'basis must be equity, balance or higher'
+    when r.moves_with is null or r.moves_with not in ('equity', 'day_end_balance')
+      then 'moves_with must be equity or day_end_balance'
+    when not (r.locks_at > 0 and r.locks_at < 1e12) then 'locks_at must be above 0 and below 1e12, or null'
+    when r.cushion_percent is null or not (r.cushion_percent >= 0 and r.cushion_percent < 100)
+      then 'cushion_percent must be from 0 to below 100'
+    when r.warn_percent is null or not (r.warn_percent >= 0 and r.warn_percent < 100)
+      then 'warn_percent must be from 0 (no warning) to below 100'
+    when r.day_begins is null then 'day_begins must be a time of day from 00:00 to 23:59' end;
+end $$;
+
+-- Raises TC306 for two settings of a rule that contradict each other; both are named.
+create function private.refuse_bad_pair(r public.protection_rules) returns void
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_daily boolean := r.kind in ('daily_loss', 'daily_profit');
+  v_trails boolean := r.kind = 'trailing_drawdown';
+  v_pair text := case
+    when r.of = 'day_start' and not v_daily or r.of = 'high' and not v_trails
+      or r.of is not null and r.kind = 'max_margin_use' then format('of %s does not go with kind %s', r.of, r.kind)
+    when r.basis <> 'equity' and not v_daily then format('basis %s does not go with kind %s', r.basis, r.kind)
+    when r.moves_with <> 'equity' and not v_trails
+      then format('moves_with %s does not go with kind %s', r.moves_with, r.kind)
+    when r.locks_at is not null and not v_trails
+      then format('locks_at %s does not go with kind %s', trim_scale(r.locks_at), r.kind)
+    when r.cushion_percent > 0 and r.kind = 'equity_target'
+      then format('cushion_percent %s does not go with kind %s', trim_scale(r.cushion_percent), r.kind)
+    when r.action = 'close_all_until_next_day' and not v_daily
+      then format('action %s does not go with kind %s, which has no next day', r.action, r.kind)
+    when r.warn_percent > 100 - r.cushion_percent
+      then format('warn_percent %s is above %s, where the rule acts with cushion_percent %s',
+        trim_scale(r.warn_percent), trim_scale(100 - r.cushion_percent), trim_scale(r.cushion_percent)) end;
+begin
+  if v_pair is not null then
+    raise exception using errcode = 'TC306', message = 'save_protection_rule: ' || v_pair,
+      hint = 'Change one of the two.';
+  end if;
+end $$;
+
+-- What is wrong with a rule's threshold; null: nothing.
+create function private.bad_threshold(r public.protection_rules) returns text
+language plpgsql immutable set search_path = '' as $$
+declare
+  v_of text := private.rule_of(r);
+begin
+  return case
+    when r.threshold is null then 'threshold is missing'
+    when r.kind = 'max_margin_use' then case when not (r.threshold > 0 and r.threshold <= 1000)
+      then format('threshold of max_margin_use must be above 0 and at most 1000 (percent of equity), not %s',
+        r.threshold) end
+    when v_of = 'amount' then case when not (r.threshold > 0 and r.threshold < 1e12)
+      then format('threshold of %s must be above 0 and below 1e12 (money of the account), not %s', r.kind,
+        r.threshold) end
+    when r.kind in ('daily_loss', 'trailing_drawdown') then case when not (r.threshold > 0 and r.threshold < 100)
+      then format('threshold of %s must be above 0 and below 100 (percent), not %s', r.kind, r.threshold) end
+    when not (r.threshold > 0 and r.threshold <= 1000)
+      then format('threshold of %s must be above 0 and at most 1000 (percent), not %s', r.kind, r.threshold) end;
 end $$;
 
 -- Raises TC303 for a wrong setting of a rule; the message says what is allowed.
@@ -15817,23 +16242,18 @@ declare
 begin
   v_what := case
     when r.kind is null or r.kind not in ('daily_loss', 'trailing_drawdown', 'equity_floor', 'equity_target',
-      'max_margin_use')
-      then 'kind must be daily_loss, trailing_drawdown, equity_floor, equity_target or max_margin_use'
-    when r.action is null or r.action not in ('notify', 'monitor', 'close_all', 'close_all_and_off')
-      then 'action must be notify, monitor, close_all or close_all_and_off'
-    when r.threshold is null then 'threshold is missing'
-    when r.kind in ('daily_loss', 'trailing_drawdown') and not (r.threshold > 0 and r.threshold < 100)
-      then format('threshold of %s must be above 0 and below 100 (percent), not %s', r.kind, r.threshold)
-    when r.kind = 'max_margin_use' and not (r.threshold > 0 and r.threshold <= 1000)
-      then format('threshold of max_margin_use must be above 0 and at most 1000 (percent of equity), not %s',
-        r.threshold)
-    when not (r.threshold > 0 and r.threshold < 1e12)
-      then format('threshold of %s must be above 0 and below 1e12 (money of the account), not %s', r.kind, r.threshold)
+      'max_margin_use', 'daily_profit')
+      then 'kind must be daily_loss, trailing_drawdown, equity_floor, equity_target, max_margin_use or daily_profit'
+    when r.action is null or r.action not in ('notify', 'monitor', 'close_all', 'close_all_until_next_day',
+      'close_all_and_off')
+      then 'action must be notify, monitor, close_all or close_all_and_off; daily_loss and daily_profit also take '
+        'close_all_until_next_day'
     when r.confirm_ms is null or r.confirm_ms not between 250 and 60000 then 'confirm_ms must be from 250 to 60000'
     when r.close_manual is null or r.enabled is null then 'close_manual and enabled must be true or false'
     when r.time_zone is null or not private.is_time_zone(r.time_zone)
       then format('there is no time zone %s: time_zone must be named like Europe/Berlin, America/New_York or UTC',
-        left(coalesce(r.time_zone, 'null'), 100)) end;
+        left(coalesce(r.time_zone, 'null'), 100))
+    else coalesce(private.bad_measure(r), private.bad_threshold(r)) end;
   if v_what is not null then
     raise exception using errcode = 'TC303', message = 'save_protection_rule: ' || v_what,
       hint = 'See docs/protocol.md.';
@@ -15857,8 +16277,67 @@ begin
   return v_rule;
 end $$;
 
--- {"id" of the rule to change, or "account_id" and "kind" of a new one; "threshold", "action", "close_manual",
--- "confirm_ms", "time_zone", "enabled"} -> {"rule_id"}
+-- Refuses settings of the wrong form (TC302).
+create function private.refuse_malformed_rule(p_rule jsonb) returns void
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_wrong text;
+begin
+  select k into v_wrong from unnest(array['threshold', 'cushion_percent', 'warn_percent', 'locks_at']) k
+  where p_rule ? k and not coalesce(private.is_number(p_rule -> k), false)
+    and not (k = 'locks_at' and p_rule -> k = 'null') limit 1;
+  if v_wrong is not null then
+    raise exception using errcode = 'TC302', message = format('save_protection_rule: %s is not a number', v_wrong),
+      hint = 'Numbers are decimal strings such as "5".';
+  end if;
+  select format('%s is %s, but must be %s', e.key, left(e.value::text, 100), case e.key
+    when 'confirm_ms' then 'a whole number from 250 to 60000'
+    when 'day_begins' then 'a time of day such as "17:00"' else 'true or false' end) into v_wrong
+  from jsonb_each(p_rule) e
+  where case when e.key = 'confirm_ms' then not pg_input_is_valid(e.value #>> '{}', 'integer')
+    when e.key in ('close_manual', 'enabled') then not pg_input_is_valid(e.value #>> '{}', 'boolean')
+    when e.key = 'day_begins' then coalesce(e.value #>> '{}', '') !~ '^([01][0-9]|2[0-3]):[0-5][0-9](:00)?$' end
+  limit 1;
+  if v_wrong is not null then
+    raise exception using errcode = 'TC302', message = 'save_protection_rule: ' || v_wrong,
+      hint = 'See docs/protocol.md.';
+  end if;
+end $$;
+
+-- A new rule of the caller's account with the default of each setting; the account's plan is locked.
+create function private.new_rule(p_rule jsonb) returns public.protection_rules
+language plpgsql volatile security definer set search_path = '' as $$
+declare
+  r public.protection_rules;
+begin
+  r.user_id := private.require_user();
+  select a.id into r.account_id from public.trading_accounts a
+  where a.id = private.uuid_of(p_rule, 'account_id') and a.user_id = r.user_id and a.removed_at is null;
+  if r.account_id is null then
+    raise exception using errcode = 'TC106',
+      message = format('save_protection_rule: account %s does not exist or is not yours', p_rule ->> 'account_id'),
+      hint = 'Check the id.';
+  end if;
+  perform private.hold_user(r.user_id);
+  perform private.lock_accounts(array[r.account_id]);
+  r.action := 'close_all_and_off';
+  r.close_manual := true;
+  r.confirm_ms := 250;
+  r.time_zone := 'UTC';
+  r.enabled := true;
+  r.basis := 'equity';
+  r.day_begins := '00:00';
+  r.cushion_percent := 0;
+  r.moves_with := 'equity';
+  r.warn_percent := 70;
+  -- a cushion that acts earlier than that is warned of when it acts
+  if private.is_number(p_rule -> 'cushion_percent') then
+    r.warn_percent := greatest(least(70, 100 - (p_rule ->> 'cushion_percent')::numeric), 0);
+  end if;
+  return r;
+end $$;
+
+-- {"id" of the rule to change, or "account_id" and "kind" of a new one; the settings} -> {"rule_id", "action"}
 create function private.save_protection_rule(p_rule jsonb) returns jsonb
 language plpgsql security definer set search_path = '' as $$
 declare
@@ -15873,43 +16352,17 @@ begin
   end if;
   select left(string_agg(k, ', '), 200) into v_unknown from jsonb_object_keys(p_rule) k
   where k not in ('id', 'account_id', 'kind', 'threshold', 'action', 'close_manual', 'confirm_ms', 'time_zone',
-    'enabled');
+    'enabled', 'of', 'basis', 'day_begins', 'cushion_percent', 'warn_percent', 'moves_with', 'locks_at');
   if v_unknown is not null then
     raise exception using errcode = 'TC301', message = format('save_protection_rule: unknown setting: %s', v_unknown),
-      hint = 'The settings are account_id, kind, threshold, action, close_manual, confirm_ms, time_zone and enabled.';
+      hint = 'The settings are account_id, kind, threshold, of, basis, day_begins, time_zone, cushion_percent, '
+        'warn_percent, moves_with, locks_at, action, close_manual, confirm_ms and enabled.';
   end if;
-  if p_rule ? 'threshold' and not coalesce(private.is_number(p_rule -> 'threshold'), false) then
-    raise exception using errcode = 'TC302', message = 'save_protection_rule: threshold is not a number',
-      hint = 'Numbers are decimal strings such as "5".';
-  end if;
-  select format('%s is %s, but must be %s', e.key, left(e.value::text, 100),
-    case e.key when 'confirm_ms' then 'a whole number from 250 to 60000' else 'true or false' end) into v_unknown
-  from jsonb_each(p_rule) e
-  where e.key in ('confirm_ms', 'close_manual', 'enabled')
-    and not pg_input_is_valid(e.value #>> '{}', case e.key when 'confirm_ms' then 'integer' else 'boolean' end)
-  limit 1;
-  if v_unknown is not null then
-    raise exception using errcode = 'TC302', message = 'save_protection_rule: ' || v_unknown,
-      hint = 'See docs/protocol.md.';
-  end if;
+  perform private.refuse_malformed_rule(p_rule);
   if p_rule ? 'id' then
     v_old := private.own_rule('save_protection_rule', private.uuid_of(p_rule, 'id'));
   else
-    select a.id into v_old.account_id from public.trading_accounts a
-    where a.id = private.uuid_of(p_rule, 'account_id') and a.user_id = v_user and a.removed_at is null;
-    if v_old.account_id is null then
-      raise exception using errcode = 'TC106',
-        message = format('save_protection_rule: account %s does not exist or is not yours', p_rule ->> 'account_id'),
-        hint = 'Check the id.';
-    end if;
-    perform private.hold_user(v_user);
-    perform private.lock_accounts(array[v_old.account_id]);
-    v_old.user_id := v_user;
-    v_old.action := 'close_all_and_off';
-    v_old.close_manual := true;
-    v_old.confirm_ms := 250;
-    v_old.time_zone := 'UTC';
-    v_old.enabled := true;
+    v_old := private.new_rule(p_rule);
   end if;
   begin
     v_new := jsonb_populate_record(v_old, p_rule - array['id', 'account_id']);
@@ -15919,9 +16372,11 @@ begin
       hint = 'Numbers are decimal strings such as "5", confirm_ms is a whole number, close_manual and enabled are true '
         'or false.';
   end;
+  v_new.action := private.rule_action(v_new);
   perform private.refuse_bad_rule(p_rule, v_new);
+  perform private.refuse_bad_pair(v_new);
   perform private.refuse_contradiction(p_rule, v_old, v_new);
-  return jsonb_build_object('rule_id', private.put_rule(v_old, v_new));
+  return jsonb_build_object('rule_id', private.put_rule(v_old, v_new), 'action', v_new.action);
 end $$;
 
 -- Refuses a change of kind or account, and two rules that contradict each other.
@@ -15930,6 +16385,8 @@ create function private.refuse_contradiction(p_rule jsonb, p_old public.protecti
 language plpgsql stable security definer set search_path = '' as $$
 declare
   v_other numeric;
+  v_initial numeric := private.initial_balance(p_new.account_id, null);
+  v_limit numeric := private.whole_limit(p_new, v_initial);
 begin
   if p_old.id is not null and (p_new.kind <> p_old.kind
     or coalesce(p_rule ->> 'account_id', p_old.account_id::text) <> p_old.account_id::text) then
@@ -15938,31 +16395,35 @@ begin
       hint = 'Remove the rule and save another.';
   end if;
   -- of several, the one that is nearest: the lowest target of a floor, the highest floor of a target
-  select case p_new.kind when 'equity_floor' then min(r.threshold) else max(r.threshold) end into v_other
+  select case p_new.kind when 'equity_floor' then min(private.whole_limit(r, v_initial))
+    else max(private.whole_limit(r, v_initial)) end into v_other
   from public.protection_rules r
   where r.account_id = p_new.account_id and r.kind = case p_new.kind when 'equity_floor'
     then 'equity_target' when 'equity_target' then 'equity_floor' end;
-  if p_new.kind = 'equity_floor' and p_new.threshold >= v_other or p_new.kind = 'equity_target'
-    and p_new.threshold <= v_other then
+  if p_new.kind = 'equity_floor' and v_limit >= v_other or p_new.kind = 'equity_target' and v_limit <= v_other then
     raise exception using errcode = 'TC306',
       message = format('save_protection_rule: equity_floor %s is not below equity_target %s',
-        case p_new.kind when 'equity_floor' then p_new.threshold else v_other end,
-          case p_new.kind when 'equity_floor' then v_other else p_new.threshold end),
+        case p_new.kind when 'equity_floor' then v_limit else v_other end,
+        case p_new.kind when 'equity_floor' then v_other else v_limit end),
       hint = 'Change one of the two first.';
   end if;
 end $$;
 
--- Stores a rule that passed all checks. A new rule, one that is enabled again, and one with a new time zone start their
--- measurements from now.
+-- Stores a rule that passed all checks. A new rule, one that is enabled again, and one that measures another way start
+-- their measurements from now.
 create function private.put_rule(p_old public.protection_rules, p_new public.protection_rules) returns uuid
 language plpgsql volatile security definer set search_path = '' as $$
 declare
   v_new public.protection_rules := p_new;
   v_funds record;
 begin
-  if p_old.id is null or p_new.enabled and not p_old.enabled or p_new.time_zone <> p_old.time_zone then
+  if p_old.id is null or p_new.enabled and not p_old.enabled or (p_new.time_zone, p_new.day_begins, p_new.basis,
+    p_new.moves_with) is distinct from (p_old.time_zone, p_old.day_begins, p_old.basis, p_old.moves_with) then
     select * into v_funds from private.known_funds(p_new.account_id);
-    v_new := private.rearmed(v_new, v_funds.measured_at, v_funds.equity);
+    v_new := private.rearmed(v_new, v_funds.measured_at, v_funds.equity, v_funds.balance);
+    if v_new.high_water_mark is not null then
+      v_new.high_water_mark := private.first_high(v_new, v_new.high_water_mark, v_funds.initial);
+    end if;
   end if;
   v_new.breached_at := null;  -- it may be about another limit
   v_new.breached_equity := null;
@@ -15975,7 +16436,9 @@ begin
   else
     update public.protection_rules r set threshold = v_new.threshold, action = v_new.action,
       close_manual = v_new.close_manual,
-      confirm_ms = v_new.confirm_ms, time_zone = v_new.time_zone, enabled = v_new.enabled, day = v_new.day,
+      confirm_ms = v_new.confirm_ms, time_zone = v_new.time_zone, enabled = v_new.enabled, of = v_new.of,
+      basis = v_new.basis, day_begins = v_new.day_begins, cushion_percent = v_new.cushion_percent,
+      warn_percent = v_new.warn_percent, moves_with = v_new.moves_with, locks_at = v_new.locks_at, day = v_new.day,
       day_start_equity = v_new.day_start_equity, day_start_at = v_new.day_start_at,
         high_water_mark = v_new.high_water_mark,
       breached_at = null, breached_equity = null, triggered_at = v_new.triggered_at
@@ -16006,7 +16469,7 @@ declare
 begin
   perform private.refuse_unknown(p_request, 'reset_protection', array['rule_id']);
   select * into v_funds from private.known_funds(v_rule.account_id);
-  v_rule := private.rearmed(v_rule, v_funds.measured_at, v_funds.equity);
+  v_rule := private.rearmed(v_rule, v_funds.measured_at, v_funds.equity, v_funds.balance);
   perform private.refuse_reached('reset_protection', v_rule);
   update public.protection_rules r set day = v_rule.day, day_start_equity = v_rule.day_start_equity,
     day_start_at = v_rule.day_start_at,
@@ -16023,22 +16486,37 @@ comment on function public.save_protection_rule(jsonb) is
 Request:
 - id (uuid): rule of the caller to change; left out: a new one
 - account_id (uuid; required for a new rule): account of the caller; cannot be changed later
-- kind (text; required for a new rule; daily_loss, trailing_drawdown, equity_floor, equity_target or max_margin_use):
-  cannot be changed later; an account may have several rules of a kind
-- threshold (number; required for a new rule; percent above 0 and below 100, max_margin_use up to 1000; equity_floor and
-  equity_target: money above 0 and below 1e12): reaching it exactly triggers
-- action (text; notify, monitor, close_all or close_all_and_off): what the rule does; default close_all_and_off
+- kind (text; required for a new rule; daily_loss, trailing_drawdown, equity_floor, equity_target, max_margin_use or
+  daily_profit): cannot be changed later; an account may have several rules of a kind
+- threshold (number; required for a new rule; percent above 0 and below 100, daily_profit and max_margin_use up to
+  1000; where of is amount: money above 0 and below 1e12): reaching it exactly triggers
+- of (text; day_start, high, initial or amount): what the threshold is: percent of the day''s start (daily rules), of
+  the high (trailing_drawdown) or of the account''s initial balance, or money; equity_floor and equity_target with
+  initial stand at that percentage of it. Left out or null: day_start for daily rules, high for trailing_drawdown
+  (initial if it moves with day_end_balance), amount for equity_floor and equity_target
+- basis (text; equity, balance or higher): daily rules: what the day''s start is; default equity
+- day_begins (text; a time of day from 00:00 to 23:59): when the day begins in time_zone; default 00:00
+- cushion_percent (number; from 0 to below 100): the rule acts when 100 minus this percentage of its allowance is used;
+  not for equity_target; default 0: at the limit itself
+- warn_percent (number; from 0 to below 100, at most 100 minus cushion_percent): an alert, once a day, when this
+  percentage of the allowance is used; 0: none; default 70, or what the cushion leaves
+- moves_with (text; equity or day_end_balance): trailing_drawdown: what its limit follows; default equity
+- locks_at (number or null; above 0 and below 1e12): trailing_drawdown: the limit stops rising there; default: never
+- action (text; notify, monitor, close_all, close_all_until_next_day or close_all_and_off): what the rule does; default
+  close_all_and_off. close_all_until_next_day is for daily_loss and daily_profit: it opens nothing until the next day
+  begins, then copying goes on by itself. close_all of these two is stored as close_all_until_next_day
 - close_manual (boolean): whether closing includes positions that the user opened by hand; default true
 - confirm_ms (integer; 250 to 60000): a second look at least this long after the first must agree; default 250
-- time_zone (text; a time zone such as Europe/Berlin): for daily_loss: the day begins at midnight there; default UTC
+- time_zone (text; a time zone such as Europe/Berlin): the time zone of day_begins; default UTC
 - enabled (boolean): whether the rule is checked; default true
 Answer:
 - rule_id (uuid): the rule
+- action (text): what it does, as stored
 Errors: TC001 TC105 TC106 TC108 TC301 TC302 TC303 TC306 TC321 TC332
 Example: {"account_id": "0b9f4a52-6c1d-4e0b-9a57-2f6f0c8e1a02", "kind": "daily_loss", "threshold": "5", "action":
   "close_all_and_off",
 "time_zone": "Europe/Berlin"}
--> {"rule_id": "5e8b2c90-3d47-4a1f-b6c2-90d1e2f3a401"}';
+-> {"rule_id": "5e8b2c90-3d47-4a1f-b6c2-90d1e2f3a401", "action": "close_all_and_off"}';
 
 create function public.remove_protection_rule(p_request jsonb) returns jsonb
 language sql volatile security invoker set search_path = '' as $$ select private.remove_protection_rule(p_request) $$;
@@ -16059,8 +16537,8 @@ Request:
 - rule_id (uuid; required): rule of the caller
 Answer:
 - rule_id (uuid): the rule
-- day_start_equity (text or null): for daily_loss: the equity that the day''s loss is measured from
-- high_water_mark (text or null): for trailing_drawdown: the highest equity
+- day_start_equity (text or null): for daily rules: the amount that the day is measured from
+- high_water_mark (text or null): for trailing_drawdown: the highest equity or day-end balance
 Errors: TC001 TC105 TC106 TC108 TC301 TC321
 Example: {"rule_id": "5e8b2c90-3d47-4a1f-b6c2-90d1e2f3a401"}
 -> {"rule_id": "5e8b2c90-3d47-4a1f-b6c2-90d1e2f3a401", "day_start_equity": "5000.00", "high_water_mark": null}';

@@ -88,6 +88,8 @@ declare
   v_symbols jsonb := coalesce(nullif(p_state -> 'symbols', 'null'), '[]');
   v_measured_at timestamptz := least(coalesce(private.time_of(p_state, 'measured_at'), now()), now());
   v_look_again_ms integer;
+  v_found uuid;
+  v_is_first boolean;
 begin
   if octet_length(p_state::text) > 4000000 then
     raise exception using errcode = 'TC002', message = 'the payload is over 4 MB', hint = 'Send fewer symbols at once.';
@@ -106,8 +108,8 @@ begin
   if v_balance is not null and v_equity is not null
     and exists (select 1 from public.protection_rules r where r.account_id = v_account and r.enabled)
   then
-    v_look_again_ms := private.check_protection(v_vps, v_account, v_session, v_measured_at, v_equity,
-      private.numeric_of(p_state, 'margin'));
+    v_look_again_ms := private.check_protection(v_vps, v_account, v_session,
+      row(v_measured_at, v_equity, v_balance, private.numeric_of(p_state, 'margin'))::private.look);
   end if;
 
   begin
@@ -131,14 +133,18 @@ begin
     from (select b.id, v_balance is not null and v_equity is not null
       and v_measured_at >= coalesce(b.funds_at, '-infinity') as fresh
           from public.trading_accounts b where b.id = v_account) f
-    where a.id = f.id and (v_session is null or (v_session = a.session and a.session_vps_id = v_vps));
+    where a.id = f.id and (v_session is null or (v_session = a.session and a.session_vps_id = v_vps))
+    returning a.id, v_session is not null and v_balance > 0 and a.initial_balance is null into v_found, v_is_first;
   exception when check_violation then
     raise exception using errcode = 'TC001', message = 'mode: not of the documented form', detail = left(sqlerrm, 500);
   end;
-  if not found then
+  if v_found is null then
     raise exception using errcode = 'TC208', message = 'this session of the account is over',
       detail = format('account %s, session %s', v_account, v_session),
         hint = 'A newer session was opened: stop using this one.';
+  end if;
+  if v_is_first then
+    update public.trading_accounts a set initial_balance = v_balance where a.id = v_account and v_balance < 1e15;
   end if;
   if v_symbols <> '[]' then
     perform private.save_symbols(v_account, v_symbols);

@@ -12,7 +12,15 @@ create table public.protection_rules (
   confirm_ms integer not null default 250,
   time_zone text not null default 'UTC',
   enabled boolean not null default true,
+  of text,
+  basis text not null default 'equity',
+  day_begins time not null default '00:00',
+  cushion_percent numeric not null default 0,
+  warn_percent numeric not null default 70,
+  moves_with text not null default 'equity',
+  locks_at numeric,
   -- present state
+  warned_day date,
   day date,
   day_start_equity numeric,
   day_start_at timestamptz,
@@ -23,43 +31,68 @@ create table public.protection_rules (
   created_at timestamptz not null default now(),
   updated_at timestamptz not null default now(),
   constraint kind_is_known check (kind in ('daily_loss', 'trailing_drawdown', 'equity_floor', 'equity_target',
-    'max_margin_use')),
-  constraint action_is_known check (action in ('notify', 'monitor', 'close_all', 'close_all_and_off')),
+    'max_margin_use', 'daily_profit')),
+  constraint action_is_known check (action in ('notify', 'monitor', 'close_all', 'close_all_until_next_day',
+    'close_all_and_off')),
   constraint threshold_in_range check (threshold > 0 and case
+    when of = 'amount' then threshold < 1e12
     when kind in ('daily_loss', 'trailing_drawdown') then threshold < 100
-    when kind = 'max_margin_use' then threshold <= 1000
+    when kind in ('max_margin_use', 'daily_profit') or of = 'initial' then threshold <= 1000
     else threshold < 1e12 end),
+  constraint of_is_known check (of in ('day_start', 'high', 'initial', 'amount')),
+  constraint basis_is_known check (basis in ('equity', 'balance', 'higher')),
+  constraint moves_with_is_known check (moves_with in ('equity', 'day_end_balance')),
+  constraint locks_at_in_range check (locks_at > 0 and locks_at < 1e12),
+  constraint percentages_in_range check (cushion_percent >= 0 and cushion_percent < 100 and warn_percent >= 0
+    and warn_percent < 100),
   constraint confirm_in_range check (confirm_ms between 250 and 60000)
 ) with (fillfactor = 70);
 comment on table public.protection_rules is
   'Limits on an account''s money and what happens when one is reached. A rule triggers once; it must be reset before '
   'it can trigger again. An account may have several rules of a kind; each is judged by itself.';
 comment on column public.protection_rules.kind is
-  'daily_loss (against the equity at the day''s start), trailing_drawdown (against the highest equity), equity_floor, '
-  'equity_target, max_margin_use (margin as a share of equity).';
+  'daily_loss and daily_profit (against the day''s start), trailing_drawdown (against the highest equity or day-end '
+  'balance), equity_floor, equity_target, max_margin_use (margin as a share of equity).';
 comment on column public.protection_rules.threshold is
-  'Percent for daily_loss, trailing_drawdown (above 0, below 100) and max_margin_use (up to 1000); money of the '
-  'account for the others. Reaching it exactly triggers.';
+  'Percent or money of the account, as "of" says. Reaching the limit exactly triggers.';
+comment on column public.protection_rules.of is
+  'What threshold is: percent of the day''s start (day_start), of the high (high), of the account''s initial balance '
+  '(initial), or money (amount). Null: day_start for daily rules, high for trailing_drawdown, amount for equity_floor '
+  'and equity_target.';
+comment on column public.protection_rules.basis is
+  'Daily rules: the day''s start is the equity, the balance, or the higher of the two at that time.';
+comment on column public.protection_rules.day_begins is 'Time of day in time_zone at which the day begins.';
+comment on column public.protection_rules.cushion_percent is
+  'The rule acts when 100 minus this percentage of its allowance is used; 0: at the limit itself.';
+comment on column public.protection_rules.warn_percent is
+  'An alert, once a day, when this percentage of the allowance is used; 0: none.';
+comment on column public.protection_rules.moves_with is
+  'trailing_drawdown: the limit follows the highest equity, or the highest balance at the end of a day.';
+comment on column public.protection_rules.locks_at is
+  'trailing_drawdown: the limit stops rising at this amount; null: never.';
+comment on column public.protection_rules.warned_day is 'The last day with an alert of warn_percent.';
 comment on column public.protection_rules.action is
-  'notify (an alert only); monitor (nothing more is opened); close_all (flatten, then continue); close_all_and_off '
-  '(flatten, then off).';
+  'notify (an alert only); monitor (nothing more is opened); close_all (flatten, then continue); '
+  'close_all_until_next_day (flatten, open nothing until the day''s end, then continue); close_all_and_off (flatten, '
+  'then off).';
 comment on column public.protection_rules.close_manual is
   'Whether closing includes positions that the user opened by hand.';
 comment on column public.protection_rules.confirm_ms is
   'A second look at least this long after the first must agree, so that one bad tick closes nothing.';
-comment on column public.protection_rules.time_zone is 'daily_loss: the day begins at midnight in this time zone.';
+comment on column public.protection_rules.time_zone is 'The time zone of day_begins.';
 comment on column public.protection_rules.enabled is 'Whether the rule is checked.';
-comment on column public.protection_rules.day is 'daily_loss: the day of day_start_equity, in time_zone.';
+comment on column public.protection_rules.day is
+  'The rule''s present day: the date in time_zone on which it began.';
 comment on column public.protection_rules.day_start_equity is
-  'daily_loss: the equity that the day''s loss is measured from.';
-comment on column public.protection_rules.day_start_at is 'When that equity was measured.';
+  'Daily rules: the amount that the day''s loss or profit is measured from, as basis says.';
+comment on column public.protection_rules.day_start_at is 'When that amount was measured.';
 comment on column public.protection_rules.high_water_mark is
-  'trailing_drawdown: the highest equity that two consecutive looks have reached.';
+  'trailing_drawdown: the highest equity that two consecutive looks have reached, or the highest day-end balance.';
 comment on column public.protection_rules.breached_at is
   'Time of the first look past the limit; the next look confirms or contradicts it.';
 comment on column public.protection_rules.breached_equity is 'Equity of that look.';
 comment on column public.protection_rules.triggered_at is
-  'When the rule triggered. It stays quiet until the next day (daily_loss) or until reset_protection().';
+  'When the rule triggered. It stays quiet until the next day (daily rules) or until reset_protection().';
 create index protection_rules_of_account on public.protection_rules (account_id, kind);
 create index protection_rules_of_user on public.protection_rules (user_id);
 alter table public.protection_rules enable row level security;
@@ -67,11 +100,13 @@ create policy "own protection rules are readable" on public.protection_rules for
   using (user_id = (select auth.uid()) or (select private.is_operator()));
 create trigger touch before update on public.protection_rules for each row execute function private.touch();
 create trigger audited after insert or delete
-  or update of kind, threshold, action, close_manual, confirm_ms, time_zone, enabled, triggered_at
+  or update of kind, threshold, action, close_manual, confirm_ms, time_zone, enabled, of, basis, day_begins,
+    cushion_percent, warn_percent, moves_with, locks_at, triggered_at
     on public.protection_rules
   for each row execute function private.audit('id', 'user_id', 'account_id', 'kind', 'threshold', 'action',
     'close_manual', 'confirm_ms',
-    'time_zone', 'enabled', 'triggered_at');
+    'time_zone', 'enabled', 'of', 'basis', 'day_begins', 'cushion_percent', 'warn_percent', 'moves_with', 'locks_at',
+    'triggered_at');
 
 create table public.protection_looks (
   id bigint generated always as identity primary key,
@@ -93,7 +128,7 @@ comment on table public.protection_looks is
 comment on column public.protection_looks.rule_id is 'The rule; it may have been removed since.';
 comment on column public.protection_looks.at is 'When the figures were measured.';
 comment on column public.protection_looks.reached is
-  'The value that equity was compared with; for max_margin_use, the percentage.';
+  'The value that equity was compared with, cushion included; for max_margin_use, the percentage.';
 comment on column public.protection_looks.outcome is
   'first: a look past the limit; contradicted or confirmed: the look that followed it.';
 create index protection_looks_of_rule on public.protection_looks (rule_id, at);

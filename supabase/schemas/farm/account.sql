@@ -18,6 +18,7 @@ create table public.trading_accounts (
   margin numeric,
   free_margin numeric,
   funds_at timestamptz,
+  initial_balance numeric,
   status text not null default 'pending',
   status_reason text,
   status_at timestamptz not null default now(),
@@ -34,6 +35,7 @@ create table public.trading_accounts (
   flattened_at timestamptz,
   flat_from timestamptz,
   flat_until timestamptz,
+  resumes_at timestamptz,
   secret_id uuid,
   claim text not null default 'unproven',
   proven_at timestamptz,
@@ -57,6 +59,7 @@ create table public.trading_accounts (
   constraint copy_state_is_known check (copy_state in ('on', 'monitor', 'off', 'flattening')),
   constraint flatten_then_is_known check (flatten_then in ('on', 'monitor', 'off')),
   constraint claim_is_known check (claim in ('unproven', 'investor', 'trading', 'given_way', 'ended')),
+  constraint initial_balance_in_range check (initial_balance > 0 and initial_balance < 1e15),
   constraint settings_are_an_object check (jsonb_typeof(settings) = 'object')
 ) with (fillfactor = 70);
 comment on table public.trading_accounts is
@@ -81,6 +84,9 @@ comment on column public.trading_accounts.margin is 'Margin in use, in currency.
 comment on column public.trading_accounts.free_margin is 'Free margin in currency.';
 comment on column public.trading_accounts.funds_at is
   'When balance, equity, margin and free_margin were measured.';
+comment on column public.trading_accounts.initial_balance is
+  'What the account began with, in currency: set by its user, otherwise the first balance above 0 that was known. '
+  'Protection rules may measure from it.';
 comment on column public.trading_accounts.status is
   'pending (never connected), connecting, connected, degraded, disconnected, halted (the broker refuses trading or the '
   'password).';
@@ -109,6 +115,8 @@ comment on column public.trading_accounts.flat_from is
   'From then until flat_until nothing is opened on it (flat_by); null: it has no flat time. The table flat_times says '
   'which.';
 comment on column public.trading_accounts.flat_until is 'When copying into it goes on by itself.';
+comment on column public.trading_accounts.resumes_at is
+  'When copying goes on by itself after a daily protection rule closed everything; null: it was not stopped so.';
 comment on column public.trading_accounts.secret_id is 'Its password in Vault; null: it has none.';
 comment on column public.trading_accounts.claim is
   'State of the user''s claim: unproven (no login yet); trading or investor (proven with that password); given_way (it '
@@ -143,6 +151,9 @@ create unique index account_is_proven_once on public.trading_accounts (platform,
 -- every claim on a login, at most one per user; a removed account may be connected again
 create unique index account_is_claimed_once_by_a_user
   on public.trading_accounts (platform, server_key, login_key, user_id) where removed_at is null;
+
+-- resume_accounts
+create index accounts_that_resume on public.trading_accounts (resumes_at) where resumes_at is not null;
 
 -- a user's accounts; the policies of tables that refer to an account
 create index accounts_of_user on public.trading_accounts (user_id);

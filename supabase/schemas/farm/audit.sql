@@ -129,10 +129,11 @@ create trigger audited after insert or update of name, user_id, platforms, capac
   execute function private.audit('id', '', 'name', 'user_id', 'region', 'platforms', 'capacity', 'status');
 create trigger audited after insert or update of used_at or delete on public.enrollment_tokens for each row
   execute function private.audit('id', '', 'name', 'created_by', 'expires_at', 'used_at', 'vps_id');
-create trigger audited after insert or update of name, copy_state, secret_id, settings, claim, removed_at or delete
+create trigger audited
+  after insert or update of name, copy_state, secret_id, settings, claim, removed_at, initial_balance or delete
   on public.trading_accounts for each row
   execute function private.audit('id', 'user_id', 'platform', 'server', 'login', 'name', 'copy_state', 'secret_id',
-    'settings', 'claim', 'removed_at');
+    'settings', 'claim', 'removed_at', 'initial_balance');
 create trigger audited after insert or update of vps_id, epoch or delete on public.account_vps_assignments for each row
   execute function private.audit('account_id', 'account', 'vps_id', 'epoch');
 grant select on public.audit_log to authenticated, service_role;

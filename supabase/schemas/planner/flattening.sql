@@ -18,7 +18,8 @@ begin
     flattened_at = p_now,
     flatten_manual = p_manual or p_reason is not null and a.copy_state = 'flattening' and a.flatten_manual,
     flatten_then = case when a.copy_state <> 'flattening' then coalesce(p_then, a.copy_state)
-      when p_then = 'off' or a.flatten_then = 'off' then 'off' else coalesce(p_then, a.flatten_then) end
+      when p_then = 'off' or a.flatten_then = 'off' then 'off' else coalesce(p_then, a.flatten_then) end,
+    resumes_at = case when p_then is null then a.resumes_at end
   where a.id = p_account;
   -- opens that are queued and unsent need not be sent
   update public.trade_execution_queue q set cancel_requested_at = p_now, updated_at = p_now

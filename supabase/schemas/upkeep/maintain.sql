@@ -69,6 +69,8 @@ begin
       perform private.settle_trading();
     when 'flat times' then
       perform private.keep_flat_times();
+    when 'resumes' then
+      perform private.resume_accounts();
     when 'removals' then
       perform private.finish_removals();
     when 'claims' then
@@ -153,6 +155,7 @@ begin
   if v_moved = 0 then
     v_errors := v_errors || private.run_part('flat times', null);
     v_errors := v_errors || private.run_part('executions', null);
+    v_errors := v_errors || private.run_part('resumes', null);
   end if;
   v_errors := v_errors || private.run_part('removals', null);
   v_errors := array_remove(v_errors, null);

@@ -46,6 +46,24 @@ $$;
 comment on function private.acting_user(jsonb) is
   'The user that the call acts for: the caller, or with the service key the user in user_id. TC001 if there is none.';
 
+create function private.initial_balance_of(p_function text, p_request jsonb) returns numeric
+language plpgsql immutable
+set search_path = ''
+as $$
+declare
+  v_initial numeric := private.numeric_of(p_request, 'initial_balance');
+begin
+  if v_initial <= 0 or v_initial >= 1e15 then
+    raise exception using errcode = 'TC303',
+      message = format('%s: initial_balance is %s, but must be above 0 and below 1e15', p_function, v_initial),
+      hint = 'It is what the account began with, in its own currency, such as "100000".';
+  end if;
+  return v_initial;
+end
+$$;
+comment on function private.initial_balance_of(text, jsonb) is
+  'The initial_balance of a request, or null; TC303 if it is out of range.';
+
 -- Security definer: it writes trading_accounts and Vault.
 create function private.connect_account(p_account jsonb) returns jsonb
 language plpgsql security definer
@@ -61,13 +79,14 @@ declare
   v_settings jsonb := coalesce(private.check_document(p_account, 'settings'), '{}');
   v_mode text := coalesce(private.text_of(p_account, 'mode', 100), 'hedging');
   v_currency text := coalesce(private.text_of(p_account, 'currency', 100), 'USD');
+  v_initial numeric := private.initial_balance_of('connect_account', p_account);
   v_listed public.broker_servers;
   v_account uuid;
   v_placed public.account_vps_assignments;
 begin
   perform private.refuse_unknown(p_account, 'connect_account',
     array['platform', 'server', 'login', 'password', 'name', 'mode', 'currency',
-                                 'settings', 'user_id', 'vps_id']);
+                                 'settings', 'user_id', 'vps_id', 'initial_balance']);
   if v_platform is null or v_server is null or v_login is null then
     raise exception using errcode = 'TC001', message = 'platform, server and login are required';
   elsif v_mode not in ('hedging', 'netting') then
@@ -99,9 +118,11 @@ begin
   end if;
   perform private.require_free_claim(v_user);
 
-  insert into public.trading_accounts (user_id, platform, server, login, name, mode, currency, settings)
+  insert into public.trading_accounts (user_id, platform, server, login, name, mode, currency, settings,
+    initial_balance)
   values (v_user, v_platform, v_listed.server, v_login,
-    coalesce(v_name, left(v_login || ' · ' || v_listed.server, 100)), v_mode, v_currency, v_settings)
+    coalesce(v_name, left(v_login || ' · ' || v_listed.server, 100)), v_mode, v_currency, v_settings,
+    v_initial)
   returning id into v_account;
   if v_password is not null then
     update public.trading_accounts
@@ -166,10 +187,12 @@ declare
   v_account public.trading_accounts := private.own_account(private.uuid_of(p_request, 'account_id'), false);
   v_password text := private.verbatim_of(p_request, 'password', 1000);
   v_settings jsonb := private.check_document(p_request, 'settings');
+  v_initial numeric := private.initial_balance_of('update_account', p_request);
   v_retried boolean := v_password is not null or v_settings is distinct from v_account.settings
     and v_settings is not null;
 begin
-  perform private.refuse_unknown(p_request, 'update_account', array['account_id', 'name', 'password', 'settings']);
+  perform private.refuse_unknown(p_request, 'update_account', array['account_id', 'name', 'password', 'settings',
+    'initial_balance']);
   perform private.refuse_addressing('update_account', v_settings);
   if p_request ->> 'password' = '' then
     raise exception using errcode = 'TC203', message = 'update_account: the password is empty',
@@ -184,6 +207,7 @@ begin
   end if;
   update public.trading_accounts a
   set name = coalesce(private.name_of(p_request, 'name', 100), a.name), settings = coalesce(v_settings, a.settings),
+      initial_balance = coalesce(v_initial, a.initial_balance),
       secret_id = v_account.secret_id, revision = a.revision + (v_password is not null)::integer,
       -- The problem may be fixed by the change: the agent logs in again at once and reports the result.
       status = case when v_retried and a.status = 'halted' then 'connecting' else a.status end,
@@ -254,6 +278,8 @@ Request:
 - mode (text; hedging or netting): position per trade, or one per symbol; left out: hedging
 - currency (text; 2 to 10 capital letters or digits): currency of the account, until its agent reports it; left out: USD
 - settings (object; at most 16 kB, 6 levels and 500 keys; no address, host, port or token): settings for the platform
+- initial_balance (number; above 0 and below 1e15): what the account began with, for protection rules; left out or null:
+  the first balance that is known
 - user_id (uuid; required with the service key): the user that the account is for; ignored for other callers
 - vps_id (uuid): only operators and the service key: VPS to place it on; null is refused
 Answer:
@@ -295,6 +321,8 @@ Request:
 - password (text; 1 to 1000 characters): new trading password; left out or null: unchanged
 - settings (object; at most 16 kB, 6 levels and 500 keys; no address, host, port or token): replaces all settings; left
   out or null: unchanged
+- initial_balance (number; above 0 and below 1e15): what the account began with, for protection rules; left out or null:
+  unchanged
 Answer:
 - account_id (uuid): the account
 Errors: TC001 TC105 TC106 TC108 TC203 TC222 TC223 TC225 TC301 TC303

@@ -53,7 +53,8 @@ begin
     raise exception using errcode = 'TC303', message = 'pause_account: state must be on, monitor or off';
   end if;
   v_now := private.lock_accounts(private.with_neighbours(v_account));
-  update public.trading_accounts set copy_state = p_request ->> 'state', copy_state_reason = null, flat_snapshots = 0
+  update public.trading_accounts set copy_state = p_request ->> 'state', copy_state_reason = null, flat_snapshots = 0,
+    resumes_at = null
   where id = v_account;
   for v_copier in select c.id from public.copiers c
     where c.follower_account_id = v_account and c.removed_at is null loop

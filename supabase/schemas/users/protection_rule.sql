@@ -1,11 +1,14 @@
 -- Functions by which users manage protection rules.
 
 -- The funds of an account if they are known and fresh; otherwise all results are null.
-create function private.known_funds(p_account uuid, out measured_at timestamptz, out equity numeric, out margin numeric)
+create function private.known_funds(p_account uuid, out measured_at timestamptz, out equity numeric, out margin numeric,
+  out balance numeric, out initial numeric)
 language plpgsql stable security definer set search_path = '' as $$
 begin
-  select a.funds_at, a.equity, a.margin into measured_at, equity, margin from public.trading_accounts a
+  select a.funds_at, a.equity, a.margin, a.balance into measured_at, equity, margin, balance
+  from public.trading_accounts a
   where a.id = p_account and a.funds_at > clock_timestamp() - private.setting_s('funds_max_age_s');
+  initial := private.initial_balance(p_account, balance);
 end $$;
 
 -- Refuses a rule that would trigger at once (TC321): a typing error must not close everything.
@@ -15,12 +18,80 @@ declare
   v_funds record;
 begin
   select * into v_funds from private.known_funds(r.account_id);
-  if r.enabled and r.triggered_at is null and private.limit_reached(r, v_funds.equity, v_funds.margin) then
+  if r.enabled and r.triggered_at is null and private.limit_reached(r, v_funds.initial, v_funds.equity,
+    v_funds.margin) then
     raise exception using errcode = 'TC321',
       message = format('%s: the account is already past this limit: %s of %s, equity %s, margin %s', p_function, r.kind,
-        private.rule_limit(r), v_funds.equity, coalesce(v_funds.margin::text, 'unknown')),
+        private.rule_limit(r, v_funds.initial), v_funds.equity, coalesce(v_funds.margin::text, 'unknown')),
       hint = 'The rule would trigger at once. Choose another threshold, or close positions first (flatten_account).';
   end if;
+end $$;
+
+-- What is wrong with how a rule measures; null: nothing.
+create function private.bad_measure(r public.protection_rules) returns text
+language plpgsql immutable set search_path = '' as $$
+begin
+  return case
+    when r.of not in ('day_start', 'high', 'initial', 'amount')
+      then 'of must be day_start, high, initial or amount'
+    when r.basis is null or r.basis not in ('equity', 'balance', 'higher')
+      then 'basis must be equity, balance or higher'
+    when r.moves_with is null or r.moves_with not in ('equity', 'day_end_balance')
+      then 'moves_with must be equity or day_end_balance'
+    when not (r.locks_at > 0 and r.locks_at < 1e12) then 'locks_at must be above 0 and below 1e12, or null'
+    when r.cushion_percent is null or not (r.cushion_percent >= 0 and r.cushion_percent < 100)
+      then 'cushion_percent must be from 0 to below 100'
+    when r.warn_percent is null or not (r.warn_percent >= 0 and r.warn_percent < 100)
+      then 'warn_percent must be from 0 (no warning) to below 100'
+    when r.day_begins is null then 'day_begins must be a time of day from 00:00 to 23:59' end;
+end $$;
+
+-- Raises TC306 for two settings of a rule that contradict each other; both are named.
+create function private.refuse_bad_pair(r public.protection_rules) returns void
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_daily boolean := r.kind in ('daily_loss', 'daily_profit');
+  v_trails boolean := r.kind = 'trailing_drawdown';
+  v_pair text := case
+    when r.of = 'day_start' and not v_daily or r.of = 'high' and not v_trails
+      or r.of is not null and r.kind = 'max_margin_use' then format('of %s does not go with kind %s', r.of, r.kind)
+    when r.basis <> 'equity' and not v_daily then format('basis %s does not go with kind %s', r.basis, r.kind)
+    when r.moves_with <> 'equity' and not v_trails
+      then format('moves_with %s does not go with kind %s', r.moves_with, r.kind)
+    when r.locks_at is not null and not v_trails
+      then format('locks_at %s does not go with kind %s', trim_scale(r.locks_at), r.kind)
+    when r.cushion_percent > 0 and r.kind = 'equity_target'
+      then format('cushion_percent %s does not go with kind %s', trim_scale(r.cushion_percent), r.kind)
+    when r.action = 'close_all_until_next_day' and not v_daily
+      then format('action %s does not go with kind %s, which has no next day', r.action, r.kind)
+    when r.warn_percent > 100 - r.cushion_percent
+      then format('warn_percent %s is above %s, where the rule acts with cushion_percent %s',
+        trim_scale(r.warn_percent), trim_scale(100 - r.cushion_percent), trim_scale(r.cushion_percent)) end;
+begin
+  if v_pair is not null then
+    raise exception using errcode = 'TC306', message = 'save_protection_rule: ' || v_pair,
+      hint = 'Change one of the two.';
+  end if;
+end $$;
+
+-- What is wrong with a rule's threshold; null: nothing.
+create function private.bad_threshold(r public.protection_rules) returns text
+language plpgsql immutable set search_path = '' as $$
+declare
+  v_of text := private.rule_of(r);
+begin
+  return case
+    when r.threshold is null then 'threshold is missing'
+    when r.kind = 'max_margin_use' then case when not (r.threshold > 0 and r.threshold <= 1000)
+      then format('threshold of max_margin_use must be above 0 and at most 1000 (percent of equity), not %s',
+        r.threshold) end
+    when v_of = 'amount' then case when not (r.threshold > 0 and r.threshold < 1e12)
+      then format('threshold of %s must be above 0 and below 1e12 (money of the account), not %s', r.kind,
+        r.threshold) end
+    when r.kind in ('daily_loss', 'trailing_drawdown') then case when not (r.threshold > 0 and r.threshold < 100)
+      then format('threshold of %s must be above 0 and below 100 (percent), not %s', r.kind, r.threshold) end
+    when not (r.threshold > 0 and r.threshold <= 1000)
+      then format('threshold of %s must be above 0 and at most 1000 (percent), not %s', r.kind, r.threshold) end;
 end $$;
 
 -- Raises TC303 for a wrong setting of a rule; the message says what is allowed.
@@ -31,23 +102,18 @@ declare
 begin
   v_what := case
     when r.kind is null or r.kind not in ('daily_loss', 'trailing_drawdown', 'equity_floor', 'equity_target',
-      'max_margin_use')
-      then 'kind must be daily_loss, trailing_drawdown, equity_floor, equity_target or max_margin_use'
-    when r.action is null or r.action not in ('notify', 'monitor', 'close_all', 'close_all_and_off')
-      then 'action must be notify, monitor, close_all or close_all_and_off'
-    when r.threshold is null then 'threshold is missing'
-    when r.kind in ('daily_loss', 'trailing_drawdown') and not (r.threshold > 0 and r.threshold < 100)
-      then format('threshold of %s must be above 0 and below 100 (percent), not %s', r.kind, r.threshold)
-    when r.kind = 'max_margin_use' and not (r.threshold > 0 and r.threshold <= 1000)
-      then format('threshold of max_margin_use must be above 0 and at most 1000 (percent of equity), not %s',
-        r.threshold)
-    when not (r.threshold > 0 and r.threshold < 1e12)
-      then format('threshold of %s must be above 0 and below 1e12 (money of the account), not %s', r.kind, r.threshold)
+      'max_margin_use', 'daily_profit')
+      then 'kind must be daily_loss, trailing_drawdown, equity_floor, equity_target, max_margin_use or daily_profit'
+    when r.action is null or r.action not in ('notify', 'monitor', 'close_all', 'close_all_until_next_day',
+      'close_all_and_off')
+      then 'action must be notify, monitor, close_all or close_all_and_off; daily_loss and daily_profit also take '
+        'close_all_until_next_day'
     when r.confirm_ms is null or r.confirm_ms not between 250 and 60000 then 'confirm_ms must be from 250 to 60000'
     when r.close_manual is null or r.enabled is null then 'close_manual and enabled must be true or false'
     when r.time_zone is null or not private.is_time_zone(r.time_zone)
       then format('there is no time zone %s: time_zone must be named like Europe/Berlin, America/New_York or UTC',
-        left(coalesce(r.time_zone, 'null'), 100)) end;
+        left(coalesce(r.time_zone, 'null'), 100))
+    else coalesce(private.bad_measure(r), private.bad_threshold(r)) end;
   if v_what is not null then
     raise exception using errcode = 'TC303', message = 'save_protection_rule: ' || v_what,
       hint = 'See docs/protocol.md.';
@@ -71,8 +137,67 @@ begin
   return v_rule;
 end $$;
 
--- {"id" of the rule to change, or "account_id" and "kind" of a new one; "threshold", "action", "close_manual",
--- "confirm_ms", "time_zone", "enabled"} -> {"rule_id"}
+-- Refuses settings of the wrong form (TC302).
+create function private.refuse_malformed_rule(p_rule jsonb) returns void
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_wrong text;
+begin
+  select k into v_wrong from unnest(array['threshold', 'cushion_percent', 'warn_percent', 'locks_at']) k
+  where p_rule ? k and not coalesce(private.is_number(p_rule -> k), false)
+    and not (k = 'locks_at' and p_rule -> k = 'null') limit 1;
+  if v_wrong is not null then
+    raise exception using errcode = 'TC302', message = format('save_protection_rule: %s is not a number', v_wrong),
+      hint = 'Numbers are decimal strings such as "5".';
+  end if;
+  select format('%s is %s, but must be %s', e.key, left(e.value::text, 100), case e.key
+    when 'confirm_ms' then 'a whole number from 250 to 60000'
+    when 'day_begins' then 'a time of day such as "17:00"' else 'true or false' end) into v_wrong
+  from jsonb_each(p_rule) e
+  where case when e.key = 'confirm_ms' then not pg_input_is_valid(e.value #>> '{}', 'integer')
+    when e.key in ('close_manual', 'enabled') then not pg_input_is_valid(e.value #>> '{}', 'boolean')
+    when e.key = 'day_begins' then coalesce(e.value #>> '{}', '') !~ '^([01][0-9]|2[0-3]):[0-5][0-9](:00)?$' end
+  limit 1;
+  if v_wrong is not null then
+    raise exception using errcode = 'TC302', message = 'save_protection_rule: ' || v_wrong,
+      hint = 'See docs/protocol.md.';
+  end if;
+end $$;
+
+-- A new rule of the caller's account with the default of each setting; the account's plan is locked.
+create function private.new_rule(p_rule jsonb) returns public.protection_rules
+language plpgsql volatile security definer set search_path = '' as $$
+declare
+  r public.protection_rules;
+begin
+  r.user_id := private.require_user();
+  select a.id into r.account_id from public.trading_accounts a
+  where a.id = private.uuid_of(p_rule, 'account_id') and a.user_id = r.user_id and a.removed_at is null;
+  if r.account_id is null then
+    raise exception using errcode = 'TC106',
+      message = format('save_protection_rule: account %s does not exist or is not yours', p_rule ->> 'account_id'),
+      hint = 'Check the id.';
+  end if;
+  perform private.hold_user(r.user_id);
+  perform private.lock_accounts(array[r.account_id]);
+  r.action := 'close_all_and_off';
+  r.close_manual := true;
+  r.confirm_ms := 250;
+  r.time_zone := 'UTC';
+  r.enabled := true;
+  r.basis := 'equity';
+  r.day_begins := '00:00';
+  r.cushion_percent := 0;
+  r.moves_with := 'equity';
+  r.warn_percent := 70;
+  -- a cushion that acts earlier than that is warned of when it acts
+  if private.is_number(p_rule -> 'cushion_percent') then
+    r.warn_percent := greatest(least(70, 100 - (p_rule ->> 'cushion_percent')::numeric), 0);
+  end if;
+  return r;
+end $$;
+
+-- {"id" of the rule to change, or "account_id" and "kind" of a new one; the settings} -> {"rule_id", "action"}
 create function private.save_protection_rule(p_rule jsonb) returns jsonb
 language plpgsql security definer set search_path = '' as $$
 declare
@@ -87,43 +212,17 @@ begin
   end if;
   select left(string_agg(k, ', '), 200) into v_unknown from jsonb_object_keys(p_rule) k
   where k not in ('id', 'account_id', 'kind', 'threshold', 'action', 'close_manual', 'confirm_ms', 'time_zone',
-    'enabled');
+    'enabled', 'of', 'basis', 'day_begins', 'cushion_percent', 'warn_percent', 'moves_with', 'locks_at');
   if v_unknown is not null then
     raise exception using errcode = 'TC301', message = format('save_protection_rule: unknown setting: %s', v_unknown),
-      hint = 'The settings are account_id, kind, threshold, action, close_manual, confirm_ms, time_zone and enabled.';
+      hint = 'The settings are account_id, kind, threshold, of, basis, day_begins, time_zone, cushion_percent, '
+        'warn_percent, moves_with, locks_at, action, close_manual, confirm_ms and enabled.';
   end if;
-  if p_rule ? 'threshold' and not coalesce(private.is_number(p_rule -> 'threshold'), false) then
-    raise exception using errcode = 'TC302', message = 'save_protection_rule: threshold is not a number',
-      hint = 'Numbers are decimal strings such as "5".';
-  end if;
-  select format('%s is %s, but must be %s', e.key, left(e.value::text, 100),
-    case e.key when 'confirm_ms' then 'a whole number from 250 to 60000' else 'true or false' end) into v_unknown
-  from jsonb_each(p_rule) e
-  where e.key in ('confirm_ms', 'close_manual', 'enabled')
-    and not pg_input_is_valid(e.value #>> '{}', case e.key when 'confirm_ms' then 'integer' else 'boolean' end)
-  limit 1;
-  if v_unknown is not null then
-    raise exception using errcode = 'TC302', message = 'save_protection_rule: ' || v_unknown,
-      hint = 'See docs/protocol.md.';
-  end if;
+  perform private.refuse_malformed_rule(p_rule);
   if p_rule ? 'id' then
     v_old := private.own_rule('save_protection_rule', private.uuid_of(p_rule, 'id'));
   else
-    select a.id into v_old.account_id from public.trading_accounts a
-    where a.id = private.uuid_of(p_rule, 'account_id') and a.user_id = v_user and a.removed_at is null;
-    if v_old.account_id is null then
-      raise exception using errcode = 'TC106',
-        message = format('save_protection_rule: account %s does not exist or is not yours', p_rule ->> 'account_id'),
-        hint = 'Check the id.';
-    end if;
-    perform private.hold_user(v_user);
-    perform private.lock_accounts(array[v_old.account_id]);
-    v_old.user_id := v_user;
-    v_old.action := 'close_all_and_off';
-    v_old.close_manual := true;
-    v_old.confirm_ms := 250;
-    v_old.time_zone := 'UTC';
-    v_old.enabled := true;
+    v_old := private.new_rule(p_rule);
   end if;
   begin
     v_new := jsonb_populate_record(v_old, p_rule - array['id', 'account_id']);
@@ -133,9 +232,11 @@ begin
       hint = 'Numbers are decimal strings such as "5", confirm_ms is a whole number, close_manual and enabled are true '
         'or false.';
   end;
+  v_new.action := private.rule_action(v_new);
   perform private.refuse_bad_rule(p_rule, v_new);
+  perform private.refuse_bad_pair(v_new);
   perform private.refuse_contradiction(p_rule, v_old, v_new);
-  return jsonb_build_object('rule_id', private.put_rule(v_old, v_new));
+  return jsonb_build_object('rule_id', private.put_rule(v_old, v_new), 'action', v_new.action);
 end $$;
 
 -- Refuses a change of kind or account, and two rules that contradict each other.
@@ -144,6 +245,8 @@ create function private.refuse_contradiction(p_rule jsonb, p_old public.protecti
 language plpgsql stable security definer set search_path = '' as $$
 declare
   v_other numeric;
+  v_initial numeric := private.initial_balance(p_new.account_id, null);
+  v_limit numeric := private.whole_limit(p_new, v_initial);
 begin
   if p_old.id is not null and (p_new.kind <> p_old.kind
     or coalesce(p_rule ->> 'account_id', p_old.account_id::text) <> p_old.account_id::text) then
@@ -152,31 +255,35 @@ begin
       hint = 'Remove the rule and save another.';
   end if;
   -- of several, the one that is nearest: the lowest target of a floor, the highest floor of a target
-  select case p_new.kind when 'equity_floor' then min(r.threshold) else max(r.threshold) end into v_other
+  select case p_new.kind when 'equity_floor' then min(private.whole_limit(r, v_initial))
+    else max(private.whole_limit(r, v_initial)) end into v_other
   from public.protection_rules r
   where r.account_id = p_new.account_id and r.kind = case p_new.kind when 'equity_floor'
     then 'equity_target' when 'equity_target' then 'equity_floor' end;
-  if p_new.kind = 'equity_floor' and p_new.threshold >= v_other or p_new.kind = 'equity_target'
-    and p_new.threshold <= v_other then
+  if p_new.kind = 'equity_floor' and v_limit >= v_other or p_new.kind = 'equity_target' and v_limit <= v_other then
     raise exception using errcode = 'TC306',
       message = format('save_protection_rule: equity_floor %s is not below equity_target %s',
-        case p_new.kind when 'equity_floor' then p_new.threshold else v_other end,
-          case p_new.kind when 'equity_floor' then v_other else p_new.threshold end),
+        case p_new.kind when 'equity_floor' then v_limit else v_other end,
+        case p_new.kind when 'equity_floor' then v_other else v_limit end),
       hint = 'Change one of the two first.';
   end if;
 end $$;
 
--- Stores a rule that passed all checks. A new rule, one that is enabled again, and one with a new time zone start their
--- measurements from now.
+-- Stores a rule that passed all checks. A new rule, one that is enabled again, and one that measures another way start
+-- their measurements from now.
 create function private.put_rule(p_old public.protection_rules, p_new public.protection_rules) returns uuid
 language plpgsql volatile security definer set search_path = '' as $$
 declare
   v_new public.protection_rules := p_new;
   v_funds record;
 begin
-  if p_old.id is null or p_new.enabled and not p_old.enabled or p_new.time_zone <> p_old.time_zone then
+  if p_old.id is null or p_new.enabled and not p_old.enabled or (p_new.time_zone, p_new.day_begins, p_new.basis,
+    p_new.moves_with) is distinct from (p_old.time_zone, p_old.day_begins, p_old.basis, p_old.moves_with) then
     select * into v_funds from private.known_funds(p_new.account_id);
-    v_new := private.rearmed(v_new, v_funds.measured_at, v_funds.equity);
+    v_new := private.rearmed(v_new, v_funds.measured_at, v_funds.equity, v_funds.balance);
+    if v_new.high_water_mark is not null then
+      v_new.high_water_mark := private.first_high(v_new, v_new.high_water_mark, v_funds.initial);
+    end if;
   end if;
   v_new.breached_at := null;  -- it may be about another limit
   v_new.breached_equity := null;
@@ -189,7 +296,9 @@ begin
   else
     update public.protection_rules r set threshold = v_new.threshold, action = v_new.action,
       close_manual = v_new.close_manual,
-      confirm_ms = v_new.confirm_ms, time_zone = v_new.time_zone, enabled = v_new.enabled, day = v_new.day,
+      confirm_ms = v_new.confirm_ms, time_zone = v_new.time_zone, enabled = v_new.enabled, of = v_new.of,
+      basis = v_new.basis, day_begins = v_new.day_begins, cushion_percent = v_new.cushion_percent,
+      warn_percent = v_new.warn_percent, moves_with = v_new.moves_with, locks_at = v_new.locks_at, day = v_new.day,
       day_start_equity = v_new.day_start_equity, day_start_at = v_new.day_start_at,
         high_water_mark = v_new.high_water_mark,
       breached_at = null, breached_equity = null, triggered_at = v_new.triggered_at
@@ -220,7 +329,7 @@ declare
 begin
   perform private.refuse_unknown(p_request, 'reset_protection', array['rule_id']);
   select * into v_funds from private.known_funds(v_rule.account_id);
-  v_rule := private.rearmed(v_rule, v_funds.measured_at, v_funds.equity);
+  v_rule := private.rearmed(v_rule, v_funds.measured_at, v_funds.equity, v_funds.balance);
   perform private.refuse_reached('reset_protection', v_rule);
   update public.protection_rules r set day = v_rule.day, day_start_equity = v_rule.day_start_equity,
     day_start_at = v_rule.day_start_at,
@@ -237,22 +346,37 @@ comment on function public.save_protection_rule(jsonb) is
 Request:
 - id (uuid): rule of the caller to change; left out: a new one
 - account_id (uuid; required for a new rule): account of the caller; cannot be changed later
-- kind (text; required for a new rule; daily_loss, trailing_drawdown, equity_floor, equity_target or max_margin_use):
-  cannot be changed later; an account may have several rules of a kind
-- threshold (number; required for a new rule; percent above 0 and below 100, max_margin_use up to 1000; equity_floor and
-  equity_target: money above 0 and below 1e12): reaching it exactly triggers
-- action (text; notify, monitor, close_all or close_all_and_off): what the rule does; default close_all_and_off
+- kind (text; required for a new rule; daily_loss, trailing_drawdown, equity_floor, equity_target, max_margin_use or
+  daily_profit): cannot be changed later; an account may have several rules of a kind
+- threshold (number; required for a new rule; percent above 0 and below 100, daily_profit and max_margin_use up to
+  1000; where of is amount: money above 0 and below 1e12): reaching it exactly triggers
+- of (text; day_start, high, initial or amount): what the threshold is: percent of the day''s start (daily rules), of
+  the high (trailing_drawdown) or of the account''s initial balance, or money; equity_floor and equity_target with
+  initial stand at that percentage of it. Left out or null: day_start for daily rules, high for trailing_drawdown
+  (initial if it moves with day_end_balance), amount for equity_floor and equity_target
+- basis (text; equity, balance or higher): daily rules: what the day''s start is; default equity
+- day_begins (text; a time of day from 00:00 to 23:59): when the day begins in time_zone; default 00:00
+- cushion_percent (number; from 0 to below 100): the rule acts when 100 minus this percentage of its allowance is used;
+  not for equity_target; default 0: at the limit itself
+- warn_percent (number; from 0 to below 100, at most 100 minus cushion_percent): an alert, once a day, when this
+  percentage of the allowance is used; 0: none; default 70, or what the cushion leaves
+- moves_with (text; equity or day_end_balance): trailing_drawdown: what its limit follows; default equity
+- locks_at (number or null; above 0 and below 1e12): trailing_drawdown: the limit stops rising there; default: never
+- action (text; notify, monitor, close_all, close_all_until_next_day or close_all_and_off): what the rule does; default
+  close_all_and_off. close_all_until_next_day is for daily_loss and daily_profit: it opens nothing until the next day
+  begins, then copying goes on by itself. close_all of these two is stored as close_all_until_next_day
 - close_manual (boolean): whether closing includes positions that the user opened by hand; default true
 - confirm_ms (integer; 250 to 60000): a second look at least this long after the first must agree; default 250
-- time_zone (text; a time zone such as Europe/Berlin): for daily_loss: the day begins at midnight there; default UTC
+- time_zone (text; a time zone such as Europe/Berlin): the time zone of day_begins; default UTC
 - enabled (boolean): whether the rule is checked; default true
 Answer:
 - rule_id (uuid): the rule
+- action (text): what it does, as stored
 Errors: TC001 TC105 TC106 TC108 TC301 TC302 TC303 TC306 TC321 TC332
 Example: {"account_id": "0b9f4a52-6c1d-4e0b-9a57-2f6f0c8e1a02", "kind": "daily_loss", "threshold": "5", "action":
   "close_all_and_off",
 "time_zone": "Europe/Berlin"}
--> {"rule_id": "5e8b2c90-3d47-4a1f-b6c2-90d1e2f3a401"}';
+-> {"rule_id": "5e8b2c90-3d47-4a1f-b6c2-90d1e2f3a401", "action": "close_all_and_off"}';
 
 create function public.remove_protection_rule(p_request jsonb) returns jsonb
 language sql volatile security invoker set search_path = '' as $$ select private.remove_protection_rule(p_request) $$;
@@ -273,8 +397,8 @@ Request:
 - rule_id (uuid; required): rule of the caller
 Answer:
 - rule_id (uuid): the rule
-- day_start_equity (text or null): for daily_loss: the equity that the day''s loss is measured from
-- high_water_mark (text or null): for trailing_drawdown: the highest equity
+- day_start_equity (text or null): for daily rules: the amount that the day is measured from
+- high_water_mark (text or null): for trailing_drawdown: the highest equity or day-end balance
 Errors: TC001 TC105 TC106 TC108 TC301 TC321
 Example: {"rule_id": "5e8b2c90-3d47-4a1f-b6c2-90d1e2f3a401"}
 -> {"rule_id": "5e8b2c90-3d47-4a1f-b6c2-90d1e2f3a401", "day_start_equity": "5000.00", "high_water_mark": null}';

@@ -67,7 +67,8 @@ class ProtectionWorld(NettingWorld):
 
     def alerts(self) -> dict[str, int]:
         return {
-            str(r["reason"]): int(r["times"]) for r in self.rows("select reason, times from public.alerts order by id")
+            str(r["reason"]): int(r["times"])
+            for r in self.rows("select reason, times from public.alerts where kind <> 'protection_near' order by id")
         }
 
     def looks(self) -> list[tuple[str, str]]:
