@@ -4352,7 +4352,7 @@ create table private.quarantine (
   primary key (account_id, kind, subject),
   constraint kind_is_known check (kind in
     ('report', 'event', 'changes', 'decision', 'explain', 'link', 'offer', 'overdue', 'retries', 'flatten', 'existing',
-      'watch'))
+      'symbols', 'watch'))
 );
 comment on table private.quarantine is
   'Work on which the planner''s own code raised an error: stored, retried automatically, deleted once it succeeds. '
@@ -4362,8 +4362,8 @@ comment on column private.quarantine.account_id is
 comment on column private.quarantine.kind is
   'report, event: the whole entry is in body. changes: changes of a master by reports. decision: a ticket and a '
   'copier. explain: events that wait for decisions.'
-  ' link: a copy. offer: an execution that could not be handed out. overdue, retries, flatten, existing: parts of an '
-  'account''s upkeep. watch: what its agent must watch';
+  ' link: a copy. offer: an execution that could not be handed out. overdue, retries, flatten, existing, symbols: '
+  'parts of an account''s upkeep. watch: what its agent must watch';
 comment on column private.quarantine.subject is
   'the failed item: execution and attempt with their number, session:seq, ticket and copier, link, execution';
 comment on column private.quarantine.context is 'where in the code it failed';
@@ -5111,6 +5111,9 @@ begin
         when fa.copy_state = 'off' then 'account_off'
         when l.id is null and c.removal is not null then 'copier_removed'
         when l.id is null and m.closed_at is not null and e.type in ('opened', 'ordered') then 'already_closed'
+        when l.id is null and m.closed_at is null and exists (select from private.symbol_waits w
+          where w.copier_id = c.id and w.master_account_id = p_account and w.ticket = e.ticket
+            and w.kind = m.kind) then 'coalesced'
         when l.id is null and m.kind = 'order' and (not c.copy_pending or fa.mode = 'netting') then 'copied_at_fill'
         when l.id is null and (m.existing or m.first_seen_at < c.started_at)
           and (c.copy_pending and fa.mode = 'hedging' or m.filled_at is null or m.filled_at < c.started_at)
@@ -5647,6 +5650,37 @@ begin
   perform private.store_outcomes(v_outcomes);
   return v_new;
 end $$;
+
+-- trade/symbol_wait.sql
+-- Waits for a symbol: pairs (event, copier) whose decision needs a symbol or a quote that an agent has not told yet.
+
+create table private.symbol_waits (
+  copier_id uuid not null references public.copiers (id) on delete cascade,
+  master_account_id uuid not null references public.trading_accounts (id) on delete cascade,
+  follower_account_id uuid not null references public.trading_accounts (id) on delete cascade,
+  kind text not null,
+  ticket text not null,
+  side text not null,
+  event_id bigint,
+  asked text,
+  news_at timestamptz not null,
+  ends_at timestamptz not null,
+  ends_as text not null,
+  symbols text[] not null,
+  primary key (copier_id, kind, ticket, side)
+);
+comment on table private.symbol_waits is
+  'Master positions that copiers will decide on once a symbol or quote is told. Such a pair has the outcome '
+  'symbol_loading. The row is deleted with the decision, or when there is nothing left to decide.';
+comment on column private.symbol_waits.event_id is
+  'the event whose outcome is symbol_loading; null: the position came without an event';
+comment on column private.symbol_waits.asked is 'existing or resync: the copy was asked for';
+comment on column private.symbol_waits.news_at is 'from then on max_age_ms counts';
+comment on column private.symbol_waits.ends_as is 'the reason of the pair if nothing is told in time';
+comment on column private.symbol_waits.symbols is 'names at the follower that may be the master''s symbol';
+create index symbol_waits_of_master on private.symbol_waits (master_account_id, ticket);
+create index symbol_waits_of_follower on private.symbol_waits (follower_account_id);
+alter table private.symbol_waits enable row level security;
 
 -- trade/witness.sql
 -- What agents prove as witnesses of a database that has gone back in time (trade/generation.sql).
@@ -7371,6 +7405,8 @@ declare
   v_quoted_since timestamptz := p_now - private.setting_s('symbol_quote_max_age_s');
   v_drafts private.execution_draft[];
   v_refusals private.outcome[];
+  v_waits private.symbol_waits[];
+  v_settled private.symbol_waits[];
   v_trading text := private.trading_state();
 begin
   if cardinality(p_tickets) > 1 and private.limits_count(p_masters) then  -- each counts against the limits of the next
@@ -7385,6 +7421,7 @@ begin
   --   grown    the links that increase
   --   drafts   the executions of hedging followers
   --   refused  the outcomes of all others
+  --   waiting  the pairs that need a symbol or quote that is not told yet (planner/symbol_wait.sql)
   with pairs as (
     select
       pair.kind,
@@ -7418,7 +7455,14 @@ begin
       mapping.mode as mapping_mode,
       mapping.lots_factor,
       case when (opened.side = 'buy') = copier.reverse then 'sell' else 'buy' end as side,
-      case when p_asked is null and pair.asked_lots is null then opened.unseen_at else p_now end as news_at,
+      case
+        when wait.copier_id is not null and wait.asked is not distinct from p_asked then wait.news_at
+        when p_asked is null and pair.asked_lots is null then opened.unseen_at
+        else p_now
+      end as news_at,
+      wait,
+      coalesce(wait.event_id, opened.last_event_id) as event_id,
+      mapping.follower_symbol as mapped_to,
       coalesce(p_asked = 'resync', false) or pair.asked_lots is not null as by_user
     from private.undecided(p_masters, p_tickets, p_copiers, p_asked, p_kinds) pair
     join public.copiers copier on copier.id = pair.copier_id
@@ -7432,6 +7476,8 @@ begin
       and mapping.master_key = upper(btrim(opened.symbol))
     left join public.account_symbols named on named.account_id = follower.id
       and named.name = coalesce(mapping.follower_symbol, opened.symbol)
+    left join private.symbol_waits wait on wait.copier_id = copier.id and wait.kind = opened.kind
+      and wait.ticket = opened.ticket and wait.side = opened.side
     left join public.account_vps_assignments assignment on assignment.account_id = follower.id
     left join public.vps_instances vps on vps.id = assignment.vps_id and vps.retired_at is null
     offset 0  -- here and below: a fence, so that each row's functions are called once, without storing the wide rows
@@ -7441,10 +7487,13 @@ begin
       coalesce(
         pair.blocked,
         case when private.must_be_flat(pair.follower, p_now) then 'flat_by' end,
-        case when pair.news_at < p_now - make_interval(secs => (pair.copier).max_age_ms / 1000.0) then 'too_old' end,
+        case when pair.news_at < p_now - make_interval(secs => (pair.copier).max_age_ms / 1000.0)
+          then coalesce((pair.wait).ends_as, 'too_old') end,
         pair.unreachable,
         pair.refusal,
         case when pair.mapping_mode <> 'on' then 'symbol_off' end,
+        case when (pair.symbol).contract_size is null then
+          private.loading_refusal(pair.master, pair.masters_symbol, pair.follower) end,
         private.symbol_refusal(pair.symbol, pair.side),
         case when (pair.symbol).name <> (pair.opened).symbol and not pair.mapped and pair.kind <> 'increase' then
           private.proof_refusal(pair.masters_symbol, pair.symbol, (pair.opened).price, p_now) end,
@@ -7601,11 +7650,11 @@ begin
       case when (pair.opened).kind = 'order' then (pair.opened).expires_at end,
       case when (pair.opened).kind = 'order' then (pair.opened).expires_at + interval '1 s' end,
       coalesce((pair.size).warnings || (pair.levels).warnings, '{}'),
-      (pair.opened).last_event_id,
+      pair.event_id,
       p_now,
       case when pair.reason is not null then p_now end
     from decided pair
-    where pair.kind in ('new', 'flip')
+    where pair.kind in ('new', 'flip') and pair.reason is distinct from 'symbol_loading'
   ), grown as (
     update public.position_links link set
       seen_master_lots = (pair.opened).lots,
@@ -7635,7 +7684,7 @@ begin
           select sum(leg.lots) from private.link_legs leg where leg.link_id = link.id and leg.kind = 'position'), 0)
       end
     from decided pair
-    where pair.kind = 'increase' and link.id = pair.link_id
+    where pair.kind = 'increase' and link.id = pair.link_id and pair.reason is distinct from 'symbol_loading'
       and link.id = any (array(select i.link_id from decided i where i.kind = 'increase'))
   ), drafts as (
     select
@@ -7647,7 +7696,7 @@ begin
       (pair.copier).user_id,
       (pair.follower).id as account_id,
       (pair.master).id as master_account_id,
-      (pair.opened).last_event_id as event_id,
+      pair.event_id,
       case
         when pair.kind = 'increase' then 'increase'
         when (pair.opened).kind = 'order' then 'place'
@@ -7683,17 +7732,22 @@ begin
     where pair.reason is null and not pair.netting
   ), refused as (  -- or, of a netting follower, left to its symbol's next deal
     select
-      (pair.opened).last_event_id as event_id,
+      pair.event_id,
       (pair.copier).id as copier_id,
       (pair.copier).user_id,
-      pair.its_link as link_id,
+      case when pair.reason is distinct from 'symbol_loading' then pair.its_link else pair.link_id end as link_id,
       null::bigint as execution_id,
       coalesce(pair.reason, 'coalesced') as reason,
       case
+        when pair.reason = 'symbol_loading' then
+          private.loading_words(coalesce(pair.mapped_to, (pair.opened).symbol), pair.masters_symbol, pair.symbol)
+        when pair.reason = 'symbol_unmapped' and (pair.symbol).name is not null then
+          private.told_late_words(pair.copier, (pair.symbol).name)
         when pair.reason = 'symbol_unmapped' then private.unmapped_detail((pair.copier).id, (pair.opened).symbol)
         when pair.reason = 'symbol_unproven' then
-          private.price_doubt(pair.masters_symbol, pair.symbol, (pair.opened).price, p_now)
-            || ' Choose it in the copier''s symbols if it is right.'
+          coalesce(private.price_doubt(pair.masters_symbol, pair.symbol, (pair.opened).price, p_now)
+              || ' Choose it in the copier''s symbols if it is right.',
+            private.told_late_words(pair.copier, 'The quote of ' || (pair.symbol).name))
         when pair.verdict is not null then
           private.refusal_words(pair.copier, pair.opened, pair.follower, pair.symbol, pair.reason, p_now)
         when pair.reason = 'max_open_lots' then
@@ -7703,15 +7757,41 @@ begin
         when pair.reason is not null then array_to_string((pair.size).explain, ' ')
       end as detail
     from decided pair
-    where (pair.reason is not null or pair.netting) and (pair.opened).last_event_id is not null
+    where (pair.reason is not null or pair.netting) and pair.event_id is not null
+  ), waiting as (
+    select
+      (pair.copier).id as copier_id,
+      (pair.master).id as master_account_id,
+      (pair.follower).id as follower_account_id,
+      (pair.opened).kind,
+      (pair.opened).ticket,
+      (pair.opened).side,
+      pair.event_id,
+      p_asked as asked,
+      pair.news_at,
+      pair.news_at + make_interval(secs => (pair.copier).max_age_ms / 1000.0) as ends_at,
+      case when (pair.symbol).name is null then 'symbol_unmapped' else 'symbol_unproven' end as ends_as,
+      private.symbols_in_question(pair.follower, pair.masters_symbol, (pair.opened).symbol,
+        coalesce((pair.symbol).name, pair.mapped_to)) as symbols
+    from decided pair
+    where pair.reason = 'symbol_loading'
   )
   select
     (select array_agg(draft::private.execution_draft) from drafts draft),
-    (select array_agg(refusal::private.outcome) from refused refusal)
-  into v_drafts, v_refusals;
+    (select array_agg(refusal::private.outcome) from refused refusal),
+    (select array_agg(wait::private.symbol_waits) from waiting wait),
+    (select array_agg(pair.wait) from decided pair
+      where (pair.wait).copier_id is not null and pair.reason is distinct from 'symbol_loading')
+  into v_drafts, v_refusals, v_waits, v_settled;
   v_new := private.queue_executions(v_drafts, true, p_now);
   if v_refusals is not null then
     perform private.store_outcomes(v_refusals);
+  end if;
+  if v_waits is not null then
+    perform private.begin_waits(v_waits);
+  end if;
+  if v_settled is not null then
+    perform private.settle_waits(v_settled);
   end if;
   if v_new is not null and exists (select 1 from public.copiers c
     where c.master_account_id = any (p_masters) and c.removed_at is null
@@ -9420,6 +9500,10 @@ begin
     and exists (select 1 from private.undecided(p_masters, p_tickets, p_copiers)) then
     v_new := coalesce(v_new, '{}') || coalesce(private.decide(p_masters, p_tickets, p_copiers, p_now), '{}');
   end if;
+  if exists (select from private.symbol_waits w
+    where w.master_account_id = any (p_masters) and w.ticket = any (p_tickets)) then
+    perform private.end_waits(p_masters, p_tickets, p_now);
+  end if;
   select array_agg(l.id) into v_decided from public.position_links l
   where l.master_account_id = any (p_masters) and l.master_ticket = any (p_tickets) and l.ended_at is null
     and (p_copiers is null or l.copier_id = any (p_copiers));
@@ -9535,6 +9619,37 @@ begin
   return v_new;
 end $$;
 
+-- Decides the pairs of these followers that wait for symbols, if what they wait for was told or their time is over. The
+-- caller holds the followers' locks. Returns the new executions, not yet handed out.
+create function private.decide_waiting_symbols(p_followers uuid[], p_now timestamptz) returns bigint[]
+language plpgsql security definer set search_path = '' as $$
+declare
+  w record;
+  v_new bigint[] := '{}';
+begin
+  for w in
+    select s.asked, array_agg(s.master_account_id order by s.news_at, s.ticket) as masters,
+      array_agg(s.ticket order by s.news_at, s.ticket) as tickets,
+      array_agg(s.kind order by s.news_at, s.ticket) as kinds, array_agg(distinct s.copier_id) as copiers
+    from private.symbol_waits s where s.follower_account_id = any (p_followers)
+    -- what a user asked of one copier is asked of no other
+    group by s.asked, case when s.asked is not null then s.copier_id end order by min(s.news_at)
+  loop
+    if w.asked is null then
+      v_new := v_new || private.plan(null, w.masters, w.tickets, w.copiers, p_now);
+    else
+      v_new := v_new || coalesce(private.decide_kinds(w.masters, w.tickets, w.kinds, w.copiers, p_now, w.asked),
+        '{}');
+      v_new := v_new || coalesce(private.plan_nets(array(
+        select l.id from public.position_links l
+        where l.master_account_id = any (w.masters) and l.master_ticket = any (w.tickets)
+          and l.copier_id = any (w.copiers) and l.ended_at is null), p_now), '{}');
+    end if;
+    perform private.end_waits(w.masters, w.tickets, p_now);
+  end loop;
+  return v_new;
+end $$;
+
 -- Plans everything of a copier after a change of its settings or mode; a copier that is resumed catches up on closes
 -- and levels. The caller has locked both its accounts.
 create function private.replan_copier(p_copier uuid, p_now timestamptz) returns void
@@ -9548,7 +9663,9 @@ begin
     and l.state = 'live'
   where c.id = p_copier;
   perform private.wait_no_longer(v_links, p_now);
-  perform private.offer(private.plan_again(v_links, p_now), null, clock_timestamp());
+  perform private.offer(private.plan_again(v_links, p_now)
+    || private.decide_waiting_symbols(array(select c.follower_account_id from public.copiers c where c.id = p_copier),
+      p_now), null, clock_timestamp());
 end $$;
 
 -- planner/protection.sql
@@ -10239,9 +10356,9 @@ begin
       and meaning = any (private.meanings(p_symbol.name, f)));
 end $$;
 
--- symbol_unproven if the prices must still prove that the follower's symbol of another name is the master's; null: they
--- did once, or do now, or there is no quote yet and both names are well known. The symbols of an unproven choice are
--- watched (planner/watch.sql), so that quotes arrive.
+-- symbol_unproven if current quotes of both do not prove that the follower's symbol of another name is the master's;
+-- symbol_loading if such quotes are missing; null: they did once, or do now, or there is no quote yet and both names
+-- are well known. The symbols of an unproven choice are watched (planner/watch.sql), so that quotes arrive.
 create function private.proof_refusal(p_master public.account_symbols, p_symbol public.account_symbols,
   p_price numeric, p_now timestamptz) returns text
 language plpgsql volatile security definer set search_path = '' as $$
@@ -10255,7 +10372,8 @@ begin
     if not private.quote_is_fresh(p_symbol, p_now) and private.well_known_alike(p_master, p_symbol) then
       return null;
     end if;
-    return 'symbol_unproven';
+    return case when private.quote_is_fresh(p_symbol, p_now) and private.quote_is_fresh(p_master, p_now)
+      then 'symbol_unproven' else 'symbol_loading' end;
   end if;
   update private.symbol_choices c set proven = true
   where c.follower_account_id = p_symbol.account_id and c.master_account_id = p_master.account_id
@@ -10272,11 +10390,144 @@ begin
   return p_symbol;
 end $$;
 
+-- planner/symbol_wait.sql
+-- The wait for a symbol or a quote: a pair is decided when it is told, or refused when max_age_ms is over (ADR 0028).
+
+-- Whether an account's symbols are still being told: a symbol that is missing may come. An account that never said
+-- whether its list is complete is loading while it logs in for the first time.
+create function private.list_is_loading(p_account public.trading_accounts) returns boolean
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return case when p_account.symbols_complete is null
+    then p_account.status = 'connecting'
+      and not exists (select from public.account_symbols s where s.account_id = p_account.id)
+    else not p_account.symbols_complete end;
+end $$;
+
+-- symbol_loading if the symbol of a copy was not found because a list is still being told; null: nothing more will
+-- come.
+create function private.loading_refusal(p_master public.trading_accounts, p_masters_symbol public.account_symbols,
+  p_follower public.trading_accounts) returns text
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return case when private.list_is_loading(
+    case when p_masters_symbol.contract_size is null then p_master else p_follower end) then 'symbol_loading' end;
+end $$;
+
+-- The follower's names that a copy may need, to be told before all others: the mapped or found name, else the master's
+-- own name and the other names of its instrument, as the follower's broker would write them.
+create function private.symbols_in_question(p_follower public.trading_accounts,
+  p_masters_symbol public.account_symbols, p_name text, p_found text) returns text[]
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  if p_found is not null then return array[p_found]; end if;
+  if p_masters_symbol.name is null then return array[p_name]; end if;
+  return array(select distinct x.name from unnest(private.names_of(p_masters_symbol)) n,
+    lateral (values (p_name), (n), (p_follower.symbol_prefix || n || p_follower.symbol_suffix)) x (name)
+    order by x.name);
+end $$;
+
+-- What a pair waits for, in words: the detail of symbol_loading.
+create function private.loading_words(p_name text, p_masters_symbol public.account_symbols,
+  p_symbol public.account_symbols) returns text
+language plpgsql immutable set search_path = '' as $$
+begin
+  return case
+    when p_masters_symbol.name is null
+      then format('The master''s list of symbols is still being told, and has no %s so far: it was asked for.', p_name)
+    when p_symbol.name is null
+      then format('The follower''s list of symbols is still being told, and has no %s so far: it was asked for.',
+        p_name)
+    else format('Quotes that prove that %s is the follower''s name for %s were asked for.', p_symbol.name, p_name) end;
+end $$;
+
+-- What was told after the pair's time was over: the detail of a refusal that ends a wait.
+create function private.told_late_words(p_copier public.copiers, p_name text) returns text
+language plpgsql immutable set search_path = '' as $$
+begin
+  return format('%s was told too late: max_age_ms allows %s s. Resync the copier to copy the trade now.', p_name,
+    trim_scale(p_copier.max_age_ms / 1000.0));
+end $$;
+
+-- Stores pairs that wait, and asks the agents of both accounts for what is missing: each heartbeat names the symbols to
+-- watch, and the message makes it come at once. A pair that waits for the same thing again is not asked for again.
+create function private.begin_waits(p_waits private.symbol_waits[]) returns void
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_vps uuid;
+  v_accounts uuid[] := array(
+    select unnest(array[n.follower_account_id, n.master_account_id]) from unnest(p_waits) n
+    where not exists (select from private.symbol_waits w
+      where (w.copier_id, w.kind, w.ticket, w.side) = (n.copier_id, n.kind, n.ticket, n.side)
+        and (w.ends_as, w.symbols) = (n.ends_as, n.symbols)));
+begin
+  insert into private.symbol_waits as w select * from unnest(p_waits)
+  on conflict (copier_id, kind, ticket, side) do update set asked = excluded.asked, news_at = excluded.news_at,
+    ends_at = excluded.ends_at, ends_as = excluded.ends_as, symbols = excluded.symbols
+  where (w.asked, w.news_at, w.ends_at, w.ends_as, w.symbols)
+    is distinct from (excluded.asked, excluded.news_at, excluded.ends_at, excluded.ends_as, excluded.symbols);
+  for v_vps in
+    select distinct a.vps_id from public.account_vps_assignments a where a.account_id = any (v_accounts) order by 1
+  loop
+    perform private.broadcast('vps:' || v_vps, 'assignments', '{}');
+  end loop;
+end $$;
+
+-- Deletes waits whose pairs have got their decision.
+create function private.settle_waits(p_waits private.symbol_waits[]) returns void
+language plpgsql security definer set search_path = '' as $$
+begin
+  delete from private.symbol_waits w using unnest(p_waits) o
+  where (w.copier_id, w.kind, w.ticket, w.side) = (o.copier_id, o.kind, o.ticket, o.side);
+end $$;
+
+-- Why nothing is left to decide for a pair that waits; null: it still waits. A decision that is held up by the link's
+-- own orders is made when they end, at the latest a minute after the wait.
+create function private.wait_is_over(w private.symbol_waits, p_now timestamptz) returns text
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  m public.positions;
+begin
+  select * into m from public.positions p
+  where p.account_id = w.master_account_id and p.ticket = w.ticket and p.kind = w.kind;
+  if m.closed_at is null and m.lots > 0 and m.side = w.side then
+    return case
+      when w.ends_at >= p_now then null
+      when exists (select from public.copiers c where c.id = w.copier_id and c.removed_at is not null)
+        then 'copier_removed'
+      when exists (select from public.position_links l
+        where l.master_account_id = w.master_account_id and l.master_ticket = w.ticket and l.master_kind = w.kind
+          and l.copier_id = w.copier_id and l.state = 'live' and l.master_side = m.side
+          and m.lots <= l.seen_master_lots) then 'no_change'
+      when w.ends_at < p_now - interval '1 minute' then w.ends_as end;
+  end if;
+  return case when w.kind = 'order' and m.replaced_by is not null
+    then 'copied_at_fill' else 'already_closed' end;
+end $$;
+
+-- Ends the waits of these master positions that have nothing left to decide: each pair gets its reason.
+create function private.end_waits(p_masters uuid[], p_tickets text[], p_now timestamptz) returns void
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_over record;
+begin
+  for v_over in
+    select w as wait, o.reason from private.symbol_waits w
+    cross join lateral private.wait_is_over(w, p_now) o (reason)
+    where w.master_account_id = any (p_masters) and w.ticket = any (p_tickets) and o.reason is not null
+  loop
+    perform private.settle_waits(array[v_over.wait]::private.symbol_waits[]);
+    update public.copy_outcomes o set reason = v_over.reason, detail = null
+    where o.event_id = (v_over.wait).event_id and o.copier_id = (v_over.wait).copier_id
+      and o.reason = 'symbol_loading';
+  end loop;
+end $$;
+
 -- planner/watch.sql
 -- What an agent must watch besides its accounts' positions: symbols, funds, snapshots.
 
--- Symbols whose quotes an account's agent should report: those of open links and of its masters' open positions, and
--- those whose prices must still prove that two names mean one instrument.
+-- Symbols whose quotes an account's agent should report: those of open links and of its masters' open positions, those
+-- whose prices must still prove that two names mean one instrument, and those that a copy waits for.
 create function private.watched_symbols(p_account uuid) returns text[]
 language plpgsql stable security definer set search_path = '' as $$
 begin
@@ -10292,6 +10543,8 @@ begin
       select x.follower_symbol from private.symbol_choices x where x.follower_account_id = p_account and not x.proven
       union all
       select x.master_symbol from private.symbol_choices x where x.master_account_id = p_account and not x.proven
+      union all
+      select unnest(w.symbols) from private.symbol_waits w where w.follower_account_id = p_account
     ) s);
 end $$;
 
@@ -11237,6 +11490,8 @@ begin
     union
     select c.follower_account_id from public.copiers c where c.existing_until is not null
     union
+    select w.follower_account_id from private.symbol_waits w
+    union
     select unnest(private.with_followers(array(select f.account_id from private.quarantine f
       where f.retry_at <= p_now)))
   )
@@ -11265,7 +11520,8 @@ begin
     where a.id = any (p_accounts) and a.copy_state = 'flattening' loop
     v_new := v_new || private.plan_flatten(v_account, p_now);
   end loop;
-  return v_new || private.decide_waiting_existing(p_accounts, p_now);
+  return v_new || private.decide_waiting_existing(p_accounts, p_now)
+    || private.decide_waiting_symbols(p_accounts, p_now);
 end $$;
 
 -- The due work for these accounts of one owner: all at once, or part by part if the planner fails or has failed
@@ -11314,6 +11570,44 @@ begin
       raise warning 'maintain_executions: one owner''s waits for the next run: % (%)', sqlerrm, sqlstate;
     end;
   end loop;
+end $$;
+
+-- Takes the plan locks for a report that tells symbols, before anything else: a plan that just missed them has ended
+-- then, and its wait is seen. All locks that planning after the report may need are taken in this one call.
+create function private.lock_for_symbols(p_account uuid, p_state jsonb) returns void
+language plpgsql security definer set search_path = '' as $$
+begin
+  if exists (select from private.symbol_waits w where w.follower_account_id = p_account)
+    or exists (select from private.symbol_waits w where w.master_account_id = p_account) then
+    perform private.lock_accounts(private.with_neighbours(p_account));
+  elsif p_state -> 'symbols_complete' = 'true'
+    or jsonb_path_exists(p_state, '$.symbols[*].contract_size ? (@ != null)') then
+    perform private.lock_accounts(case
+      when exists (select from public.protection_rules r where r.account_id = p_account and r.enabled)
+        then private.with_neighbours(p_account)
+      else array[p_account] end);
+  end if;
+end $$;
+
+-- Decides what waits for symbols or quotes of this account, which has just told some. The caller has called
+-- lock_for_symbols(); of followers that were locked by nobody in time, the next upkeep decides.
+create function private.decide_told_symbols(p_account uuid) returns void
+language plpgsql security definer set search_path = ''
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off
+  set enable_material = off set jit = off as $$
+declare
+  v_followers uuid[] := array(
+    select w.follower_account_id from private.symbol_waits w where w.follower_account_id = p_account
+    union
+    select w.follower_account_id from private.symbol_waits w where w.master_account_id = p_account);
+begin
+  if cardinality(v_followers) = 0 then return; end if;
+  v_followers := private.lock_free(v_followers);
+  perform private.offer_isolated(private.decide_waiting_symbols(v_followers, clock_timestamp()), null,
+    clock_timestamp());
+exception when others then  -- the report stands; the upkeep decides, part by part
+  if not private.is_fault(sqlstate) then raise; end if;
+  raise warning 'decide_told_symbols: left to the upkeep, for %: %', sqlstate, sqlerrm;
 end $$;
 
 -- upkeep/fitness.sql
@@ -12412,6 +12706,8 @@ begin
         where s.account_id = p_account;
     when 'existing' then
       v_new := private.decide_waiting_existing(array[p_account], p_now);
+    when 'symbols' then
+      v_new := private.decide_waiting_symbols(array[p_account], p_now);
   end case;
   return v_done || jsonb_build_object('executions', to_jsonb(coalesce(v_new, '{}')));
 end $$;
@@ -12624,7 +12920,7 @@ declare
   v_part text;
 begin
   foreach v_account in array p_accounts loop
-    foreach v_part in array array['overdue', 'retries', 'flatten', 'existing'] loop
+    foreach v_part in array array['overdue', 'retries', 'flatten', 'existing', 'symbols'] loop
       continue when exists (select 1 from private.quarantine f where f.account_id = v_account and f.kind = v_part)
         or v_part = 'flatten' and not exists (select 1 from public.trading_accounts a
           where a.id = v_account and a.copy_state = 'flattening');
@@ -12913,7 +13209,8 @@ begin
     raise exception using errcode = 'TC001', message = 'symbols: expected an array';
   end if;
 
-  -- before any account row is locked: a rule that triggers is planned under the plan locks
+  -- before any account row is locked: a rule that triggers, and what waits for symbols, is planned under the plan locks
+  perform private.lock_for_symbols(v_account, p_state);
   if v_balance is not null and v_equity is not null
     and exists (select 1 from public.protection_rules r where r.account_id = v_account and r.enabled)
   then
@@ -12958,6 +13255,7 @@ begin
   if v_symbols <> '[]' then
     perform private.save_symbols(v_account, v_symbols);
   end if;
+  perform private.decide_told_symbols(v_account);
   perform private.alert_left_out(v_account, 'symbols', private.int_of(p_state, 'symbols_left_out', 0, 1000000));
   perform private.alert_left_out(v_account, 'positions', private.int_of(p_state, 'positions_left_out', 0, 1000000));
   if v_balance is not null and v_equity is not null then
@@ -12992,7 +13290,7 @@ Request:
 - measured_at (time): when the funds were read; left out or null: now
 - symbols (list of objects): specifications and quotes; a new symbol needs all of it, a known one its name
 - symbols_complete (boolean): whether all symbols of the account are told with this report; until then only symbols of
-  the same name are copied into; left out or null: unchanged
+  the same name are copied into, and other trades wait; left out or null: unchanged
 - symbols_left_out, positions_left_out (integer; 0 to 1000000): how many were beyond the limits
 Answer:
 - ok (boolean; true): the report was stored
@@ -15230,7 +15528,11 @@ declare
   v_held boolean;
 begin
   for m in
-    select p.*, l.id as link_id, case when l.id is null then 'existing' else l.reason end as why
+    select p.*, l.id as link_id, case
+        when exists (select from private.symbol_waits w where w.copier_id = p_copier.id
+          and w.master_account_id = p.account_id and w.ticket = p.ticket and w.kind = p.kind) then 'symbol_loading'
+        when l.id is null then 'existing'
+        else l.reason end as why
     from public.positions p
     left join lateral (
       select k.id, k.state, k.reason from public.position_links k
@@ -16771,6 +17073,11 @@ begin
   order by k.generation desc limit 1;
   select array_agg(q.id order by q.id) into v_executions from public.trade_execution_queue q
   where q.link_id = l.id and q.finalized_at is null;
+  if exists (select from private.symbol_waits w where w.copier_id = p_copier.id
+    and w.master_account_id = p_copier.master_account_id and w.ticket = d.master_ticket
+      and w.kind = d.master_kind) then
+    return private.resync_answer(p_item, 'queued', 'symbol_loading', null, v_executions);
+  end if;
   if l.state = 'live' and (v_executions is not null or l.wanted_lots is not null or exists (
     select 1 from public.trade_execution_queue q
     where q.account_id = l.follower_account_id and q.symbol = l.symbol and q.in_flight
@@ -17092,6 +17399,10 @@ begin
 end $$;
 create trigger tell_refusal after insert on public.copy_outcomes for each row
   when (new.reason in ('sanity', 'symbol_unmapped', 'symbol_unproven')) execute function private.tell_refusal();
+-- a decision that waited for a symbol replaces the outcome
+create trigger tell_refusal_after_wait after update of reason on public.copy_outcomes for each row
+  when (old.reason = 'symbol_loading' and new.reason in ('sanity', 'symbol_unmapped', 'symbol_unproven'))
+  execute function private.tell_refusal();
 
 create function public.symbol_suggestions(p_request jsonb) returns jsonb
 language sql stable security invoker set search_path = '' as $$ select private.symbol_suggestions(p_request) $$;
@@ -17428,6 +17739,7 @@ select o.event_id, o.copier_id, o.user_id, o.link_id, o.decided_at,
   coalesce(e.deal_price, case when x.action = 'open' and x.parts is null then x.master_price end) as master_price,
   coalesce(x.symbol, l.symbol) as symbol, coalesce(case when x.parts is null then x.side end, l.side) as side,
   case
+    when o.reason = 'symbol_loading' then 'in_flight'
     when x.id is null then 'not_copied'
     when d.waiting > 0 then 'in_flight'
     when d.failed = 0 and not d.short and t.reason is null then 'copied'

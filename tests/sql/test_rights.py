@@ -58,6 +58,7 @@ private.drift_dismissals        -         -    -          -     -           -   
 private.copier_filters          -         -    -          -     -           -             -        -
 private.doorbells               -         -    -          -     -           -             -        -
 private.event_keys              -         -    -          -     -           -             -        -
+private.symbol_waits            -         -    -          -     -           -             -        -
 private.quarantine                  -         -    -          -     -           -             -        -
 private.link_legs               -         -    -          -     -           -             -        -
 private.symbol_choices           -         -    -          -     -           -             -        -

@@ -25,12 +25,12 @@ export const REASONS = {
       "the detail says which: wait until both accounts are connected, or let a broker show the pair that it names",
     ],
     symbol_unmapped: [
-      "no symbol of the follower, or more than one, matches the master's symbol",
+      "no symbol of the follower, or more than one, matches the master's symbol, or it was not told before max_age_ms was over",
       "map the symbol in the copier",
     ],
     symbol_unproven: [
       "the follower has the master's symbol under another name, but no current quotes prove it, or they contradict it: before the first trade both prices must agree within 5 % (a pair, a metal or a listed alias needs no quote)",
-      "map the symbol in the copier if it is right, or resync the copier once quotes have arrived: they are asked for",
+      "map the symbol in the copier if it is right, or resync the copier once quotes have arrived: a trade waits for them until max_age_ms is over",
     ],
     symbol_off: ["the copier's mapping of the symbol is off or closes_only", "set its mode to on to open in it again"],
     trade_disabled: ["the broker does not allow opening the follower's symbol in this direction", "ask the broker"],
@@ -210,6 +210,10 @@ export const REASONS = {
     already_closed: ["the master had closed before the open was sent; nothing was opened", "none"],
     superseded: [
       "a step was waiting for another attempt when the target changed; the new target is executed instead",
+      "none",
+    ],
+    symbol_loading: [
+      "the symbol of the copy, or the quote that proves its name, is not told yet and was asked for: it is decided when it is told, and refused when max_age_ms is over",
       "none",
     ],
     coalesced: ["a step is in flight; when it ends, the position's latest state is copied", "none"],

@@ -104,7 +104,8 @@ begin
     raise exception using errcode = 'TC001', message = 'symbols: expected an array';
   end if;
 
-  -- before any account row is locked: a rule that triggers is planned under the plan locks
+  -- before any account row is locked: a rule that triggers, and what waits for symbols, is planned under the plan locks
+  perform private.lock_for_symbols(v_account, p_state);
   if v_balance is not null and v_equity is not null
     and exists (select 1 from public.protection_rules r where r.account_id = v_account and r.enabled)
   then
@@ -149,6 +150,7 @@ begin
   if v_symbols <> '[]' then
     perform private.save_symbols(v_account, v_symbols);
   end if;
+  perform private.decide_told_symbols(v_account);
   perform private.alert_left_out(v_account, 'symbols', private.int_of(p_state, 'symbols_left_out', 0, 1000000));
   perform private.alert_left_out(v_account, 'positions', private.int_of(p_state, 'positions_left_out', 0, 1000000));
   if v_balance is not null and v_equity is not null then
@@ -183,7 +185,7 @@ Request:
 - measured_at (time): when the funds were read; left out or null: now
 - symbols (list of objects): specifications and quotes; a new symbol needs all of it, a known one its name
 - symbols_complete (boolean): whether all symbols of the account are told with this report; until then only symbols of
-  the same name are copied into; left out or null: unchanged
+  the same name are copied into, and other trades wait; left out or null: unchanged
 - symbols_left_out, positions_left_out (integer; 0 to 1000000): how many were beyond the limits
 Answer:
 - ok (boolean; true): the report was stored

@@ -34,6 +34,8 @@ declare
   v_quoted_since timestamptz := p_now - private.setting_s('symbol_quote_max_age_s');
   v_drafts private.execution_draft[];
   v_refusals private.outcome[];
+  v_waits private.symbol_waits[];
+  v_settled private.symbol_waits[];
   v_trading text := private.trading_state();
 begin
   if cardinality(p_tickets) > 1 and private.limits_count(p_masters) then  -- each counts against the limits of the next
@@ -48,6 +50,7 @@ begin
   --   grown    the links that increase
   --   drafts   the executions of hedging followers
   --   refused  the outcomes of all others
+  --   waiting  the pairs that need a symbol or quote that is not told yet (planner/symbol_wait.sql)
   with pairs as (
     select
       pair.kind,
@@ -81,7 +84,14 @@ begin
       mapping.mode as mapping_mode,
       mapping.lots_factor,
       case when (opened.side = 'buy') = copier.reverse then 'sell' else 'buy' end as side,
-      case when p_asked is null and pair.asked_lots is null then opened.unseen_at else p_now end as news_at,
+      case
+        when wait.copier_id is not null and wait.asked is not distinct from p_asked then wait.news_at
+        when p_asked is null and pair.asked_lots is null then opened.unseen_at
+        else p_now
+      end as news_at,
+      wait,
+      coalesce(wait.event_id, opened.last_event_id) as event_id,
+      mapping.follower_symbol as mapped_to,
       coalesce(p_asked = 'resync', false) or pair.asked_lots is not null as by_user
     from private.undecided(p_masters, p_tickets, p_copiers, p_asked, p_kinds) pair
     join public.copiers copier on copier.id = pair.copier_id
@@ -95,6 +105,8 @@ begin
       and mapping.master_key = upper(btrim(opened.symbol))
     left join public.account_symbols named on named.account_id = follower.id
       and named.name = coalesce(mapping.follower_symbol, opened.symbol)
+    left join private.symbol_waits wait on wait.copier_id = copier.id and wait.kind = opened.kind
+      and wait.ticket = opened.ticket and wait.side = opened.side
     left join public.account_vps_assignments assignment on assignment.account_id = follower.id
     left join public.vps_instances vps on vps.id = assignment.vps_id and vps.retired_at is null
     offset 0  -- here and below: a fence, so that each row's functions are called once, without storing the wide rows
@@ -104,10 +116,13 @@ begin
       coalesce(
         pair.blocked,
         case when private.must_be_flat(pair.follower, p_now) then 'flat_by' end,
-        case when pair.news_at < p_now - make_interval(secs => (pair.copier).max_age_ms / 1000.0) then 'too_old' end,
+        case when pair.news_at < p_now - make_interval(secs => (pair.copier).max_age_ms / 1000.0)
+          then coalesce((pair.wait).ends_as, 'too_old') end,
         pair.unreachable,
         pair.refusal,
         case when pair.mapping_mode <> 'on' then 'symbol_off' end,
+        case when (pair.symbol).contract_size is null then
+          private.loading_refusal(pair.master, pair.masters_symbol, pair.follower) end,
         private.symbol_refusal(pair.symbol, pair.side),
         case when (pair.symbol).name <> (pair.opened).symbol and not pair.mapped and pair.kind <> 'increase' then
           private.proof_refusal(pair.masters_symbol, pair.symbol, (pair.opened).price, p_now) end,
@@ -264,11 +279,11 @@ begin
       case when (pair.opened).kind = 'order' then (pair.opened).expires_at end,
       case when (pair.opened).kind = 'order' then (pair.opened).expires_at + interval '1 s' end,
       coalesce((pair.size).warnings || (pair.levels).warnings, '{}'),
-      (pair.opened).last_event_id,
+      pair.event_id,
       p_now,
       case when pair.reason is not null then p_now end
     from decided pair
-    where pair.kind in ('new', 'flip')
+    where pair.kind in ('new', 'flip') and pair.reason is distinct from 'symbol_loading'
   ), grown as (
     update public.position_links link set
       seen_master_lots = (pair.opened).lots,
@@ -298,7 +313,7 @@ begin
           select sum(leg.lots) from private.link_legs leg where leg.link_id = link.id and leg.kind = 'position'), 0)
       end
     from decided pair
-    where pair.kind = 'increase' and link.id = pair.link_id
+    where pair.kind = 'increase' and link.id = pair.link_id and pair.reason is distinct from 'symbol_loading'
       and link.id = any (array(select i.link_id from decided i where i.kind = 'increase'))
   ), drafts as (
     select
@@ -310,7 +325,7 @@ begin
       (pair.copier).user_id,
       (pair.follower).id as account_id,
       (pair.master).id as master_account_id,
-      (pair.opened).last_event_id as event_id,
+      pair.event_id,
       case
         when pair.kind = 'increase' then 'increase'
         when (pair.opened).kind = 'order' then 'place'
@@ -346,17 +361,22 @@ begin
     where pair.reason is null and not pair.netting
   ), refused as (  -- or, of a netting follower, left to its symbol's next deal
     select
-      (pair.opened).last_event_id as event_id,
+      pair.event_id,
       (pair.copier).id as copier_id,
       (pair.copier).user_id,
-      pair.its_link as link_id,
+      case when pair.reason is distinct from 'symbol_loading' then pair.its_link else pair.link_id end as link_id,
       null::bigint as execution_id,
       coalesce(pair.reason, 'coalesced') as reason,
       case
+        when pair.reason = 'symbol_loading' then
+          private.loading_words(coalesce(pair.mapped_to, (pair.opened).symbol), pair.masters_symbol, pair.symbol)
+        when pair.reason = 'symbol_unmapped' and (pair.symbol).name is not null then
+          private.told_late_words(pair.copier, (pair.symbol).name)
         when pair.reason = 'symbol_unmapped' then private.unmapped_detail((pair.copier).id, (pair.opened).symbol)
         when pair.reason = 'symbol_unproven' then
-          private.price_doubt(pair.masters_symbol, pair.symbol, (pair.opened).price, p_now)
-            || ' Choose it in the copier''s symbols if it is right.'
+          coalesce(private.price_doubt(pair.masters_symbol, pair.symbol, (pair.opened).price, p_now)
+              || ' Choose it in the copier''s symbols if it is right.',
+            private.told_late_words(pair.copier, 'The quote of ' || (pair.symbol).name))
         when pair.verdict is not null then
           private.refusal_words(pair.copier, pair.opened, pair.follower, pair.symbol, pair.reason, p_now)
         when pair.reason = 'max_open_lots' then
@@ -366,15 +386,41 @@ begin
         when pair.reason is not null then array_to_string((pair.size).explain, ' ')
       end as detail
     from decided pair
-    where (pair.reason is not null or pair.netting) and (pair.opened).last_event_id is not null
+    where (pair.reason is not null or pair.netting) and pair.event_id is not null
+  ), waiting as (
+    select
+      (pair.copier).id as copier_id,
+      (pair.master).id as master_account_id,
+      (pair.follower).id as follower_account_id,
+      (pair.opened).kind,
+      (pair.opened).ticket,
+      (pair.opened).side,
+      pair.event_id,
+      p_asked as asked,
+      pair.news_at,
+      pair.news_at + make_interval(secs => (pair.copier).max_age_ms / 1000.0) as ends_at,
+      case when (pair.symbol).name is null then 'symbol_unmapped' else 'symbol_unproven' end as ends_as,
+      private.symbols_in_question(pair.follower, pair.masters_symbol, (pair.opened).symbol,
+        coalesce((pair.symbol).name, pair.mapped_to)) as symbols
+    from decided pair
+    where pair.reason = 'symbol_loading'
   )
   select
     (select array_agg(draft::private.execution_draft) from drafts draft),
-    (select array_agg(refusal::private.outcome) from refused refusal)
-  into v_drafts, v_refusals;
+    (select array_agg(refusal::private.outcome) from refused refusal),
+    (select array_agg(wait::private.symbol_waits) from waiting wait),
+    (select array_agg(pair.wait) from decided pair
+      where (pair.wait).copier_id is not null and pair.reason is distinct from 'symbol_loading')
+  into v_drafts, v_refusals, v_waits, v_settled;
   v_new := private.queue_executions(v_drafts, true, p_now);
   if v_refusals is not null then
     perform private.store_outcomes(v_refusals);
+  end if;
+  if v_waits is not null then
+    perform private.begin_waits(v_waits);
+  end if;
+  if v_settled is not null then
+    perform private.settle_waits(v_settled);
   end if;
   if v_new is not null and exists (select 1 from public.copiers c
     where c.master_account_id = any (p_masters) and c.removed_at is null

@@ -22,6 +22,10 @@ begin
     and exists (select 1 from private.undecided(p_masters, p_tickets, p_copiers)) then
     v_new := coalesce(v_new, '{}') || coalesce(private.decide(p_masters, p_tickets, p_copiers, p_now), '{}');
   end if;
+  if exists (select from private.symbol_waits w
+    where w.master_account_id = any (p_masters) and w.ticket = any (p_tickets)) then
+    perform private.end_waits(p_masters, p_tickets, p_now);
+  end if;
   select array_agg(l.id) into v_decided from public.position_links l
   where l.master_account_id = any (p_masters) and l.master_ticket = any (p_tickets) and l.ended_at is null
     and (p_copiers is null or l.copier_id = any (p_copiers));
@@ -137,6 +141,37 @@ begin
   return v_new;
 end $$;
 
+-- Decides the pairs of these followers that wait for symbols, if what they wait for was told or their time is over. The
+-- caller holds the followers' locks. Returns the new executions, not yet handed out.
+create function private.decide_waiting_symbols(p_followers uuid[], p_now timestamptz) returns bigint[]
+language plpgsql security definer set search_path = '' as $$
+declare
+  w record;
+  v_new bigint[] := '{}';
+begin
+  for w in
+    select s.asked, array_agg(s.master_account_id order by s.news_at, s.ticket) as masters,
+      array_agg(s.ticket order by s.news_at, s.ticket) as tickets,
+      array_agg(s.kind order by s.news_at, s.ticket) as kinds, array_agg(distinct s.copier_id) as copiers
+    from private.symbol_waits s where s.follower_account_id = any (p_followers)
+    -- what a user asked of one copier is asked of no other
+    group by s.asked, case when s.asked is not null then s.copier_id end order by min(s.news_at)
+  loop
+    if w.asked is null then
+      v_new := v_new || private.plan(null, w.masters, w.tickets, w.copiers, p_now);
+    else
+      v_new := v_new || coalesce(private.decide_kinds(w.masters, w.tickets, w.kinds, w.copiers, p_now, w.asked),
+        '{}');
+      v_new := v_new || coalesce(private.plan_nets(array(
+        select l.id from public.position_links l
+        where l.master_account_id = any (w.masters) and l.master_ticket = any (w.tickets)
+          and l.copier_id = any (w.copiers) and l.ended_at is null), p_now), '{}');
+    end if;
+    perform private.end_waits(w.masters, w.tickets, p_now);
+  end loop;
+  return v_new;
+end $$;
+
 -- Plans everything of a copier after a change of its settings or mode; a copier that is resumed catches up on closes
 -- and levels. The caller has locked both its accounts.
 create function private.replan_copier(p_copier uuid, p_now timestamptz) returns void
@@ -150,5 +185,7 @@ begin
     and l.state = 'live'
   where c.id = p_copier;
   perform private.wait_no_longer(v_links, p_now);
-  perform private.offer(private.plan_again(v_links, p_now), null, clock_timestamp());
+  perform private.offer(private.plan_again(v_links, p_now)
+    || private.decide_waiting_symbols(array(select c.follower_account_id from public.copiers c where c.id = p_copier),
+      p_now), null, clock_timestamp());
 end $$;

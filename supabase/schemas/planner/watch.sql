@@ -1,7 +1,7 @@
 -- What an agent must watch besides its accounts' positions: symbols, funds, snapshots.
 
--- Symbols whose quotes an account's agent should report: those of open links and of its masters' open positions, and
--- those whose prices must still prove that two names mean one instrument.
+-- Symbols whose quotes an account's agent should report: those of open links and of its masters' open positions, those
+-- whose prices must still prove that two names mean one instrument, and those that a copy waits for.
 create function private.watched_symbols(p_account uuid) returns text[]
 language plpgsql stable security definer set search_path = '' as $$
 begin
@@ -17,6 +17,8 @@ begin
       select x.follower_symbol from private.symbol_choices x where x.follower_account_id = p_account and not x.proven
       union all
       select x.master_symbol from private.symbol_choices x where x.master_account_id = p_account and not x.proven
+      union all
+      select unnest(w.symbols) from private.symbol_waits w where w.follower_account_id = p_account
     ) s);
 end $$;
 

@@ -16,7 +16,7 @@ create table private.quarantine (
   primary key (account_id, kind, subject),
   constraint kind_is_known check (kind in
     ('report', 'event', 'changes', 'decision', 'explain', 'link', 'offer', 'overdue', 'retries', 'flatten', 'existing',
-      'watch'))
+      'symbols', 'watch'))
 );
 comment on table private.quarantine is
   'Work on which the planner''s own code raised an error: stored, retried automatically, deleted once it succeeds. '
@@ -26,8 +26,8 @@ comment on column private.quarantine.account_id is
 comment on column private.quarantine.kind is
   'report, event: the whole entry is in body. changes: changes of a master by reports. decision: a ticket and a '
   'copier. explain: events that wait for decisions.'
-  ' link: a copy. offer: an execution that could not be handed out. overdue, retries, flatten, existing: parts of an '
-  'account''s upkeep. watch: what its agent must watch';
+  ' link: a copy. offer: an execution that could not be handed out. overdue, retries, flatten, existing, symbols: '
+  'parts of an account''s upkeep. watch: what its agent must watch';
 comment on column private.quarantine.subject is
   'the failed item: execution and attempt with their number, session:seq, ticket and copier, link, execution';
 comment on column private.quarantine.context is 'where in the code it failed';

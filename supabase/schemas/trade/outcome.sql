@@ -65,6 +65,9 @@ begin
         when fa.copy_state = 'off' then 'account_off'
         when l.id is null and c.removal is not null then 'copier_removed'
         when l.id is null and m.closed_at is not null and e.type in ('opened', 'ordered') then 'already_closed'
+        when l.id is null and m.closed_at is null and exists (select from private.symbol_waits w
+          where w.copier_id = c.id and w.master_account_id = p_account and w.ticket = e.ticket
+            and w.kind = m.kind) then 'coalesced'
         when l.id is null and m.kind = 'order' and (not c.copy_pending or fa.mode = 'netting') then 'copied_at_fill'
         when l.id is null and (m.existing or m.first_seen_at < c.started_at)
           and (c.copy_pending and fa.mode = 'hedging' or m.filled_at is null or m.filled_at < c.started_at)

@@ -32,6 +32,8 @@ begin
     union
     select c.follower_account_id from public.copiers c where c.existing_until is not null
     union
+    select w.follower_account_id from private.symbol_waits w
+    union
     select unnest(private.with_followers(array(select f.account_id from private.quarantine f
       where f.retry_at <= p_now)))
   )
@@ -60,7 +62,8 @@ begin
     where a.id = any (p_accounts) and a.copy_state = 'flattening' loop
     v_new := v_new || private.plan_flatten(v_account, p_now);
   end loop;
-  return v_new || private.decide_waiting_existing(p_accounts, p_now);
+  return v_new || private.decide_waiting_existing(p_accounts, p_now)
+    || private.decide_waiting_symbols(p_accounts, p_now);
 end $$;
 
 -- The due work for these accounts of one owner: all at once, or part by part if the planner fails or has failed
@@ -109,4 +112,42 @@ begin
       raise warning 'maintain_executions: one owner''s waits for the next run: % (%)', sqlerrm, sqlstate;
     end;
   end loop;
+end $$;
+
+-- Takes the plan locks for a report that tells symbols, before anything else: a plan that just missed them has ended
+-- then, and its wait is seen. All locks that planning after the report may need are taken in this one call.
+create function private.lock_for_symbols(p_account uuid, p_state jsonb) returns void
+language plpgsql security definer set search_path = '' as $$
+begin
+  if exists (select from private.symbol_waits w where w.follower_account_id = p_account)
+    or exists (select from private.symbol_waits w where w.master_account_id = p_account) then
+    perform private.lock_accounts(private.with_neighbours(p_account));
+  elsif p_state -> 'symbols_complete' = 'true'
+    or jsonb_path_exists(p_state, '$.symbols[*].contract_size ? (@ != null)') then
+    perform private.lock_accounts(case
+      when exists (select from public.protection_rules r where r.account_id = p_account and r.enabled)
+        then private.with_neighbours(p_account)
+      else array[p_account] end);
+  end if;
+end $$;
+
+-- Decides what waits for symbols or quotes of this account, which has just told some. The caller has called
+-- lock_for_symbols(); of followers that were locked by nobody in time, the next upkeep decides.
+create function private.decide_told_symbols(p_account uuid) returns void
+language plpgsql security definer set search_path = ''
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off
+  set enable_material = off set jit = off as $$
+declare
+  v_followers uuid[] := array(
+    select w.follower_account_id from private.symbol_waits w where w.follower_account_id = p_account
+    union
+    select w.follower_account_id from private.symbol_waits w where w.master_account_id = p_account);
+begin
+  if cardinality(v_followers) = 0 then return; end if;
+  v_followers := private.lock_free(v_followers);
+  perform private.offer_isolated(private.decide_waiting_symbols(v_followers, clock_timestamp()), null,
+    clock_timestamp());
+exception when others then  -- the report stands; the upkeep decides, part by part
+  if not private.is_fault(sqlstate) then raise; end if;
+  raise warning 'decide_told_symbols: left to the upkeep, for %: %', sqlstate, sqlerrm;
 end $$;

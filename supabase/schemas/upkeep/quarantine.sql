@@ -154,6 +154,8 @@ begin
         where s.account_id = p_account;
     when 'existing' then
       v_new := private.decide_waiting_existing(array[p_account], p_now);
+    when 'symbols' then
+      v_new := private.decide_waiting_symbols(array[p_account], p_now);
   end case;
   return v_done || jsonb_build_object('executions', to_jsonb(coalesce(v_new, '{}')));
 end $$;
@@ -366,7 +368,7 @@ declare
   v_part text;
 begin
   foreach v_account in array p_accounts loop
-    foreach v_part in array array['overdue', 'retries', 'flatten', 'existing'] loop
+    foreach v_part in array array['overdue', 'retries', 'flatten', 'existing', 'symbols'] loop
       continue when exists (select 1 from private.quarantine f where f.account_id = v_account and f.kind = v_part)
         or v_part = 'flatten' and not exists (select 1 from public.trading_accounts a
           where a.id = v_account and a.copy_state = 'flattening');

@@ -101,7 +101,11 @@ declare
   v_held boolean;
 begin
   for m in
-    select p.*, l.id as link_id, case when l.id is null then 'existing' else l.reason end as why
+    select p.*, l.id as link_id, case
+        when exists (select from private.symbol_waits w where w.copier_id = p_copier.id
+          and w.master_account_id = p.account_id and w.ticket = p.ticket and w.kind = p.kind) then 'symbol_loading'
+        when l.id is null then 'existing'
+        else l.reason end as why
     from public.positions p
     left join lateral (
       select k.id, k.state, k.reason from public.position_links k

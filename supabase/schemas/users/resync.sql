@@ -136,6 +136,11 @@ begin
   order by k.generation desc limit 1;
   select array_agg(q.id order by q.id) into v_executions from public.trade_execution_queue q
   where q.link_id = l.id and q.finalized_at is null;
+  if exists (select from private.symbol_waits w where w.copier_id = p_copier.id
+    and w.master_account_id = p_copier.master_account_id and w.ticket = d.master_ticket
+      and w.kind = d.master_kind) then
+    return private.resync_answer(p_item, 'queued', 'symbol_loading', null, v_executions);
+  end if;
   if l.state = 'live' and (v_executions is not null or l.wanted_lots is not null or exists (
     select 1 from public.trade_execution_queue q
     where q.account_id = l.follower_account_id and q.symbol = l.symbol and q.in_flight
