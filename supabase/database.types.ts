@@ -1128,6 +1128,46 @@ export type Database = {
           },
         ];
       };
+      quiet_windows: {
+        Row: {
+          begins_at: string;
+          created_at: string;
+          currencies: string[];
+          ends_at: string;
+          id: number;
+          meanings: string[];
+          name: string | null;
+          span: unknown;
+          symbols: string[];
+          user_id: string | null;
+        };
+        ComputedFields: never;
+        Insert: {
+          begins_at: string;
+          created_at?: string;
+          currencies?: string[];
+          ends_at: string;
+          id?: never;
+          meanings?: string[];
+          name?: string | null;
+          span: unknown;
+          symbols?: string[];
+          user_id?: string | null;
+        };
+        Update: {
+          begins_at?: string;
+          created_at?: string;
+          currencies?: string[];
+          ends_at?: string;
+          id?: never;
+          meanings?: string[];
+          name?: string | null;
+          span?: unknown;
+          symbols?: string[];
+          user_id?: string | null;
+        };
+        Relationships: [];
+      };
       symbol_aliases: {
         Row: {
           instrument: string;
@@ -1512,6 +1552,10 @@ export type Database = {
           password_is_new: boolean;
           platform: string;
           proven_at: string | null;
+          quiet_levels_wait: boolean;
+          quiet_minutes_after: number;
+          quiet_minutes_before: number;
+          quiet_own_windows: boolean;
           removed_at: string | null;
           resumes_at: string | null;
           revision: number;
@@ -1562,6 +1606,10 @@ export type Database = {
           password_is_new?: boolean;
           platform: string;
           proven_at?: string | null;
+          quiet_levels_wait?: boolean;
+          quiet_minutes_after?: number;
+          quiet_minutes_before?: number;
+          quiet_own_windows?: boolean;
           removed_at?: string | null;
           resumes_at?: string | null;
           revision?: number;
@@ -1611,6 +1659,10 @@ export type Database = {
           password_is_new?: boolean;
           platform?: string;
           proven_at?: string | null;
+          quiet_levels_wait?: boolean;
+          quiet_minutes_after?: number;
+          quiet_minutes_before?: number;
+          quiet_own_windows?: boolean;
           removed_at?: string | null;
           resumes_at?: string | null;
           revision?: number;
@@ -1874,6 +1926,7 @@ export type Database = {
       remove_copier: { Args: { p_request: Json }; Returns: Json };
       remove_flat_by: { Args: { p_request: Json }; Returns: Json };
       remove_protection_rule: { Args: { p_request: Json }; Returns: Json };
+      remove_quiet_windows: { Args: { p_request: Json }; Returns: Json };
       report_account_state: { Args: { p_state: Json }; Returns: Json };
       report_executions: { Args: { p_reports: Json }; Returns: Json };
       reset_protection: { Args: { p_request: Json }; Returns: Json };
@@ -1882,9 +1935,11 @@ export type Database = {
       save_broker_server: { Args: { p_request: Json }; Returns: Json };
       save_copier: { Args: { p_copier: Json }; Returns: Json };
       save_protection_rule: { Args: { p_rule: Json }; Returns: Json };
+      save_quiet_windows: { Args: { p_request: Json }; Returns: Json };
       set_copier_mode: { Args: { p_request: Json }; Returns: Json };
       set_currency_unit: { Args: { p_request: Json }; Returns: Json };
       set_flat_by: { Args: { p_request: Json }; Returns: Json };
+      set_quiet_times: { Args: { p_request: Json }; Returns: Json };
       set_setting: { Args: { p_request: Json }; Returns: Json };
       set_symbol_alias: { Args: { p_request: Json }; Returns: Json };
       set_trading: { Args: { p_request: Json }; Returns: Json };

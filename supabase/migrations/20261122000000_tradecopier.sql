@@ -725,6 +725,8 @@ insert into public.system_config (key, value, type, minimum, maximum, unit, desc
     'How long alerts are kept after they happened last or were seen.'),
   ('retention_days.protection_looks', '365', 'integer', 7, 3650, 'days',
     'How long the looks at funds that were past a protection rule are kept.'),
+  ('retention_days.quiet_windows', '30', 'integer', 2, 3650, 'days',
+    'How long quiet windows are kept after they have ended.'),
   ('retention_days.audit_log', '730', 'integer', 90, 3650, 'days',
     'How long the audit log is kept; nothing younger can be deleted at all.'),
   ('retention_days.login_attempts', '2', 'integer', 1, 3650, 'days',
@@ -741,7 +743,9 @@ insert into public.system_config (key, value, type, minimum, maximum, unit, desc
   ('symbol_mappings_per_user_max', '2000', 'integer', 1, 100000, 'mappings',
     'How many symbol mappings one user may have, over all his copiers.'),
   ('protection_rules_per_user_max', '1000', 'integer', 1, 50000, 'rules',
-    'How many protection rules one user may have, over all his accounts.');
+    'How many protection rules one user may have, over all his accounts.'),
+  ('quiet_windows_max', '2000', 'integer', 1, 50000, 'windows',
+    'How many quiet windows one user may have, and how many operators may set for everybody.');
 
 -- base/time_zone.sql
 -- Names of time zones. A query on pg_timezone_names reads some six hundred files, which takes tens of milliseconds, so
@@ -1239,6 +1243,10 @@ create table public.trading_accounts (
   flat_from timestamptz,
   flat_until timestamptz,
   resumes_at timestamptz,
+  quiet_minutes_before integer not null default 0,
+  quiet_minutes_after integer not null default 0,
+  quiet_levels_wait boolean not null default false,
+  quiet_own_windows boolean not null default true,
   secret_id uuid,
   claim text not null default 'unproven',
   proven_at timestamptz,
@@ -1261,6 +1269,8 @@ create table public.trading_accounts (
     'halted')),
   constraint copy_state_is_known check (copy_state in ('on', 'monitor', 'off', 'flattening')),
   constraint flatten_then_is_known check (flatten_then in ('on', 'monitor', 'off')),
+  constraint quiet_minutes_are_at_most_a_day check (quiet_minutes_before between 0 and 1440
+    and quiet_minutes_after between 0 and 1440),
   constraint claim_is_known check (claim in ('unproven', 'investor', 'trading', 'given_way', 'ended')),
   constraint initial_balance_in_range check (initial_balance > 0 and initial_balance < 1e15),
   constraint settings_are_an_object check (jsonb_typeof(settings) = 'object')
@@ -1320,6 +1330,14 @@ comment on column public.trading_accounts.flat_from is
 comment on column public.trading_accounts.flat_until is 'When copying into it goes on by itself.';
 comment on column public.trading_accounts.resumes_at is
   'When copying goes on by itself after a daily protection rule closed everything; null: it was not stopped so.';
+comment on column public.trading_accounts.quiet_minutes_before is
+  'A quiet window begins so many minutes earlier for it.';
+comment on column public.trading_accounts.quiet_minutes_after is
+  'A quiet window ends so many minutes later for it.';
+comment on column public.trading_accounts.quiet_levels_wait is
+  'Whether changes of stop loss, take profit and pending orders wait until a quiet window is over.';
+comment on column public.trading_accounts.quiet_own_windows is
+  'Whether its user''s own quiet windows concern it; those for everybody always do.';
 comment on column public.trading_accounts.secret_id is 'Its password in Vault; null: it has none.';
 comment on column public.trading_accounts.claim is
   'State of the user''s claim: unproven (no login yet); trading or investor (proven with that password); given_way (it '
@@ -3547,6 +3565,74 @@ alter table public.protection_looks enable row level security;
 create policy "own protection looks are readable" on public.protection_looks for select to authenticated
   using (user_id = (select auth.uid()) or (select private.is_operator()));
 grant select on public.protection_rules, public.protection_looks to authenticated, service_role;
+
+-- copier/quiet_window.sql
+-- Quiet windows: spans of time, usually around news, in which nothing is opened in certain currencies or symbols. Users
+-- type or paste them; operators set them for everybody. No source of news is built in.
+
+create table public.quiet_windows (
+  id bigint generated always as identity primary key,
+  user_id uuid references auth.users (id) on delete cascade,
+  begins_at timestamptz not null,
+  ends_at timestamptz not null,
+  currencies text[] not null default '{}',
+  symbols text[] not null default '{}',
+  name text,
+  meanings text[] not null default '{}',
+  span tstzrange not null,
+  created_at timestamptz not null default now(),
+  constraint it_ends_after_it_begins check (ends_at >= begins_at and ends_at <= begins_at + interval '31 days')
+);
+comment on table public.quiet_windows is
+  'Spans of time in which nothing is opened. Every account adds its minutes before and after '
+  '(trading_accounts.quiet_minutes_before).';
+comment on column public.quiet_windows.id is 'ID of the window.';
+comment on column public.quiet_windows.user_id is 'Whose accounts it concerns; null: everybody''s, set by operators.';
+comment on column public.quiet_windows.begins_at is 'When it begins.';
+comment on column public.quiet_windows.ends_at is 'When it ends; the same as begins_at: a moment.';
+comment on column public.quiet_windows.currencies is
+  'It concerns symbols with one of these currencies. No currencies and no symbols: it concerns everything.';
+comment on column public.quiet_windows.symbols is 'It concerns these symbols, whatever a broker adds to their names.';
+comment on column public.quiet_windows.name is 'What it is about.';
+comment on column public.quiet_windows.meanings is 'What the names in symbols can mean (copier/instrument.sql).';
+comment on column public.quiet_windows.span is 'The window with a day before and after: what the planner looks up.';
+comment on column public.quiet_windows.created_at is 'When it was saved.';
+
+-- the same window is stored once
+create unique index quiet_window_is_stored_once
+  on public.quiet_windows (user_id, begins_at, ends_at, currencies, symbols) nulls not distinct;
+
+-- the planner
+create index quiet_windows_by_span on public.quiet_windows using gist (span);
+
+-- retention
+create index quiet_windows_by_end on public.quiet_windows (ends_at);
+alter table public.quiet_windows enable row level security;
+create policy "own windows and everybody's are readable" on public.quiet_windows for select to authenticated
+  using (user_id = (select auth.uid()) or user_id is null or (select private.is_operator()));
+create trigger audited after insert or delete on public.quiet_windows for each row
+  execute function private.audit('id', 'user_id', 'begins_at', 'ends_at', 'currencies', 'symbols', 'name');
+grant select on public.quiet_windows to authenticated, service_role;
+
+-- The currencies of a symbol: those of the pair in its name, else those that its broker tells. Cents and stablecoins
+-- count as their money, too.
+create function private.currencies_of(s public.account_symbols) returns text[]
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_pair text := private.pair_in(regexp_replace(s.name, '[^A-Za-z0-9]', '', 'g'));
+  v_own text[] := case when v_pair is not null then array[left(v_pair, 3), right(v_pair, 3)]
+    else array[upper(btrim(s.margin_currency)), upper(btrim(s.profit_currency))] end;
+begin
+  return v_own || array(select u.counts_as from public.currency_units u where u.currency = any (v_own));
+end $$;
+
+-- What the names of a window's symbols can mean: each itself, and "=" with the listed instrument.
+create function private.window_meanings(p_symbols text[]) returns text[]
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return p_symbols || array(select '=' || i from unnest(p_symbols) n
+    cross join lateral private.listed_instrument(n) i where i is not null);
+end $$;
 
 -- copier/quota.sql
 -- Limits on what one user may have. All users share planning, reading and storage.
@@ -7408,6 +7494,7 @@ declare
   v_waits private.symbol_waits[];
   v_settled private.symbol_waits[];
   v_trading text := private.trading_state();
+  v_quiet boolean := private.any_quiet(p_now);
 begin
   if cardinality(p_tickets) > 1 and private.limits_count(p_masters) then  -- each counts against the limits of the next
     return private.decide_in_turn(p_masters, p_tickets, p_copiers, p_now, p_asked, p_kinds);
@@ -7491,6 +7578,8 @@ begin
           then coalesce((pair.wait).ends_as, 'too_old') end,
         pair.unreachable,
         pair.refusal,
+        case when v_quiet and private.quiet_until(pair.follower, pair.symbol, (pair.opened).symbol, p_now) is not null
+          then 'news_window' end,
         case when pair.mapping_mode <> 'on' then 'symbol_off' end,
         case when (pair.symbol).contract_size is null then
           private.loading_refusal(pair.master, pair.masters_symbol, pair.follower) end,
@@ -8774,14 +8863,14 @@ declare
   v_reason text;
   v_trading text := private.trading_state();
   v_why text := (select a.copy_state_reason from public.trading_accounts a where a.id = p_account);
-  v_closed text := (select case when private.must_be_flat(a, p_now) then 'flat_by' end from public.trading_accounts a
-    where a.id = p_account);
 begin
   for v_link in
     select s.id, s.copier_id, s.master_event_id, s.doomed, s.removal, x.shut, s.legs, s.master_lots, s.position_lots
     from private.link_states s
     cross join lateral (select coalesce(private.opening_blocked_reason(v_trading, s.copy_state, v_why, s.copier_mode,
-      s.removal), v_closed) as shut) x
+      s.removal), private.time_refusal(p_account, p_symbol, (select m.symbol from public.positions m
+        where m.account_id = s.master_account_id and m.ticket = s.master_ticket and m.kind = s.master_kind), p_now))
+      as shut) x
     where s.follower_account_id = p_account and s.symbol = p_symbol and s.state = 'live' and s.wanted_lots is not null
       and (s.doomed or x.shut is not null or s.wanted_until <= p_now)
   loop
@@ -9212,7 +9301,7 @@ declare
   v_shut text;
 begin
   select coalesce(private.opening_blocked_reason(private.trading_state(), a.copy_state, a.copy_state_reason,
-    p_copier.mode, p_copier.removal), case when private.must_be_flat(a, p_now) then 'flat_by' end) into v_shut
+    p_copier.mode, p_copier.removal), private.time_refusal(a.id, p_symbol.name, p_master.symbol, p_now)) into v_shut
   from public.trading_accounts a where a.id = p_copier.follower_account_id;
   if v_shut is not null then return v_shut; end if;
   -- the grace period was our own wait, so it does not count towards the age
@@ -9968,6 +10057,74 @@ begin
       private.rfc3339(p_look.at)));
 end $$;
 
+-- planner/quiet_window.sql
+-- Times at which nothing is opened: an account's flat time, and quiet windows. They hold back opens and increases; an
+-- account may ask that changes of levels wait, too. No close waits for them.
+
+-- Whether anybody has a window about now, a day before and after included: one look in an index, before all else.
+create function private.any_quiet(p_now timestamptz) returns boolean
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return exists (select 1 from public.quiet_windows w where w.span @> p_now);
+end $$;
+
+-- When the window that lasts now for a symbol of an account is over, the account's minutes included; null: there is
+-- none. p_masters: the master's name of the symbol.
+create function private.quiet_until(a public.trading_accounts, p_symbol public.account_symbols, p_masters text,
+  p_now timestamptz) returns timestamptz
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_before interval := make_interval(mins => a.quiet_minutes_before);
+  v_after interval := make_interval(mins => a.quiet_minutes_after);
+  v_names text[];
+begin
+  if not exists (
+    select 1 from public.quiet_windows w
+    where w.span @> p_now and (w.user_id is null or w.user_id = a.user_id and a.quiet_own_windows)
+      and p_now >= w.begins_at - v_before and p_now < w.ends_at + v_after)
+  then
+    return null;
+  end if;
+  v_names := private.window_meanings(array[upper(btrim(p_masters))])
+    || case when p_symbol.name is not null then private.meanings(p_symbol.name, a) end;
+  return (
+    select max(w.ends_at + v_after) from public.quiet_windows w
+    where w.span @> p_now and (w.user_id is null or w.user_id = a.user_id and a.quiet_own_windows)
+      and p_now >= w.begins_at - v_before and p_now < w.ends_at + v_after
+      and (w.currencies = '{}' and w.symbols = '{}' or w.meanings && v_names
+        or w.currencies <> '{}' and p_symbol.name is not null
+          and w.currencies && private.currencies_of(p_symbol)));
+end $$;
+
+-- Why the time forbids to open a symbol on an account now; null: it does not.
+create function private.time_refusal(p_account uuid, p_symbol text, p_masters text, p_now timestamptz) returns text
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  a public.trading_accounts;
+  s public.account_symbols;
+begin
+  select * into a from public.trading_accounts where id = p_account;
+  if private.must_be_flat(a, p_now) then return 'flat_by'; end if;
+  if not private.any_quiet(p_now) then return null; end if;
+  select * into s from public.account_symbols x where x.account_id = p_account and x.name = p_symbol;
+  return case when private.quiet_until(a, s, p_masters, p_now) is not null then 'news_window' end;
+end $$;
+
+-- The windows that forbid it, in words: the first that begins, and how many more.
+create function private.quiet_words(a public.trading_accounts, p_symbol public.account_symbols, p_masters text,
+  p_now timestamptz) returns text
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return (
+    select format('%s: %s until %s UTC, and %s minutes before and %s after.', coalesce(w.name, 'A quiet window'),
+      to_char(w.begins_at at time zone 'UTC', 'YYYY-MM-DD HH24:MI'),
+      to_char(w.ends_at at time zone 'UTC', 'YYYY-MM-DD HH24:MI'), a.quiet_minutes_before, a.quiet_minutes_after)
+    from public.quiet_windows w
+    where w.span @> p_now and (w.user_id is null or w.user_id = a.user_id and a.quiet_own_windows)
+      and w.ends_at + make_interval(mins => a.quiet_minutes_after) = private.quiet_until(a, p_symbol, p_masters, p_now)
+    order by w.begins_at limit 1);
+end $$;
+
 -- planner/refusal.sql
 -- Refusals in words: the figures that led to a refusal. docs/errors.md explains each code.
 
@@ -10002,6 +10159,7 @@ begin
     when 'flat_by' then format('%s must be flat from %s until %s (flat_by).', p_follower.name,
       to_char(p_follower.flat_from at time zone 'UTC', 'YYYY-MM-DD HH24:MI'),
       to_char(p_follower.flat_until at time zone 'UTC', 'YYYY-MM-DD HH24:MI "UTC"'))
+    when 'news_window' then private.quiet_words(p_follower, p_symbol, p_position.symbol, p_now)
     when 'min_equity' then format('The equity is %s %s (reported %s); min_equity is %s.',
       coalesce(trim_scale(p_follower.equity)::text, 'unknown'),
       p_follower.currency, coalesce(to_char(p_follower.funds_at at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"'),
@@ -11252,6 +11410,36 @@ begin
   if status <> 'retrying' then next_at := null; end if;
 end $$;
 
+-- Opens that wait for another attempt end here if the time forbids them now. Those of netting symbols are taken apart
+-- by plan_net.
+create function private.end_barred_opens(p_accounts uuid[], p_now timestamptz) returns void
+language plpgsql volatile security definer set search_path = '' as $$
+declare
+  q public.trade_execution_queue;
+begin
+  if not private.any_quiet(p_now) and not exists (select 1 from public.trading_accounts a
+    where a.id = any (p_accounts) and private.must_be_flat(a, p_now)) then
+    return;
+  end if;
+  for q in
+    with barred as materialized (
+      select x.id, private.time_refusal(x.account_id, x.symbol, coalesce(m.symbol, x.symbol), p_now) as reason
+      from public.trade_execution_queue x
+      left join public.position_links l on l.id = x.link_id
+      left join public.positions m on m.account_id = l.master_account_id and m.ticket = l.master_ticket
+        and m.kind = l.master_kind
+      where x.status = 'retrying' and x.next_attempt_at <= p_now and x.account_id = any (p_accounts)
+        and x.parts is null and private.opens(x)
+    )
+    update public.trade_execution_queue x set status = 'cancelled', reason = b.reason, next_attempt_at = null,
+      finalized_at = p_now, updated_at = p_now
+    from barred b where x.id = b.id and b.reason is not null
+    returning x.*
+  loop
+    perform private.book_failure(q, p_now);
+  end loop;
+end $$;
+
 -- Queues retries that are due again, under the next attempt number.
 create function private.requeue(p_accounts uuid[], p_now timestamptz) returns bigint[]
 language plpgsql volatile security definer set search_path = '' as $$
@@ -11263,6 +11451,7 @@ begin
     return null;
   end if;
   if private.trading_state() = 'off' then return null; end if;
+  perform private.end_barred_opens(p_accounts, p_now);
   perform private.fit_second_attempts(p_accounts, p_now);
   with due as (
     update public.trade_execution_queue q set status = 'queued', attempt = q.attempt + 1, next_attempt_at = null,
@@ -12987,6 +13176,9 @@ begin
     select l.id from public.protection_looks l
     where l.created_at < now() - private.setting_days('retention_days.protection_looks')
       order by l.created_at limit v_batch));
+  delete from public.quiet_windows where id = any (array(
+    select w.id from public.quiet_windows w
+    where w.ends_at < now() - private.setting_days('retention_days.quiet_windows') order by w.ends_at limit v_batch));
   delete from public.audit_log where id = any (array(
     select l.id from public.audit_log l
     where l.at < now() - private.setting_days('retention_days.audit_log') order by l.at limit v_batch));
@@ -16851,6 +17043,283 @@ grant execute on function public.save_protection_rule(jsonb), public.remove_prot
   public.reset_protection(jsonb),
   private.save_protection_rule(jsonb), private.remove_protection_rule(jsonb),
     private.reset_protection(jsonb) to authenticated;
+
+-- users/quiet_window.sql
+-- Functions by which users, and operators for everybody, set quiet windows.
+
+create type private.window_draft as (begins_at timestamptz, ends_at timestamptz, currencies text[], symbols text[],
+  name text);
+comment on type private.window_draft is 'A quiet window that a user wants to save.';
+
+-- A point in time as people write it: 2026-12-04 13:30, with seconds, with a zone (Z or +01:00) or else in p_zone. A
+-- day alone is its midnight. Null: it is none.
+create function private.instant_of(p_text text, p_zone text) returns timestamptz
+language plpgsql stable set search_path = '' as $$
+declare
+  v_text text := btrim(p_text);
+begin
+  if v_text !~ '^\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d{1,6})?)?( ?(Z|[+-]\d\d(:?\d\d)?))?)?$'
+    or not pg_input_is_valid(v_text, 'timestamptz') then
+    return null;
+  end if;
+  return case when v_text ~ '[Z]$|\d\d:\d\d\S* ?[+-]\d' then v_text::timestamptz
+    else v_text::timestamp at time zone p_zone end;
+end $$;
+
+-- A list of codes or names of a window, trimmed and in upper case, without duplicates.
+create function private.window_list(p_list jsonb) returns text[]
+language sql immutable set search_path = '' as $$
+  select coalesce(array_agg(distinct upper(btrim(e)) order by upper(btrim(e))), '{}')
+  from jsonb_array_elements_text(case when jsonb_typeof(p_list) = 'array' then p_list else '[]' end) e
+  where btrim(e) <> ''
+$$;
+
+-- What is wrong with a window, as the end of a sentence; null: nothing.
+create function private.window_fault(p_window jsonb, w private.window_draft) returns text
+language plpgsql stable set search_path = '' as $$
+begin
+  return case
+    when exists (select from unnest(array['currencies', 'symbols']) k
+      where coalesce(jsonb_typeof(p_window -> k), 'null') not in ('array', 'null')
+        or jsonb_path_exists(p_window, 'strict $.keyvalue() ? (@.key == $k).value[*] ? (@.type() != "string")',
+          jsonb_build_object('k', k), true))
+      then 'has currencies or symbols that are not lists of texts'
+    when coalesce(jsonb_typeof(p_window -> 'name'), 'null') not in ('string', 'null') then 'has a name that is no text'
+    when w.begins_at is null then format('has no time that can be read in from (%s)',
+      left(coalesce(p_window ->> 'from', 'nothing'), 50))
+    when w.ends_at is null then format('has no time that can be read in until (%s)', left(p_window ->> 'until', 50))
+    when w.ends_at < w.begins_at then format('ends at %s, before it begins at %s', private.rfc3339(w.ends_at),
+      private.rfc3339(w.begins_at))
+    when w.ends_at > w.begins_at + interval '31 days' then 'lasts over 31 days'
+    when exists (select from unnest(w.currencies) c where c !~ '^[A-Z0-9]{2,10}$')
+      then format('has a currency that is no code of 2 to 10 letters and digits (%s)',
+        left(array_to_string(w.currencies, ', '), 50))
+    when exists (select from unnest(w.symbols) s where length(s) > 64 or not private.is_plain(s))
+      then 'has a symbol with over 64 characters or with control characters'
+    when cardinality(w.currencies) > 50 or cardinality(w.symbols) > 100
+      then 'has over 50 currencies or over 100 symbols'
+    when length(w.name) > 100 or not private.is_plain(w.name)
+      then 'has a name with over 100 characters or with control characters' end;
+end $$;
+
+-- A window of a request. until left out: a moment, or the whole day if from is a day; a day in until is meant with it.
+create function private.window_of(p_window jsonb, p_zone text) returns private.window_draft
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  w private.window_draft;
+  v_until text := coalesce(nullif(btrim(p_window ->> 'until'), ''), btrim(p_window ->> 'from'));
+begin
+  w.begins_at := private.instant_of(p_window ->> 'from', p_zone);
+  w.ends_at := private.instant_of(v_until, p_zone);
+  if v_until ~ '^\d{4}-\d\d-\d\d$' and w.ends_at is not null then
+    w.ends_at := (v_until::date + 1)::timestamp at time zone p_zone;
+  end if;
+  w.currencies := private.window_list(p_window -> 'currencies');
+  w.symbols := private.window_list(p_window -> 'symbols');
+  w.name := nullif(btrim(p_window ->> 'name'), '');
+  return w;
+end $$;
+
+-- Stores checked windows, all or none. Windows that were over a day ago are left out. Returns the answer to the caller.
+create function private.put_quiet_windows(p_user uuid, p_windows private.window_draft[], p_replace boolean)
+returns jsonb
+language plpgsql volatile security definer set search_path = '' as $$
+declare
+  v_max integer := (private.setting('quiet_windows_max') #>> '{}')::integer;
+  v_saved bigint;
+  v_count bigint;
+  v_moments bigint;
+begin
+  perform private.hold_user(coalesce(p_user, '00000000-0000-0000-0000-000000000000'));
+  if p_replace then
+    delete from public.quiet_windows w where w.user_id is not distinct from p_user;
+  end if;
+  insert into public.quiet_windows as x (user_id, begins_at, ends_at, currencies, symbols, name, meanings, span)
+  select distinct on (w.begins_at, w.ends_at, w.currencies, w.symbols) p_user, w.begins_at, w.ends_at, w.currencies,
+    w.symbols, w.name, private.window_meanings(w.symbols),
+    tstzrange(w.begins_at - interval '24 hours', w.ends_at + interval '24 hours')
+  from unnest(p_windows) w where w.ends_at >= clock_timestamp() - interval '24 hours'
+  on conflict (user_id, begins_at, ends_at, currencies, symbols) do update set name = excluded.name;
+  get diagnostics v_saved = row_count;
+  select count(*) into v_count from public.quiet_windows w where w.user_id is not distinct from p_user;
+  if v_count > v_max then
+    raise exception using errcode = 'TC324',
+      message = format('the limit of quiet windows is %s, this would make %s', v_max, v_count),
+      hint = 'Remove some first, or ask an operator to raise quiet_windows_max.';
+  end if;
+  select count(*) into v_moments from unnest(p_windows) w where w.ends_at = w.begins_at;
+  return jsonb_build_object('saved', v_saved,
+    'over', (select count(*) from unnest(p_windows) w where w.ends_at < clock_timestamp() - interval '24 hours'),
+    'windows', v_count,
+    'warnings', case when v_moments > 0 and exists (select from public.trading_accounts a
+        where (a.user_id = p_user or p_user is null) and a.removed_at is null
+          and a.quiet_minutes_before + a.quiet_minutes_after = 0)
+      then jsonb_build_array(format('%s windows are moments: they hold back nothing on accounts without minutes before '
+        'and after (set_quiet_times).', v_moments)) else '[]'::jsonb end);
+end $$;
+
+-- Whose windows a request is about: the caller's, or with for_all everybody's (null).
+create function private.window_owner(p_function text, p_request jsonb) returns uuid
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_user uuid := private.require_user();
+begin
+  if coalesce(jsonb_typeof(p_request -> 'for_all'), 'null') not in ('null', 'boolean')
+    or coalesce(jsonb_typeof(p_request -> 'replace'), 'null') not in ('null', 'boolean') then
+    raise exception using errcode = 'TC001', message = p_function || ': for_all and replace must be true or false';
+  end if;
+  if (p_request ->> 'for_all')::boolean then
+    perform private.require_operator();
+    return null;
+  end if;
+  return v_user;
+end $$;
+
+-- {"windows", "time_zone", "replace", "for_all"} -> {"saved", "over", "windows", "warnings"}
+create function private.save_quiet_windows(p_request jsonb) returns jsonb
+language plpgsql volatile security definer set search_path = '' as $$
+declare
+  v_owner uuid;
+  v_zone text;
+  v_window jsonb;
+  w private.window_draft;
+  v_windows private.window_draft[] := '{}';
+  v_fault text;
+begin
+  perform private.refuse_unknown(p_request, 'save_quiet_windows', array['windows', 'time_zone', 'replace', 'for_all']);
+  v_owner := private.window_owner('save_quiet_windows', p_request);
+  v_zone := private.zone_of('save_quiet_windows', p_request -> 'time_zone', 'time_zone', 'UTC');
+  if jsonb_typeof(p_request -> 'windows') is distinct from 'array'
+    or jsonb_array_length(p_request -> 'windows') > 1000 then
+    raise exception using errcode = 'TC001', message = 'save_quiet_windows: windows must be a list of at most 1000',
+      hint = 'For example [{"from": "2026-12-04 13:30", "until": "2026-12-04 14:00", "currencies": ["USD"]}].';
+  end if;
+  for v_window in select value from jsonb_array_elements(p_request -> 'windows') loop
+    perform private.refuse_unknown(v_window, 'save_quiet_windows: windows',
+      array['from', 'until', 'currencies', 'symbols', 'name']);
+    w := private.window_of(v_window, v_zone);
+    v_fault := private.window_fault(v_window, w);
+    if v_fault is not null then
+      raise exception using errcode = 'TC303',
+        message = format('save_quiet_windows: window %s %s', cardinality(v_windows) + 1, v_fault),
+        hint = 'Nothing was saved. Times are written 2026-12-04 13:30 or 2026-12-04T13:30:00Z.';
+    end if;
+    v_windows := v_windows || w;
+  end loop;
+  return private.put_quiet_windows(v_owner, v_windows, coalesce((p_request ->> 'replace')::boolean, false));
+end $$;
+
+-- {"ids" or "all", "for_all"} -> {"removed"}
+create function private.remove_quiet_windows(p_request jsonb) returns jsonb
+language plpgsql volatile security definer set search_path = '' as $$
+declare
+  v_owner uuid;
+  v_removed bigint;
+begin
+  perform private.refuse_unknown(p_request, 'remove_quiet_windows', array['ids', 'all', 'for_all']);
+  v_owner := private.window_owner('remove_quiet_windows', p_request);
+  if coalesce(jsonb_typeof(p_request -> 'all'), 'null') not in ('null', 'boolean')
+    or coalesce((p_request ->> 'all')::boolean, false) = (jsonb_typeof(p_request -> 'ids') is not distinct from 'array')
+    or exists (select from jsonb_array_elements_text(case when jsonb_typeof(p_request -> 'ids') = 'array'
+      then p_request -> 'ids' else '[]' end) e where not pg_input_is_valid(e, 'bigint')) then
+    raise exception using errcode = 'TC001',
+      message = 'remove_quiet_windows: give ids, a list of whole numbers, or "all": true';
+  end if;
+  delete from public.quiet_windows w
+  where w.user_id is not distinct from v_owner
+    and ((p_request ->> 'all')::boolean
+      or w.id in (select e::bigint from jsonb_array_elements_text(case when jsonb_typeof(p_request -> 'ids') = 'array'
+        then p_request -> 'ids' else '[]' end) e));
+  get diagnostics v_removed = row_count;
+  return jsonb_build_object('removed', v_removed);
+end $$;
+
+-- {"account_id", "minutes_before", "minutes_after", "levels_wait", "own_windows"} -> the same
+create function private.set_quiet_times(p_request jsonb) returns jsonb
+language plpgsql volatile security definer set search_path = '' as $$
+declare
+  v_account uuid := private.require_account(p_request);
+  a public.trading_accounts;
+begin
+  perform private.refuse_unknown(p_request, 'set_quiet_times', array['account_id', 'minutes_before', 'minutes_after',
+    'levels_wait', 'own_windows']);
+  if coalesce(jsonb_typeof(p_request -> 'levels_wait'), 'null') not in ('null', 'boolean')
+    or coalesce(jsonb_typeof(p_request -> 'own_windows'), 'null') not in ('null', 'boolean') then
+    raise exception using errcode = 'TC001',
+      message = 'set_quiet_times: levels_wait and own_windows must be true or false';
+  end if;
+  update public.trading_accounts x set
+    quiet_minutes_before = coalesce(private.int_of(p_request, 'minutes_before', 0, 1440), x.quiet_minutes_before),
+    quiet_minutes_after = coalesce(private.int_of(p_request, 'minutes_after', 0, 1440), x.quiet_minutes_after),
+    quiet_levels_wait = coalesce((p_request ->> 'levels_wait')::boolean, x.quiet_levels_wait),
+    quiet_own_windows = coalesce((p_request ->> 'own_windows')::boolean, x.quiet_own_windows)
+  where x.id = v_account returning * into a;
+  return jsonb_build_object('account_id', v_account, 'minutes_before', a.quiet_minutes_before, 'minutes_after',
+    a.quiet_minutes_after, 'levels_wait', a.quiet_levels_wait, 'own_windows', a.quiet_own_windows);
+end $$;
+
+create function public.save_quiet_windows(p_request jsonb) returns jsonb
+language sql volatile security invoker set search_path = '' as $$ select private.save_quiet_windows(p_request) $$;
+comment on function public.save_quiet_windows(jsonb) is
+  'Users: saves quiet windows, all or none: spans of time in which opens of certain currencies or '
+  'symbols end as news_window. Closes are never held back. The table quiet_windows lists them.
+Request:
+- windows (list of objects; required; at most 1000): the windows; the same window is stored once
+- windows[].from (text; required; 2026-12-04 13:30 or 2026-12-04T13:30:00Z, or a day): when it begins
+- windows[].until (text; as from): when it ends; left out: a moment, or the whole day; a day is meant with its end
+- windows[].currencies (list of texts): symbols with one of these currencies
+- windows[].symbols (list of texts): these symbols, whatever a broker adds; neither of the two: everything
+- windows[].name (text; up to 100 characters): what it is about
+- time_zone (text; a time zone such as Europe/Berlin): of times without one; default UTC
+- replace (boolean): true removes all others first
+- for_all (boolean): true: for everybody; operators only
+Answer:
+- saved (integer): windows that were saved
+- over (integer): windows that were left out because they ended over a day ago
+- windows (integer): how many there are now
+- warnings (list of texts): windows that hold back nothing
+Errors: TC001 TC105 TC107 TC108 TC301 TC303 TC324
+Example: {"windows": [{"from": "2099-12-04T13:30:00Z", "until": "2099-12-04T14:00:00Z", "currencies": ["USD"],
+"name": "Non-farm payrolls"}]}
+-> {"saved": 1, "over": 0, "windows": 1, "warnings": []}';
+
+create function public.remove_quiet_windows(p_request jsonb) returns jsonb
+language sql volatile security invoker set search_path = '' as $$ select private.remove_quiet_windows(p_request) $$;
+comment on function public.remove_quiet_windows(jsonb) is
+  'Users: removes quiet windows, by their ids or all.
+Request:
+- ids (list of integers; required unless all is true): ids of the table quiet_windows
+- all (boolean): true: all of them
+- for_all (boolean): true: those for everybody; operators only
+Answer:
+- removed (integer): how many were removed
+Errors: TC001 TC105 TC107 TC108 TC301
+Example: {"all": true} -> {"removed": 3}';
+
+create function public.set_quiet_times(p_request jsonb) returns jsonb
+language sql volatile security invoker set search_path = '' as $$ select private.set_quiet_times(p_request) $$;
+comment on function public.set_quiet_times(jsonb) is
+  'Users and operators: how quiet windows concern an account. Keys that are left out or null keep their value.
+Request:
+- account_id (uuid; required): account of the caller; operators: any account
+- minutes_before (integer; 0 to 1440): windows begin so many minutes earlier; at first 0
+- minutes_after (integer; 0 to 1440): windows end so many minutes later; at first 0
+- levels_wait (boolean): true: changes of levels and pending orders wait until the window is over; at first false
+- own_windows (boolean): false: only the windows for everybody concern it; at first true
+Answer:
+- account_id (uuid): the account
+- minutes_before, minutes_after (integer): what holds now
+- levels_wait, own_windows (boolean): what holds now
+Errors: TC001 TC105 TC106 TC108 TC301
+Example: {"account_id": "0b9f4a52-6c1d-4e0b-9a57-2f6f0c8e1a02", "minutes_before": 2, "minutes_after": 2}
+-> {"account_id": "0b9f4a52-6c1d-4e0b-9a57-2f6f0c8e1a02", "minutes_before": 2, "minutes_after": 2,
+"levels_wait": false, "own_windows": true}';
+
+revoke all on function public.save_quiet_windows(jsonb), public.remove_quiet_windows(jsonb),
+  public.set_quiet_times(jsonb) from public, anon;
+grant execute on function public.save_quiet_windows(jsonb), public.remove_quiet_windows(jsonb),
+  public.set_quiet_times(jsonb), private.save_quiet_windows(jsonb), private.remove_quiet_windows(jsonb),
+  private.set_quiet_times(jsonb) to authenticated;
 
 -- users/removal.sql
 -- remove_copier: how a user ends a copier.

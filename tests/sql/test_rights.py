@@ -43,6 +43,7 @@ public.position_links           -         own  own        none  none        none
 public.positions                -         own  own        none  none        none          all      all
 public.protection_looks         -         own  own        none  none        none          all      all
 public.protection_rules         -         own  own        none  none        none          all      all
+public.quiet_windows            -         own  own        none  none        none          all      all
 public.symbol_aliases           -         all  all        all   all         all           all      all
 public.symbol_mappings          -         own  own        none  none        none          all      all
 public.system_config            -         none none       none  none        none          all      all
@@ -101,6 +102,7 @@ remove_account           42501     ok    TC106      TC105 TC105       TC105     
 remove_broker_server     42501     TC107 TC107      TC107 TC107       TC107         ok       ok
 remove_copier            42501     ok    TC106      TC105 TC105       TC105         ok       42501
 remove_flat_by           42501     ok    TC106      TC105 TC105       TC105         ok       42501
+remove_quiet_windows     42501     ok    ok         TC105 TC105       TC105         ok       42501
 remove_protection_rule   42501     ok    TC106      TC105 TC105       TC105         TC106    42501
 report_account_state     42501     TC101 TC101      ok    TC103       TC102         TC101    42501
 report_executions        42501     TC101 TC101      ok    ok          TC102         TC101    42501
@@ -116,6 +118,8 @@ set_symbol_alias         42501     TC107 TC107      TC107 TC107       TC107     
 symbol_suggestions       42501     ok    TC106      TC105 TC105       TC105         ok       42501
 set_trading              42501     TC107 TC107      TC107 TC107       TC107         ok       ok
 set_flat_by              42501     ok    TC106      TC105 TC105       TC105         ok       42501
+save_quiet_windows       42501     ok    ok         TC105 TC105       TC105         ok       42501
+set_quiet_times          42501     ok    TC106      TC105 TC105       TC105         ok       42501
 set_setting              42501     TC107 TC107      TC107 TC107       TC107         ok       ok
 update_account           42501     ok    TC106      TC105 TC105       TC105         TC106    ok
 vps_heartbeat            42501     TC101 TC101      ok    ok          TC102         TC101    42501
@@ -209,6 +213,8 @@ def furnish(farm: Farm, user: Actor, agent: Actor) -> tuple[UUID, UUID, UUID]:
         " values (%(user)s, %(master)s, 'daily_loss', 1)",
         "insert into public.flat_times (account_id, user_id, weekday, flat_at, time_zone, due_at)"
         " values (%(master)s, %(user)s, 5, '16:45', 'UTC', 'infinity')",
+        "insert into public.quiet_windows (user_id, begins_at, ends_at, span)"
+        " values (%(user)s, now(), now(), tstzrange(now(), now()))",
         "insert into public.protection_looks (rule_id, user_id, account_id, kind, at, equity, reached, outcome)"
         " select r.id, r.user_id, r.account_id, r.kind, now(), 1, 1, 'first' from public.protection_rules r"
         " where r.account_id = %(master)s",
@@ -305,6 +311,7 @@ def payload(world: World, function: str) -> object:
         "remove_broker_server": {"platform": "mt5", "server": "Paper"},
         "remove_copier": {"copier_id": world.copier, "mode": "close_now"},
         "remove_flat_by": account,
+        "remove_quiet_windows": {"all": True},
         "remove_protection_rule": {"rule_id": rule},
         "report_account_state": account | {"epoch": epoch, "session": 1, "status": "connected"},
         "report_executions": {"reports": []},
@@ -318,6 +325,8 @@ def payload(world: World, function: str) -> object:
         "save_protection_rule": {"id": rule, "threshold": "2"},
         "set_copier_mode": {"copier_id": world.copier, "mode": "monitor"},
         "set_flat_by": account | {"weekday": 5, "time": "16:45", "time_zone": "UTC", "close_now": True},
+        "save_quiet_windows": {"windows": [{"from": "2099-12-04"}]},
+        "set_quiet_times": account,
         "set_setting": {"key": "lease_s", "value": 16},
         "set_currency_unit": {"currency": "USDX", "counts_as": "USD"},
         "set_symbol_alias": {"name": "XAU", "instrument": "GOLD"},

@@ -81,6 +81,10 @@ export const REASONS = {
       "the account must be flat until the time that its flat_by says",
       "none: copying goes on by itself then; change set_flat_by if the time is wrong",
     ],
+    news_window: [
+      "a quiet window lasts for the symbol, its currency or everything, with the account's minutes before and after",
+      "none: the trade is not opened later; remove the window if it is wrong",
+    ],
     account_off: ["the follower account is paused", "switch it on"],
     account_monitor: ["the follower account is paused", "switch it on"],
     account_protected: [

@@ -285,6 +285,8 @@ insert into public.system_config (key, value, type, minimum, maximum, unit, desc
     'How long alerts are kept after they happened last or were seen.'),
   ('retention_days.protection_looks', '365', 'integer', 7, 3650, 'days',
     'How long the looks at funds that were past a protection rule are kept.'),
+  ('retention_days.quiet_windows', '30', 'integer', 2, 3650, 'days',
+    'How long quiet windows are kept after they have ended.'),
   ('retention_days.audit_log', '730', 'integer', 90, 3650, 'days',
     'How long the audit log is kept; nothing younger can be deleted at all.'),
   ('retention_days.login_attempts', '2', 'integer', 1, 3650, 'days',
@@ -301,4 +303,6 @@ insert into public.system_config (key, value, type, minimum, maximum, unit, desc
   ('symbol_mappings_per_user_max', '2000', 'integer', 1, 100000, 'mappings',
     'How many symbol mappings one user may have, over all his copiers.'),
   ('protection_rules_per_user_max', '1000', 'integer', 1, 50000, 'rules',
-    'How many protection rules one user may have, over all his accounts.');
+    'How many protection rules one user may have, over all his accounts.'),
+  ('quiet_windows_max', '2000', 'integer', 1, 50000, 'windows',
+    'How many quiet windows one user may have, and how many operators may set for everybody.');

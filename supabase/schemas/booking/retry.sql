@@ -56,6 +56,36 @@ begin
   if status <> 'retrying' then next_at := null; end if;
 end $$;
 
+-- Opens that wait for another attempt end here if the time forbids them now. Those of netting symbols are taken apart
+-- by plan_net.
+create function private.end_barred_opens(p_accounts uuid[], p_now timestamptz) returns void
+language plpgsql volatile security definer set search_path = '' as $$
+declare
+  q public.trade_execution_queue;
+begin
+  if not private.any_quiet(p_now) and not exists (select 1 from public.trading_accounts a
+    where a.id = any (p_accounts) and private.must_be_flat(a, p_now)) then
+    return;
+  end if;
+  for q in
+    with barred as materialized (
+      select x.id, private.time_refusal(x.account_id, x.symbol, coalesce(m.symbol, x.symbol), p_now) as reason
+      from public.trade_execution_queue x
+      left join public.position_links l on l.id = x.link_id
+      left join public.positions m on m.account_id = l.master_account_id and m.ticket = l.master_ticket
+        and m.kind = l.master_kind
+      where x.status = 'retrying' and x.next_attempt_at <= p_now and x.account_id = any (p_accounts)
+        and x.parts is null and private.opens(x)
+    )
+    update public.trade_execution_queue x set status = 'cancelled', reason = b.reason, next_attempt_at = null,
+      finalized_at = p_now, updated_at = p_now
+    from barred b where x.id = b.id and b.reason is not null
+    returning x.*
+  loop
+    perform private.book_failure(q, p_now);
+  end loop;
+end $$;
+
 -- Queues retries that are due again, under the next attempt number.
 create function private.requeue(p_accounts uuid[], p_now timestamptz) returns bigint[]
 language plpgsql volatile security definer set search_path = '' as $$
@@ -67,6 +97,7 @@ begin
     return null;
   end if;
   if private.trading_state() = 'off' then return null; end if;
+  perform private.end_barred_opens(p_accounts, p_now);
   perform private.fit_second_attempts(p_accounts, p_now);
   with due as (
     update public.trade_execution_queue q set status = 'queued', attempt = q.attempt + 1, next_attempt_at = null,

@@ -36,6 +36,10 @@ create table public.trading_accounts (
   flat_from timestamptz,
   flat_until timestamptz,
   resumes_at timestamptz,
+  quiet_minutes_before integer not null default 0,
+  quiet_minutes_after integer not null default 0,
+  quiet_levels_wait boolean not null default false,
+  quiet_own_windows boolean not null default true,
   secret_id uuid,
   claim text not null default 'unproven',
   proven_at timestamptz,
@@ -58,6 +62,8 @@ create table public.trading_accounts (
     'halted')),
   constraint copy_state_is_known check (copy_state in ('on', 'monitor', 'off', 'flattening')),
   constraint flatten_then_is_known check (flatten_then in ('on', 'monitor', 'off')),
+  constraint quiet_minutes_are_at_most_a_day check (quiet_minutes_before between 0 and 1440
+    and quiet_minutes_after between 0 and 1440),
   constraint claim_is_known check (claim in ('unproven', 'investor', 'trading', 'given_way', 'ended')),
   constraint initial_balance_in_range check (initial_balance > 0 and initial_balance < 1e15),
   constraint settings_are_an_object check (jsonb_typeof(settings) = 'object')
@@ -117,6 +123,14 @@ comment on column public.trading_accounts.flat_from is
 comment on column public.trading_accounts.flat_until is 'When copying into it goes on by itself.';
 comment on column public.trading_accounts.resumes_at is
   'When copying goes on by itself after a daily protection rule closed everything; null: it was not stopped so.';
+comment on column public.trading_accounts.quiet_minutes_before is
+  'A quiet window begins so many minutes earlier for it.';
+comment on column public.trading_accounts.quiet_minutes_after is
+  'A quiet window ends so many minutes later for it.';
+comment on column public.trading_accounts.quiet_levels_wait is
+  'Whether changes of stop loss, take profit and pending orders wait until a quiet window is over.';
+comment on column public.trading_accounts.quiet_own_windows is
+  'Whether its user''s own quiet windows concern it; those for everybody always do.';
 comment on column public.trading_accounts.secret_id is 'Its password in Vault; null: it has none.';
 comment on column public.trading_accounts.claim is
   'State of the user''s claim: unproven (no login yet); trading or investor (proven with that password); given_way (it '

@@ -37,6 +37,7 @@ declare
   v_waits private.symbol_waits[];
   v_settled private.symbol_waits[];
   v_trading text := private.trading_state();
+  v_quiet boolean := private.any_quiet(p_now);
 begin
   if cardinality(p_tickets) > 1 and private.limits_count(p_masters) then  -- each counts against the limits of the next
     return private.decide_in_turn(p_masters, p_tickets, p_copiers, p_now, p_asked, p_kinds);
@@ -120,6 +121,8 @@ begin
           then coalesce((pair.wait).ends_as, 'too_old') end,
         pair.unreachable,
         pair.refusal,
+        case when v_quiet and private.quiet_until(pair.follower, pair.symbol, (pair.opened).symbol, p_now) is not null
+          then 'news_window' end,
         case when pair.mapping_mode <> 'on' then 'symbol_off' end,
         case when (pair.symbol).contract_size is null then
           private.loading_refusal(pair.master, pair.masters_symbol, pair.follower) end,

@@ -30,14 +30,14 @@ declare
   v_reason text;
   v_trading text := private.trading_state();
   v_why text := (select a.copy_state_reason from public.trading_accounts a where a.id = p_account);
-  v_closed text := (select case when private.must_be_flat(a, p_now) then 'flat_by' end from public.trading_accounts a
-    where a.id = p_account);
 begin
   for v_link in
     select s.id, s.copier_id, s.master_event_id, s.doomed, s.removal, x.shut, s.legs, s.master_lots, s.position_lots
     from private.link_states s
     cross join lateral (select coalesce(private.opening_blocked_reason(v_trading, s.copy_state, v_why, s.copier_mode,
-      s.removal), v_closed) as shut) x
+      s.removal), private.time_refusal(p_account, p_symbol, (select m.symbol from public.positions m
+        where m.account_id = s.master_account_id and m.ticket = s.master_ticket and m.kind = s.master_kind), p_now))
+      as shut) x
     where s.follower_account_id = p_account and s.symbol = p_symbol and s.state = 'live' and s.wanted_lots is not null
       and (s.doomed or x.shut is not null or s.wanted_until <= p_now)
   loop

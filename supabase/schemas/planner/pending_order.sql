@@ -22,7 +22,7 @@ declare
   v_shut text;
 begin
   select coalesce(private.opening_blocked_reason(private.trading_state(), a.copy_state, a.copy_state_reason,
-    p_copier.mode, p_copier.removal), case when private.must_be_flat(a, p_now) then 'flat_by' end) into v_shut
+    p_copier.mode, p_copier.removal), private.time_refusal(a.id, p_symbol.name, p_master.symbol, p_now)) into v_shut
   from public.trading_accounts a where a.id = p_copier.follower_account_id;
   if v_shut is not null then return v_shut; end if;
   -- the grace period was our own wait, so it does not count towards the age

@@ -31,6 +31,7 @@ begin
     when 'flat_by' then format('%s must be flat from %s until %s (flat_by).', p_follower.name,
       to_char(p_follower.flat_from at time zone 'UTC', 'YYYY-MM-DD HH24:MI'),
       to_char(p_follower.flat_until at time zone 'UTC', 'YYYY-MM-DD HH24:MI "UTC"'))
+    when 'news_window' then private.quiet_words(p_follower, p_symbol, p_position.symbol, p_now)
     when 'min_equity' then format('The equity is %s %s (reported %s); min_equity is %s.',
       coalesce(trim_scale(p_follower.equity)::text, 'unknown'),
       p_follower.currency, coalesce(to_char(p_follower.funds_at at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"'),

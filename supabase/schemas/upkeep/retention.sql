@@ -21,6 +21,9 @@ begin
     select l.id from public.protection_looks l
     where l.created_at < now() - private.setting_days('retention_days.protection_looks')
       order by l.created_at limit v_batch));
+  delete from public.quiet_windows where id = any (array(
+    select w.id from public.quiet_windows w
+    where w.ends_at < now() - private.setting_days('retention_days.quiet_windows') order by w.ends_at limit v_batch));
   delete from public.audit_log where id = any (array(
     select l.id from public.audit_log l
     where l.at < now() - private.setting_days('retention_days.audit_log') order by l.at limit v_batch));
