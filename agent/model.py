@@ -48,6 +48,8 @@ class Position:
     tag: ExecutionId | None = None
     #: the ticket that this one continues (MT4 re-ticketing, a filled pending order)
     replaces: Ticket | None = None
+    #: what that ticket was; None: not known. "position" without a ticket: no order became this position
+    replaces_kind: Kind | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

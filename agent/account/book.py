@@ -1,7 +1,7 @@
 """What an account holds as far as the agent knows, and how two states of it differ."""
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ TOMBSTONES = 2_000
 
 
 class Key(NamedTuple):
-    """Identifies a position or order. On some platforms the two have separate number ranges."""
+    """Identifies a position or order: the two may carry the same number (MT5, cTrader)."""
 
     kind: Kind
     ticket: Ticket
@@ -20,6 +20,16 @@ class Key(NamedTuple):
 
 def key_of(position: Position) -> Key:
     return Key(position.kind, position.ticket)
+
+
+def replaced_keys(position: Position) -> tuple[Key, ...]:
+    """What `position` may continue: one key, or two if the kind of the ticket that it replaces is not known."""
+    if position.replaces is None:
+        return ()
+    if position.replaces_kind is not None:
+        return (Key(position.replaces_kind, position.replaces),)
+    keys = (Key("order", position.replaces), Key("position", position.replaces))
+    return tuple(key for key in keys if key != key_of(position))
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +106,6 @@ class Book:
     def get(self, key: Key) -> Known | None:
         return self._open.get(key)
 
-    def by_ticket(self, ticket: Ticket) -> Position | None:
-        """The open position of this ticket, else the pending order of this ticket, else None."""
-        for kind in ("position", "order"):
-            if (known := self._open.get(Key(kind, ticket))) is not None:
-                return known.position
-        return None
-
     def seq_of(self, key: Key) -> int:
         """Seq of the last message about this ticket; 0 if there was none."""
         known = self._open.get(key)
@@ -115,10 +118,33 @@ class Book:
         """The known state that `position` continues: its own ticket, or the one that it replaces."""
         if (known := self._open.get(key_of(position))) is not None:
             return known.position
-        return None if position.replaces is None else self.by_ticket(position.replaces)
+        return self._continued(position)
+
+    def named(self, position: Position) -> Position:
+        """The same state, with number and kind of what it continues, as far as the book knows them. A position whose
+        number is that of an open order of the same symbol and side is that order's fill."""
+        if position.replaces_kind is not None or (position.replaces is None and position.lots == 0):
+            return position
+        known = self._open.get(key_of(position))
+        if known is not None:
+            kind = known.position.replaces_kind if known.position.replaces == position.replaces else None
+            return position if kind is None else replace(position, replaces_kind=kind)
+        origin = self._continued(position)
+        return position if origin is None else replace(position, replaces=origin.ticket, replaces_kind=origin.kind)
+
+    def _continued(self, position: Position) -> Position | None:
+        if position.replaces is None and position.replaces_kind is None and position.kind == "position":
+            position = replace(position, replaces=position.ticket)
+        found = [self._open[key].position for key in replaced_keys(position) if key in self._open]
+        fits = [held for held in found if (held.symbol, held.side) == (position.symbol, position.side)]
+        by_number_alone = position.replaces == position.ticket and position.replaces_kind is None
+        return next(iter(fits if by_number_alone else fits or found), None)
 
     def put(self, position: Position, seq: int) -> None:
         """Store a state. A lower seq never overrides a higher one (law 4.1.6)."""
+        self._put(position, seq, frozenset())
+
+    def _put(self, position: Position, seq: int, present: Set[Key]) -> None:
         key = key_of(position)
         if seq < self.seq_of(key):
             return
@@ -127,11 +153,9 @@ class Book:
         else:
             self._gone.pop(key, None)
             self._open[key] = Known(position, seq)
-        if position.replaces is not None:
-            for kind in ("position", "order"):
-                replaced = Key(kind, position.replaces)
-                if replaced != key and self.seq_of(replaced) <= seq and replaced in self._open:
-                    self._bury(replaced, seq)
+        for replaced in replaced_keys(position):
+            if replaced in self._open and replaced not in present and self.seq_of(replaced) <= seq:
+                self._bury(replaced, seq)
 
     def replace_all(self, positions: Iterable[Position], seq: int) -> None:
         """Store a whole snapshot. What it lacks is gone, unless a message with a higher seq reported it."""
@@ -140,7 +164,7 @@ class Book:
             if key not in present and known.seq <= seq:
                 self._bury(key, seq)
         for position in positions:
-            self.put(position, seq)
+            self._put(position, seq, present)
 
     def _bury(self, key: Key, seq: int) -> None:
         self._open.pop(key, None)

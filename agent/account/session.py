@@ -85,7 +85,7 @@ class AccountSession:
     def note(self, positions: Iterable[Position], seq: int) -> None:
         """Store the positions of a report, so that the push about our own order causes no event."""
         for position in positions:
-            self.book.put(position, seq)
+            self.book.put(self.book.named(position), seq)
         self.changed.set()
 
     def begin_flight(self, flight: Flight) -> None:
@@ -98,7 +98,7 @@ class AccountSession:
 
     def in_flight(self, position: Position) -> bool:
         """Whether one of our orders in flight may have caused this state."""
-        return any(flight.touches(position) for flight in self.flights.values())
+        return bool(self.flights) and any(flight.touches(self.book.named(position)) for flight in self.flights.values())
 
     async def verify_login(self) -> None:
         """Raises `AccountChanged` if the terminal is now logged in to another account than when this session began."""

@@ -32,6 +32,7 @@ def position_to_json(position: Position) -> dict[str, object]:
         "expires_at": position.expires_at,
         "tag": None if position.tag is None else str(position.tag),
         "replaces": position.replaces and limits.cut(position.replaces, limits.NAME_MAX + 1),
+        "replaces_kind": position.replaces_kind,
     }
 
 

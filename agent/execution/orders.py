@@ -5,11 +5,12 @@ from dataclasses import replace
 from decimal import Decimal
 from typing import Literal, assert_never
 
-from agent.account.book import Book, Flight, Key, key_of
+from agent.account.book import Book, Flight, Key, key_of, replaced_keys
 from agent.execution.outcome import Outcome
 from agent.model import (
     Action,
     Execution,
+    Kind,
     Mode,
     Order,
     Position,
@@ -37,6 +38,11 @@ def kind_of(action: Action) -> OrderKind:
             return "cancel"
         case _:
             assert_never(action)
+
+
+def kind_of_ticket(action: Action) -> Kind:
+    """What the ticket of an execution is."""
+    return "order" if action in ("amend", "cancel") else "position"
 
 
 def order_of(execution: Execution, *, ticket: Ticket | None = None, lots: Decimal | None = None) -> Order:
@@ -151,7 +157,7 @@ def flight_of(execution: Execution, orders: Iterable[Order], mode: Mode) -> Flig
 def still_open(endings: Iterable[tuple[Position, ...]], book: Book) -> list[Position]:
     """The positions named in a step's reports that are still open. The book is newer than the reports: it overrides
     their states, knows which tickets have closed, and which position replaced a filled order."""
-    left: dict[tuple[str, Ticket], Position] = {}
+    left: dict[Key, Position] = {}
     for positions in endings:
         for position in positions:
             known = book.get(key_of(position))
@@ -159,8 +165,8 @@ def still_open(endings: Iterable[tuple[Position, ...]], book: Book) -> list[Posi
                 left[key_of(position)] = known.position
             elif position.lots > 0 and not book.ever_knew(key_of(position)):
                 left[key_of(position)] = position
-    tickets = {ticket for _, ticket in left} | {position.ticket for positions in endings for position in positions}
+    named = left.keys() | {key_of(position) for positions in endings for position in positions}
     for known in book:
-        if known.position.replaces in tickets:
+        if any(key in named for key in replaced_keys(known.position)):
             left[key_of(known.position)] = known.position
     return list(left.values())

@@ -82,7 +82,7 @@ def completed_if_gone(execution: Execution, outcome: Outcome, book: Book) -> Out
         return outcome
     known = None if execution.ticket is None else book.get(Key("position", execution.ticket))
     ended = () if known is None else (gone(known.position),)
-    others = tuple(position for position in outcome.positions if position.ticket != execution.ticket)
+    others = tuple(p for p in outcome.positions if (p.kind, p.ticket) != ("position", execution.ticket))
     return replace(
         outcome, status="completed", reason=None, message="the position was closed already", positions=(*others, *ended)
     )

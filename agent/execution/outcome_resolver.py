@@ -12,10 +12,10 @@ from datetime import timedelta
 from decimal import Decimal
 from typing import assert_never
 
-from agent.account.book import gone
+from agent.account.book import Key, gone
 from agent.account.session import AccountSession
 from agent.clock import DatabaseClock
-from agent.execution.orders import order_of
+from agent.execution.orders import kind_of_ticket, order_of
 from agent.execution.outcome import Outcome, expired
 from agent.model import Execution, Found, NotFound, Position
 from agent.platforms.adapter import AdapterError
@@ -70,8 +70,9 @@ class OutcomeResolver:
             return replace(done, adopted=True, positions=(position,))
         if isinstance(answer, Found) or execution.ticket is not None:
             # filled, and closed since
-            known = None if execution.ticket is None else self.session.book.by_ticket(execution.ticket)
-            return replace(done, adopted=True, positions=() if known is None else (gone(known),))
+            key = None if execution.ticket is None else Key(kind_of_ticket(execution.action), execution.ticket)
+            known = None if key is None else self.session.book.get(key)
+            return replace(done, adopted=True, positions=() if known is None else (gone(known.position),))
         message = f"the broker confirmed {done.lots} lots, but nothing carries the order's tag; check the account"
         return replace(expired("not_found_after_unknown", message), lots=done.lots, price=done.price)
 
@@ -152,7 +153,8 @@ class OutcomeResolver:
             return None
 
     def _named(self, execution: Execution, read: tuple[Position, ...] | None) -> Position | None:
-        return next((position for position in read or () if position.ticket == execution.ticket), None)
+        kind = kind_of_ticket(execution.action)
+        return next((held for held in read or () if (held.kind, held.ticket) == (kind, execution.ticket)), None)
 
     def _settled(self, execution: Execution) -> bool:
         """Whether an order sent before its deadline would have shown up by now."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 
+from agent.account.book import key_of
 from agent.account.session import AccountSession
 from agent.clock import DatabaseClock
 from agent.execution.lanes import Work
@@ -86,12 +87,12 @@ class Sender:
         result = await self._place(fit)
         if not isinstance(result, Placed) or (fit.sl, fit.tp) == (order.sl, order.tp):
             return result
-        latest = {position.ticket: position for position in result.positions}
+        latest = {key_of(position): position for position in result.positions}
         for position in result.positions:
             if position.kind == "position" and position.lots > 0:
                 change = await self._protect(work, order_to_protect(order, position))
                 if isinstance(change, Placed):
-                    latest |= {changed.ticket: changed for changed in change.positions}
+                    latest |= {key_of(changed): changed for changed in change.positions}
         return replace(result, positions=tuple(latest.values()))
 
     async def _protect(self, work: Work, change: Order) -> Result | None:

@@ -7,7 +7,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-from agent.model import CloseReason, Evidence, Mode, Position, Side, SymbolSpec
+from agent.model import CloseReason, Evidence, Kind, Mode, Position, Side, SymbolSpec
 from agent.paper.passwords import Hashed
 from agent.paper.profile import Moods, Profile
 from agent.paper.records import (
@@ -71,7 +71,9 @@ class Book:
         self.exposure: dict[str, dict[Side, Exposure]] = {}
         self.orders: dict[str, Position] = {}
         #: last known state of closed positions and removed orders, with lots 0
-        self.gone: dict[str, Position] = {}
+        self.gone: dict[tuple[Kind, str], Position] = {}
+        #: the highest number given to each kind, where they are numbered separately
+        self.last_number: dict[Kind, int] = {"position": 0, "order": 0}
         self.deals: list[Deal] = []
         self.history: list[OrderRecord] = []
         self.history_by_tag: dict[int, list[OrderRecord]] = {}
@@ -90,9 +92,14 @@ class Book:
         """The smallest unit of the account's currency."""
         return Decimal(1) if self.currency in ("JPY", "KRW", "HUF") else Decimal("0.01")
 
-    def held(self, ticket: str) -> Position | None:
-        """The current or last state of a ticket."""
-        return self.positions.get(ticket) or self.orders.get(ticket) or self.gone.get(ticket)
+    def held(self, ticket: str, kind: Kind | None = None) -> Position | None:
+        """The current or last state of a ticket; `kind` None: of the position, else of the order of this number."""
+        kinds: tuple[Kind, ...] = ("position", "order") if kind is None else (kind,)
+        states = [self._shelf(each).get(ticket) for each in kinds] + [self.gone.get((each, ticket)) for each in kinds]
+        return next((state for state in states if state is not None), None)
+
+    def knows(self, kind: Kind, ticket: str) -> bool:
+        return self.held(ticket, kind) is not None
 
     def net(self, symbol: str) -> Position | None:
         """The single position in `symbol` of a netting account."""
@@ -101,7 +108,7 @@ class Book:
     def put(self, position: Position) -> Position:
         """Store the new state of a position or order and publish the change."""
         self._shelve(position)
-        self.keep("held", position.ticket, position)
+        self.keep("held", self._name(position), position)
         self._changes.append(BookChange(position=position))
         return position
 
@@ -118,7 +125,7 @@ class Book:
         `continued`: another ticket replaces it, and only that ticket's change is published.
         """
         self._shelve(position)
-        self.keep("held", position.ticket, position)
+        self.keep("held", self._name(position), position)
         if not continued:
             self._changes.append(BookChange(position=position, evidence=evidence, close_reason=reason))
         return position
@@ -130,6 +137,8 @@ class Book:
 
     def _with_deal(self, change: BookChange) -> BookChange:
         position = change.position
+        if position.kind == "order":
+            return change
         deal = self._dealt.get(position.ticket) or self._dealt.get(position.replaces or "")
         return change if deal is None else replace(change, deal_price=deal.price, dealt_at=deal.at)
 
@@ -193,13 +202,23 @@ class Book:
         """Restore a stored position or order without publishing a change."""
         self._shelve(position)
 
+    def _shelf(self, kind: Kind) -> dict[str, Position]:
+        return self.positions if kind == "position" else self.orders
+
+    def _name(self, position: Position) -> str:
+        """Under which a position or order is stored; it begins with the number, by which records are sorted."""
+        apart = self.profile.same_numbers and position.kind == "order"
+        return f"{position.ticket} order" if apart else position.ticket
+
     def _shelve(self, position: Position) -> None:
-        shelf = self.positions if position.kind == "position" else self.orders
+        shelf = self._shelf(position.kind)
+        if self.profile.same_numbers:
+            self.last_number[position.kind] = max(self.last_number[position.kind], int(position.ticket))
         before = shelf.pop(position.ticket, None) if not position.lots else shelf.get(position.ticket)
         if before is not None and before.kind == "position":
             self._expose(before, -before.lots)
         if not position.lots:
-            self.gone[position.ticket] = position
+            self.gone[position.kind, position.ticket] = position
             return
         shelf[position.ticket] = position
         if position.kind == "position":

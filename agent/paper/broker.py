@@ -185,8 +185,8 @@ class Broker:
     def traces(self, login: str, tag: int) -> Traces:
         book = self.book(login)
         records = tuple(book.history_by_tag.get(tag, ()))
-        tickets = dict.fromkeys(ticket for record in records for ticket in record.tickets)
-        held = (book.held(ticket) for ticket in tickets)
+        keys = dict.fromkeys(key for record in records for key in record.named())
+        held = (book.held(ticket, kind) for kind, ticket in keys)
         return Traces(
             records=records,
             positions=tuple(position for position in held if position is not None),

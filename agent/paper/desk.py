@@ -5,7 +5,7 @@ from datetime import datetime
 from decimal import Decimal
 from itertools import count
 
-from agent.model import CloseReason, ExecutionId, Position, Side, SymbolSpec, Ticket
+from agent.model import CloseReason, ExecutionId, Kind, Position, Side, SymbolSpec, Ticket
 from agent.paper.book import ZERO, Book
 from agent.paper.margin import profit_of
 from agent.paper.market import Market
@@ -38,8 +38,13 @@ class Desk:
         self.now = now
         self._numbers = numbers
 
-    def ticket(self) -> Ticket:
-        return Ticket(str(next(self._numbers)))
+    def ticket(self, kind: Kind, order: Ticket | None = None) -> Ticket:
+        """A new number; `order`: the order that fills."""
+        if not self.book.profile.same_numbers:
+            return Ticket(str(next(self._numbers)))
+        if order is not None and not self.book.knows("position", order):
+            return order
+        return Ticket(str(self.book.last_number[kind] + 1))
 
     def deal(self, spec: SymbolSpec, side: Side, lots: Decimal, price: Decimal, terms: Terms) -> tuple[Position, ...]:
         """Buy or sell at the market: opens a position, or on a netting account changes the net position."""
@@ -49,7 +54,7 @@ class Desk:
         if held.side == side:
             return (self._increase(spec, held, lots, price, terms),)
         if terms.replaces is not None:
-            held = replace(held, replaces=terms.replaces)
+            held = replace(held, replaces=terms.replaces, replaces_kind="order")
         if lots > held.lots:
             return (self._flip(spec, held, lots, price, terms),)
         return self.take_off(held, lots, price, terms)
@@ -83,15 +88,19 @@ class Desk:
             return (self.book.drop(replace(position, lots=ZERO), _close_reason(terms.reason)),)
         if self.book.mode == "hedging" and self.book.profile.retickets:
             old = self.book.drop(replace(position, lots=ZERO), continued=True)
-            new = replace(position, ticket=self.ticket(), lots=rest, replaces=old.ticket, comment=f"from #{old.ticket}")
+            new = replace(
+                position, ticket=self.ticket("position"), lots=rest, replaces=old.ticket, replaces_kind="position",
+                comment=f"from #{old.ticket}",
+            )  # fmt: skip
             return (old, self.book.put(new))
         return (self.book.put(replace(position, lots=rest)),)
 
     def _open(self, spec: SymbolSpec, side: Side, lots: Decimal, price: Decimal, terms: Terms) -> Position:
         position = Position(
-            ticket=self.ticket(), kind="position", symbol=spec.name, side=side, lots=lots, price=price,
-            sl=terms.sl, tp=terms.tp, magic=terms.magic, comment=self._comment(terms), opened_at=self.now,
+            ticket=self.ticket("position", terms.replaces), kind="position", symbol=spec.name, side=side, lots=lots,
+            price=price, sl=terms.sl, tp=terms.tp, magic=terms.magic, comment=self._comment(terms), opened_at=self.now,
             tag=_tag(terms.tag), replaces=terms.replaces,
+            replaces_kind="position" if terms.replaces is None else "order",
         )  # fmt: skip
         self._book_in(position, lots, price, terms)
         return self.book.put(position)
@@ -109,6 +118,7 @@ class Desk:
                 sl=held.sl if terms.sl is None else terms.sl,
                 tp=held.tp if terms.tp is None else terms.tp,
                 replaces=terms.replaces or held.replaces,
+                replaces_kind="order" if terms.replaces else held.replaces_kind,
             )
         )
 

@@ -188,8 +188,9 @@ class Matching:
         checks.check_levels(spec, request.side, price, request.sl, request.tp)
         checks.check_expiry(request.expires_at, self._desk.now, self._book.profile)
         order = Position(
-            ticket=self._desk.ticket(), kind="order", symbol=spec.name, side=request.side, lots=lots, price=price,
-            sl=request.sl, tp=request.tp, order_type=request.order_type, magic=request.magic, comment=request.comment,
+            ticket=self._desk.ticket("order"), kind="order", symbol=spec.name, side=request.side, lots=lots,
+            price=price, sl=request.sl, tp=request.tp, order_type=request.order_type, magic=request.magic,
+            comment=request.comment,
             opened_at=self._desk.now, expires_at=request.expires_at,
             tag=None if request.tag is None else ExecutionId(request.tag),
         )  # fmt: skip
@@ -246,6 +247,7 @@ class Matching:
         record = OrderRecord(
             number=len(self._book.history) + 1, at=self._desk.now, kind=request.kind, symbol=symbol, side=side,
             lots=asked, filled=filled, price=price, tag=request.tag, tickets=tuple(p.ticket for p in touched),
+            kinds=tuple(p.kind for p in touched),
         )  # fmt: skip
         self._book.record(record)
         return Answer(status="done", lots=filled, price=price, positions=touched)

@@ -27,6 +27,9 @@ class Profile:
     stop_out_percent: Decimal = Decimal(50)
     #: after a partial close, the remaining position gets a new ticket (as in MetaTrader 4)
     retickets: bool = False
+    #: positions and orders are numbered separately, and a filled order's position keeps its number where that is free
+    #: (as in MetaTrader 5 and cTrader)
+    same_numbers: bool = False
     #: a hedging account that must not hold opposite positions in one symbol (as in the USA)
     no_hedging: bool = False
     #: positions of one symbol and side may only be closed in the order in which they were opened (as in the USA)

@@ -10,7 +10,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Literal
 
-from agent.model import AccountState, CloseReason, Evidence, OrderType, Position, Side, SymbolSpec
+from agent.model import AccountState, CloseReason, Evidence, Kind, OrderType, Position, Side, SymbolSpec
 
 RequestKind = Literal["market", "close", "close_by", "modify", "pending", "amend", "cancel"]
 #: who sent the request: the account's human or a connected program
@@ -102,6 +102,13 @@ class OrderRecord:
     tag: int | None
     #: every position and order that it changed
     tickets: tuple[str, ...]
+    #: what each of them is; empty in records of an older broker
+    kinds: tuple[Kind, ...] = ()
+
+    def named(self) -> tuple[tuple[Kind | None, str], ...]:
+        """Kind and number of each; the kind is None where it is not known."""
+        kinds = self.kinds or (None,) * len(self.tickets)
+        return tuple(zip(kinds, self.tickets, strict=True))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

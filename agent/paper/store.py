@@ -67,7 +67,9 @@ class Store:
         for scope, quote in self._quotes():
             broker.market.set({quote.symbol: (quote.bid, quote.ask)}, quote.at, scope or None)
         tickets = [
-            int(ticket) for book in broker.books.values() for ticket in (*book.positions, *book.orders, *book.gone)
+            int(ticket)
+            for book in broker.books.values()
+            for ticket in (*book.positions, *book.orders, *(number for _, number in book.gone))
         ]
         broker.skip_tickets(max(tickets, default=0))
         for book in broker.books.values():

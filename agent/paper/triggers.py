@@ -81,6 +81,7 @@ class Triggers:
                 number=len(self._book.history) + 1, at=self._desk.now, kind="pending", symbol=order.symbol,
                 side=order.side, lots=order.lots, filled=order.lots, price=price, tag=order.tag,
                 tickets=(order.ticket, *(position.ticket for position in touched)),
+                kinds=("order", *(position.kind for position in touched)),
             )
         )  # fmt: skip
 

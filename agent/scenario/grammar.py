@@ -19,7 +19,8 @@ PLATFORMS = ("paper", "mt5", "mt4", "ctrader")
 SPEC_NUMBERS = ("lots_min", "lots_step", "lots_max", "contract_size", "tick_size")
 SPEC_WHOLE = ("digits", "stops_level_points", "freeze_level_points")
 SPEC_KEYS = (*SPEC_NUMBERS, *SPEC_WHOLE, "profit_currency", "margin_currency", "trade_mode")
-ACCOUNT_KEYS = ("platform", "currency", "balance", "leverage", "mode", "vps", "broker", "fifo", "hedging_allowed")
+ACCOUNT_KEYS = ("platform", "currency", "balance", "leverage", "mode", "vps", "broker", "fifo", "hedging_allowed",
+    "same_numbers")  # fmt: skip
 TRADE_MODES = ("full", "long_only", "short_only", "close_only", "disabled")
 TOP = ("name", "covers", "accounts", "symbols", "prices", "copiers", "steps")
 
@@ -97,13 +98,14 @@ def _account(name: str, node: Node) -> Account:
 
 def _profile(account: Mapping[str, Node]) -> Profile | None:
     """The properties of the account's broker that a script may set; None: the usual ones."""
-    if not {"broker", "fifo", "hedging_allowed"} & account.keys():
+    if not {"broker", "fifo", "hedging_allowed", "same_numbers"} & account.keys():
         return None
     known = ("levels_on_open", "timed_orders", "retickets", "no_hedging")
     keys = account["broker"].entries("broker", known) if "broker" in account else {}
     said = {name: _switch(name, value) for name, value in keys.items()}
-    if "fifo" in account:
-        said["fifo"] = _switch("fifo", account["fifo"])
+    for name in ("fifo", "same_numbers"):
+        if name in account:
+            said[name] = _switch(name, account[name])
     if "hedging_allowed" in account:
         if "no_hedging" in said:
             raise account["hedging_allowed"].fault("hedging_allowed and broker: {no_hedging: …} say the same: keep one")
@@ -115,6 +117,7 @@ def _profile(account: Mapping[str, Node]) -> Profile | None:
         retickets=said.get("retickets", usual.retickets),
         no_hedging=said.get("no_hedging", usual.no_hedging),
         fifo=said.get("fifo", usual.fifo),
+        same_numbers=said.get("same_numbers", usual.same_numbers),
     )
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import assert_never
 
+from agent.account.book import Key, key_of, replaced_keys
 from agent.failure import Failure
 from agent.model import Placed, Position, Rejected
 from agent.paper.records import Request
@@ -65,7 +66,7 @@ class Runner:
         self._scenario = scenario
         self._stage = stage
         self._tell = tell
-        self._aliases: dict[tuple[str, str], str] = {}
+        self._aliases: dict[tuple[str, str], Key] = {}
         #: the comment of each account's next order
         self._comments: dict[str, str] = {}
         self.failed = 0
@@ -191,21 +192,21 @@ class Runner:
     def _name(self, step: Open | Place, result: Placed | Rejected, alias: str | None) -> None:
         left = [position for position in self._demand(step, result).positions if position.lots]
         if alias is not None and left:
-            self._aliases[step.account, alias] = left[-1].ticket
+            self._aliases[step.account, alias] = key_of(left[-1])
 
     async def _held(self, account: str, target: str) -> list[Position]:
         """The positions or orders that `target` names: an alias (also under a later ticket), otherwise all of a
         symbol."""
         book = await self._stage.paper.book(self._login(account))
         everything = [*book.positions, *book.orders]
-        ticket = self._aliases.get((account, target))
-        if ticket is None:
+        named = self._aliases.get((account, target))
+        if named is None:
             held = [position for position in everything if position.symbol == target]
         else:
-            held = [position for position in everything if ticket == position.ticket]
-            held = held or [position for position in everything if position.replaces == ticket]
+            held = [position for position in everything if named == key_of(position)]
+            held = held or [position for position in everything if named in replaced_keys(position)]
             if held:
-                self._aliases[account, target] = held[-1].ticket
+                self._aliases[account, target] = key_of(held[-1])
         if not held:
             raise StepFailed(f"{account} holds no {target} now")
         return held

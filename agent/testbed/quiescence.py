@@ -146,10 +146,10 @@ class Observer:
 
 def _undelivered(name: str, book: Holdings, mirror: list[dict[str, object]]) -> list[str]:
     """The differences between a book and its mirror, as text."""
-    known = {str(row["ticket"]): row for row in mirror}
+    known = {(row["kind"], row["ticket"]): row for row in mirror}
     found = []
     for position in (*book.positions, *book.orders):
-        row = known.pop(position.ticket, None)
+        row = known.pop((position.kind, position.ticket), None)
         if row is None:
             found.append(
                 f"{name}: {position.kind} {position.ticket} ({position.symbol} {position.lots}) has not been reported"
@@ -160,7 +160,7 @@ def _undelivered(name: str, book: Holdings, mirror: list[dict[str, object]]) -> 
             )
     found.extend(
         f"{name}: the end of {row['kind']} {ticket} ({row['symbol']}) has not been reported"
-        for ticket, row in known.items()
+        for (_, ticket), row in known.items()
     )
     return found
 

@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Final
 
+from agent.account.book import Key, key_of
 from agent.account.session import AccountSession
 from agent.control_plane.contract import LEASE_OVER, Backbone, BackboneRefused, QueueAnswer, Submit
 from agent.control_plane.delivery import Delivery
 from agent.journal.journal import Journal, JournalError
-from agent.model import Event, Ticket
+from agent.model import Event
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ class EventOutbox:
         self._submit = submit
         self._retry_after = retry_after
         self._on_missing = on_missing
-        self._last_of: dict[Ticket, EventKey] = {}
+        self._last_of: dict[Key, EventKey] = {}
         self._new = asyncio.Event()
         #: an event was refused by itself: what happened is read from a snapshot, and texts stay out of it
         self._distrusts_texts = False
@@ -71,12 +72,12 @@ class EventOutbox:
         """Queue an event. A `modified` replaces a waiting `modified` of the same ticket if nothing else happened to
         the ticket in between, because only the last SL and TP matter. No other events are merged."""
         if event.position is not None:
-            ticket = event.position.ticket
-            earlier = self.delivery.get(self._last_of.get(ticket, (0, 0)))
+            concerns = key_of(event.position)
+            earlier = self.delivery.get(self._last_of.get(concerns, (0, 0)))
             if event.type == "modified" and earlier is not None and earlier.type == "modified":
                 self.delivery.discard(earlier)
                 self._journal.drop_events([(earlier.account_id, earlier.session, earlier.seq)])
-            self._last_of[ticket] = self.key(event)
+            self._last_of[concerns] = self.key(event)
         self.delivery.put(event)
         self._journal.put_events([event])
         self._new.set()

@@ -196,7 +196,9 @@ class Watcher:
                 self._changed(change)
 
     def _changed(self, change: Changed) -> None:
-        book, position = self._session.book, change.position
+        book = self._session.book
+        position = book.named(change.position)
+        change = replace(change, position=position)
         before = book.before(position)
         if position.lots == 0:
             if before is None:

@@ -207,10 +207,10 @@ class PaperAdapter:
         if not ours:
             quiet = boot_time() - self._sent_at.get(order.tag, line.connected_at)
             return NotFound(conclusive=not traces.in_flight and quiet >= _SETTLE.total_seconds())
-        tickets = {ticket for record in ours for ticket in record.tickets}
+        keys = {key for record in ours for key in record.named()}
         filled = [record for record in ours if record.filled]
         return Found(
-            positions=tuple(position for position in traces.positions if position.ticket in tickets),
+            positions=tuple(p for p in traces.positions if {(p.kind, p.ticket), (None, p.ticket)} & keys),
             lots=sum((record.filled for record in filled), start=order.lots - order.lots),
             price=filled[-1].price if filled else None,
         )
