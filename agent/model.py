@@ -78,9 +78,27 @@ class Quote:
     at: datetime
 
 
+@dataclass(frozen=True, slots=True)
+class BalanceOperation:
+    """A deposit (above 0) or withdrawal (below 0), with the broker's own number. Never credit, bonus, swap or
+    commission."""
+
+    number: str
+    amount: Decimal
+    at: datetime
+
+    @property
+    def kind(self) -> Literal["deposit", "withdrawal"]:
+        return "deposit" if self.amount > 0 else "withdrawal"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccountState:
-    """Figures of an account, money in `currency`. `login` and `server` are those that the terminal reports."""
+    """Figures of an account, money in `currency`. `login` and `server` are those that the terminal reports.
+
+    `balance_operations` are the latest (at least 100, those made while nobody looked included) that these figures
+    contain. They are read together with the figures: an operation that is missing here must be missing in `balance`.
+    """
 
     login: str
     server: str
@@ -92,6 +110,7 @@ class AccountState:
     margin: Decimal
     free_margin: Decimal
     trade_allowed: bool = True
+    balance_operations: tuple[BalanceOperation, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -260,6 +260,48 @@ export type Database = {
         };
         Relationships: [];
       };
+      balance_operations: {
+        Row: {
+          account_id: string;
+          amount: number;
+          counted: boolean;
+          created_at: string;
+          kind: string;
+          made_at: string;
+          number: string;
+          user_id: string;
+        };
+        ComputedFields: never;
+        Insert: {
+          account_id: string;
+          amount: number;
+          counted: boolean;
+          created_at?: string;
+          kind: string;
+          made_at: string;
+          number: string;
+          user_id: string;
+        };
+        Update: {
+          account_id?: string;
+          amount?: number;
+          counted?: boolean;
+          created_at?: string;
+          kind?: string;
+          made_at?: string;
+          number?: string;
+          user_id?: string;
+        };
+        Relationships: [
+          {
+            foreignKeyName: "balance_operations_account_id_fkey";
+            columns: ["account_id"];
+            isOneToOne: false;
+            referencedRelation: "trading_accounts";
+            referencedColumns: ["id"];
+          },
+        ];
+      };
       broker_servers: {
         Row: {
           address: string | null;
@@ -1038,6 +1080,7 @@ export type Database = {
           breached_equity: number | null;
           close_manual: boolean;
           confirm_ms: number;
+          count_balance_operations: boolean;
           created_at: string;
           cushion_percent: number;
           day: string | null;
@@ -1068,6 +1111,7 @@ export type Database = {
           breached_equity?: number | null;
           close_manual?: boolean;
           confirm_ms?: number;
+          count_balance_operations?: boolean;
           created_at?: string;
           cushion_percent?: number;
           day?: string | null;
@@ -1097,6 +1141,7 @@ export type Database = {
           breached_equity?: number | null;
           close_manual?: boolean;
           confirm_ms?: number;
+          count_balance_operations?: boolean;
           created_at?: string;
           cushion_percent?: number;
           day?: string | null;
@@ -1543,6 +1588,8 @@ export type Database = {
           funds_at: string | null;
           id: string;
           initial_balance: number | null;
+          initial_balance_at: string | null;
+          initial_moved: number;
           leverage: number | null;
           login: string;
           login_key: string;
@@ -1597,6 +1644,8 @@ export type Database = {
           funds_at?: string | null;
           id?: string;
           initial_balance?: number | null;
+          initial_balance_at?: string | null;
+          initial_moved?: number;
           leverage?: number | null;
           login: string;
           login_key?: never;
@@ -1650,6 +1699,8 @@ export type Database = {
           funds_at?: string | null;
           id?: string;
           initial_balance?: number | null;
+          initial_balance_at?: string | null;
+          initial_moved?: number;
           leverage?: number | null;
           login?: string;
           login_key?: never;

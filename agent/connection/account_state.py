@@ -69,6 +69,8 @@ class AccountReports:
         self._quotes: dict[str, Quote] = {}
         self._currency = ""
         self._figures: AccountState | None = None
+        #: numbers of the balance operations that were reported in this session
+        self._operations_told: set[str] = set()
         self._looks = 0
         self._reported_at_look = 0
         self._converted_at_look = 0
@@ -226,15 +228,26 @@ class AccountReports:
                 "margin": state.margin,
                 "free_margin": state.free_margin,
             }
+            if operations := self._new_operations(state):
+                report["balance_operations"] = operations
         names = sorted(specs.keys() | quotes.keys())
         symbols = [encode.symbol_to_json(name, specs.get(name), quotes.get(name)) for name in names]
         again_ms = await self._deliver(report, symbols)
         if state is not None:
             self._figures, self._reported_at_look = state, self._looks
+            self._operations_told.update(operation.number for operation in state.balance_operations)
             self._look_again = None if again_ms is None else max(0, again_ms) / 1000
         self._specs |= specs
         self._quotes |= quotes
         self._left_out, self._positions_left_out = 0, positions_left_out
+
+    def _new_operations(self, state: AccountState) -> list[StateReport]:
+        """Deposits and withdrawals that these figures contain and that were not reported in this session."""
+        return [
+            {"number": operation.number, "amount": operation.amount, "at": operation.at, "kind": operation.kind}
+            for operation in state.balance_operations
+            if operation.number not in self._operations_told
+        ]
 
     def _note_health(self, state: AccountState) -> None:
         if state.trade_allowed:

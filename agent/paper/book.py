@@ -75,6 +75,8 @@ class Book:
         #: the highest number given to each kind, where they are numbered separately
         self.last_number: dict[Kind, int] = {"position": 0, "order": 0}
         self.deals: list[Deal] = []
+        #: deposits and withdrawals
+        self.operations: list[Deal] = []
         self.history: list[OrderRecord] = []
         self.history_by_tag: dict[int, list[OrderRecord]] = {}
         self.requests: list[RequestRecord] = []
@@ -166,6 +168,8 @@ class Book:
             side="buy" if position is None else position.side,
         )  # fmt: skip
         self.deals.append(deal)
+        if deal.entry == "balance":
+            self.operations.append(deal)
         if deal.ticket is not None:
             self._dealt[deal.ticket] = deal
         self.balance += profit + commission

@@ -9,9 +9,12 @@ from collections.abc import Mapping
 from decimal import ROUND_HALF_UP, Decimal
 from types import MappingProxyType
 
-from agent.model import AccountState, Position, Quote, Side, SymbolSpec
+from agent.model import AccountState, BalanceOperation, Position, Quote, Side, SymbolSpec
 from agent.paper.book import ZERO, Book, Exposure
 from agent.paper.market import Market
+
+#: how many of the latest deposits and withdrawals an account's figures tell
+OPERATIONS_TOLD = 100
 
 _UNCHANGED: Mapping[str, Mapping[Side, Exposure]] = MappingProxyType({})
 
@@ -75,4 +78,8 @@ def state(book: Book, market: Market, server: str) -> AccountState:
     return AccountState(
         login=book.login, server=server, currency=book.currency, mode=book.mode, leverage=book.leverage,
         balance=book.balance, equity=worth, margin=used, free_margin=worth - used,
+        balance_operations=tuple(
+            BalanceOperation(str(deal.number), deal.profit, deal.at)
+            for deal in book.operations[-OPERATIONS_TOLD:] if deal.profit
+        ),
     )  # fmt: skip

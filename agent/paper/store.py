@@ -152,5 +152,6 @@ class Store:
         for record in history:
             book.record(record)
         book.deals, book.journal = deals, journal
+        book.operations = [deal for deal in deals if deal.entry == "balance"]
         book.balance = sum((deal.profit + deal.commission for deal in deals), book.balance)
         return book

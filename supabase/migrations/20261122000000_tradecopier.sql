@@ -1226,6 +1226,8 @@ create table public.trading_accounts (
   free_margin numeric,
   funds_at timestamptz,
   initial_balance numeric,
+  initial_balance_at timestamptz,
+  initial_moved numeric not null default 0,
   status text not null default 'pending',
   status_reason text,
   status_at timestamptz not null default now(),
@@ -1272,7 +1274,7 @@ create table public.trading_accounts (
   constraint quiet_minutes_are_at_most_a_day check (quiet_minutes_before between 0 and 1440
     and quiet_minutes_after between 0 and 1440),
   constraint claim_is_known check (claim in ('unproven', 'investor', 'trading', 'given_way', 'ended')),
-  constraint initial_balance_in_range check (initial_balance > 0 and initial_balance < 1e15),
+  constraint initial_balance_in_range check (abs(initial_balance) < 1e16),
   constraint settings_are_an_object check (jsonb_typeof(settings) = 'object')
 ) with (fillfactor = 70);
 comment on table public.trading_accounts is
@@ -1299,7 +1301,11 @@ comment on column public.trading_accounts.funds_at is
   'When balance, equity, margin and free_margin were measured.';
 comment on column public.trading_accounts.initial_balance is
   'What the account began with, in currency: set by its user, otherwise the first balance above 0 that was known. '
-  'Protection rules may measure from it.';
+  'Protection rules may measure from it. Deposits and withdrawals move it.';
+comment on column public.trading_accounts.initial_balance_at is
+  'When the figures were measured that were known when initial_balance was set; later balance operations move it.';
+comment on column public.trading_accounts.initial_moved is
+  'By how much balance operations have moved initial_balance since it was set.';
 comment on column public.trading_accounts.status is
   'pending (never connected), connecting, connected, degraded, disconnected, halted (the broker refuses trading or the '
   'password).';
@@ -2532,6 +2538,41 @@ end $$;
 -- so that a look-up by account and name uses the primary key.
 create index account_symbols_by_root on public.account_symbols (private.symbol_root(name), account_id);
 
+-- copier/balance_operation.sql
+-- Balance operations: deposits and withdrawals, as the broker numbers them. They are no profits or losses: what a
+-- protection rule measures from moves by their amount.
+
+create table public.balance_operations (
+  account_id uuid not null references public.trading_accounts (id) on delete cascade,
+  number text not null,
+  user_id uuid not null references auth.users (id) on delete cascade,
+  kind text not null,
+  amount numeric not null,
+  made_at timestamptz not null,
+  counted boolean not null,
+  created_at timestamptz not null default now(),
+  primary key (account_id, number),
+  constraint kind_is_known check (kind in ('deposit', 'withdrawal')),
+  constraint number_is_short check (length(number) between 1 and 64),
+  constraint amount_in_range check (amount <> 0 and abs(amount) < 1e15)
+);
+comment on table public.balance_operations is
+  'Deposits and withdrawals of accounts, each booked once by the broker''s own number. Never credit, bonus, swap or '
+  'commission. Kept as long as the account, because a broker may tell its history again.';
+comment on column public.balance_operations.number is 'The broker''s number of the operation.';
+comment on column public.balance_operations.amount is
+  'In the account''s currency: above 0 a deposit, below 0 a withdrawal.';
+comment on column public.balance_operations.made_at is 'When the broker booked it.';
+comment on column public.balance_operations.counted is
+  'Whether protection rules were moved by it; false: it is older than the first figures that were known.';
+create index balance_operations_of_user on public.balance_operations (user_id);
+alter table public.balance_operations enable row level security;
+create policy "own balance operations are readable" on public.balance_operations for select to authenticated
+  using (user_id = (select auth.uid()) or (select private.is_operator()));
+create trigger audited after insert on public.balance_operations for each row
+  execute function private.audit('number', 'user_id', 'account_id', 'number', 'kind', 'amount', 'made_at', 'counted');
+grant select on public.balance_operations to authenticated, service_role;
+
 -- copier/copier.sql
 -- Copiers: the rule "copy this master to this follower", with sizing, filters, limits and symbol mappings.
 
@@ -3444,6 +3485,7 @@ create table public.protection_rules (
   warn_percent numeric not null default 70,
   moves_with text not null default 'equity',
   locks_at numeric,
+  count_balance_operations boolean not null default false,
   -- present state
   warned_day date,
   day date,
@@ -3495,6 +3537,8 @@ comment on column public.protection_rules.moves_with is
   'trailing_drawdown: the limit follows the highest equity, or the highest balance at the end of a day.';
 comment on column public.protection_rules.locks_at is
   'trailing_drawdown: the limit stops rising at this amount; null: never.';
+comment on column public.protection_rules.count_balance_operations is
+  'Whether deposits and withdrawals count as profits and losses: then they move nothing that the rule measures from.';
 comment on column public.protection_rules.warned_day is 'The last day with an alert of warn_percent.';
 comment on column public.protection_rules.action is
   'notify (an alert only); monitor (nothing more is opened); close_all (flatten, then continue); '
@@ -3510,7 +3554,8 @@ comment on column public.protection_rules.day is
   'The rule''s present day: the date in time_zone on which it began.';
 comment on column public.protection_rules.day_start_equity is
   'Daily rules: the amount that the day''s loss or profit is measured from, as basis says.';
-comment on column public.protection_rules.day_start_at is 'When that amount was measured.';
+comment on column public.protection_rules.day_start_at is
+  'When that amount was measured, or since when a trailing_drawdown measures.';
 comment on column public.protection_rules.high_water_mark is
   'trailing_drawdown: the highest equity that two consecutive looks have reached, or the highest day-end balance.';
 comment on column public.protection_rules.breached_at is
@@ -3526,12 +3571,12 @@ create policy "own protection rules are readable" on public.protection_rules for
 create trigger touch before update on public.protection_rules for each row execute function private.touch();
 create trigger audited after insert or delete
   or update of kind, threshold, action, close_manual, confirm_ms, time_zone, enabled, of, basis, day_begins,
-    cushion_percent, warn_percent, moves_with, locks_at, triggered_at
+    cushion_percent, warn_percent, moves_with, locks_at, count_balance_operations, triggered_at
     on public.protection_rules
   for each row execute function private.audit('id', 'user_id', 'account_id', 'kind', 'threshold', 'action',
     'close_manual', 'confirm_ms',
     'time_zone', 'enabled', 'of', 'basis', 'day_begins', 'cushion_percent', 'warn_percent', 'moves_with', 'locks_at',
-    'triggered_at');
+    'count_balance_operations', 'triggered_at');
 
 create table public.protection_looks (
   id bigint generated always as identity primary key,
@@ -7212,6 +7257,95 @@ begin
   return row(v_orders, v_raw, null, v_warnings, v_explain)::private.sizing;
 end $$;
 
+-- planner/balance_operation.sql
+-- Balance operations move what protection rules measure from, so that money paid in or out is neither profit nor loss.
+
+-- The deposits and withdrawals of a report that are of the documented form; everything else of it is left out.
+create function private.readable_operations(p_operations jsonb, p_at timestamptz)
+returns table (number text, kind text, amount numeric, at timestamptz)
+language plpgsql stable set search_path = '' as $$
+begin
+  return query
+    select distinct on (e ->> 'number') e ->> 'number', e ->> 'kind',
+      case e ->> 'kind' when 'withdrawal' then -abs((e ->> 'amount')::numeric) else abs((e ->> 'amount')::numeric) end,
+      coalesce(case when pg_input_is_valid(e ->> 'at', 'timestamptz') then least((e ->> 'at')::timestamptz, p_at) end,
+        p_at)
+    from jsonb_array_elements(p_operations) e
+    where jsonb_typeof(e) = 'object' and e ->> 'kind' in ('deposit', 'withdrawal')
+      and length(e ->> 'number') between 1 and 64 and private.is_number(e -> 'amount')
+      and abs((case when private.is_number(e -> 'amount') then e ->> 'amount' end)::numeric) between 1e-8 and 1e14
+    order by e ->> 'number';
+end $$;
+
+-- A rule's figures after an operation of this amount.
+create function private.move_rule(r public.protection_rules, p_amount numeric, p_number text) returns void
+language plpgsql security definer set search_path = '' as $$
+begin
+  update public.protection_rules x set day_start_equity = x.day_start_equity + p_amount,
+    high_water_mark = x.high_water_mark + p_amount
+  where x.id = r.id;
+  perform private.write_audit('moved_by_balance_operation', 'protection_rules', r.id::text, r.user_id,
+    jsonb_build_object('number', p_number, 'amount', p_amount,
+      'day_start_equity', jsonb_build_array(r.day_start_equity, r.day_start_equity + p_amount),
+      'high_water_mark', jsonb_build_array(r.high_water_mark, r.high_water_mark + p_amount)));
+end $$;
+
+-- Books the operations of a report that are not booked yet. By contract they are in the report's own figures and in no
+-- earlier ones; so everything that was measured before them moves by their amount. One that is told late moves only
+-- what is older than itself. Returns by how much the account's last figures must be moved to compare with the new
+-- ones. The caller holds the plan locks of the account and its neighbours and no lock on its row.
+create function private.book_balance_operations(p_account uuid, p_operations jsonb, p_at timestamptz) returns numeric
+language plpgsql security definer set search_path = '' as $$
+declare
+  a public.trading_accounts;
+  o record;
+  r public.protection_rules;
+  v_slack interval := interval '10 s';  -- a broker's times may be whole seconds, or of another clock
+  v_sum numeric := 0;
+begin
+  select * into a from public.trading_accounts x where x.id = p_account;
+  for o in select * from private.readable_operations(p_operations, p_at) x order by x.at, x.number loop
+    insert into public.balance_operations (account_id, number, user_id, kind, amount, made_at, counted)
+    values (p_account, o.number, a.user_id, o.kind, o.amount, o.at, a.funds_at is not null)
+    on conflict (account_id, number) do nothing;
+    -- what is told with the very first figures is the account's history
+    continue when not found or a.funds_at is null;
+    if o.at >= a.funds_at - v_slack then v_sum := v_sum + o.amount; end if;
+    update public.trading_accounts x set initial_balance = x.initial_balance + o.amount,
+      initial_moved = x.initial_moved + o.amount
+    where x.id = p_account and x.initial_balance is not null
+      and o.at >= coalesce(x.initial_balance_at, '-infinity') - v_slack;
+    for r in
+      select * from public.protection_rules x
+      where x.account_id = p_account and not x.count_balance_operations
+        and o.at >= coalesce(x.day_start_at, '-infinity') - v_slack
+        and coalesce(x.day_start_equity, x.high_water_mark) is not null
+      order by x.id for no key update
+    loop
+      perform private.move_rule(r, o.amount, o.number);
+    end loop;
+  end loop;
+  return v_sum;
+end $$;
+
+-- The operations of a report, if it tells any that are not booked yet: then by how much the last figures move.
+create function private.take_balance_operations(p_account uuid, p_session bigint, p_vps uuid, p_operations jsonb,
+  p_at timestamptz) returns numeric
+language plpgsql security definer set search_path = '' as $$
+begin
+  if jsonb_typeof(p_operations) <> 'array' or jsonb_array_length(p_operations) > 1000 then
+    raise exception using errcode = 'TC001', message = 'balance_operations: expected an array of at most 1000 entries';
+  end if;
+  if not exists (select 1 from public.trading_accounts a where a.id = p_account and a.session = p_session
+      and a.session_vps_id = p_vps)
+    or not exists (select 1 from jsonb_array_elements(p_operations) e where not exists (
+      select 1 from public.balance_operations b where b.account_id = p_account and b.number = e ->> 'number')) then
+    return 0;
+  end if;
+  perform private.lock_accounts(private.with_neighbours(p_account));
+  return private.book_balance_operations(p_account, p_operations, p_at);
+end $$;
+
 -- planner/candidate.sql
 -- Pairs of a copier and a master position that wait for a decision, and what a decision needs to know of them.
 
@@ -8421,7 +8555,7 @@ language plpgsql immutable set search_path = '' as $$
 begin
   return case private.rule_of(r)
     when 'amount' then r.threshold
-    when 'initial' then p_initial * r.threshold * 0.01
+    when 'initial' then case when p_initial > 0 then p_initial * r.threshold * 0.01 end
     else private.rule_base(r, p_initial) * r.threshold * 0.01 end;
 end $$;
 
@@ -9783,6 +9917,7 @@ begin
     r.day_start_at := p_at;
   elsif p_equity is not null and r.kind = 'trailing_drawdown' then
     r.high_water_mark := case r.moves_with when 'day_end_balance' then p_balance else p_equity end;
+    r.day_start_at := p_at;
     r.day := case when r.moves_with = 'day_end_balance' then v_day end;
   end if;
   return r;
@@ -9812,6 +9947,7 @@ begin
   elsif r.kind = 'trailing_drawdown' and r.moves_with = 'day_end_balance' then
     if r.high_water_mark is null then
       r.high_water_mark := private.first_high(r, coalesce(p_before.balance, p_look.balance), p_initial);
+      r.day_start_at := coalesce(p_before.at, p_look.at);
     elsif v_day > r.day then
       r.high_water_mark := greatest(r.high_water_mark, v_at_end.balance);
     end if;
@@ -9819,6 +9955,7 @@ begin
   elsif r.kind = 'trailing_drawdown' then
     if r.high_water_mark is null then
       r.high_water_mark := private.first_high(r, p_look.equity, p_initial);
+      r.day_start_at := p_look.at;
     -- a high counts when two consecutive looks have reached it; not confirm_ms apart, because looks a second apart
     -- would then never make one
     elsif p_look.at - p_before.at >= interval '250 ms' then
@@ -9903,11 +10040,20 @@ begin
     from public.trading_accounts a where a.id = p_account);
 end $$;
 
+-- The same for a rule: one that counts balance operations as profits and losses keeps the balance without them.
+create function private.initial_for(r public.protection_rules, p_balance numeric) returns numeric
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return private.initial_balance(r.account_id, p_balance) - case when r.count_balance_operations
+    then (select a.initial_moved from public.trading_accounts a where a.id = r.account_id) else 0 end;
+end $$;
+
 -- Checks an account's funds against its rules, before the account's own row is updated. Returns the milliseconds after
 -- which the funds must be read again; null: at the usual pace. Figures of another session, or older than what is known,
 -- are not a look.
-create function private.check_protection(p_vps uuid, p_account uuid, p_session bigint, p_look private.look)
-returns integer
+-- p_moved: balance operations that these figures contain and the last ones did not.
+create function private.check_protection(p_vps uuid, p_account uuid, p_session bigint, p_look private.look,
+  p_moved numeric) returns integer
 language plpgsql security definer set search_path = '' as $$
 declare
   v_before private.look;
@@ -9925,13 +10071,12 @@ begin
   then
     v_now := private.lock_accounts(private.with_neighbours(p_account));
   end if;
-  select a.funds_at, a.equity, a.balance, a.margin into v_before from public.trading_accounts a
+  select a.funds_at, a.equity + p_moved, a.balance + p_moved, a.margin into v_before from public.trading_accounts a
   where a.id = p_account and a.session = p_session and a.session_vps_id = p_vps and a.removed_at is null
     and p_look.at >= coalesce(a.funds_at, '-infinity');
   if not found or p_look.at < clock_timestamp() - private.setting_s('protection_max_age_s') then
     return null;
   end if;
-  v_initial := private.initial_balance(p_account, p_look.balance);
   if v_now is not null then
     perform private.resume_account(p_account, p_look.at, v_now);
   end if;
@@ -9942,6 +10087,7 @@ begin
       private.rule_action(r)), r.id
     for no key update
   loop
+    v_initial := private.initial_for(v_rule, p_look.balance);
     select * into v_look from private.judge_rule(v_rule, p_look, v_before, v_initial);
     if v_look.verdict = 'confirmed' and v_now is null then  -- another call made the first look meanwhile
       v_look.verdict := 'waiting';
@@ -13385,6 +13531,7 @@ declare
   v_symbols jsonb := coalesce(nullif(p_state -> 'symbols', 'null'), '[]');
   v_measured_at timestamptz := least(coalesce(private.time_of(p_state, 'measured_at'), now()), now());
   v_look_again_ms integer;
+  v_moved numeric := 0;
   v_found uuid;
   v_is_first boolean;
 begin
@@ -13403,11 +13550,17 @@ begin
 
   -- before any account row is locked: a rule that triggers, and what waits for symbols, is planned under the plan locks
   perform private.lock_for_symbols(v_account, p_state);
+  -- first of all: the figures of this report contain them, and what rules measure from must not lack them
+  if nullif(p_state -> 'balance_operations', 'null') <> '[]' then
+    v_moved := private.take_balance_operations(v_account, v_session, v_vps, p_state -> 'balance_operations',
+      v_measured_at);
+  end if;
+  -- before any account row is locked: a rule that triggers is planned under the plan locks
   if v_balance is not null and v_equity is not null
     and exists (select 1 from public.protection_rules r where r.account_id = v_account and r.enabled)
   then
     v_look_again_ms := private.check_protection(v_vps, v_account, v_session,
-      row(v_measured_at, v_equity, v_balance, private.numeric_of(p_state, 'margin'))::private.look);
+      row(v_measured_at, v_equity, v_balance, private.numeric_of(p_state, 'margin'))::private.look, v_moved);
   end if;
 
   begin
@@ -13442,7 +13595,8 @@ begin
         hint = 'A newer session was opened: stop using this one.';
   end if;
   if v_is_first then
-    update public.trading_accounts a set initial_balance = v_balance where a.id = v_account and v_balance < 1e15;
+    update public.trading_accounts a set initial_balance = v_balance, initial_balance_at = v_measured_at
+    where a.id = v_account and v_balance < 1e15;
   end if;
   if v_symbols <> '[]' then
     perform private.save_symbols(v_account, v_symbols);
@@ -13483,6 +13637,10 @@ Request:
 - symbols (list of objects): specifications and quotes; a new symbol needs all of it, a known one its name
 - symbols_complete (boolean): whether all symbols of the account are told with this report; until then only symbols of
   the same name are copied into, and other trades wait; left out or null: unchanged
+  the same name are copied into; left out or null: unchanged
+- balance_operations (list of objects; at most 1000): deposits and withdrawals, each with number (the broker''s own),
+  amount, at and kind (deposit or withdrawal; any other kind is ignored). One travels in the first report whose figures
+  contain it; one that was told before may be told again, it is booked once; left out or null: none
 - symbols_left_out, positions_left_out (integer; 0 to 1000000): how many were beyond the limits
 Answer:
 - ok (boolean; true): the report was stored
@@ -14783,6 +14941,8 @@ begin
   update public.trading_accounts a
   set name = coalesce(private.name_of(p_request, 'name', 100), a.name), settings = coalesce(v_settings, a.settings),
       initial_balance = coalesce(v_initial, a.initial_balance),
+      initial_balance_at = case when v_initial is null then a.initial_balance_at else a.funds_at end,
+      initial_moved = case when v_initial is null then a.initial_moved else 0 end,
       secret_id = v_account.secret_id, revision = a.revision + (v_password is not null)::integer,
       -- The problem may be fixed by the change: the agent logs in again at once and reports the result.
       status = case when v_retried and a.status = 'halted' then 'connecting' else a.status end,
@@ -16636,13 +16796,12 @@ grant execute on function private.preview_copy(jsonb) to authenticated, service_
 
 -- The funds of an account if they are known and fresh; otherwise all results are null.
 create function private.known_funds(p_account uuid, out measured_at timestamptz, out equity numeric, out margin numeric,
-  out balance numeric, out initial numeric)
+  out balance numeric)
 language plpgsql stable security definer set search_path = '' as $$
 begin
   select a.funds_at, a.equity, a.margin, a.balance into measured_at, equity, margin, balance
   from public.trading_accounts a
   where a.id = p_account and a.funds_at > clock_timestamp() - private.setting_s('funds_max_age_s');
-  initial := private.initial_balance(p_account, balance);
 end $$;
 
 -- Refuses a rule that would trigger at once (TC321): a typing error must not close everything.
@@ -16650,13 +16809,15 @@ create function private.refuse_reached(p_function text, r public.protection_rule
 language plpgsql stable security definer set search_path = '' as $$
 declare
   v_funds record;
+  v_initial numeric;
 begin
   select * into v_funds from private.known_funds(r.account_id);
-  if r.enabled and r.triggered_at is null and private.limit_reached(r, v_funds.initial, v_funds.equity,
+  v_initial := private.initial_for(r, v_funds.balance);
+  if r.enabled and r.triggered_at is null and private.limit_reached(r, v_initial, v_funds.equity,
     v_funds.margin) then
     raise exception using errcode = 'TC321',
       message = format('%s: the account is already past this limit: %s of %s, equity %s, margin %s', p_function, r.kind,
-        private.rule_limit(r, v_funds.initial), v_funds.equity, coalesce(v_funds.margin::text, 'unknown')),
+        private.rule_limit(r, v_initial), v_funds.equity, coalesce(v_funds.margin::text, 'unknown')),
       hint = 'The rule would trigger at once. Choose another threshold, or close positions first (flatten_account).';
   end if;
 end $$;
@@ -16744,6 +16905,7 @@ begin
         'close_all_until_next_day'
     when r.confirm_ms is null or r.confirm_ms not between 250 and 60000 then 'confirm_ms must be from 250 to 60000'
     when r.close_manual is null or r.enabled is null then 'close_manual and enabled must be true or false'
+    when r.count_balance_operations is null then 'count_balance_operations must be true or false'
     when r.time_zone is null or not private.is_time_zone(r.time_zone)
       then format('there is no time zone %s: time_zone must be named like Europe/Berlin, America/New_York or UTC',
         left(coalesce(r.time_zone, 'null'), 100))
@@ -16789,7 +16951,8 @@ begin
     when 'day_begins' then 'a time of day such as "17:00"' else 'true or false' end) into v_wrong
   from jsonb_each(p_rule) e
   where case when e.key = 'confirm_ms' then not pg_input_is_valid(e.value #>> '{}', 'integer')
-    when e.key in ('close_manual', 'enabled') then not pg_input_is_valid(e.value #>> '{}', 'boolean')
+    when e.key in ('close_manual', 'enabled', 'count_balance_operations')
+      then not pg_input_is_valid(e.value #>> '{}', 'boolean')
     when e.key = 'day_begins' then coalesce(e.value #>> '{}', '') !~ '^([01][0-9]|2[0-3]):[0-5][0-9](:00)?$' end
   limit 1;
   if v_wrong is not null then
@@ -16824,6 +16987,7 @@ begin
   r.cushion_percent := 0;
   r.moves_with := 'equity';
   r.warn_percent := 70;
+  r.count_balance_operations := false;
   -- a cushion that acts earlier than that is warned of when it acts
   if private.is_number(p_rule -> 'cushion_percent') then
     r.warn_percent := greatest(least(70, 100 - (p_rule ->> 'cushion_percent')::numeric), 0);
@@ -16846,11 +17010,12 @@ begin
   end if;
   select left(string_agg(k, ', '), 200) into v_unknown from jsonb_object_keys(p_rule) k
   where k not in ('id', 'account_id', 'kind', 'threshold', 'action', 'close_manual', 'confirm_ms', 'time_zone',
-    'enabled', 'of', 'basis', 'day_begins', 'cushion_percent', 'warn_percent', 'moves_with', 'locks_at');
+    'enabled', 'of', 'basis', 'day_begins', 'cushion_percent', 'warn_percent', 'moves_with', 'locks_at',
+    'count_balance_operations');
   if v_unknown is not null then
     raise exception using errcode = 'TC301', message = format('save_protection_rule: unknown setting: %s', v_unknown),
       hint = 'The settings are account_id, kind, threshold, of, basis, day_begins, time_zone, cushion_percent, '
-        'warn_percent, moves_with, locks_at, action, close_manual, confirm_ms and enabled.';
+        'warn_percent, moves_with, locks_at, count_balance_operations, action, close_manual, confirm_ms and enabled.';
   end if;
   perform private.refuse_malformed_rule(p_rule);
   if p_rule ? 'id' then
@@ -16916,7 +17081,8 @@ begin
     select * into v_funds from private.known_funds(p_new.account_id);
     v_new := private.rearmed(v_new, v_funds.measured_at, v_funds.equity, v_funds.balance);
     if v_new.high_water_mark is not null then
-      v_new.high_water_mark := private.first_high(v_new, v_new.high_water_mark, v_funds.initial);
+      v_new.high_water_mark := private.first_high(v_new, v_new.high_water_mark,
+        private.initial_for(v_new, v_funds.balance));
     end if;
   end if;
   v_new.breached_at := null;  -- it may be about another limit
@@ -16932,7 +17098,8 @@ begin
       close_manual = v_new.close_manual,
       confirm_ms = v_new.confirm_ms, time_zone = v_new.time_zone, enabled = v_new.enabled, of = v_new.of,
       basis = v_new.basis, day_begins = v_new.day_begins, cushion_percent = v_new.cushion_percent,
-      warn_percent = v_new.warn_percent, moves_with = v_new.moves_with, locks_at = v_new.locks_at, day = v_new.day,
+      warn_percent = v_new.warn_percent, moves_with = v_new.moves_with, locks_at = v_new.locks_at,
+      count_balance_operations = v_new.count_balance_operations, day = v_new.day,
       day_start_equity = v_new.day_start_equity, day_start_at = v_new.day_start_at,
         high_water_mark = v_new.high_water_mark,
       breached_at = null, breached_equity = null, triggered_at = v_new.triggered_at
@@ -17001,6 +17168,8 @@ Request:
   begins, then copying goes on by itself. close_all of these two is stored as close_all_until_next_day
 - close_manual (boolean): whether closing includes positions that the user opened by hand; default true
 - confirm_ms (integer; 250 to 60000): a second look at least this long after the first must agree; default 250
+- count_balance_operations (boolean): whether deposits and withdrawals count as profits and losses; default false: they
+  move the day''s start, the high and the initial balance by their amount
 - time_zone (text; a time zone such as Europe/Berlin): the time zone of day_begins; default UTC
 - enabled (boolean): whether the rule is checked; default true
 Answer:

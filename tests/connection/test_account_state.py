@@ -13,7 +13,7 @@ from agent.account.session import AccountSession
 from agent.clock import DatabaseClock
 from agent.connection.account_state import AccountReports
 from agent.control_plane.retry import Refused, Unreachable
-from agent.model import AccountState, Quote, SymbolSpec
+from agent.model import AccountState, BalanceOperation, Quote, SymbolSpec
 
 PAIRS = ("EURUSD", "USDJPY", "GBPUSD")
 
@@ -218,3 +218,21 @@ async def test_the_last_part_of_a_list_is_told_as_such(names: int, said: list[bo
     with pytest.raises(asyncio.CancelledError):
         await desk.reports.keep()
     assert [r["symbols_complete"] for r in desk.reports_taken if "symbols_complete" in r] == said
+
+
+@pytest.mark.covers("R31")
+async def test_a_balance_operation_travels_with_the_figures_that_contain_it_until_it_has_arrived() -> None:
+    desk = Desk(range(20, 40))
+    await desk.reports.first(desk.state)
+    paid_out = BalanceOperation("77", Decimal("-0.4"), DatabaseClock().now())
+    desk.state = replace(desk.state, balance=Decimal("0.6"), balance_operations=(paid_out,))
+    with pytest.raises(asyncio.CancelledError):
+        await desk.reports.keep()
+    told = [report for report in desk.reports_taken if "balance_operations" in report]
+    assert [(report["balance"], report["balance_operations"]) for report in told] == [
+        (
+            Decimal("0.6"),
+            [{"number": "77", "amount": Decimal("-0.4"), "at": paid_out.at, "kind": "withdrawal"}],
+        )
+    ], "once, after the reports that were lost"
+    assert len(desk.reports_taken) > len(told)

@@ -100,3 +100,15 @@ def test_a_withdrawal_may_end_in_a_stop_out() -> None:
     trading.open("buy", "1.00")
     trading.broker.deposit(LOGIN, D(-9600))
     assert not trading.positions
+
+
+def test_figures_tell_deposits_and_withdrawals_by_the_brokers_number_but_no_profit_or_commission() -> None:
+    trading = Trading(balance=D(2000))
+    trading.close(trading.open())
+    trading.broker.deposit(LOGIN, D(-600))
+    told = trading.broker.state(LOGIN).balance_operations
+    assert [(operation.kind, operation.amount) for operation in told] == [("deposit", D(2000)), ("withdrawal", D(-600))]
+    assert len({operation.number for operation in told}) == 2
+    for _ in range(200):
+        trading.broker.deposit(LOGIN, D(1))
+    assert [operation.amount for operation in trading.broker.state(LOGIN).balance_operations] == [D(1)] * 100

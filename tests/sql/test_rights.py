@@ -30,6 +30,7 @@ public.account_symbols          -         own  own        none  none        none
 public.account_vps_assignments  -         own  own        none  none        none          all      all
 public.alerts                   -         own  own        none  none        none          all      all
 public.audit_log                -         own  own        none  none        none          all      all
+public.balance_operations       -         own  own        none  none        none          all      all
 public.broker_servers           -         -    -          -     -           -             -        all
 public.connection_health_logs   -         own  own        none  none        none          all      all
 public.copied_trades            -         own  own        none  none        none          all      all
@@ -211,6 +212,8 @@ def furnish(farm: Farm, user: Actor, agent: Actor) -> tuple[UUID, UUID, UUID]:
     statements: tuple[LiteralString, ...] = (
         "insert into public.protection_rules (user_id, account_id, kind, threshold)"
         " values (%(user)s, %(master)s, 'daily_loss', 1)",
+        "insert into public.balance_operations (account_id, number, user_id, kind, amount, made_at, counted)"
+        " values (%(master)s, '1', %(user)s, 'deposit', 1, now(), true)",
         "insert into public.flat_times (account_id, user_id, weekday, flat_at, time_zone, due_at)"
         " values (%(master)s, %(user)s, 5, '16:45', 'UTC', 'infinity')",
         "insert into public.quiet_windows (user_id, begins_at, ends_at, span)"

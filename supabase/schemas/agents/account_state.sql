@@ -88,6 +88,7 @@ declare
   v_symbols jsonb := coalesce(nullif(p_state -> 'symbols', 'null'), '[]');
   v_measured_at timestamptz := least(coalesce(private.time_of(p_state, 'measured_at'), now()), now());
   v_look_again_ms integer;
+  v_moved numeric := 0;
   v_found uuid;
   v_is_first boolean;
 begin
@@ -106,11 +107,17 @@ begin
 
   -- before any account row is locked: a rule that triggers, and what waits for symbols, is planned under the plan locks
   perform private.lock_for_symbols(v_account, p_state);
+  -- first of all: the figures of this report contain them, and what rules measure from must not lack them
+  if nullif(p_state -> 'balance_operations', 'null') <> '[]' then
+    v_moved := private.take_balance_operations(v_account, v_session, v_vps, p_state -> 'balance_operations',
+      v_measured_at);
+  end if;
+  -- before any account row is locked: a rule that triggers is planned under the plan locks
   if v_balance is not null and v_equity is not null
     and exists (select 1 from public.protection_rules r where r.account_id = v_account and r.enabled)
   then
     v_look_again_ms := private.check_protection(v_vps, v_account, v_session,
-      row(v_measured_at, v_equity, v_balance, private.numeric_of(p_state, 'margin'))::private.look);
+      row(v_measured_at, v_equity, v_balance, private.numeric_of(p_state, 'margin'))::private.look, v_moved);
   end if;
 
   begin
@@ -145,7 +152,8 @@ begin
         hint = 'A newer session was opened: stop using this one.';
   end if;
   if v_is_first then
-    update public.trading_accounts a set initial_balance = v_balance where a.id = v_account and v_balance < 1e15;
+    update public.trading_accounts a set initial_balance = v_balance, initial_balance_at = v_measured_at
+    where a.id = v_account and v_balance < 1e15;
   end if;
   if v_symbols <> '[]' then
     perform private.save_symbols(v_account, v_symbols);
@@ -186,6 +194,10 @@ Request:
 - symbols (list of objects): specifications and quotes; a new symbol needs all of it, a known one its name
 - symbols_complete (boolean): whether all symbols of the account are told with this report; until then only symbols of
   the same name are copied into, and other trades wait; left out or null: unchanged
+  the same name are copied into; left out or null: unchanged
+- balance_operations (list of objects; at most 1000): deposits and withdrawals, each with number (the broker''s own),
+  amount, at and kind (deposit or withdrawal; any other kind is ignored). One travels in the first report whose figures
+  contain it; one that was told before may be told again, it is booked once; left out or null: none
 - symbols_left_out, positions_left_out (integer; 0 to 1000000): how many were beyond the limits
 Answer:
 - ok (boolean; true): the report was stored

@@ -19,6 +19,7 @@ create table public.protection_rules (
   warn_percent numeric not null default 70,
   moves_with text not null default 'equity',
   locks_at numeric,
+  count_balance_operations boolean not null default false,
   -- present state
   warned_day date,
   day date,
@@ -70,6 +71,8 @@ comment on column public.protection_rules.moves_with is
   'trailing_drawdown: the limit follows the highest equity, or the highest balance at the end of a day.';
 comment on column public.protection_rules.locks_at is
   'trailing_drawdown: the limit stops rising at this amount; null: never.';
+comment on column public.protection_rules.count_balance_operations is
+  'Whether deposits and withdrawals count as profits and losses: then they move nothing that the rule measures from.';
 comment on column public.protection_rules.warned_day is 'The last day with an alert of warn_percent.';
 comment on column public.protection_rules.action is
   'notify (an alert only); monitor (nothing more is opened); close_all (flatten, then continue); '
@@ -85,7 +88,8 @@ comment on column public.protection_rules.day is
   'The rule''s present day: the date in time_zone on which it began.';
 comment on column public.protection_rules.day_start_equity is
   'Daily rules: the amount that the day''s loss or profit is measured from, as basis says.';
-comment on column public.protection_rules.day_start_at is 'When that amount was measured.';
+comment on column public.protection_rules.day_start_at is
+  'When that amount was measured, or since when a trailing_drawdown measures.';
 comment on column public.protection_rules.high_water_mark is
   'trailing_drawdown: the highest equity that two consecutive looks have reached, or the highest day-end balance.';
 comment on column public.protection_rules.breached_at is
@@ -101,12 +105,12 @@ create policy "own protection rules are readable" on public.protection_rules for
 create trigger touch before update on public.protection_rules for each row execute function private.touch();
 create trigger audited after insert or delete
   or update of kind, threshold, action, close_manual, confirm_ms, time_zone, enabled, of, basis, day_begins,
-    cushion_percent, warn_percent, moves_with, locks_at, triggered_at
+    cushion_percent, warn_percent, moves_with, locks_at, count_balance_operations, triggered_at
     on public.protection_rules
   for each row execute function private.audit('id', 'user_id', 'account_id', 'kind', 'threshold', 'action',
     'close_manual', 'confirm_ms',
     'time_zone', 'enabled', 'of', 'basis', 'day_begins', 'cushion_percent', 'warn_percent', 'moves_with', 'locks_at',
-    'triggered_at');
+    'count_balance_operations', 'triggered_at');
 
 create table public.protection_looks (
   id bigint generated always as identity primary key,

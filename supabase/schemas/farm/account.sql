@@ -19,6 +19,8 @@ create table public.trading_accounts (
   free_margin numeric,
   funds_at timestamptz,
   initial_balance numeric,
+  initial_balance_at timestamptz,
+  initial_moved numeric not null default 0,
   status text not null default 'pending',
   status_reason text,
   status_at timestamptz not null default now(),
@@ -65,7 +67,7 @@ create table public.trading_accounts (
   constraint quiet_minutes_are_at_most_a_day check (quiet_minutes_before between 0 and 1440
     and quiet_minutes_after between 0 and 1440),
   constraint claim_is_known check (claim in ('unproven', 'investor', 'trading', 'given_way', 'ended')),
-  constraint initial_balance_in_range check (initial_balance > 0 and initial_balance < 1e15),
+  constraint initial_balance_in_range check (abs(initial_balance) < 1e16),
   constraint settings_are_an_object check (jsonb_typeof(settings) = 'object')
 ) with (fillfactor = 70);
 comment on table public.trading_accounts is
@@ -92,7 +94,11 @@ comment on column public.trading_accounts.funds_at is
   'When balance, equity, margin and free_margin were measured.';
 comment on column public.trading_accounts.initial_balance is
   'What the account began with, in currency: set by its user, otherwise the first balance above 0 that was known. '
-  'Protection rules may measure from it.';
+  'Protection rules may measure from it. Deposits and withdrawals move it.';
+comment on column public.trading_accounts.initial_balance_at is
+  'When the figures were measured that were known when initial_balance was set; later balance operations move it.';
+comment on column public.trading_accounts.initial_moved is
+  'By how much balance operations have moved initial_balance since it was set.';
 comment on column public.trading_accounts.status is
   'pending (never connected), connecting, connected, degraded, disconnected, halted (the broker refuses trading or the '
   'password).';

@@ -41,7 +41,7 @@ language plpgsql immutable set search_path = '' as $$
 begin
   return case private.rule_of(r)
     when 'amount' then r.threshold
-    when 'initial' then p_initial * r.threshold * 0.01
+    when 'initial' then case when p_initial > 0 then p_initial * r.threshold * 0.01 end
     else private.rule_base(r, p_initial) * r.threshold * 0.01 end;
 end $$;
 

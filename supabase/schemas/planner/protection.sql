@@ -23,6 +23,7 @@ begin
     r.day_start_at := p_at;
   elsif p_equity is not null and r.kind = 'trailing_drawdown' then
     r.high_water_mark := case r.moves_with when 'day_end_balance' then p_balance else p_equity end;
+    r.day_start_at := p_at;
     r.day := case when r.moves_with = 'day_end_balance' then v_day end;
   end if;
   return r;
@@ -52,6 +53,7 @@ begin
   elsif r.kind = 'trailing_drawdown' and r.moves_with = 'day_end_balance' then
     if r.high_water_mark is null then
       r.high_water_mark := private.first_high(r, coalesce(p_before.balance, p_look.balance), p_initial);
+      r.day_start_at := coalesce(p_before.at, p_look.at);
     elsif v_day > r.day then
       r.high_water_mark := greatest(r.high_water_mark, v_at_end.balance);
     end if;
@@ -59,6 +61,7 @@ begin
   elsif r.kind = 'trailing_drawdown' then
     if r.high_water_mark is null then
       r.high_water_mark := private.first_high(r, p_look.equity, p_initial);
+      r.day_start_at := p_look.at;
     -- a high counts when two consecutive looks have reached it; not confirm_ms apart, because looks a second apart
     -- would then never make one
     elsif p_look.at - p_before.at >= interval '250 ms' then
@@ -143,11 +146,20 @@ begin
     from public.trading_accounts a where a.id = p_account);
 end $$;
 
+-- The same for a rule: one that counts balance operations as profits and losses keeps the balance without them.
+create function private.initial_for(r public.protection_rules, p_balance numeric) returns numeric
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return private.initial_balance(r.account_id, p_balance) - case when r.count_balance_operations
+    then (select a.initial_moved from public.trading_accounts a where a.id = r.account_id) else 0 end;
+end $$;
+
 -- Checks an account's funds against its rules, before the account's own row is updated. Returns the milliseconds after
 -- which the funds must be read again; null: at the usual pace. Figures of another session, or older than what is known,
 -- are not a look.
-create function private.check_protection(p_vps uuid, p_account uuid, p_session bigint, p_look private.look)
-returns integer
+-- p_moved: balance operations that these figures contain and the last ones did not.
+create function private.check_protection(p_vps uuid, p_account uuid, p_session bigint, p_look private.look,
+  p_moved numeric) returns integer
 language plpgsql security definer set search_path = '' as $$
 declare
   v_before private.look;
@@ -165,13 +177,12 @@ begin
   then
     v_now := private.lock_accounts(private.with_neighbours(p_account));
   end if;
-  select a.funds_at, a.equity, a.balance, a.margin into v_before from public.trading_accounts a
+  select a.funds_at, a.equity + p_moved, a.balance + p_moved, a.margin into v_before from public.trading_accounts a
   where a.id = p_account and a.session = p_session and a.session_vps_id = p_vps and a.removed_at is null
     and p_look.at >= coalesce(a.funds_at, '-infinity');
   if not found or p_look.at < clock_timestamp() - private.setting_s('protection_max_age_s') then
     return null;
   end if;
-  v_initial := private.initial_balance(p_account, p_look.balance);
   if v_now is not null then
     perform private.resume_account(p_account, p_look.at, v_now);
   end if;
@@ -182,6 +193,7 @@ begin
       private.rule_action(r)), r.id
     for no key update
   loop
+    v_initial := private.initial_for(v_rule, p_look.balance);
     select * into v_look from private.judge_rule(v_rule, p_look, v_before, v_initial);
     if v_look.verdict = 'confirmed' and v_now is null then  -- another call made the first look meanwhile
       v_look.verdict := 'waiting';

@@ -208,6 +208,8 @@ begin
   update public.trading_accounts a
   set name = coalesce(private.name_of(p_request, 'name', 100), a.name), settings = coalesce(v_settings, a.settings),
       initial_balance = coalesce(v_initial, a.initial_balance),
+      initial_balance_at = case when v_initial is null then a.initial_balance_at else a.funds_at end,
+      initial_moved = case when v_initial is null then a.initial_moved else 0 end,
       secret_id = v_account.secret_id, revision = a.revision + (v_password is not null)::integer,
       -- The problem may be fixed by the change: the agent logs in again at once and reports the result.
       status = case when v_retried and a.status = 'halted' then 'connecting' else a.status end,

@@ -2,13 +2,12 @@
 
 -- The funds of an account if they are known and fresh; otherwise all results are null.
 create function private.known_funds(p_account uuid, out measured_at timestamptz, out equity numeric, out margin numeric,
-  out balance numeric, out initial numeric)
+  out balance numeric)
 language plpgsql stable security definer set search_path = '' as $$
 begin
   select a.funds_at, a.equity, a.margin, a.balance into measured_at, equity, margin, balance
   from public.trading_accounts a
   where a.id = p_account and a.funds_at > clock_timestamp() - private.setting_s('funds_max_age_s');
-  initial := private.initial_balance(p_account, balance);
 end $$;
 
 -- Refuses a rule that would trigger at once (TC321): a typing error must not close everything.
@@ -16,13 +15,15 @@ create function private.refuse_reached(p_function text, r public.protection_rule
 language plpgsql stable security definer set search_path = '' as $$
 declare
   v_funds record;
+  v_initial numeric;
 begin
   select * into v_funds from private.known_funds(r.account_id);
-  if r.enabled and r.triggered_at is null and private.limit_reached(r, v_funds.initial, v_funds.equity,
+  v_initial := private.initial_for(r, v_funds.balance);
+  if r.enabled and r.triggered_at is null and private.limit_reached(r, v_initial, v_funds.equity,
     v_funds.margin) then
     raise exception using errcode = 'TC321',
       message = format('%s: the account is already past this limit: %s of %s, equity %s, margin %s', p_function, r.kind,
-        private.rule_limit(r, v_funds.initial), v_funds.equity, coalesce(v_funds.margin::text, 'unknown')),
+        private.rule_limit(r, v_initial), v_funds.equity, coalesce(v_funds.margin::text, 'unknown')),
       hint = 'The rule would trigger at once. Choose another threshold, or close positions first (flatten_account).';
   end if;
 end $$;
@@ -110,6 +111,7 @@ begin
         'close_all_until_next_day'
     when r.confirm_ms is null or r.confirm_ms not between 250 and 60000 then 'confirm_ms must be from 250 to 60000'
     when r.close_manual is null or r.enabled is null then 'close_manual and enabled must be true or false'
+    when r.count_balance_operations is null then 'count_balance_operations must be true or false'
     when r.time_zone is null or not private.is_time_zone(r.time_zone)
       then format('there is no time zone %s: time_zone must be named like Europe/Berlin, America/New_York or UTC',
         left(coalesce(r.time_zone, 'null'), 100))
@@ -155,7 +157,8 @@ begin
     when 'day_begins' then 'a time of day such as "17:00"' else 'true or false' end) into v_wrong
   from jsonb_each(p_rule) e
   where case when e.key = 'confirm_ms' then not pg_input_is_valid(e.value #>> '{}', 'integer')
-    when e.key in ('close_manual', 'enabled') then not pg_input_is_valid(e.value #>> '{}', 'boolean')
+    when e.key in ('close_manual', 'enabled', 'count_balance_operations')
+      then not pg_input_is_valid(e.value #>> '{}', 'boolean')
     when e.key = 'day_begins' then coalesce(e.value #>> '{}', '') !~ '^([01][0-9]|2[0-3]):[0-5][0-9](:00)?$' end
   limit 1;
   if v_wrong is not null then
@@ -190,6 +193,7 @@ begin
   r.cushion_percent := 0;
   r.moves_with := 'equity';
   r.warn_percent := 70;
+  r.count_balance_operations := false;
   -- a cushion that acts earlier than that is warned of when it acts
   if private.is_number(p_rule -> 'cushion_percent') then
     r.warn_percent := greatest(least(70, 100 - (p_rule ->> 'cushion_percent')::numeric), 0);
@@ -212,11 +216,12 @@ begin
   end if;
   select left(string_agg(k, ', '), 200) into v_unknown from jsonb_object_keys(p_rule) k
   where k not in ('id', 'account_id', 'kind', 'threshold', 'action', 'close_manual', 'confirm_ms', 'time_zone',
-    'enabled', 'of', 'basis', 'day_begins', 'cushion_percent', 'warn_percent', 'moves_with', 'locks_at');
+    'enabled', 'of', 'basis', 'day_begins', 'cushion_percent', 'warn_percent', 'moves_with', 'locks_at',
+    'count_balance_operations');
   if v_unknown is not null then
     raise exception using errcode = 'TC301', message = format('save_protection_rule: unknown setting: %s', v_unknown),
       hint = 'The settings are account_id, kind, threshold, of, basis, day_begins, time_zone, cushion_percent, '
-        'warn_percent, moves_with, locks_at, action, close_manual, confirm_ms and enabled.';
+        'warn_percent, moves_with, locks_at, count_balance_operations, action, close_manual, confirm_ms and enabled.';
   end if;
   perform private.refuse_malformed_rule(p_rule);
   if p_rule ? 'id' then
@@ -282,7 +287,8 @@ begin
     select * into v_funds from private.known_funds(p_new.account_id);
     v_new := private.rearmed(v_new, v_funds.measured_at, v_funds.equity, v_funds.balance);
     if v_new.high_water_mark is not null then
-      v_new.high_water_mark := private.first_high(v_new, v_new.high_water_mark, v_funds.initial);
+      v_new.high_water_mark := private.first_high(v_new, v_new.high_water_mark,
+        private.initial_for(v_new, v_funds.balance));
     end if;
   end if;
   v_new.breached_at := null;  -- it may be about another limit
@@ -298,7 +304,8 @@ begin
       close_manual = v_new.close_manual,
       confirm_ms = v_new.confirm_ms, time_zone = v_new.time_zone, enabled = v_new.enabled, of = v_new.of,
       basis = v_new.basis, day_begins = v_new.day_begins, cushion_percent = v_new.cushion_percent,
-      warn_percent = v_new.warn_percent, moves_with = v_new.moves_with, locks_at = v_new.locks_at, day = v_new.day,
+      warn_percent = v_new.warn_percent, moves_with = v_new.moves_with, locks_at = v_new.locks_at,
+      count_balance_operations = v_new.count_balance_operations, day = v_new.day,
       day_start_equity = v_new.day_start_equity, day_start_at = v_new.day_start_at,
         high_water_mark = v_new.high_water_mark,
       breached_at = null, breached_equity = null, triggered_at = v_new.triggered_at
@@ -367,6 +374,8 @@ Request:
   begins, then copying goes on by itself. close_all of these two is stored as close_all_until_next_day
 - close_manual (boolean): whether closing includes positions that the user opened by hand; default true
 - confirm_ms (integer; 250 to 60000): a second look at least this long after the first must agree; default 250
+- count_balance_operations (boolean): whether deposits and withdrawals count as profits and losses; default false: they
+  move the day''s start, the high and the initial balance by their amount
 - time_zone (text; a time zone such as Europe/Berlin): the time zone of day_begins; default UTC
 - enabled (boolean): whether the rule is checked; default true
 Answer:
