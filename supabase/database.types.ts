@@ -1101,6 +1101,7 @@ export type Database = {
           user_id: string;
           warn_percent: number;
           warned_day: string | null;
+          would_breach: string | null;
         };
         ComputedFields: never;
         Insert: {
@@ -1132,6 +1133,7 @@ export type Database = {
           user_id: string;
           warn_percent?: number;
           warned_day?: string | null;
+          would_breach?: string | null;
         };
         Update: {
           account_id?: string;
@@ -1162,6 +1164,7 @@ export type Database = {
           user_id?: string;
           warn_percent?: number;
           warned_day?: string | null;
+          would_breach?: string | null;
         };
         Relationships: [
           {
@@ -1586,6 +1589,7 @@ export type Database = {
           flattened_at: string | null;
           free_margin: number | null;
           funds_at: string | null;
+          guarded: boolean;
           id: string;
           initial_balance: number | null;
           initial_balance_at: string | null;
@@ -1642,6 +1646,7 @@ export type Database = {
           flattened_at?: string | null;
           free_margin?: number | null;
           funds_at?: string | null;
+          guarded?: boolean;
           id?: string;
           initial_balance?: number | null;
           initial_balance_at?: string | null;
@@ -1697,6 +1702,7 @@ export type Database = {
           flattened_at?: string | null;
           free_margin?: number | null;
           funds_at?: string | null;
+          guarded?: boolean;
           id?: string;
           initial_balance?: number | null;
           initial_balance_at?: string | null;
@@ -1971,6 +1977,7 @@ export type Database = {
       operator_candidate: { Args: { p_email: string }; Returns: Json };
       pause_account: { Args: { p_request: Json }; Returns: Json };
       preview_copy: { Args: { p_request: Json }; Returns: Json };
+      protection_room: { Args: { p_request: Json }; Returns: Json };
       queue_trade_copy: { Args: { p_events: Json }; Returns: Json };
       remove_account: { Args: { p_request: Json }; Returns: Json };
       remove_broker_server: { Args: { p_request: Json }; Returns: Json };

@@ -275,6 +275,7 @@ def _protect(node: Node, names: Names, read_value: Callable[[str, Node], Value])
         (
             *("account", "kind", "threshold", "action", "close_manual", "confirm_ms", "time_zone", "enabled"),
             *("of", "basis", "day_begins", "cushion_percent", "warn_percent", "moves_with", "locks_at"),
+            *("would_breach", "count_balance_operations"),
         ),
     )
     account = _need(node, keys, "account", "protection").choice("account", names.accounts)

@@ -1228,6 +1228,7 @@ create table public.trading_accounts (
   initial_balance numeric,
   initial_balance_at timestamptz,
   initial_moved numeric not null default 0,
+  guarded boolean not null default false,
   status text not null default 'pending',
   status_reason text,
   status_at timestamptz not null default now(),
@@ -1302,6 +1303,8 @@ comment on column public.trading_accounts.funds_at is
 comment on column public.trading_accounts.initial_balance is
   'What the account began with, in currency: set by its user, otherwise the first balance above 0 that was known. '
   'Protection rules may measure from it. Deposits and withdrawals move it.';
+comment on column public.trading_accounts.guarded is
+  'Whether a protection rule judges its opens by their stops (would_breach).';
 comment on column public.trading_accounts.initial_balance_at is
   'When the figures were measured that were known when initial_balance was set; later balance operations move it.';
 comment on column public.trading_accounts.initial_moved is
@@ -3485,6 +3488,7 @@ create table public.protection_rules (
   warn_percent numeric not null default 70,
   moves_with text not null default 'equity',
   locks_at numeric,
+  would_breach text,
   count_balance_operations boolean not null default false,
   -- present state
   warned_day date,
@@ -3509,6 +3513,7 @@ create table public.protection_rules (
   constraint of_is_known check (of in ('day_start', 'high', 'initial', 'amount')),
   constraint basis_is_known check (basis in ('equity', 'balance', 'higher')),
   constraint moves_with_is_known check (moves_with in ('equity', 'day_end_balance')),
+  constraint would_breach_is_known check (would_breach in ('refuse', 'shrink', 'ignore')),
   constraint locks_at_in_range check (locks_at > 0 and locks_at < 1e12),
   constraint percentages_in_range check (cushion_percent >= 0 and cushion_percent < 100 and warn_percent >= 0
     and warn_percent < 100),
@@ -3537,6 +3542,9 @@ comment on column public.protection_rules.moves_with is
   'trailing_drawdown: the limit follows the highest equity, or the highest balance at the end of a day.';
 comment on column public.protection_rules.locks_at is
   'trailing_drawdown: the limit stops rising at this amount; null: never.';
+comment on column public.protection_rules.would_breach is
+  'What becomes of an open whose stop, hit together with those already open, would cross the limit: refuse, shrink or '
+  'ignore. Null: refuse, and ignore for a rule that only notifies.';
 comment on column public.protection_rules.count_balance_operations is
   'Whether deposits and withdrawals count as profits and losses: then they move nothing that the rule measures from.';
 comment on column public.protection_rules.warned_day is 'The last day with an alert of warn_percent.';
@@ -3571,12 +3579,13 @@ create policy "own protection rules are readable" on public.protection_rules for
 create trigger touch before update on public.protection_rules for each row execute function private.touch();
 create trigger audited after insert or delete
   or update of kind, threshold, action, close_manual, confirm_ms, time_zone, enabled, of, basis, day_begins,
-    cushion_percent, warn_percent, moves_with, locks_at, count_balance_operations, triggered_at
+    cushion_percent, warn_percent, moves_with, locks_at, would_breach,
+    count_balance_operations, triggered_at
     on public.protection_rules
   for each row execute function private.audit('id', 'user_id', 'account_id', 'kind', 'threshold', 'action',
     'close_manual', 'confirm_ms',
     'time_zone', 'enabled', 'of', 'basis', 'day_begins', 'cushion_percent', 'warn_percent', 'moves_with', 'locks_at',
-    'count_balance_operations', 'triggered_at');
+    'would_breach', 'count_balance_operations', 'triggered_at');
 
 create table public.protection_looks (
   id bigint generated always as identity primary key,
@@ -7346,6 +7355,142 @@ begin
   return private.book_balance_operations(p_account, p_operations, p_at);
 end $$;
 
+-- planner/breach.sql
+-- What an account loses if the stops of everything that is open are hit, and whether an open would then cross a limit.
+
+-- Whether an open past this rule's limit is refused, shrunk, or not judged (ignore). A rule that only notifies changes
+-- nothing unless its user says so; targets and margin use have nothing to do with stops.
+create function private.rule_would_breach(r public.protection_rules) returns text
+language plpgsql immutable set search_path = '' as $$
+begin
+  return case when r.kind not in ('daily_loss', 'trailing_drawdown', 'equity_floor') then 'ignore'
+    else coalesce(r.would_breach, case r.action when 'notify' then 'ignore' else 'refuse' end) end;
+end $$;
+
+-- Notes in the account's row whether opens are judged: the planner looks there first.
+create function private.note_guard(p_account uuid) returns void
+language plpgsql security definer set search_path = '' as $$
+begin
+  update public.trading_accounts a set guarded = not a.guarded
+  where a.id = p_account and a.guarded <> exists (select 1 from public.protection_rules r
+    where r.account_id = p_account and r.enabled and private.rule_would_breach(r) <> 'ignore');
+end $$;
+
+-- The loss in the account's currency from the present price (an order: its own price) to the stop; 0: the stop is in
+-- profit; null: a figure or rate is not known.
+create function private.loss_to_stop(p_account public.trading_accounts, p_symbol public.account_symbols, p_side text,
+  p_lots numeric, p_price numeric, p_sl numeric, p_pending boolean, p_now timestamptz) returns numeric
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_rate numeric[] := private.profit_fraction(p_symbol, p_account.currency, case
+    when p_symbol.profit_currency = p_account.currency then '{}'::jsonb
+    else private.quoted_rates(array[p_account.id], array[p_symbol.profit_currency,
+      private.quoted_currency(p_symbol.name), p_account.currency]) end);
+  v_from numeric := coalesce(case when not p_pending
+    and p_symbol.quoted_at > p_now - private.setting_s('symbol_quote_max_age_s')
+    then case p_side when 'buy' then p_symbol.bid else p_symbol.ask end end, p_price);
+begin
+  return greatest(0, case p_side when 'buy' then v_from - p_sl else p_sl - v_from end)
+    * p_lots * p_symbol.contract_size * v_rate[1] / v_rate[2];
+end $$;
+
+-- Everything that is open or on its way on an account.
+create function private.held_with_stops(p_account public.trading_accounts)
+returns table (symbol text, side text, lots numeric, price numeric, sl numeric, pending boolean)
+language sql stable security definer set search_path = '' as $$
+  select p.symbol, p.side, p.lots, p.price, p.sl, p.kind = 'order'
+  from public.positions p where p.account_id = p_account.id and p.closed_at is null
+  union all
+  select q.symbol, q.side, case when q.parts is null then q.lots else least(q.lots, (
+      select sum((e ->> 'lots')::numeric) from jsonb_array_elements(q.parts) e where (e ->> 'lots')::numeric > 0)) end,
+    coalesce(q.price, q.master_price), coalesce(q.sl, l.asked_sl), q.action = 'place'
+  from public.trade_execution_queue q
+  left join public.position_links l on l.id = q.link_id
+  where q.account_id = p_account.id and q.in_flight and private.opens(q)
+  union all
+  select l.symbol, l.side, l.wanted_lots, m.price, l.asked_sl, false
+  from public.position_links l
+  left join public.positions m on m.account_id = l.master_account_id and m.ticket = l.master_ticket
+    and m.kind = l.master_kind
+  where l.follower_account_id = p_account.id and l.state = 'live' and l.wanted_lots > 0
+    and p_account.mode = 'netting'
+$$;
+
+-- The loss if all these stops are hit. unknown: how many cannot be computed; without_stop: how many have none.
+create function private.bound_by_stops(p_account public.trading_accounts, p_now timestamptz, out loss numeric,
+  out unknown bigint, out without_stop bigint)
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  select coalesce(sum(x.loss), 0), count(*) filter (where x.sl > 0 and x.loss is null),
+    count(*) filter (where coalesce(x.sl, 0) <= 0)
+  into loss, unknown, without_stop
+  from (
+    select h.sl, case when h.sl > 0 then
+      private.loss_to_stop(p_account, s, h.side, h.lots, h.price, h.sl, h.pending, p_now) end as loss
+    from private.held_with_stops(p_account) h
+    left join public.account_symbols s on s.account_id = p_account.id and s.name = h.symbol
+  ) x;
+end $$;
+
+-- The orders of a size, at most this volume in all; the last ones are cut first.
+create function private.orders_up_to(p_orders numeric[], p_lots numeric) returns numeric[]
+language sql immutable set search_path = '' as $$
+  select coalesce(array_agg(least(x.lots, p_lots - x.before) order by x.n), '{}')
+  from (
+    select o.lots, o.n, sum(o.lots) over (order by o.n) - o.lots as before
+    from unnest(p_orders) with ordinality as o (lots, n)
+  ) x
+  where x.before < p_lots
+$$;
+
+-- The size of an open, held to the account's limits: refused (would_breach) or shrunk if its stop, hit together with
+-- those already open, would cross one. A stop that is not set bounds nothing and is not judged. Figures that are not
+-- fresh can refuse but not allow.
+create function private.held_to_limits(p_account public.trading_accounts, s public.account_symbols, p_side text,
+  p_size private.sizing, p_price numeric, p_sl numeric, p_pending boolean, p_since timestamptz, p_now timestamptz)
+returns private.sizing
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_lots numeric := (select sum(o) from unnest(p_size.orders) o);
+  v_fit numeric := v_lots;
+  v_one numeric := private.loss_to_stop(p_account, s, p_side, 1, p_price, p_sl, p_pending, p_now);
+  v_bound record;
+  v_room numeric;
+  v_limit numeric;
+  r public.protection_rules;
+begin
+  if p_size.reason is not null or p_sl is null or p_sl <= 0 or v_lots is null then return p_size; end if;
+  v_bound := private.bound_by_stops(p_account, p_now);
+  for r in select * from public.protection_rules x where x.account_id = p_account.id and x.enabled
+    and x.triggered_at is null and private.rule_would_breach(x) <> 'ignore' order by x.id
+  loop
+    v_limit := private.rule_limit(r, private.initial_for(r, null));
+    v_room := p_account.equity - v_bound.loss - v_limit;
+    continue when v_room - v_one * v_fit > 0 or v_limit is null or v_room is null or v_one is null;
+    -- the limit itself triggers, so a size that reaches it exactly is one step too large
+    v_fit := case when v_room <= 0 then 0 else div(v_room, v_one * s.lots_step) * s.lots_step end;
+    if v_fit * v_one = v_room then v_fit := v_fit - s.lots_step; end if;
+    if private.rule_would_breach(r) = 'refuse' or v_fit < s.lots_min then
+      return private.no_order('would_breach', p_size.raw_lots, p_size.warnings, p_size.explain || format(
+        '%s: the limit is %s and the equity %s. The stops of what is open can lose %s, and %s lots with the stop %s '
+        'can lose %s more.', private.rule_title(r), v_limit, trim_scale(p_account.equity), round(v_bound.loss, 2),
+        private.plain(v_lots), private.plain(p_sl), round(v_one * v_lots, 2)));
+    end if;
+  end loop;
+  if v_one is null or v_bound.unknown > 0 or p_account.funds_at > p_since is not true or p_account.equity is null then
+    return private.no_order('stale_funds', p_size.raw_lots, p_size.warnings, p_size.explain
+      || 'Whether its stop would cross a limit of the account cannot be checked: the equity is not known or too old, '
+        'or a rate is missing.'::text);
+  end if;
+  if v_fit < v_lots then
+    p_size.orders := private.orders_up_to(p_size.orders, v_fit);
+    p_size.warnings := p_size.warnings || 'breach_shrunk'::text;
+    p_size.explain := p_size.explain || format('Shrunk to %s lots: with more, its stop could cross a limit of the '
+      'account.', private.plain(v_fit));
+  end if;
+  return p_size;
+end $$;
+
 -- planner/candidate.sql
 -- Pairs of a copier and a master position that wait for a decision, and what a decision needs to know of them.
 
@@ -7637,6 +7782,7 @@ begin
   --   pairs    what waits for a decision, with its accounts, symbols and side
   --   checked  why it is refused before it is sized (verdict)
   --   sized    its orders and levels
+  --   limited  its orders, held to the limits of the account's protection rules
   --   decided  its reason, or none; the numbers of its step and link
   --   made     the links of new pairs and flips
   --   grown    the links that increase
@@ -7773,7 +7919,7 @@ begin
                 (pair.symbol).profit_currency, private.quoted_currency((pair.masters_symbol).name),
                 private.quoted_currency((pair.symbol).name)])
           end)
-      end as size,
+      end as wanted_size,
       case
         when pair.verdict is not null then null
         when (pair.copier).sl_mode = 'price' and (pair.copier).tp_mode = 'price'
@@ -7804,6 +7950,15 @@ begin
         then private.times_factor(drawn.copier, pair.lots_factor) else drawn.copier end as copier
     ) sizing
     offset 0
+  ), limited as (
+    select
+      pair.*,
+      case when (pair.follower).guarded and pair.verdict is null then
+        private.held_to_limits(pair.follower, pair.symbol, pair.side, pair.wanted_size, (pair.opened).price,
+          (pair.levels).sl, (pair.opened).kind = 'order', v_fresh_since, p_now)
+      else pair.wanted_size end as size
+    from sized pair
+    offset 0
   ), decided as materialized (
     select
       pair.*,
@@ -7815,7 +7970,7 @@ begin
       (pair.follower).mode = 'netting' as netting,
       nextval('public.trade_execution_queue_id_seq') as step_id,
       case pair.kind when 'increase' then pair.link_id else nextval('public.position_links_id_seq') end as its_link
-    from sized pair
+    from limited pair
   ), made as (
     insert into public.position_links (
       id,
@@ -8265,8 +8420,8 @@ begin
   return null;
 end $$;
 
--- Whether a copier of these masters limits what it holds or opens, or sizes by the margin that is left: decisions made
--- together then count against each other.
+-- Whether a copier of these masters limits what it holds or opens, or sizes by the margin that is left, or its
+-- follower's opens are held to limits: decisions made together then count against each other.
 create function private.limits_count(p_masters uuid[]) returns boolean
 language plpgsql stable security definer set search_path = '' as $$
 begin
@@ -8274,7 +8429,10 @@ begin
     select 1 from public.copiers c
     where c.master_account_id = any (p_masters) and c.removed_at is null
       and (c.max_open_positions is not null or c.max_open_lots is not null or c.max_trades_per_day is not null
-        or c.sizing_mode = 'free_margin_ratio'));
+        or c.sizing_mode = 'free_margin_ratio'))
+    or exists (
+      select 1 from public.copiers c join public.trading_accounts a on a.id = c.follower_account_id and a.guarded
+      where c.master_account_id = any (p_masters) and c.removed_at is null);
 end $$;
 
 -- planner/flattening.sql
@@ -8641,6 +8799,22 @@ declare
 begin
   return (select min(m) from generate_series(v_about - interval '3 hours', v_about + interval '3 hours',
     interval '1 minute') m where m > p_at and private.rule_day(r, m) > v_day);
+end $$;
+
+-- The initial balance of an account, or the first balance that is known.
+create function private.initial_balance(p_account uuid, p_balance numeric) returns numeric
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return (select coalesce(a.initial_balance, case when p_balance > 0 then p_balance end)
+    from public.trading_accounts a where a.id = p_account);
+end $$;
+
+-- The same for a rule: one that counts balance operations as profits and losses keeps the balance without them.
+create function private.initial_for(r public.protection_rules, p_balance numeric) returns numeric
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return private.initial_balance(r.account_id, p_balance) - case when r.count_balance_operations
+    then (select a.initial_moved from public.trading_accounts a where a.id = r.account_id) else 0 end;
 end $$;
 
 -- planner/link_plan.sql
@@ -10030,22 +10204,6 @@ begin
     when 'close_all_until_next_day' then perform private.stop_until_next_day(r, p_look.at, p_now);
     when 'close_all_and_off' then perform private.start_flattening(r.account_id, r.close_manual, 'off', r.kind, p_now);
   end case;
-end $$;
-
--- The initial balance of an account, or the first balance that is known.
-create function private.initial_balance(p_account uuid, p_balance numeric) returns numeric
-language plpgsql stable security definer set search_path = '' as $$
-begin
-  return (select coalesce(a.initial_balance, case when p_balance > 0 then p_balance end)
-    from public.trading_accounts a where a.id = p_account);
-end $$;
-
--- The same for a rule: one that counts balance operations as profits and losses keeps the balance without them.
-create function private.initial_for(r public.protection_rules, p_balance numeric) returns numeric
-language plpgsql stable security definer set search_path = '' as $$
-begin
-  return private.initial_balance(r.account_id, p_balance) - case when r.count_balance_operations
-    then (select a.initial_moved from public.trading_accounts a where a.id = r.account_id) else 0 end;
 end $$;
 
 -- Checks an account's funds against its rules, before the account's own row is updated. Returns the milliseconds after
@@ -16791,6 +16949,75 @@ revoke all on function public.preview_copy(jsonb) from public, anon;
 grant execute on function public.preview_copy(jsonb) to authenticated, service_role;
 grant execute on function private.preview_copy(jsonb) to authenticated, service_role;
 
+-- users/protection_room.sql
+-- protection_room: how far an account is from each of its limits.
+
+-- One rule: what it compares now, and how much is left.
+create function private.room_of_rule(r public.protection_rules, p_account public.trading_accounts, p_bound numeric,
+  p_at timestamptz) returns jsonb
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_limit numeric := private.rule_limit(r, private.initial_for(r, p_account.balance));
+  v_now numeric := case when r.kind = 'max_margin_use'
+    then round(p_account.margin * 100 / nullif(p_account.equity, 0), 4) else p_account.equity end;
+  v_falls boolean := r.kind in ('daily_loss', 'trailing_drawdown', 'equity_floor');
+begin
+  return jsonb_build_object('rule_id', r.id, 'kind', r.kind, 'action', private.rule_action(r), 'enabled', r.enabled,
+    'triggered', r.triggered_at is not null, 'limit', private.plain(v_limit),
+    'whole_limit', private.plain(private.whole_limit(r, private.initial_for(r, p_account.balance))),
+    'now', private.plain(v_now), 'bound', case when v_falls then private.plain(p_bound) end,
+    'left', private.plain(case when v_falls then v_now - p_bound - v_limit else v_limit - v_now end),
+    'day_ends_at', case when r.kind in ('daily_loss', 'daily_profit') or r.moves_with = 'day_end_balance'
+      then private.rfc3339(private.rule_day_ends(r, p_at)) end);
+end $$;
+
+-- {"account_id"} -> {"account_id", "currency", "funds_at", "bound", "unknown_stops", "without_stop", "rules"}
+create function private.protection_room(p_request jsonb) returns jsonb
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_account public.trading_accounts := private.own_account(private.uuid_of(p_request, 'account_id'), true);
+  v_bound record;
+begin
+  perform private.refuse_unknown(p_request, 'protection_room', array['account_id']);
+  v_bound := private.bound_by_stops(v_account, clock_timestamp());
+  return jsonb_build_object('account_id', v_account.id, 'currency', v_account.currency,
+    'funds_at', private.rfc3339(v_account.funds_at), 'bound', private.plain(round(v_bound.loss, 2)),
+    'unknown_stops', v_bound.unknown, 'without_stop', v_bound.without_stop, 'rules', (
+      select coalesce(jsonb_agg(private.room_of_rule(r, v_account, round(v_bound.loss, 2), clock_timestamp())
+        order by r.created_at, r.id), '[]')
+      from public.protection_rules r where r.account_id = v_account.id));
+end $$;
+
+create function public.protection_room(p_request jsonb) returns jsonb
+language sql stable security invoker set search_path = '' as $$ select private.protection_room(p_request) $$;
+comment on function public.protection_room(jsonb) is
+  'Users and operators: how far an account is from the limit of each of its protection rules.
+Request:
+- account_id (uuid; required): account of the caller; operators and the service key: any account
+Answer:
+- account_id (uuid): the account
+- currency (text): currency of the amounts
+- funds_at (text or null): when equity, balance and margin were measured
+- bound (text): what is lost from the present prices if the stops of all that is open or on its way are hit
+- unknown_stops (integer): stops whose loss cannot be computed, because a rate is missing; they are not in bound
+- without_stop (integer): positions and orders without a stop; nothing bounds them
+- rules (list of objects): each rule with rule_id, kind, action, enabled and triggered
+- rules.limit (text or null): equity (max_margin_use: percent) at which it acts; null: not known yet
+- rules.whole_limit (text or null): the same without its cushion
+- rules.now (text or null): the present equity (max_margin_use: percent)
+- rules.bound (text or null): bound, for daily_loss, trailing_drawdown and equity_floor
+- rules.left (text or null): what is left until limit, after bound
+- rules.day_ends_at (text or null): when its day ends, where it has days
+Errors: TC001 TC105 TC106 TC108 TC301
+Example: {"account_id": "0b9f4a52-6c1d-4e0b-9a57-2f6f0c8e1a02"}
+-> {"account_id": "0b9f4a52-6c1d-4e0b-9a57-2f6f0c8e1a02", "currency": "USD",
+"funds_at": "2026-12-01T09:30:00.000000Z", "bound": "800", "unknown_stops": 0, "without_stop": 0, "rules": [{"rule_id":
+"5e8b2c90-3d47-4a1f-b6c2-90d1e2f3a401", "kind": "daily_loss", "action": "close_all_and_off", "enabled": true,
+"triggered": false, "limit": "95000", "whole_limit": "95000", "now": "99000", "bound": "800", "left": "3200",
+"day_ends_at": "2026-12-01T23:00:00.000000Z"}]}';
+revoke all on function public.protection_room(jsonb) from public, anon;
+grant execute on function public.protection_room(jsonb), private.protection_room(jsonb) to authenticated, service_role;
+
 -- users/protection_rule.sql
 -- Functions by which users manage protection rules.
 
@@ -16838,6 +17065,7 @@ begin
       then 'cushion_percent must be from 0 to below 100'
     when r.warn_percent is null or not (r.warn_percent >= 0 and r.warn_percent < 100)
       then 'warn_percent must be from 0 (no warning) to below 100'
+    when r.would_breach not in ('refuse', 'shrink', 'ignore') then 'would_breach must be refuse, shrink or ignore'
     when r.day_begins is null then 'day_begins must be a time of day from 00:00 to 23:59' end;
 end $$;
 
@@ -16859,6 +17087,8 @@ declare
       then format('cushion_percent %s does not go with kind %s', trim_scale(r.cushion_percent), r.kind)
     when r.action = 'close_all_until_next_day' and not v_daily
       then format('action %s does not go with kind %s, which has no next day', r.action, r.kind)
+    when r.would_breach <> 'ignore' and r.kind not in ('daily_loss', 'trailing_drawdown', 'equity_floor')
+      then format('would_breach %s does not go with kind %s', r.would_breach, r.kind)
     when r.warn_percent > 100 - r.cushion_percent
       then format('warn_percent %s is above %s, where the rule acts with cushion_percent %s',
         trim_scale(r.warn_percent), trim_scale(100 - r.cushion_percent), trim_scale(r.cushion_percent)) end;
@@ -17011,11 +17241,12 @@ begin
   select left(string_agg(k, ', '), 200) into v_unknown from jsonb_object_keys(p_rule) k
   where k not in ('id', 'account_id', 'kind', 'threshold', 'action', 'close_manual', 'confirm_ms', 'time_zone',
     'enabled', 'of', 'basis', 'day_begins', 'cushion_percent', 'warn_percent', 'moves_with', 'locks_at',
-    'count_balance_operations');
+    'count_balance_operations', 'would_breach');
   if v_unknown is not null then
     raise exception using errcode = 'TC301', message = format('save_protection_rule: unknown setting: %s', v_unknown),
       hint = 'The settings are account_id, kind, threshold, of, basis, day_begins, time_zone, cushion_percent, '
-        'warn_percent, moves_with, locks_at, count_balance_operations, action, close_manual, confirm_ms and enabled.';
+        'warn_percent, moves_with, locks_at, count_balance_operations, would_breach, action, close_manual, confirm_ms '
+        'and enabled.';
   end if;
   perform private.refuse_malformed_rule(p_rule);
   if p_rule ? 'id' then
@@ -17099,12 +17330,13 @@ begin
       confirm_ms = v_new.confirm_ms, time_zone = v_new.time_zone, enabled = v_new.enabled, of = v_new.of,
       basis = v_new.basis, day_begins = v_new.day_begins, cushion_percent = v_new.cushion_percent,
       warn_percent = v_new.warn_percent, moves_with = v_new.moves_with, locks_at = v_new.locks_at,
-      count_balance_operations = v_new.count_balance_operations, day = v_new.day,
+      count_balance_operations = v_new.count_balance_operations, would_breach = v_new.would_breach, day = v_new.day,
       day_start_equity = v_new.day_start_equity, day_start_at = v_new.day_start_at,
         high_water_mark = v_new.high_water_mark,
       breached_at = null, breached_equity = null, triggered_at = v_new.triggered_at
     where r.id = p_old.id;
   end if;
+  perform private.note_guard(v_new.account_id);
   return v_new.id;
 end $$;
 
@@ -17116,6 +17348,7 @@ declare
 begin
   perform private.refuse_unknown(p_request, 'remove_protection_rule', array['rule_id']);
   delete from public.protection_rules where id = v_rule.id;
+  perform private.note_guard(v_rule.account_id);
   return jsonb_build_object('rule_id', v_rule.id);
 end $$;
 
@@ -17168,6 +17401,9 @@ Request:
   begins, then copying goes on by itself. close_all of these two is stored as close_all_until_next_day
 - close_manual (boolean): whether closing includes positions that the user opened by hand; default true
 - confirm_ms (integer; 250 to 60000): a second look at least this long after the first must agree; default 250
+- would_breach (text or null; refuse, shrink or ignore): daily_loss, trailing_drawdown and equity_floor: what becomes of
+  an open whose stop, hit together with those already open, would cross the limit; default refuse, and ignore for a
+  rule that only notifies
 - count_balance_operations (boolean): whether deposits and withdrawals count as profits and losses; default false: they
   move the day''s start, the high and the initial balance by their amount
 - time_zone (text; a time zone such as Europe/Berlin): the time zone of day_begins; default UTC

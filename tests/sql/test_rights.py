@@ -98,6 +98,7 @@ open_session             42501     TC101 TC101      ok    TC103       TC102     
 pause_account            42501     ok    TC106      TC105 TC105       TC105         ok       42501
 operator_candidate       42501     42501 42501      42501 42501       42501         42501    ok
 preview_copy             42501     ok    ok         ok    ok          ok            ok       ok
+protection_room          42501     ok    TC106      TC105 TC105       TC105         ok       ok
 queue_trade_copy         42501     TC101 TC101      ok    TC103       TC102         TC101    42501
 remove_account           42501     ok    TC106      TC105 TC105       TC105         TC106    ok
 remove_broker_server     42501     TC107 TC107      TC107 TC107       TC107         ok       ok
@@ -286,6 +287,7 @@ def payload(world: World, function: str) -> object:
             "platform": "paper", "server": "Paper", "login": "new", "password": "p",
             "user_id": world.who["user"].user_id,
         },
+        "protection_room": account,
         "copier_drift": {"copier_id": world.copier},
         "create_enrollment_token": {},
         "drain_vps": vps,

@@ -91,6 +91,10 @@ export const REASONS = {
       "a protection rule, or the broker's stop-out, has stopped the follower",
       "read its alert; switch the account on again to continue",
     ],
+    would_breach: [
+      "its stop, hit together with those already open, would cross a limit of a protection rule of the follower",
+      "trade smaller or with a nearer stop, close something, or set would_breach of the rule to shrink or ignore",
+    ],
     copier_off: ["the copier is off, or in mode monitor (it only closes)", "switch it on"],
     copier_monitor: ["the copier is off, or in mode monitor (it only closes)", "switch it on"],
     held_already: ["the follower still holds a copy of this master position", "adopt that copy, or close it first"],
@@ -258,6 +262,8 @@ export const WARNINGS = {
   capped: "a limit of the copier or of the symbol made the copy smaller than the sizing mode's result",
   risk_capped: "a limit of the copier or of the symbol made the copy smaller than the sizing mode's result",
   leverage_shrunk: "a limit of the copier or of the symbol made the copy smaller than the sizing mode's result",
+  breach_shrunk:
+    "a protection rule with would_breach shrink made the copy smaller, so that the stops of all that is open cannot cross its limit",
   forced_min: "the copy was raised to the follower's minimum",
   split: "the copy exceeds the maximum volume of one order and was split into several orders",
   contract_sizes_differ: "the contract sizes of master and follower differ, and contract_alignment is off",

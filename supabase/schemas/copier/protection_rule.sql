@@ -19,6 +19,7 @@ create table public.protection_rules (
   warn_percent numeric not null default 70,
   moves_with text not null default 'equity',
   locks_at numeric,
+  would_breach text,
   count_balance_operations boolean not null default false,
   -- present state
   warned_day date,
@@ -43,6 +44,7 @@ create table public.protection_rules (
   constraint of_is_known check (of in ('day_start', 'high', 'initial', 'amount')),
   constraint basis_is_known check (basis in ('equity', 'balance', 'higher')),
   constraint moves_with_is_known check (moves_with in ('equity', 'day_end_balance')),
+  constraint would_breach_is_known check (would_breach in ('refuse', 'shrink', 'ignore')),
   constraint locks_at_in_range check (locks_at > 0 and locks_at < 1e12),
   constraint percentages_in_range check (cushion_percent >= 0 and cushion_percent < 100 and warn_percent >= 0
     and warn_percent < 100),
@@ -71,6 +73,9 @@ comment on column public.protection_rules.moves_with is
   'trailing_drawdown: the limit follows the highest equity, or the highest balance at the end of a day.';
 comment on column public.protection_rules.locks_at is
   'trailing_drawdown: the limit stops rising at this amount; null: never.';
+comment on column public.protection_rules.would_breach is
+  'What becomes of an open whose stop, hit together with those already open, would cross the limit: refuse, shrink or '
+  'ignore. Null: refuse, and ignore for a rule that only notifies.';
 comment on column public.protection_rules.count_balance_operations is
   'Whether deposits and withdrawals count as profits and losses: then they move nothing that the rule measures from.';
 comment on column public.protection_rules.warned_day is 'The last day with an alert of warn_percent.';
@@ -105,12 +110,13 @@ create policy "own protection rules are readable" on public.protection_rules for
 create trigger touch before update on public.protection_rules for each row execute function private.touch();
 create trigger audited after insert or delete
   or update of kind, threshold, action, close_manual, confirm_ms, time_zone, enabled, of, basis, day_begins,
-    cushion_percent, warn_percent, moves_with, locks_at, count_balance_operations, triggered_at
+    cushion_percent, warn_percent, moves_with, locks_at, would_breach,
+    count_balance_operations, triggered_at
     on public.protection_rules
   for each row execute function private.audit('id', 'user_id', 'account_id', 'kind', 'threshold', 'action',
     'close_manual', 'confirm_ms',
     'time_zone', 'enabled', 'of', 'basis', 'day_begins', 'cushion_percent', 'warn_percent', 'moves_with', 'locks_at',
-    'count_balance_operations', 'triggered_at');
+    'would_breach', 'count_balance_operations', 'triggered_at');
 
 create table public.protection_looks (
   id bigint generated always as identity primary key,

@@ -21,6 +21,7 @@ create table public.trading_accounts (
   initial_balance numeric,
   initial_balance_at timestamptz,
   initial_moved numeric not null default 0,
+  guarded boolean not null default false,
   status text not null default 'pending',
   status_reason text,
   status_at timestamptz not null default now(),
@@ -95,6 +96,8 @@ comment on column public.trading_accounts.funds_at is
 comment on column public.trading_accounts.initial_balance is
   'What the account began with, in currency: set by its user, otherwise the first balance above 0 that was known. '
   'Protection rules may measure from it. Deposits and withdrawals move it.';
+comment on column public.trading_accounts.guarded is
+  'Whether a protection rule judges its opens by their stops (would_breach).';
 comment on column public.trading_accounts.initial_balance_at is
   'When the figures were measured that were known when initial_balance was set; later balance operations move it.';
 comment on column public.trading_accounts.initial_moved is

@@ -46,6 +46,7 @@ begin
   --   pairs    what waits for a decision, with its accounts, symbols and side
   --   checked  why it is refused before it is sized (verdict)
   --   sized    its orders and levels
+  --   limited  its orders, held to the limits of the account's protection rules
   --   decided  its reason, or none; the numbers of its step and link
   --   made     the links of new pairs and flips
   --   grown    the links that increase
@@ -182,7 +183,7 @@ begin
                 (pair.symbol).profit_currency, private.quoted_currency((pair.masters_symbol).name),
                 private.quoted_currency((pair.symbol).name)])
           end)
-      end as size,
+      end as wanted_size,
       case
         when pair.verdict is not null then null
         when (pair.copier).sl_mode = 'price' and (pair.copier).tp_mode = 'price'
@@ -213,6 +214,15 @@ begin
         then private.times_factor(drawn.copier, pair.lots_factor) else drawn.copier end as copier
     ) sizing
     offset 0
+  ), limited as (
+    select
+      pair.*,
+      case when (pair.follower).guarded and pair.verdict is null then
+        private.held_to_limits(pair.follower, pair.symbol, pair.side, pair.wanted_size, (pair.opened).price,
+          (pair.levels).sl, (pair.opened).kind = 'order', v_fresh_since, p_now)
+      else pair.wanted_size end as size
+    from sized pair
+    offset 0
   ), decided as materialized (
     select
       pair.*,
@@ -224,7 +234,7 @@ begin
       (pair.follower).mode = 'netting' as netting,
       nextval('public.trade_execution_queue_id_seq') as step_id,
       case pair.kind when 'increase' then pair.link_id else nextval('public.position_links_id_seq') end as its_link
-    from sized pair
+    from limited pair
   ), made as (
     insert into public.position_links (
       id,

@@ -103,8 +103,8 @@ begin
   return null;
 end $$;
 
--- Whether a copier of these masters limits what it holds or opens, or sizes by the margin that is left: decisions made
--- together then count against each other.
+-- Whether a copier of these masters limits what it holds or opens, or sizes by the margin that is left, or its
+-- follower's opens are held to limits: decisions made together then count against each other.
 create function private.limits_count(p_masters uuid[]) returns boolean
 language plpgsql stable security definer set search_path = '' as $$
 begin
@@ -112,5 +112,8 @@ begin
     select 1 from public.copiers c
     where c.master_account_id = any (p_masters) and c.removed_at is null
       and (c.max_open_positions is not null or c.max_open_lots is not null or c.max_trades_per_day is not null
-        or c.sizing_mode = 'free_margin_ratio'));
+        or c.sizing_mode = 'free_margin_ratio'))
+    or exists (
+      select 1 from public.copiers c join public.trading_accounts a on a.id = c.follower_account_id and a.guarded
+      where c.master_account_id = any (p_masters) and c.removed_at is null);
 end $$;

@@ -128,3 +128,19 @@ begin
   return (select min(m) from generate_series(v_about - interval '3 hours', v_about + interval '3 hours',
     interval '1 minute') m where m > p_at and private.rule_day(r, m) > v_day);
 end $$;
+
+-- The initial balance of an account, or the first balance that is known.
+create function private.initial_balance(p_account uuid, p_balance numeric) returns numeric
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return (select coalesce(a.initial_balance, case when p_balance > 0 then p_balance end)
+    from public.trading_accounts a where a.id = p_account);
+end $$;
+
+-- The same for a rule: one that counts balance operations as profits and losses keeps the balance without them.
+create function private.initial_for(r public.protection_rules, p_balance numeric) returns numeric
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return private.initial_balance(r.account_id, p_balance) - case when r.count_balance_operations
+    then (select a.initial_moved from public.trading_accounts a where a.id = r.account_id) else 0 end;
+end $$;

@@ -138,22 +138,6 @@ begin
   end case;
 end $$;
 
--- The initial balance of an account, or the first balance that is known.
-create function private.initial_balance(p_account uuid, p_balance numeric) returns numeric
-language plpgsql stable security definer set search_path = '' as $$
-begin
-  return (select coalesce(a.initial_balance, case when p_balance > 0 then p_balance end)
-    from public.trading_accounts a where a.id = p_account);
-end $$;
-
--- The same for a rule: one that counts balance operations as profits and losses keeps the balance without them.
-create function private.initial_for(r public.protection_rules, p_balance numeric) returns numeric
-language plpgsql stable security definer set search_path = '' as $$
-begin
-  return private.initial_balance(r.account_id, p_balance) - case when r.count_balance_operations
-    then (select a.initial_moved from public.trading_accounts a where a.id = r.account_id) else 0 end;
-end $$;
-
 -- Checks an account's funds against its rules, before the account's own row is updated. Returns the milliseconds after
 -- which the funds must be read again; null: at the usual pace. Figures of another session, or older than what is known,
 -- are not a look.

@@ -44,6 +44,7 @@ begin
       then 'cushion_percent must be from 0 to below 100'
     when r.warn_percent is null or not (r.warn_percent >= 0 and r.warn_percent < 100)
       then 'warn_percent must be from 0 (no warning) to below 100'
+    when r.would_breach not in ('refuse', 'shrink', 'ignore') then 'would_breach must be refuse, shrink or ignore'
     when r.day_begins is null then 'day_begins must be a time of day from 00:00 to 23:59' end;
 end $$;
 
@@ -65,6 +66,8 @@ declare
       then format('cushion_percent %s does not go with kind %s', trim_scale(r.cushion_percent), r.kind)
     when r.action = 'close_all_until_next_day' and not v_daily
       then format('action %s does not go with kind %s, which has no next day', r.action, r.kind)
+    when r.would_breach <> 'ignore' and r.kind not in ('daily_loss', 'trailing_drawdown', 'equity_floor')
+      then format('would_breach %s does not go with kind %s', r.would_breach, r.kind)
     when r.warn_percent > 100 - r.cushion_percent
       then format('warn_percent %s is above %s, where the rule acts with cushion_percent %s',
         trim_scale(r.warn_percent), trim_scale(100 - r.cushion_percent), trim_scale(r.cushion_percent)) end;
@@ -217,11 +220,12 @@ begin
   select left(string_agg(k, ', '), 200) into v_unknown from jsonb_object_keys(p_rule) k
   where k not in ('id', 'account_id', 'kind', 'threshold', 'action', 'close_manual', 'confirm_ms', 'time_zone',
     'enabled', 'of', 'basis', 'day_begins', 'cushion_percent', 'warn_percent', 'moves_with', 'locks_at',
-    'count_balance_operations');
+    'count_balance_operations', 'would_breach');
   if v_unknown is not null then
     raise exception using errcode = 'TC301', message = format('save_protection_rule: unknown setting: %s', v_unknown),
       hint = 'The settings are account_id, kind, threshold, of, basis, day_begins, time_zone, cushion_percent, '
-        'warn_percent, moves_with, locks_at, count_balance_operations, action, close_manual, confirm_ms and enabled.';
+        'warn_percent, moves_with, locks_at, count_balance_operations, would_breach, action, close_manual, confirm_ms '
+        'and enabled.';
   end if;
   perform private.refuse_malformed_rule(p_rule);
   if p_rule ? 'id' then
@@ -305,12 +309,13 @@ begin
       confirm_ms = v_new.confirm_ms, time_zone = v_new.time_zone, enabled = v_new.enabled, of = v_new.of,
       basis = v_new.basis, day_begins = v_new.day_begins, cushion_percent = v_new.cushion_percent,
       warn_percent = v_new.warn_percent, moves_with = v_new.moves_with, locks_at = v_new.locks_at,
-      count_balance_operations = v_new.count_balance_operations, day = v_new.day,
+      count_balance_operations = v_new.count_balance_operations, would_breach = v_new.would_breach, day = v_new.day,
       day_start_equity = v_new.day_start_equity, day_start_at = v_new.day_start_at,
         high_water_mark = v_new.high_water_mark,
       breached_at = null, breached_equity = null, triggered_at = v_new.triggered_at
     where r.id = p_old.id;
   end if;
+  perform private.note_guard(v_new.account_id);
   return v_new.id;
 end $$;
 
@@ -322,6 +327,7 @@ declare
 begin
   perform private.refuse_unknown(p_request, 'remove_protection_rule', array['rule_id']);
   delete from public.protection_rules where id = v_rule.id;
+  perform private.note_guard(v_rule.account_id);
   return jsonb_build_object('rule_id', v_rule.id);
 end $$;
 
@@ -374,6 +380,9 @@ Request:
   begins, then copying goes on by itself. close_all of these two is stored as close_all_until_next_day
 - close_manual (boolean): whether closing includes positions that the user opened by hand; default true
 - confirm_ms (integer; 250 to 60000): a second look at least this long after the first must agree; default 250
+- would_breach (text or null; refuse, shrink or ignore): daily_loss, trailing_drawdown and equity_floor: what becomes of
+  an open whose stop, hit together with those already open, would cross the limit; default refuse, and ignore for a
+  rule that only notifies
 - count_balance_operations (boolean): whether deposits and withdrawals count as profits and losses; default false: they
   move the day''s start, the high and the initial balance by their amount
 - time_zone (text; a time zone such as Europe/Berlin): the time zone of day_begins; default UTC

@@ -1,0 +1,215 @@
+"""Opens whose stops could cross a limit of the account, and how much room is left (R32)."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+from protection_harness import ProtectionWorld, make
+
+#: EURUSD is quoted at 1.1 / 1.1001: a lot bought at the master's 1.10000 loses 10 per pip of 0.0001
+STOP_200 = "1.08000"  # 2,000 a lot
+
+
+@pytest.fixture
+def world(connection: psycopg.Connection[Any]) -> Iterator[ProtectionWorld]:
+    for w in make(connection):
+        w.looks_count_until(1_000_000_000)
+        w.copy("M", "F")
+        fresh(w)
+        yield w
+
+
+def fresh(world: ProtectionWorld, equity: str = "100000") -> None:
+    """F's figures are of now, which decisions need."""
+    world.db.execute(
+        "update public.trading_accounts set funds_at = now(), equity = %s, balance = 100000,"
+        " initial_balance = 100000 where name = 'F'",
+        (equity,),
+    )
+
+
+def room(world: ProtectionWorld) -> dict[str, Any]:
+    return dict(world.as_user("protection_room", {"account_id": world.accounts["F"]}))
+
+
+def sent(world: ProtectionWorld) -> list[str]:
+    return [str(e["lots"]) for e in world.executions("F") if e["action"] != "close"]
+
+
+@pytest.mark.covers("R32")
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("daily_loss", {"threshold": "5"}),
+        ("daily_loss", {"threshold": "5", "of": "initial", "basis": "balance"}),
+        ("trailing_drawdown", {"threshold": "5"}),
+        ("equity_floor", {"threshold": "95000"}),
+        ("equity_floor", {"threshold": "93750", "cushion_percent": "20"}),
+    ],
+)
+def test_an_open_whose_stop_would_cross_a_limit_is_refused(
+    world: ProtectionWorld, kind: str, settings: dict[str, Any]
+) -> None:
+    world.rule(kind, **settings)
+    world.opened("M", "2.49", sl=STOP_200)
+    assert sent(world) == ["2.49"], "it can lose 4,980 of 5,000"
+    world.opened("M", "0.01", sl=STOP_200)
+    assert world.reasons("F") == {"would_breach": 1}, "what is on its way counts, and reaching the limit crosses it"
+
+
+@pytest.mark.covers("R32")
+def test_the_refusal_says_the_figures(world: ProtectionWorld) -> None:
+    world.rule("daily_loss", "5")
+    world.opened("M", "3.00", sl=STOP_200)
+    detail = world.one("select detail from public.copy_outcomes where reason = 'would_breach'")
+    assert "Daily loss: the limit is 95000 and the equity 100000." in detail
+    assert "3 lots with the stop 1.08 can lose 6000.00 more" in detail
+    assert world.executions("F") == []
+
+
+@pytest.mark.covers("R32")
+def test_open_stops_count_from_the_present_price(world: ProtectionWorld) -> None:
+    world.rule("daily_loss", "5")
+    world.opened("M", "2.00", sl=STOP_200)
+    world.settle()
+    world.send("F", world.event("opened", world.position("0.20", sl="1.05000")))
+    assert room(world)["bound"] == "5000"
+    world.opened("M", "0.01", sl="1.09990")
+    assert world.reasons("F") == {"would_breach": 1}
+    world.db.execute("update public.account_symbols set bid = 1.2, ask = 1.2001")
+    assert room(world)["bound"] == "27000"
+
+
+def test_a_stop_in_profit_binds_nothing_and_one_that_is_missing_is_not_judged(world: ProtectionWorld) -> None:
+    world.rule("daily_loss", "5")
+    world.send("F", world.event("opened", world.position("1.00", sl="1.15000", side="buy")))
+    world.send("F", world.event("opened", world.position("9.00")))
+    answer = room(world)
+    assert (answer["bound"], answer["without_stop"], answer["unknown_stops"]) == ("0", 1, 0)
+    world.opened("M", "5.00")
+    assert sent(world) == ["5.00"]
+
+
+@pytest.mark.covers("R32")
+def test_shrink_opens_what_fits(world: ProtectionWorld) -> None:
+    rule = world.rule("daily_loss", "5", would_breach="shrink")
+    world.opened("M", "3.00", sl=STOP_200)
+    assert sent(world) == ["2.49"]
+    assert "breach_shrunk" in world.one("select warnings from public.position_links")
+    world.opened("M", "1.00", sl=STOP_200)
+    assert world.reasons("F") == {"would_breach": 1}, "not even the smallest volume fits"
+    world.as_user("save_protection_rule", {"id": rule, "would_breach": "ignore"})
+    world.opened("M", "1.00", sl=STOP_200)
+    assert sent(world) == ["2.49", "1.00"]
+
+
+@pytest.mark.covers("R32")
+def test_rules_that_only_notify_and_rules_without_stops_refuse_nothing(world: ProtectionWorld) -> None:
+    world.rule("daily_loss", "5", action="notify")
+    world.rule("daily_profit", "5")
+    world.rule("max_margin_use", "50")
+    world.opened("M", "9.00", sl=STOP_200)
+    assert sent(world) == ["9.00"]
+    assert world.one("select guarded from public.trading_accounts where name = 'F'") is False
+
+
+def test_an_account_is_judged_as_long_as_it_has_such_a_rule(world: ProtectionWorld) -> None:
+    guarded = "select guarded from public.trading_accounts where name = 'F'"
+    rule = world.rule("daily_loss", "5")
+    assert world.one(guarded) is True
+    world.as_user("save_protection_rule", {"id": rule, "enabled": False})
+    assert world.one(guarded) is False
+    world.as_user("save_protection_rule", {"id": rule, "enabled": True})
+    assert world.one(guarded) is True
+    world.as_user("remove_protection_rule", {"rule_id": rule})
+    assert world.one(guarded) is False
+
+
+@pytest.mark.covers("R32")
+def test_two_opens_of_one_call_count_against_each_other(world: ProtectionWorld) -> None:
+    world.rule("daily_loss", "5")
+    world.send("M", *(world.event("opened", world.position("2.00", sl=STOP_200)) for _ in range(2)))
+    assert (sent(world), world.reasons("F")) == (["2.00"], {"would_breach": 1})
+
+
+@pytest.mark.covers("R32")
+def test_an_increase_and_a_pending_order_are_held_to_the_limit_too(world: ProtectionWorld) -> None:
+    world.rule("daily_loss", "5")
+    p = world.opened("M", "2.00", sl=STOP_200)
+    world.settle()
+    world.send("M", world.event("increased", p | {"lots": "3.00"}))
+    order = {"kind": "order", "order_type": "limit", "price": "1.09000", "sl": "1.07000"}
+    world.send("M", world.event("opened", world.position("0.60") | order))
+    assert (sent(world), world.reasons("F")) == (["2.00"], {"would_breach": 2})
+
+
+def test_old_figures_refuse_what_they_show_and_allow_nothing(world: ProtectionWorld) -> None:
+    world.rule("daily_loss", "5")
+    world.db.execute("update public.trading_accounts set funds_at = now() - interval '2 min' where name = 'F'")
+    world.opened("M", "3.00", sl=STOP_200)
+    world.opened("M", "0.10", sl=STOP_200)
+    world.opened("M", "0.10")
+    assert world.reasons("F") == {"would_breach": 1, "stale_funds": 1}
+    assert sent(world) == ["0.10"]
+
+
+@pytest.mark.covers("R32")
+def test_the_room_of_each_rule(world: ProtectionWorld) -> None:
+    world.rule("daily_loss", "5", cushion_percent="10", time_zone="America/New_York", day_begins="17:00")
+    world.rule("equity_target", "110000")
+    world.rule("max_margin_use", "50")
+    world.opened("M", "1.00", sl=STOP_200)
+    world.settle()
+    fresh(world, "99000")
+    world.db.execute("update public.trading_accounts set margin = 9900 where name = 'F'")
+    answer = room(world)
+    loss, target, margin = answer["rules"]
+    assert (answer["currency"], answer["bound"]) == ("USD", "2000")
+    assert [loss[k] for k in ("limit", "whole_limit", "now", "bound", "left")] == [
+        "95500", "95000", "99000", "2000", "1500",
+    ]  # fmt: skip
+    assert [target[k] for k in ("limit", "now", "bound", "left", "day_ends_at")] == [
+        "110000", "99000", None, "11000", None,
+    ]  # fmt: skip
+    assert [margin[k] for k in ("limit", "now", "left")] == ["50", "10", "40"]
+    ends = "select (%s::timestamptz at time zone 'America/New_York')::time = '17:00' and %s::timestamptz > now()"
+    assert world.one(ends, loss["day_ends_at"], loss["day_ends_at"])
+
+
+@pytest.mark.covers("R32")
+@pytest.mark.parametrize(
+    ("zone", "begins", "within", "ends"),
+    [
+        ("America/New_York", "17:00", "2026-03-07T23:00:00+00:00", "2026-03-08T21:00:00+00:00"),
+        ("America/New_York", "17:00", "2026-10-31T22:00:00+00:00", "2026-11-01T22:00:00+00:00"),
+        ("Europe/Prague", "00:00", "2026-03-29T12:00:00+00:00", "2026-03-29T22:00:00+00:00"),
+        ("Europe/Prague", "02:30", "2026-03-28T12:00:00+00:00", "2026-03-29T01:00:00+00:00"),
+        ("Europe/Prague", "02:30", "2026-10-24T12:00:00+00:00", "2026-10-25T00:30:00+00:00"),
+        ("Europe/Prague", "02:30", "2026-10-25T01:10:00+00:00", "2026-10-26T01:30:00+00:00"),
+    ],
+)
+def test_a_day_ends_where_the_next_begins_also_when_the_clocks_change(
+    world: ProtectionWorld, zone: str, begins: str, within: str, ends: str
+) -> None:
+    rule = world.rule("daily_loss", "5", time_zone=zone, day_begins=begins)
+    world.db.execute("update public.protection_rules set day = null where true")
+    if within == "2026-10-25T01:10:00+00:00":  # 02:10 for the second time: the day has begun 40 minutes ago
+        world.db.execute("update public.protection_rules set day = '2026-10-25' where true")
+    same = (
+        "select private.rule_day_ends(r, %s::timestamptz) = %s::timestamptz from public.protection_rules r"
+        " where r.id = %s"
+    )
+    assert world.one(same, within, ends, rule)
+
+
+@pytest.mark.parametrize(
+    ("rule", "says"),
+    [
+        ({"kind": "daily_loss", "would_breach": "warn"}, "would_breach must be refuse, shrink or ignore"),
+        ({"kind": "daily_profit", "would_breach": "shrink"}, "would_breach shrink does not go with kind daily_profit"),
+    ],
+)
+def test_a_wrong_would_breach_is_refused(world: ProtectionWorld, rule: dict[str, Any], says: str) -> None:
+    with pytest.raises(psycopg.Error, match=says):
+        world.rule(threshold="5", **rule)
