@@ -220,7 +220,7 @@ async def test_the_last_part_of_a_list_is_told_as_such(names: int, said: list[bo
     assert [r["symbols_complete"] for r in desk.reports_taken if "symbols_complete" in r] == said
 
 
-@pytest.mark.covers("R31")
+@pytest.mark.covers("R33")
 async def test_a_balance_operation_travels_with_the_figures_that_contain_it_until_it_has_arrived() -> None:
     desk = Desk(range(20, 40))
     await desk.reports.first(desk.state)

@@ -1,4 +1,4 @@
-"""Deposits and withdrawals are no profits or losses (R31)."""
+"""Deposits and withdrawals are no profits or losses (R33)."""
 
 from collections.abc import Iterator
 from datetime import timedelta
@@ -37,7 +37,7 @@ def two_looks(world: ProtectionWorld, equity: str, **more: Any) -> None:
     world.look(equity, **more)
 
 
-@pytest.mark.covers("R31")
+@pytest.mark.covers("R33")
 @pytest.mark.parametrize(
     ("kind", "settings", "limit"),
     [
@@ -64,7 +64,7 @@ def test_a_withdrawal_is_no_loss_and_moves_what_a_rule_measures_from(
     assert world.triggered(rule)
 
 
-@pytest.mark.covers("R31")
+@pytest.mark.covers("R33")
 def test_a_deposit_hides_no_loss(world: ProtectionWorld) -> None:
     world.look("100000")
     rule = world.rule("daily_loss", "5", action="notify", warn_percent="0")
@@ -75,7 +75,7 @@ def test_a_deposit_hides_no_loss(world: ProtectionWorld) -> None:
     assert world.triggered(rule)
 
 
-@pytest.mark.covers("R31")
+@pytest.mark.covers("R33")
 def test_an_operation_is_booked_once_however_often_it_is_told(world: ProtectionWorld) -> None:
     world.look("100000")
     rule = world.rule("daily_loss", "5")
@@ -89,7 +89,7 @@ def test_an_operation_is_booked_once_however_often_it_is_told(world: ProtectionW
     ]
 
 
-@pytest.mark.covers("R31")
+@pytest.mark.covers("R33")
 def test_one_that_nobody_saw_is_booked_by_the_next_report(world: ProtectionWorld) -> None:
     world.look("100000")
     rule = world.rule("daily_loss", "5", action="notify")
@@ -100,7 +100,7 @@ def test_one_that_nobody_saw_is_booked_by_the_next_report(world: ProtectionWorld
     assert (world.triggered(rule), measured(world, rule)) == (False, ["80000", None, "80000"])
 
 
-@pytest.mark.covers("R31")
+@pytest.mark.covers("R33")
 def test_one_that_is_told_late_moves_what_is_older_than_itself(world: ProtectionWorld) -> None:
     world.look("100000")
     old = world.rule("daily_loss", "50", action="notify")
@@ -120,7 +120,7 @@ def test_the_history_that_comes_with_the_first_figures_moves_nothing(world: Prot
     assert world.one("select counted from public.balance_operations") is False
 
 
-@pytest.mark.covers("R31")
+@pytest.mark.covers("R33")
 @pytest.mark.parametrize("kind", ["credit", "bonus", "swap", "commission", "correction", None])
 def test_nothing_but_deposits_and_withdrawals_is_booked(world: ProtectionWorld, kind: str | None) -> None:
     world.look("100000")
@@ -153,7 +153,7 @@ def test_the_sign_follows_from_the_kind(world: ProtectionWorld) -> None:
     assert measured(world, rule)[0] == "99400"
 
 
-@pytest.mark.covers("R31")
+@pytest.mark.covers("R33")
 def test_a_rule_may_count_them_as_profits_and_losses(world: ProtectionWorld) -> None:
     world.look("100000")
     counts = world.rule("daily_loss", "5", of="initial", action="notify", count_balance_operations=True)
@@ -165,7 +165,7 @@ def test_a_rule_may_count_them_as_profits_and_losses(world: ProtectionWorld) -> 
     assert (measured(world, counts)[0], measured(world, other)[0]) == ("100000", "95000")
 
 
-@pytest.mark.covers("R31")
+@pytest.mark.covers("R33")
 def test_the_audit_says_what_an_operation_has_moved(world: ProtectionWorld) -> None:
     world.db.execute("set local session_replication_role = origin")  # looks_count_until() has silenced it
     world.look("100000")
@@ -181,7 +181,7 @@ def test_the_audit_says_what_an_operation_has_moved(world: ProtectionWorld) -> N
     assert world.one("select entity_id from public.audit_log where action = 'moved_by_balance_operation'") == rule
 
 
-@pytest.mark.covers("R31")
+@pytest.mark.covers("R33")
 def test_one_at_the_change_of_the_day_is_in_the_day_that_begins(world: ProtectionWorld) -> None:
     rule = world.rule("daily_loss", "5", action="notify")
     midnight = world.clock.replace(hour=0) + timedelta(days=1)
