@@ -10,6 +10,7 @@ from typing import Final, NoReturn, Protocol
 from agent import limits
 from agent.account.session import AccountSession
 from agent.clock import DatabaseClock
+from agent.connection.asked_names import asked_first
 from agent.connection.conversions import CENTS, conversions
 from agent.control_plane import encode
 from agent.control_plane.contract import LEASE_OVER, concerns_entry
@@ -62,6 +63,9 @@ class AccountReports:
         self._clock = clock
         self._sleep = sleep
         self._watched: frozenset[str] = frozenset(watch)
+        #: set when new symbols are to be watched: a copy may wait for them
+        self._asked = asyncio.Event()
+        self._looking = asyncio.Lock()
         self._specs: dict[str, SymbolSpec] = {}
         self._unknown: set[str] = set()
         #: symbols whose specs are not reported yet: without its spec nothing can be copied into a symbol
@@ -89,7 +93,11 @@ class AccountReports:
         `funds`: a protection rule watches the account's figures, so they are reported at every look. `after_fills`:
         sizes depend on them, so they are reported right behind each fill.
         """
-        self._watched = frozenset(symbols)
+        before, self._watched = self._watched, frozenset(symbols)
+        if new := self._watched - before:
+            for name in new:  # an old quote counts for nothing, even if the price has not moved since
+                self._quotes.pop(name, None)
+            self._asked.set()
         self._funds_watched = funds
         self._after_fills = after_fills
 
@@ -127,6 +135,17 @@ class AccountReports:
             except (AdapterError, TimeoutError, Unreachable, Refused) as error:
                 self._skip(error)
 
+    async def asked(self) -> NoReturn:
+        """Look at once when new symbols are to be watched, until cancelled."""
+        while True:
+            await self._asked.wait()
+            self._asked.clear()
+            try:
+                async with asyncio.timeout(READ_TIMEOUT):
+                    await self._look(figures=False, must_report=False)
+            except (AdapterError, TimeoutError, Unreachable, Refused) as error:
+                self._skip(error)
+
     async def after_fills(self) -> NoReturn:
         """Report the figures as soon as the database knows of a fill, until cancelled: the next size depends on them.
         Fills that happen meanwhile share the next report."""
@@ -154,10 +173,15 @@ class AccountReports:
         )
 
     async def _look(self, *, figures: bool, must_report: bool) -> None:
-        """`figures`: read the account's figures too; `must_report`: report them even if unchanged."""
+        """One look at a time. `figures`: read the account's figures too; `must_report`: report them even if
+        unchanged."""
+        async with self._looking:
+            await self._report_changes(figures=figures, must_report=must_report)
+
+    async def _report_changes(self, *, figures: bool, must_report: bool) -> None:
         outdated_specs = frozenset(self._session.outdated_specs)
         new_names = self._watched - self._specs.keys() - self._unknown
-        more = self._unreported[:SPECS_PER_LOOK]
+        more = asked_first(self._unreported, self._watched - self._specs.keys())[:SPECS_PER_LOOK]
         specs = await self._read_specs(new_names.union(outdated_specs, more))
         wanted = self._watched & (self._specs.keys() | specs.keys())
         convert = self._looks - self._converted_at_look >= CONVERSIONS_EVERY
@@ -170,13 +194,14 @@ class AccountReports:
             self._session.check_login(state)
         if state == self._figures and not must_report:
             state = None
-        told = len(more) == len(self._unreported) if more else None
+        left = [name for name in self._unreported if name not in specs and name not in more]
+        told = not left if more else None
         if specs or quotes or state is not None or told:
             await self._send(state, specs, quotes, measured_at, complete=told)
         if convert:  # only after the report: after a failure the next look repeats it
             self._converted_at_look = self._looks
         self._session.outdated_specs.difference_update(outdated_specs)
-        del self._unreported[: len(more)]
+        self._unreported = left
 
     async def _read_specs(self, names: Iterable[str]) -> dict[str, SymbolSpec]:
         found: dict[str, SymbolSpec] = {}

@@ -325,7 +325,8 @@ class AccountConnection:
         reports = AccountReports(session, parts.plane, parts.clock, assignment.watch_symbols, sleep=self._sleep)
         async with asyncio.timeout(self._settings.connect_timeout.total_seconds()):
             await reports.first(state)
-        reports.watch(assignment.watch_symbols, funds=assignment.watch_funds, after_fills=assignment.funds_after_fills)
+        newest = self.wanted or assignment  # a copy may have begun to wait for a symbol meanwhile
+        reports.watch(newest.watch_symbols, funds=newest.watch_funds, after_fills=newest.funds_after_fills)
         self._reports = reports
         self._refusal = asyncio.get_running_loop().create_future()
         watcher = Watcher(
@@ -351,18 +352,20 @@ class AccountConnection:
         watching: asyncio.Task[None] = asyncio.ensure_future(watcher.run())
         reporting: asyncio.Task[None] = asyncio.ensure_future(reports.keep())
         funds: asyncio.Task[None] = asyncio.ensure_future(reports.after_fills())
+        asked: asyncio.Task[None] = asyncio.ensure_future(reports.asked())
         refused: asyncio.Task[None] = asyncio.ensure_future(self._until_refused())
         ready = asyncio.ensure_future(self._note_ready(watcher))
         try:
-            await asyncio.wait([watching, reporting, funds, refused], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([watching, reporting, funds, asked, refused], return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in (ready, watching, reporting, funds, refused):
+            for task in (ready, watching, reporting, funds, asked, refused):
                 task.cancel()
             # With a time limit: an adapter that ignores cancellation must not delay the account's next session.
             await asyncio.wait(
-                [ready, watching, reporting, funds, refused], timeout=self._settings.close_timeout.total_seconds()
+                [ready, watching, reporting, funds, asked, refused],
+                timeout=self._settings.close_timeout.total_seconds(),
             )
-        for task in (refused, watching, reporting, funds):
+        for task in (refused, watching, reporting, funds, asked):
             if task.done() and not task.cancelled() and (error := task.exception()) is not None:
                 raise error
         raise AdapterError("the watcher ended")

@@ -62,7 +62,9 @@ class Desk:
     async def symbols(self) -> tuple[str, ...]:
         return self.names
 
-    async def symbol(self, name: str) -> SymbolSpec:
+    async def symbol(self, name: str) -> SymbolSpec | None:
+        if name not in self.names:
+            return None
         return replace(spec(name), margin_currency=self.margin_currency or name[:3])
 
     async def quote(self, name: str) -> Quote:
@@ -236,3 +238,66 @@ async def test_a_balance_operation_travels_with_the_figures_that_contain_it_unti
         )
     ], "once, after the reports that were lost"
     assert len(desk.reports_taken) > len(told)
+
+
+def told(report: dict[str, Any]) -> list[str]:
+    return [symbol["name"] for symbol in report.get("symbols", ())]
+
+
+async def until_told(desk: Desk) -> dict[str, Any]:
+    """Runs what answers questions until the next report."""
+    desk.news.clear()
+    task = asyncio.create_task(desk.reports.asked())
+    async with asyncio.timeout(5):
+        await desk.news.wait()
+    task.cancel()
+    await asyncio.wait([task])
+    return desk.reports_taken[-1]
+
+
+@pytest.mark.covers("X25")
+async def test_a_name_that_is_asked_for_is_told_at_once_and_those_like_it_first() -> None:
+    desk = Desk(range(0))
+    desk.names = (*PAIRS, *(f"QQ{n}QQ" for n in range(500)), "zz-top.pro", "ZZTOP")
+    desk.reported |= {"ZZTOP": []}
+    await desk.reports.first(desk.state)
+    desk.reports.watch(["ZZTOP", "NOT.THERE"])
+    report = await until_told(desk)
+    assert {"ZZTOP", "zz-top.pro"} <= set(told(report))
+    assert "symbols_complete" not in report or report["symbols_complete"] is False
+    with pytest.raises(asyncio.CancelledError):
+        await desk.reports.keep()
+    specs = [s["name"] for r in desk.reports_taken for s in r.get("symbols", ()) if "contract_size" in s]
+    assert sorted(specs) == sorted(desk.names)  # each once
+    assert [r["symbols_complete"] for r in desk.reports_taken if "symbols_complete" in r][-1] is True
+
+
+@pytest.mark.covers("X26")
+async def test_a_quote_that_is_asked_for_is_told_even_if_the_price_stands_still() -> None:
+    desk = Desk(range(0))
+    await desk.reports.first(desk.state)
+    for names in (["EURUSD"], [], ["EURUSD"]):
+        desk.reports.watch(names)
+    assert told(await until_told(desk)) == ["EURUSD"]
+
+
+@pytest.mark.covers("X25")
+async def test_an_unreadable_answer_to_a_question_ends_nothing() -> None:
+    desk = Desk(range(1))
+    desk.names = (*PAIRS, *(f"QQ{n}QQ" for n in range(500)), "ZZTOP")
+    desk.reported |= {"ZZTOP": []}
+    desk.deaf = range(0)
+    await desk.reports.first(desk.state)
+    desk.deaf = range(1)
+    desk.reports.watch(["ZZTOP"])
+    task = asyncio.create_task(desk.reports.asked())
+    async with asyncio.timeout(5):
+        await desk.refused.wait()
+    desk.deaf = range(0)
+    desk.news.clear()
+    desk.reports.watch(["ZZTOP", "GBPUSD"])
+    async with asyncio.timeout(5):
+        await desk.news.wait()
+    task.cancel()
+    await asyncio.wait([task])
+    assert "ZZTOP" in told(desk.reports_taken[-1])
