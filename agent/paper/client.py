@@ -138,6 +138,10 @@ class PaperClient:
             "set_prices", login=login, prices={name: [str(b), str(a)] for name, (b, a) in prices.items()}
         )
 
+    async def withhold_quotes(self, login: str) -> None:
+        """Show the account's programs no quote of a symbol before its next price."""
+        await self._connection.call("withhold_quotes", login=login)
+
     async def quote(self, login: str, symbol: str) -> Quote | None:
         found: Quote | None = decode(Quote | None, await self._connection.call("quote", login=login, symbol=symbol))
         return found

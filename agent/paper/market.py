@@ -20,6 +20,8 @@ class Market:
         self._quotes: dict[str, dict[str, Quote]] = {_SHARED: {}}
         #: the same by plain name: EURUSD.m is found under EURUSD
         self._plain: dict[str, dict[str, Quote]] = {_SHARED: {}}
+        #: books whose programs see no quote of a symbol before its next price, with the symbols priced since
+        self._withheld: dict[str, set[str]] = {}
 
     def set(self, prices: Mapping[str, tuple[Decimal, Decimal]], at: datetime, login: str | None = None) -> None:
         """Set prices. ValueError (and nothing is set) unless 0 < bid <= ask for all of them."""
@@ -30,6 +32,9 @@ class Market:
         quotes, plain = self._quotes.setdefault(scope, {}), self._plain.setdefault(scope, {})
         for symbol, (bid, ask) in prices.items():
             quotes[symbol] = plain[instrument(symbol).plain] = Quote(symbol, bid, ask, at)
+        for book, priced in self._withheld.items():
+            if scope in (book, _SHARED):
+                priced.update(prices, (instrument(symbol).plain for symbol in prices))
 
     def quote(self, login: str, symbol: str) -> Quote | None:
         """The quote that `login` sees for `symbol`, under that name."""
@@ -39,6 +44,18 @@ class Market:
             if found is not None:
                 return found if found.symbol == symbol else Quote(symbol, found.bid, found.ask, found.at)
         return None
+
+    def withhold(self, login: str) -> None:
+        """From now on programs of `login` see no quote of a symbol before its next price, as at a new broker.
+        Orders are executed all the same."""
+        self._withheld[login] = set()
+
+    def shown(self, login: str, symbol: str) -> Quote | None:
+        """The quote that a program of `login` sees."""
+        priced = self._withheld.get(login)
+        if priced is not None and symbol not in priced and instrument(symbol).plain not in priced:
+            return None
+        return self.quote(login, symbol)
 
     def all(self) -> dict[str, dict[str, Quote]]:
         """Every quote by scope ("" = shared), for storing."""

@@ -196,7 +196,7 @@ class Session:
             "profile": lambda _: broker.book(login).profile,
             "symbol": lambda m: broker.book(login).symbols.get(_text(m, "symbol")),
             "symbols": lambda _: tuple(broker.book(login).symbols),
-            "quote": lambda m: broker.market.quote(login, _text(m, "symbol")),
+            "quote": lambda m: broker.market.shown(login, _text(m, "symbol")),
             "orders": lambda _: self._read_orders(),
             "positions": lambda _: self._read_positions(),
             "find": lambda m: broker.traces(login, decode(int, m.get("tag"))),
@@ -258,6 +258,7 @@ class Session:
             "set_prices": lambda m: broker.set_prices(
                 decode(dict[str, tuple[Decimal, Decimal]], m.get("prices")), decode(str | None, m.get("login"))
             ),
+            "withhold_quotes": lambda m: broker.market.withhold(_text(m, "login")),
             "quote": lambda m: broker.market.quote(broker.book(_text(m, "login")).login, _text(m, "symbol")),
             "start_feed": lambda m: server.start_feed(
                 decode(tuple[str, ...] | None, m.get("symbols")),

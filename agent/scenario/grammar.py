@@ -20,7 +20,7 @@ SPEC_NUMBERS = ("lots_min", "lots_step", "lots_max", "contract_size", "tick_size
 SPEC_WHOLE = ("digits", "stops_level_points", "freeze_level_points")
 SPEC_KEYS = (*SPEC_NUMBERS, *SPEC_WHOLE, "profit_currency", "margin_currency", "trade_mode")
 ACCOUNT_KEYS = ("platform", "currency", "balance", "leverage", "mode", "vps", "broker", "fifo", "hedging_allowed",
-    "same_numbers")  # fmt: skip
+    "same_numbers", "first_quote")  # fmt: skip
 TRADE_MODES = ("full", "long_only", "short_only", "close_only", "disabled")
 TOP = ("name", "covers", "accounts", "symbols", "prices", "copiers", "steps")
 
@@ -93,6 +93,7 @@ def _account(name: str, node: Node) -> Account:
         mode=cast("Mode", keys["mode"].choice("mode", ("hedging", "netting"))) if "mode" in keys else account.mode,
         vps=keys["vps"].text("vps") if "vps" in keys else None,
         broker=_profile(keys),
+        quoted_at_first="first_quote" not in keys or keys["first_quote"].choice("first_quote", ("none",)) != "none",
     )
 
 

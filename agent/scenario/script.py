@@ -30,6 +30,8 @@ class Account:
     #: accounts that name the same VPS share one agent; None: a VPS of its own
     vps: str | None = None
     broker: Profile | None = None
+    #: False: its platform shows no quote of a symbol before a step of the script sets its price
+    quoted_at_first: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -134,8 +134,11 @@ class Stage:
         vpses = dict(zip(groups, await self._pool.take(len(groups)), strict=True))
         for name, account in self._scenario.accounts.items():
             vps = self._vps_of[name] = vpses[account.vps or f"own {name}"]
+            await self._withhold_quotes(account)
             self.accounts[name] = await self._farm.open_account(self._opening(account), self._pool.owner.user_id, vps)
         await self.set_prices(self._scenario.prices)
+        for account in self._scenario.accounts.values():
+            await self._withhold_quotes(account)
         await self._farm.wait_connected(self.accounts.values())
         for copier in self._scenario.copiers:
             master, follower = self.accounts[copier.master], self.accounts[copier.follower]
@@ -174,7 +177,7 @@ class Stage:
     def _opening(self, account: Account) -> Opening:
         return Opening(
             name=account.name,
-            login=f"{self._number}-{account.name}",
+            login=self._login(account),
             currency=account.currency,
             balance=account.balance,
             leverage=account.leverage,
@@ -182,6 +185,14 @@ class Stage:
             symbols=specs_for(account.name, self._scenario.symbols),
             profile=account.broker,
         )
+
+    def _login(self, account: Account) -> str:
+        return f"{self._number}-{account.name}"
+
+    async def _withhold_quotes(self, account: Account) -> None:
+        """Before it connects, and again behind the first prices, which are only what orders are executed at."""
+        if not account.quoted_at_first:
+            await self.paper.withhold_quotes(self._login(account))
 
     async def _set_first_prices(self) -> None:
         """Reset the prices: they belong to the broker, and each file starts from the default ones."""

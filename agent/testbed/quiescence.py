@@ -64,6 +64,9 @@ LINKS = """
   where l.state = 'live' and l.follower_account_id = any(%(accounts)s::uuid[])
     and (l.replan_at is not null or l.wanted_lots is not null
       or l.order_due_at < clock_timestamp() + interval '10 seconds')"""
+LOADING = """
+  select w.follower_account_id::text as account_id, array_to_string(w.symbols, ' or ') as symbols
+  from private.symbol_waits w where w.follower_account_id = any(%(accounts)s::uuid[])"""
 STATES = """
   select a.id::text as account_id, a.status, a.status_reason, a.copy_state from public.trading_accounts a
   where a.id = any(%(accounts)s::uuid[])"""
@@ -110,6 +113,7 @@ class Observer:
             mirror = await self.rows(MIRROR, parameters)
             executions = await self.rows(OPEN, parameters)
             links = await self.rows(LINKS, parameters)
+            loading = await self.rows(LOADING, parameters)
         except psycopg.OperationalError as error:
             return Flight(now=(f"the database does not answer ({str(error).splitlines()[0]})",))
         now = [
@@ -128,6 +132,7 @@ class Observer:
         for row in links:
             text = f"a copy of {row['symbol']} on {watched[str(row['account_id'])].name} is to be planned again"
             (later if row["waits"] and not row["wanted"] else now).append(text)
+        later += [f"a copy on {watched[str(row['account_id'])].name} waits for {row['symbols']}" for row in loading]
         return Flight(tuple(now), tuple(later))
 
     async def wait_quiet(self, accounts: Iterable[Worked], *, limit_s: float = 10) -> None:

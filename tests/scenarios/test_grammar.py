@@ -32,6 +32,14 @@ def test_a_broker_may_demand_the_order_of_closes_and_forbid_hedging() -> None:
         parse("balance: {F: 1}", head=twice)
 
 
+def test_a_broker_may_have_no_quotes_at_first() -> None:
+    head = HEAD.replace("F: {vps: A}", "F: {first_quote: none}")
+    accounts = parse("balance: {F: 1}", head=head).accounts
+    assert (accounts["M"].quoted_at_first, accounts["F"].quoted_at_first) == (True, False)
+    with pytest.raises(GrammarError, match="first_quote"):
+        parse("balance: {F: 1}", head=HEAD.replace("F: {vps: A}", "F: {first_quote: soon}"))
+
+
 def test_money_is_moved_by_exact_amounts() -> None:
     [step] = parse("balance: {F: -600.10, M: 5}").steps
     assert isinstance(step, MoveMoney)
