@@ -89,7 +89,7 @@ export const REASONS = {
     account_monitor: ["the follower account is paused", "switch it on"],
     account_protected: [
       "a protection rule, or the broker's stop-out, has stopped the follower",
-      "read its alert; switch the account on again to continue",
+      "read its alert; switch the account on again to continue, or wait where the alert says until when",
     ],
     would_breach: [
       "its stop, hit together with those already open, would cross a limit of a protection rule of the follower",

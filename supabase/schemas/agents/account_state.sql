@@ -107,12 +107,11 @@ begin
 
   -- before any account row is locked: a rule that triggers, and what waits for symbols, is planned under the plan locks
   perform private.lock_for_symbols(v_account, p_state);
-  -- first of all: the figures of this report contain them, and what rules measure from must not lack them
+  -- before the look: its figures contain them, and what rules measure from must not lack them
   if nullif(p_state -> 'balance_operations', 'null') <> '[]' then
     v_moved := private.take_balance_operations(v_account, v_session, v_vps, p_state -> 'balance_operations',
       v_measured_at);
   end if;
-  -- before any account row is locked: a rule that triggers is planned under the plan locks
   if v_balance is not null and v_equity is not null
     and exists (select 1 from public.protection_rules r where r.account_id = v_account and r.enabled)
   then

@@ -40,6 +40,10 @@ EQUITIES = tuple(
 )  # fmt: skip
 
 
+#: deposits and withdrawals between two looks; mostly none
+MOVES = ("0", "0", "0", "5000", "-4500", "-0.01")
+
+
 @dataclass(slots=True)
 class Reading:
     """One rule, read as a person would; `before` is the last look."""
@@ -53,7 +57,11 @@ class Reading:
     triggers: int = 0
     before: tuple[datetime, Decimal] | None = None
 
-    def look(self, at: datetime, equity: Decimal) -> None:
+    def look(self, at: datetime, equity: Decimal, moved: Decimal) -> None:
+        """`moved`: a deposit or withdrawal since the last look, which is no profit or loss."""
+        if self.before is not None:
+            self.before = (self.before[0], self.before[1] + moved)
+            self.base = None if self.base is None else self.base + moved
         self._count(at, equity)
         self.before = (at, equity)
         if self.done:
@@ -84,13 +92,19 @@ class Reading:
 
 
 @st.composite
-def stories(draw: st.DrawFn) -> tuple[str, datetime, list[tuple[int, str]]]:
+def stories(draw: st.DrawFn) -> tuple[str, datetime, list[tuple[int, str, str]]]:
     zone = draw(st.sampled_from(sorted(EVES)))
     begin = datetime.fromisoformat(draw(st.sampled_from(EVES[zone])))
     return (
         zone,
         begin,
-        draw(st.lists(st.tuples(st.sampled_from(PAUSES), st.sampled_from(EQUITIES)), min_size=2, max_size=25)),
+        draw(
+            st.lists(
+                st.tuples(st.sampled_from(PAUSES), st.sampled_from(EQUITIES), st.sampled_from(MOVES)),
+                min_size=2,
+                max_size=25,
+            )
+        ),
     )
 
 
@@ -108,20 +122,23 @@ def world(connection: psycopg.Connection[Any]) -> Iterator[ProtectionWorld]:
 )
 @given(story=stories())
 def test_rules_trigger_exactly_when_a_plain_reading_says_so(
-    world: ProtectionWorld, story: tuple[str, datetime, list[tuple[int, str]]]
+    world: ProtectionWorld, story: tuple[str, datetime, list[tuple[int, str, str]]]
 ) -> None:
     zone, at, looks = story
     world.db.execute("delete from public.protection_rules where true")
     world.db.execute("delete from public.alerts where true")
+    world.db.execute("delete from public.balance_operations where true")
     world.db.execute("update public.trading_accounts set funds_at = null, equity = null where true")
     readings = {kind: Reading(kind, ZoneInfo(zone)) for kind in RULES}
     for kind, threshold in RULES.items():
         world.rule(kind, threshold, action="notify", time_zone=zone)
-    for pause, equity in looks:
+    for number, (pause, equity, moved) in enumerate(looks):
         at += timedelta(milliseconds=pause)
-        world.look_at(at, equity)
+        kind = "deposit" if Decimal(moved) > 0 else "withdrawal"
+        made = [{"number": str(number), "amount": moved, "kind": kind, "at": at.isoformat()}] if moved != "0" else []
+        world.look_at(at, equity, balance_operations=made)
         for reading in readings.values():
-            reading.look(at, Decimal(equity))
+            reading.look(at, Decimal(equity), Decimal(moved))
         told = world.alerts()
         assert {kind: told.get(kind, 0) for kind in RULES} == {
             kind: reading.triggers for kind, reading in readings.items()
