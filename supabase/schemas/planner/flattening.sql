@@ -40,6 +40,8 @@ declare
   v_draft private.execution_draft;
   v_drafts private.execution_draft[];
 begin
+  -- a copy that waits for its symbol is refused now, so that it is not opened when the account is on again
+  perform private.decide_waiting_symbols(array[p_account], p_now);
   if private.trading_state() = 'off' then return '{}'; end if;
   for v_loose in
     select p.*

@@ -25,6 +25,8 @@ COPIERS = {
     "HC": [("M1", "H"), ("M2", "H")],
 }
 CHAIN = ("H", "C")
+#: followers whose list of symbols is not told at first → the choices that say so
+UNTOLD = {"H": (1, 2), "N": (2, 3)}
 # the usual more than once
 OF_MASTERS = (
     ["open"] * 4
@@ -36,7 +38,7 @@ OF_MASTERS = (
 OF_MASTERS += ["reticket", "hold", "deliver", "repeat", "snapshot", "blink", "move", "mode"]
 OF_AGENTS = ["done"] * 9 + ["partial", "refuse", "refuse_for_now", "expire", "after_all", "lose", "found"]
 OF_AGENTS += ["late", "late_in", "report_again", "time", "time"]
-OF_FOLLOWERS = ["blink_there", "move_there", "pause", "flatten", "trading"]
+OF_FOLLOWERS = ["blink_there", "move_there", "pause", "flatten", "trading", "part"]
 OF_USERS = {"H": ["order_fills", "user_trims", "user_closes", "user_opens"], "N": ["user_deals"], "C": []}
 
 
@@ -64,6 +66,9 @@ class Farm:
         self.brokers = Brokers(world, lots_min, retickets=bool(choices) and choices[0] in (4, 6))
         self.agents = Agents(world, self.masters, self.brokers, self.doubts)
         self.followers = Followers(world, self.masters, self.brokers, self.agents, self.doubts, followers, lots_max)
+        for name, of in UNTOLD.items():
+            if choices and choices[0] in of and name in followers:
+                self.followers.forget_list(name)
 
     @staticmethod
     def _settings(
@@ -100,6 +105,8 @@ class Farm:
             self.followers.set_trading("on")
         for key in [key for key in self.doubts.silent if not key[0] and key[1] not in self.masters.flattening]:
             self.followers.set_state(key[1], "on")
+        while self.masters.untold:
+            self.followers.part(0, 7, 0)
         for _ in range(200):
             if not self._move():
                 return
@@ -152,6 +159,9 @@ class Farm:
         left = [(e["id"], e["action"], e["status"], e["reason"]) for e in world.open_executions()]
         assert left == [], "something is in flight"
         assert world.unexplained() == 0, world.rows("select * from public.unexplained_pairs")
+        assert world.rows("select * from private.symbol_waits") == [], "something waits for a symbol that was told"
+        loading = "select * from public.copy_outcomes where reason = 'symbol_loading'"
+        assert world.rows(loading) == [], "a pair has no decision"
         for name in self.followers.names.replace("N", ""):
             self._check_mirror(name)
         pairs = [Pair(*copier, root) for copier in self.settings for root in self.masters.roots(copier[0])]

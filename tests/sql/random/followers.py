@@ -26,6 +26,7 @@ class Followers:
         self.names = names
         #: how much the user dealt on N in all, whatever the side
         self.own_on_net = Decimal(0)
+        self._specs: dict[str, dict[str, str]] = {}
         #: all trading was stopped once
         self.stopped = False
         world.db.execute("update public.trading_accounts set funds_at = now() + interval '1 day'")
@@ -35,6 +36,36 @@ class Followers:
 
     def _tell(self, account: str, kind: str, ticket: str) -> None:
         self.world.tell(account, self.world.note(account, kind, self.brokers.state(ticket)))
+
+    # -- lists of symbols that are told in parts ---------------------------------------------------------------
+
+    def forget_list(self, account: str) -> None:
+        """The account has just logged in, and its agent has told none of its symbols yet."""
+        execute, key = self.world.db.execute, self.world.accounts[account]
+        row = self.world.rows("select * from public.account_symbols where account_id = %s", key)[0]
+        self._specs[account] = {
+            k: str(v) for k, v in row.items() if v is not None and k not in ("account_id", "quoted_at")
+        }
+        execute("delete from public.account_symbols where account_id = %s", (key,))
+        execute("update public.trading_accounts set symbols_complete = false where id = %s", (key,))
+        self.masters.untold.add(account)
+
+    def _tell_symbols(self, account: str, symbol: dict[str, str], *, complete: bool) -> None:
+        report = {"account_id": self.world.accounts[account], "epoch": self.world.epochs[account]}
+        report |= {"symbols": [symbol], "symbols_complete": complete}
+        self.world.as_agent(account, "report_account_state", report)
+
+    def part(self, a: int, b: int, c: int) -> None:
+        """Another part of a list: some other symbol, or the one that is traded, perhaps as the last."""
+        account = pick(sorted(self.masters.untold), a)
+        if account is None:
+            return
+        spec = self._specs[account]
+        if b < 4:
+            self._tell_symbols(account, spec | {"name": f"ZZ{c}TOP"}, complete=False)
+        else:
+            self._tell_symbols(account, spec, complete=c < 4)
+            self.masters.untold.discard(account)
 
     # -- brokers and users of hedging followers -----------------------------------------------------------------
 

@@ -104,6 +104,8 @@ class Masters:
         self.root: dict[str, str] = {}
         #: orders that filled into a position which was there → that position's lineage: its copy may be one of these
         self.joined: dict[str, str] = {}
+        #: followers whose list of symbols is not told yet: copies wait for it
+        self.untold: set[str] = set()
         #: orders, and positions of two new tickets since, that were told of after what became of them: new ones until
         #: it is known whose lineage they began
         self.belated: set[str] = set()
@@ -162,6 +164,8 @@ class Masters:
                 # turned
                 if course.accept(position, seq) and not self.world.open_executions(pair.follower):
                     self.doubts.pairs.discard(pair)
+                if pair.follower in self.untold:  # decided later, and all changes until then as one
+                    course.late = True
                 if self.doubts.is_silent(pair):
                     self.doubts.pairs.add(pair)
 
@@ -343,7 +347,7 @@ class Masters:
 
     def doubt_waiting(self, key: tuple[str, str]) -> None:
         """These copiers are about to stop: an open, an increase or a flip that is not done yet may be refused."""
-        if self.world.open_executions(key[1] or None):
+        if self.world.open_executions(key[1] or None) or self.untold:
             self.doubts.pairs.update(pair for pair in self.courses if key in (pair[:2], ("", pair.follower), ("", "")))
 
     def hear(self, key: tuple[str, str], *, silent: bool) -> None:

@@ -41,11 +41,13 @@ class Mutant:
     sizing: tuple[int, int] = (0, 0)
     #: a handful of random plays is enough to meet it
     common: bool = False
+    #: the first choice, which is about the followers' symbols
+    symbols: int = 0
 
     @property
     def choices(self) -> list[int]:
         first, second = self.sizing
-        return [0, first, 0, 0, 0, 0, 0, second, 0, 0, 0, 0, 0]
+        return [self.symbols, first, 0, 0, 0, 0, 0, second, 0, 0, 0, 0, 0]
 
     def source(self, world: QuietWorld) -> str:
         source = str(world.one("select pg_get_functiondef(%s::regproc)", f"private.{self.function}"))
@@ -58,7 +60,7 @@ class Mutant:
 
 MUTANTS = [
     # which order waits for which
-    Mutant("a flip's open does not wait for its close", "decide",
+    Mutant("a flip's open does not wait for its close", "decide_kinds",
            (("case when pair.kind = 'flip' then pair.close_step end", "null"),), "H",
            [OPEN, DONE, ("flip", 0, 0, 0), ("done", 1, 0, 0)]),
     Mutant("a close beside an open does not name it", "plan_links",
@@ -115,9 +117,17 @@ MUTANTS = [
            [OPEN, DONE, FLATTEN, OPEN, DONE]),
     Mutant("a copier that is off closes", "net_deltas", (("when s.frozen then 0", ""),), "N",
            [OPEN, DONE, ("mode", 0, 2, 0), CLOSE, DONE]),
-    Mutant("a reversed copier takes the master's side", "decide",
+    Mutant("a reversed copier takes the master's side", "decide_kinds",
            (("(opened.side = 'buy') = copier.reverse", "(opened.side = 'buy') <> copier.reverse"),), "H",
            [OPEN], common=True),
+    # lists of symbols that are told in parts
+    Mutant("a copy that waits for its symbol is refused for good", "decide_kinds",
+           (("pair.kind in ('new', 'flip') and pair.reason is distinct from 'symbol_loading'",
+             "pair.kind in ('new', 'flip')"),), "H", [OPEN], symbols=1, common=True),
+    Mutant("a symbol is told and nothing is decided", "decide_waiting_symbols",
+           (("s.follower_account_id = any (p_followers)", "false"),), "N", [OPEN], symbols=2, common=True),
+    Mutant("what the master closed meanwhile is still waited for", "wait_is_over",
+           (("else 'already_closed' end", "end"),), "H", [OPEN, CLOSE], symbols=1),
 ]  # fmt: skip
 
 
