@@ -47,6 +47,9 @@ begin
     when 'trade_disabled' then format('%s is %s at the follower.', p_symbol.name,
       replace(p_symbol.trade_mode, '_', ' '))
     when 'account_halted' then p_follower.status_reason
+    when 'account_protected' then case when p_follower.resumes_at is not null
+      then format('%s has stopped the account; copying goes on by itself at %s.', p_follower.copy_state_reason,
+        to_char(p_follower.resumes_at at time zone 'UTC', 'YYYY-MM-DD HH24:MI "UTC"')) end
     when 'follower_offline' then format('The follower''s status is %s, its last heartbeat was %s.',
       p_follower.status,
       coalesce(to_char(p_follower.seen_at at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"'), 'never'))

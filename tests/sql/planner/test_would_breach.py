@@ -144,6 +144,31 @@ def test_an_increase_and_a_pending_order_are_held_to_the_limit_too(world: Protec
     assert (sent(world), world.reasons("F")) == (["2.00"], {"would_breach": 2})
 
 
+@pytest.mark.covers("R32")
+def test_a_netting_follower_is_held_to_the_limit_too(world: ProtectionWorld) -> None:
+    world.add_account("N", vps="b", mode="netting", balance="100000")
+    world.copy("M", "N")
+    world.db.execute("update public.trading_accounts set initial_balance = 100000, equity = 100000 where name = 'N'")
+    world.rule("equity_floor", "95000", account="N")
+    world.opened("M", "2.00", sl=STOP_200)
+    world.opened("M", "1.00", sl=STOP_200)
+    assert world.reasons("N") == {"would_breach": 1}
+
+
+@pytest.mark.covers("R32")
+def test_a_loss_in_another_currency_is_converted_and_without_a_rate_nothing_is_opened(world: ProtectionWorld) -> None:
+    world.db.execute("update public.trading_accounts set currency = 'EUR' where name = 'F'")
+    world.rule("equity_floor", "95000")
+    world.opened("M", "2.74", sl=STOP_200)  # 5,480 USD at 1.10005 are 4,981.59 EUR
+    assert sent(world) == ["2.74"]
+    assert room(world)["bound"] == "4981.59"
+    world.opened("M", "0.02", sl=STOP_200)
+    world.db.execute("update public.account_symbols set quoted_at = now() - interval '1 day'")
+    world.opened("M", "0.01", sl=STOP_200)
+    assert world.reasons("F") == {"would_breach": 1, "stale_funds": 1}
+    assert room(world)["unknown_stops"] == 1
+
+
 def test_old_figures_refuse_what_they_show_and_allow_nothing(world: ProtectionWorld) -> None:
     world.rule("daily_loss", "5")
     world.db.execute("update public.trading_accounts set funds_at = now() - interval '2 min' where name = 'F'")
