@@ -92,6 +92,39 @@ def test_a_report_that_waits_for_a_close_plans_on_it(world: World, sessions: tup
     assert (reduce["action"], f"{reduce['lots']:.2f}") == ("reduce", "0.60")
 
 
+def without_list(world: World) -> tuple[dict[str, Any], dict[str, Any]]:
+    """F's agent has told no symbol yet. Returns what its agent and the master's are about to say."""
+    columns = "name, contract_size, tick_size, digits, profit_currency, lots_min, lots_max, lots_step"
+    (spec,) = world.rows(f"select {columns} from public.account_symbols where account_id = %s", world.accounts["F"])
+    world.db.execute("delete from public.account_symbols where account_id = %s", (world.accounts["F"],))
+    world.db.execute(
+        "update public.trading_accounts set symbols_complete = false where id = %s", (world.accounts["F"],)
+    )
+    symbol = {key: value if isinstance(value, int) else str(value) for key, value in spec.items()}
+    opening = {"account_id": world.accounts["M"], "epoch": 1, "events": [world.event("opened", world.position())]}
+    return {"account_id": world.accounts["F"], "epoch": 1, "symbols": [symbol]}, opening
+
+
+@pytest.mark.covers("X25")
+@pytest.mark.parametrize("first", ["opening", "telling"])
+def test_a_symbol_that_is_told_while_a_copy_begins_to_wait_for_it_is_seen(
+    world: World, sessions: tuple[Session, Session], first: str
+) -> None:
+    """The lost wake-up: a plan that read the list without the symbol, and a report that saw nothing waiting."""
+    world.copy("M", "F")
+    telling, opening = without_list(world)
+    calls = [("M", "queue_trade_copy", opening), ("F", "report_account_state", telling)]
+    (before, after), (one, other) = (calls if first == "opening" else calls[::-1]), sessions
+    one.call(*before)
+    thread, done = in_background(lambda: other.finish(*after))
+    wait_until_blocked(world)
+    one.db.commit()
+    thread.join(10)
+    assert done
+    assert [e["action"] for e in world.executions("F")] == ["open"]
+    assert world.one("select count(*) from private.symbol_waits") == 0
+
+
 def test_the_same_event_on_two_connections_makes_one_order(world: World, sessions: tuple[Session, Session]) -> None:
     world.copy("M", "F")
     call = {"account_id": world.accounts["M"], "epoch": 1, "events": [world.event("opened", world.position())]}

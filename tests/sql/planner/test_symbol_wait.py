@@ -180,6 +180,23 @@ def test_an_increase_does_not_lengthen_the_wait(world: NettingWorld) -> None:
 
 
 @pytest.mark.covers("X25")
+def test_an_increase_waits_too_and_its_copy_goes_on_meanwhile(world: NettingWorld) -> None:
+    tell(world, "F", "ZZTOP")
+    world.copy("M", "F")
+    position = world.opened("M", "0.10", symbol="ZZTOP")
+    (execution,) = world.open_executions("F")
+    filled = world.position("0.10", ticket="9001", symbol="ZZTOP", tag=str(execution["id"]))
+    world.report(execution, positions=[filled], filled_lots="0.10", price="1.1")
+    world.db.execute("delete from public.account_symbols where account_id = %s", (world.accounts["F"],))
+    world.send("M", world.event("increased", position | {"lots": "0.30"}))
+    assert outcomes(world)[-1] == ("increased", "symbol_loading")
+    tell(world, "F", "ZZTOP")
+    assert outcomes(world)[-1] == ("increased", "copied")
+    assert [(e["action"], str(e["lots"].normalize())) for e in world.open_executions("F")] == [("increase", "0.2")]
+    assert waiting(world) == 0
+
+
+@pytest.mark.covers("X25")
 def test_a_pending_order_waits_too(world: NettingWorld) -> None:
     world.copy("M", "F", copy_pending=True)
     order = world.position("0.10", symbol="ZZTOP") | {"kind": "order", "order_type": "limit", "price": "1.05"}
