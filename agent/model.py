@@ -68,6 +68,8 @@ class SymbolSpec:
     stops_level_points: int = 0
     freeze_level_points: int = 0
     trade_mode: TradeMode = "full"
+    #: prices of the instrument may be 0 or below
+    allow_negative: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,7 @@ export type Database = {
       account_symbols: {
         Row: {
           account_id: string;
+          allow_negative: boolean;
           ask: number | null;
           bid: number | null;
           contract_size: number;
@@ -63,6 +64,7 @@ export type Database = {
         ComputedFields: never;
         Insert: {
           account_id: string;
+          allow_negative?: boolean;
           ask?: number | null;
           bid?: number | null;
           contract_size: number;
@@ -82,6 +84,7 @@ export type Database = {
         };
         Update: {
           account_id?: string;
+          allow_negative?: boolean;
           ask?: number | null;
           bid?: number | null;
           contract_size?: number;
@@ -1590,6 +1593,7 @@ export type Database = {
           free_margin: number | null;
           funds_at: string | null;
           guarded: boolean;
+          has_unread: boolean;
           id: string;
           initial_balance: number | null;
           initial_balance_at: string | null;
@@ -1647,6 +1651,7 @@ export type Database = {
           free_margin?: number | null;
           funds_at?: string | null;
           guarded?: boolean;
+          has_unread?: boolean;
           id?: string;
           initial_balance?: number | null;
           initial_balance_at?: string | null;
@@ -1703,6 +1708,7 @@ export type Database = {
           free_margin?: number | null;
           funds_at?: string | null;
           guarded?: boolean;
+          has_unread?: boolean;
           id?: string;
           initial_balance?: number | null;
           initial_balance_at?: string | null;

@@ -102,6 +102,7 @@ def symbol_to_json(name: str, spec: SymbolSpec | None, quote: Quote | None) -> d
             "stops_level_points": spec.stops_level_points,
             "freeze_level_points": spec.freeze_level_points,
             "trade_mode": spec.trade_mode,
+            "allow_negative": spec.allow_negative,
         }
     if quote is not None:
         out |= {"bid": quote.bid, "ask": quote.ask, "quoted_at": quote.at}

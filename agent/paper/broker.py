@@ -196,9 +196,14 @@ class Broker:
     # --- prices and time ---------------------------------------------------------------------------
 
     def set_prices(self, prices: Mapping[str, tuple[Decimal, Decimal]], login: str | None = None) -> None:
-        """Set quotes and execute everything that they trigger."""
+        """Set quotes and execute everything that they trigger. A price of 0 or below needs a book whose symbol allows
+        it."""
         books = list(self.books.values()) if login is None else [self.book(login)]
+        low = {symbol for symbol, (bid, _) in prices.items() if bid.is_finite() and bid <= 0}
+        allowed = {symbol for symbol in low for book in books if _allows_negative(book, symbol)}
         try:
+            if low - allowed:
+                raise ValueError(f"{min(low - allowed)}: the bid must be above 0")
             self.market.set(prices, self.clock.now(), login)
         except ValueError as error:
             raise BrokerError("malformed", str(error)) from None
@@ -368,3 +373,8 @@ class Broker:
         changes = book.take_changes()
         if changes:
             self.on_changes(book.login, changes)
+
+
+def _allows_negative(book: Book, symbol: str) -> bool:
+    spec = book.symbols.get(symbol)
+    return spec is not None and spec.allow_negative

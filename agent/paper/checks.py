@@ -62,7 +62,7 @@ def check_levels(spec: SymbolSpec, side: Side, price: Decimal, sl: Decimal | Non
         if level is None:
             continue
         away = price - level if below else level - price
-        if not level.is_finite() or level <= 0 or away <= 0 or away < distance or level % spec.tick_size:
+        if not _is_price(spec, level) or away <= 0 or away < distance or level % spec.tick_size:
             raise Refusal("invalid_stops", f"{level} for a {side} at {price}")
 
 
@@ -75,7 +75,7 @@ def check_not_frozen(spec: SymbolSpec, price: Decimal, *changes: tuple[Decimal |
 
 def check_trigger(spec: SymbolSpec, side: Side, order_type: OrderType, price: Decimal | None, quote: Quote) -> Decimal:
     """Check the price of a pending order: on the tick grid, on the correct side, at least the stops level away."""
-    if order_type == "market" or price is None or not price.is_finite() or price <= 0 or price % spec.tick_size:
+    if order_type == "market" or price is None or not _is_price(spec, price) or price % spec.tick_size:
         raise Refusal("invalid_price", str(price))
     market = quote.ask if side == "buy" else quote.bid
     away = market - price if (side == "buy") == (order_type == "limit") else price - market
@@ -89,6 +89,10 @@ def check_expiry(expires_at: datetime | None, now: datetime, profile: Profile) -
         raise Refusal("invalid_expiration", "this broker accepts only orders without an expiry (good till cancelled)")
     if expires_at is not None and expires_at <= now:
         raise Refusal("invalid_expiration", expires_at.isoformat())
+
+
+def _is_price(spec: SymbolSpec, price: Decimal) -> bool:
+    return price.is_finite() and (price > 0 or spec.allow_negative)
 
 
 def _point(spec: SymbolSpec) -> Decimal:

@@ -69,7 +69,7 @@ def margin(book: Book, market: Market, changed: Mapping[str, Mapping[Side, Expos
 
 def _margin_base(spec: SymbolSpec, exposure: Exposure) -> Decimal:
     in_price = spec.margin_currency == spec.profit_currency
-    return (exposure.value if in_price else exposure.lots) * spec.contract_size
+    return abs(exposure.value if in_price else exposure.lots) * spec.contract_size
 
 
 def state(book: Book, market: Market, server: str) -> AccountState:

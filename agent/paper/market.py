@@ -24,10 +24,10 @@ class Market:
         self._withheld: dict[str, set[str]] = {}
 
     def set(self, prices: Mapping[str, tuple[Decimal, Decimal]], at: datetime, login: str | None = None) -> None:
-        """Set prices. ValueError (and nothing is set) unless 0 < bid <= ask for all of them."""
+        """Set prices. ValueError (and nothing is set) unless bid <= ask for all of them. Prices may be below 0."""
         for symbol, (bid, ask) in prices.items():
-            if not (bid.is_finite() and ask.is_finite() and 0 < bid <= ask):
-                raise ValueError(f"{symbol}: 0 < bid <= ask does not hold for {bid} and {ask}")
+            if not (bid.is_finite() and ask.is_finite() and bid <= ask):
+                raise ValueError(f"{symbol}: bid <= ask does not hold for {bid} and {ask}")
         scope = login or _SHARED
         quotes, plain = self._quotes.setdefault(scope, {}), self._plain.setdefault(scope, {})
         for symbol, (bid, ask) in prices.items():

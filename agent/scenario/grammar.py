@@ -18,7 +18,7 @@ DEFAULT_SYMBOLS = ("EURUSD", "GBPUSD", "USDJPY", "XAUUSD", "US30", "NAS100", "BT
 PLATFORMS = ("paper", "mt5", "mt4", "ctrader")
 SPEC_NUMBERS = ("lots_min", "lots_step", "lots_max", "contract_size", "tick_size")
 SPEC_WHOLE = ("digits", "stops_level_points", "freeze_level_points")
-SPEC_KEYS = (*SPEC_NUMBERS, *SPEC_WHOLE, "profit_currency", "margin_currency", "trade_mode")
+SPEC_KEYS = (*SPEC_NUMBERS, *SPEC_WHOLE, "profit_currency", "margin_currency", "trade_mode", "allow_negative")
 ACCOUNT_KEYS = ("platform", "currency", "balance", "leverage", "mode", "vps", "broker", "fifo", "hedging_allowed",
     "same_numbers", "first_quote")  # fmt: skip
 TRADE_MODES = ("full", "long_only", "short_only", "close_only", "disabled")
@@ -45,7 +45,12 @@ def parse_scenario(path: str, content: str) -> Scenario:
     accounts = _accounts(top["accounts"])
     symbols = tuple(_symbol(key, node, accounts) for key, node in _optional(top, "symbols").items())
     vpses = frozenset(account.vps for account in accounts.values() if account.vps is not None)
-    names = Names(accounts=frozenset(accounts), symbols=_offered(accounts, symbols), vpses=vpses)
+    names = Names(
+        accounts=frozenset(accounts),
+        symbols=_offered(accounts, symbols),
+        negative=_negative(accounts, symbols),
+        vpses=vpses,
+    )
     copiers = tuple(_copier(node, accounts) for node in top["copiers"].items("copiers")) if "copiers" in top else ()
     names.copiers = len(copiers)
     prices = tuple(_price(key, node, names) for key, node in _optional(top, "prices").items())
@@ -144,13 +149,15 @@ def _symbol(key: str, node: Node, accounts: Mapping[str, Account]) -> Symbol:
     prefix, _, rest = key.partition(".")
     if account is None and any(plain in rest for plain in DEFAULT_SYMBOLS):
         raise node.fault(f"there is no account {prefix!r}; an account's own symbol is written ACCOUNT.SYMBOL")
-    spec: dict[str, str | int | Decimal] = {}
+    spec: dict[str, str | int | bool | Decimal] = {}
     for field, value in ({} if node.is_null() else node.entries(f"symbol {key}", SPEC_KEYS)).items():
         match field:
             case "digits" | "stops_level_points" | "freeze_level_points":
                 spec[field] = value.whole(field, least=0)
             case "trade_mode":
                 spec[field] = value.choice(field, TRADE_MODES)
+            case "allow_negative":
+                spec[field] = _switch(field, value)
             case "profit_currency" | "margin_currency":
                 spec[field] = _currency(value)
             case _:
@@ -172,6 +179,12 @@ def _offered(accounts: Mapping[str, Account], symbols: tuple[Symbol, ...]) -> di
     return offered
 
 
+def _negative(accounts: Mapping[str, Account], symbols: tuple[Symbol, ...]) -> dict[str, frozenset[str]]:
+    """The symbols of each account whose prices may be 0 or below."""
+    said = [symbol for symbol in symbols if symbol.spec.get("allow_negative")]
+    return {name: frozenset(one.name for one in said if one.account in (None, name)) for name in accounts}
+
+
 def _price(key: str, node: Node, names: Names) -> Price:
     account, symbol = _owner(key, names.accounts)
     offering = (account,) if account is not None else tuple(names.accounts)
@@ -180,7 +193,8 @@ def _price(key: str, node: Node, names: Names) -> Price:
     pair = node.items(f"the price of {key}")
     if len(pair) != 2:
         raise node.fault(f"the price of {key} must be [bid, ask]")
-    bid, ask = (item.number("a price", above=Decimal(0)) for item in pair)
+    above = None if any(symbol in names.negative[name] for name in offering) else Decimal(0)
+    bid, ask = (item.number("a price", above=above) for item in pair)
     if ask < bid:
         raise node.fault(f"the ask of {key} is below its bid; write [bid, ask]")
     return Price(account=account, symbol=symbol, bid=bid, ask=ask, line=node.line)

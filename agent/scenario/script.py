@@ -40,7 +40,7 @@ class Symbol:
 
     account: str | None
     name: str
-    spec: Mapping[str, str | int | Decimal]
+    spec: Mapping[str, str | int | bool | Decimal]
     line: int
 
 

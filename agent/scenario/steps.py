@@ -57,10 +57,17 @@ class Names:
 
     accounts: frozenset[str]
     symbols: Mapping[str, frozenset[str]]
+    #: of these, the symbols whose prices may be 0 or below
+    negative: Mapping[str, frozenset[str]]
     #: VPS names of accounts; an account without `vps` uses its own name
     vpses: frozenset[str] = frozenset()
     copiers: int = 0
     aliases: dict[str, set[str]] = field(default_factory=dict)
+
+    def least_price(self, account: str, symbol: str | None = None) -> Decimal | None:
+        """What a price or level must be above; None: nothing. Without a symbol: any that the account trades."""
+        negative = self.negative.get(account, frozenset())
+        return None if (negative if symbol is None else symbol in negative) else ZERO
 
     def learn(self, account: str, alias: str | None) -> None:
         if alias is not None:
@@ -180,13 +187,13 @@ def _action(account: str, node: Node, names: Names) -> Action:
             if len(keys) == 1:
                 raise node.fault("modify needs sl:, tp: or price:")
             target = _target(account, keys[verb], names)
-            price = keys["price"].number("price", above=ZERO) if "price" in keys else None
+            price = keys["price"].number("price", above=names.least_price(account)) if "price" in keys else None
             return Modify(
                 account=account,
                 target=target,
                 price=price,
-                sl=_level(keys, "sl"),
-                tp=_level(keys, "tp"),
+                sl=_level(keys, "sl", names.least_price(account)),
+                tp=_level(keys, "tp", names.least_price(account)),
                 line=node.line,
             )
         case "text":
@@ -206,12 +213,12 @@ def _entry(account: str, verb: str, node: Node, keys: Mapping[str, Node], names:
     lots = _need(node, keys, "lots", verb).number("lots", above=ZERO)
     alias = keys["as"].text("as") if "as" in keys else None
     names.learn(account, alias)
-    sl, tp = _level(keys, "sl"), _level(keys, "tp")
+    sl, tp = (_level(keys, key, names.least_price(account, name)) for key in ("sl", "tp"))
     if verb == "open":
         side = cast("Side", keys[verb].choice("open", SIDES))
         return Open(account=account, side=side, symbol=name, lots=lots, sl=sl, tp=tp, alias=alias, line=node.line)
     kind = keys[verb].choice("order", PENDING)
-    price = _need(node, keys, "price", verb).number("price", above=ZERO)
+    price = _need(node, keys, "price", verb).number("price", above=names.least_price(account, name))
     pending_side, order_type = kind.split("_")
     return Place(
         account=account,
@@ -228,11 +235,11 @@ def _entry(account: str, verb: str, node: Node, keys: Mapping[str, Node], names:
     )
 
 
-def _level(keys: Mapping[str, Node], key: str) -> Decimal | None:
+def _level(keys: Mapping[str, Node], key: str, least: Decimal | None) -> Decimal | None:
     """0 (or null) means "no level"; a key that is left out leaves the level open."""
     if key not in keys:
         return None
-    return ZERO if keys[key].is_null() else keys[key].number(key, least=ZERO)
+    return ZERO if keys[key].is_null() else keys[key].number(key, least=least)
 
 
 def _target(account: str, node: Node, names: Names) -> str:
@@ -354,7 +361,9 @@ HOLDING: Mapping[str, tuple[str, ...]] = {
 
 def _expect_book(key: str, node: Node, names: Names) -> ExpectBook:
     books = {
-        account: tuple(_holding(key, item) for item in _items(value, f"the book of {account}"))
+        account: tuple(
+            _holding(key, item, names.least_price(account)) for item in _items(value, f"the book of {account}")
+        )
         for account, value in node.entries(key, names.accounts).items()
     }
     return ExpectBook(kind="position" if key == "expect" else "order", books=books, line=node.line)
@@ -364,7 +373,7 @@ def _items(node: Node, what: str) -> Iterable[Node]:
     return () if node.is_null() else node.items(what)
 
 
-def _holding(step: str, node: Node) -> Holding:
+def _holding(step: str, node: Node, least: Decimal | None) -> Holding:
     found: dict[str, str | Decimal] = {}
     for key, value in node.entries(
         "an expected position" if step == "expect" else "an expected order", HOLDING[step]
@@ -379,7 +388,9 @@ def _holding(step: str, node: Node) -> Holding:
             case "order":
                 found["side"], found["type"] = value.choice(key, PENDING).split("_")
             case "sl" | "tp":
-                found[key] = ZERO if value.is_null() else value.number(key, least=ZERO)
+                found[key] = ZERO if value.is_null() else value.number(key, least=least)
+            case "price":
+                found[key] = value.number(key, least=least)
             case _:
                 found[key] = value.number(key, least=ZERO)
     return Holding(keys=found, line=node.line)

@@ -243,12 +243,8 @@ end $$;
 create function private.is_quote(p jsonb) returns boolean
 language plpgsql immutable set search_path = '' as $$
 begin
-  if coalesce(jsonb_typeof(p), 'null') = 'null' then return true; end if;
-  if jsonb_typeof(p) <> 'object' or not coalesce(private.is_number(p -> 'bid')
-    and private.is_number(p -> 'ask'), false) then
-    return false;
-  end if;
-  return (p ->> 'bid')::numeric > 0 and (p ->> 'ask')::numeric > 0;
+  return coalesce(jsonb_typeof(p), 'null') = 'null' or jsonb_typeof(p) = 'object'
+    and coalesce(private.is_number(p -> 'bid') and private.is_number(p -> 'ask'), false);
 end $$;
 
 -- base/limit.sql
@@ -1260,6 +1256,7 @@ create table public.trading_accounts (
   symbol_suffix text not null default '',
   symbol_affix_proven boolean not null default false,
   symbols_complete boolean,
+  has_unread boolean not null default false,
   removed_at timestamptz,
   created_at timestamptz not null default now(),
   updated_at timestamptz not null default now(),
@@ -1363,6 +1360,8 @@ comment on column public.trading_accounts.symbol_prefix is
   'What its broker puts before symbol names, learned from well-known names.';
 comment on column public.trading_accounts.symbol_suffix is
   'What its broker puts after symbol names, learned from well-known names.';
+comment on column public.trading_accounts.has_unread is
+  'Whether its last snapshot had entries that could not be taken: they count as open and unknown.';
 comment on column public.trading_accounts.symbols_complete is
   'Whether its list of symbols was ever told completely; null: its agent does not say, which counts as complete.';
 comment on column public.trading_accounts.symbol_affix_proven is
@@ -1421,6 +1420,7 @@ create table public.account_symbols (
   stops_level_points integer not null default 0,
   freeze_level_points integer not null default 0,
   trade_mode text not null default 'full',
+  allow_negative boolean not null default false,
   bid numeric,
   ask numeric,
   quoted_at timestamptz,
@@ -1435,7 +1435,10 @@ create table public.account_symbols (
   constraint stops_level_is_not_negative check (stops_level_points >= 0),
   constraint freeze_level_is_not_negative check (freeze_level_points >= 0),
   constraint trade_mode_is_known check (trade_mode in ('full', 'long_only', 'short_only', 'close_only', 'disabled')),
-  constraint quote_is_positive check (bid > 0 and ask > 0 and bid < 'Infinity' and ask < 'Infinity')
+  -- without a price many brokers report 0; a bid below 0 is one (oil in April 2020)
+  constraint quote_is_a_price check (
+    (bid > 0 and ask > 0 or bid < 0 and bid <= ask or allow_negative and bid <= ask) and bid > '-Infinity'
+    and bid < 'Infinity' and ask < 'Infinity')
 ) with (fillfactor = 80);
 comment on table public.account_symbols is 'An instrument as one account sees it, with its last quote.';
 comment on column public.account_symbols.account_id is 'The account.';
@@ -1454,6 +1457,8 @@ comment on column public.account_symbols.freeze_level_points is
   'Distance from the price, in points, within which SL and TP can no longer be changed.';
 comment on column public.account_symbols.trade_mode is
   'What the broker allows: full, long_only, short_only, close_only, disabled.';
+comment on column public.account_symbols.allow_negative is
+  'Whether the broker says that prices of the instrument may be 0 or below.';
 comment on column public.account_symbols.bid is 'Last bid.';
 comment on column public.account_symbols.ask is 'Last ask.';
 comment on column public.account_symbols.quoted_at is 'When the quote was read, by the database''s clock.';
@@ -1462,6 +1467,12 @@ alter table public.account_symbols enable row level security;
 create policy "users see symbols of their accounts, operators all" on public.account_symbols for select to authenticated
   using ((select private.is_operator())
     or account_id in (select a.id from public.trading_accounts a where a.user_id = (select auth.uid())));
+-- Whether a price of 0 or below means something: the broker says so, or quotes one now.
+create function private.may_be_negative(p_symbol public.account_symbols) returns boolean
+language plpgsql immutable set search_path = '' as $$
+begin
+  return coalesce(p_symbol.allow_negative or p_symbol.bid < 0, false);
+end $$;
 create trigger touch before update on public.account_symbols for each row execute function private.touch();
 
 create table public.account_snapshots (
@@ -4160,7 +4171,7 @@ comment on function private.cut_position(jsonb) is
   'The documented fields of a position, with texts cut: comments to 200 characters.';
 
 -- For events that are unusually long or odd. Texts are cut and undocumented fields are left out; of a snapshot, also
--- positions whose symbol or ticket is too long. A close is never refused because of its comment.
+-- positions whose ticket is too long. A close is never refused because of its comment.
 create function private.cut_event(p_event jsonb) returns jsonb
 language sql immutable
 set search_path = ''
@@ -4171,8 +4182,7 @@ as $$
       when e.key = 'positions' and jsonb_typeof(e.value) = 'array' then (
         select coalesce(jsonb_agg(private.cut_position(p.value) order by p.n), '[]')
         from jsonb_array_elements(e.value) with ordinality p (value, n)
-        where private.is_too_long(p.value -> 'symbol') is not true
-          and private.is_too_long(p.value -> 'ticket') is not true)
+        where private.is_too_long(p.value -> 'ticket') is not true)
       when e.key = 'close_reason' and private.is_no_text(e.value) then null
       when jsonb_typeof(e.value) = 'string' then to_jsonb(left(e.value #>> '{}', 100))
       else e.value end)
@@ -5398,12 +5408,12 @@ begin
       or (p ->> 'lots')::numeric not between 0 and 1e12, true)
       then 'position.lots must be a decimal number between 0 and 1e12'
     when coalesce(not pg_input_is_valid(p ->> 'price', 'numeric')
-      or (p ->> 'price')::numeric not between 0 and 1e12, true)
-      then 'position.price must be a decimal number between 0 and 1e12'
-    when not pg_input_is_valid(p ->> 'sl', 'numeric') or (p ->> 'sl')::numeric not between 0 and 1e12
-      then 'position.sl must be a decimal number between 0 and 1e12'
-    when not pg_input_is_valid(p ->> 'tp', 'numeric') or (p ->> 'tp')::numeric not between 0 and 1e12
-      then 'position.tp must be a decimal number between 0 and 1e12'
+      or (p ->> 'price')::numeric not between -1e12 and 1e12, true)
+      then 'position.price must be a decimal number between -1e12 and 1e12'
+    when not pg_input_is_valid(p ->> 'sl', 'numeric') or (p ->> 'sl')::numeric not between -1e12 and 1e12
+      then 'position.sl must be a decimal number between -1e12 and 1e12'
+    when not pg_input_is_valid(p ->> 'tp', 'numeric') or (p ->> 'tp')::numeric not between -1e12 and 1e12
+      then 'position.tp must be a decimal number between -1e12 and 1e12'
     when coalesce(p ->> 'replaces_kind', 'order') not in ('position', 'order')
       then 'position.replaces_kind must be "position", "order" or null'
     when not coalesce(pg_input_is_valid(p ->> 'opened_at', 'timestamptz'), true)
@@ -5486,6 +5496,7 @@ declare
   v_type text;
   v_news boolean;
   v_flip boolean;
+  v_unread record;
 begin
   select * into o from public.positions
   where account_id = p_account.id and ticket = p ->> 'ticket' and kind = p ->> 'kind';
@@ -5495,6 +5506,12 @@ begin
   if o.ticket is null then
     v_from := private.continued(p_account.id, p);
     o := v_from;
+  end if;
+  if p_account.has_unread and o.ticket is null then
+    select u.unseen_at, u.existing into v_unread
+    from private.read_at_last(p_account.id, p ->> 'ticket', p ->> 'kind') u;
+    p_unseen := coalesce(least(v_unread.unseen_at, p_unseen), p_unseen);
+    p_existing := p_existing or coalesce(v_unread.existing, false);
   end if;
   v_type := private.change_type(o, p ->> 'kind', p ->> 'side', v_lots);
   v_news := v_type in ('opened', 'ordered', 'increased') or o.ticket is null;
@@ -5567,11 +5584,11 @@ end $$;
 
 -- Applies a complete snapshot: what differs is changed; what is absent for the second time (and has a lower number) is
 -- closed. Returns the changes as [{"position": …, "type", "previous_lots"}] for the caller to record, and the tickets
--- that are still missing.
+-- that are still missing. p_nameless: an entry without a ticket was left out, so nothing counts as absent.
 create function private.apply_snapshot(
   p_account public.trading_accounts, p_session bigint, p_seq bigint, p_positions jsonb, p_detected timestamptz,
     p_unseen timestamptz,
-  p_now timestamptz, out changes jsonb, out missing jsonb
+  p_nameless boolean, p_now timestamptz, out changes jsonb, out missing jsonb
 ) language plpgsql security definer set search_path = '' as $$
 declare
   p jsonb;
@@ -5605,11 +5622,11 @@ begin
   end loop;
 
   update public.positions m set absent_snapshots = m.absent_snapshots + 1
-  where m.account_id = p_account.id and m.closed_at is null and (m.session, m.seq) < (p_session, p_seq)
+  where not p_nameless and m.account_id = p_account.id and m.closed_at is null and (m.session, m.seq) < (p_session, p_seq)
     and not exists (select 1 from jsonb_array_elements(p_positions) e
       where e ->> 'ticket' = m.ticket and e ->> 'kind' = m.kind);
   for o in
-    select * from public.positions m where m.account_id = p_account.id and m.closed_at is null
+    select * from public.positions m where not p_nameless and m.account_id = p_account.id and m.closed_at is null
       and m.absent_snapshots >= 2
   loop
     p := jsonb_build_object('ticket', o.ticket, 'kind', o.kind, 'symbol', o.symbol, 'side', o.side, 'order_type',
@@ -5822,6 +5839,128 @@ create index symbol_waits_of_master on private.symbol_waits (master_account_id, 
 create index symbol_waits_of_follower on private.symbol_waits (follower_account_id);
 alter table private.symbol_waits enable row level security;
 
+-- trade/unread_entry.sql
+-- Entries of a snapshot that cannot be taken, such as a position with a price that is no number. Such an entry is there,
+-- but what it is cannot be told: what the mirror holds under its ticket stays as it is, and the other entries count.
+
+create table private.unread_entries (
+  account_id uuid not null references public.trading_accounts (id) on delete cascade,
+  ticket text not null,
+  kind text not null,
+  error text not null,
+  unseen_at timestamptz not null,
+  existing boolean not null,
+  primary key (account_id, ticket, kind)
+);
+comment on table private.unread_entries is
+  'Entries of the last snapshot that could not be taken. A row goes once its entry can be read or is gone.';
+comment on column private.unread_entries.kind is 'position, order, or empty where the entry does not say it.';
+comment on column private.unread_entries.unseen_at is
+  'The last read without it: if it turns out to be a new trade, its age is measured from here.';
+comment on column private.unread_entries.existing is 'It was in the account''s very first snapshot.';
+alter table private.unread_entries enable row level security;
+
+-- What is wrong with an entry of this account's snapshot or event; null: nothing is.
+create function private.entry_error(p_account uuid, p jsonb) returns text
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_error text := private.position_error(p);
+begin
+  if v_error is null and least((p ->> 'price')::numeric, (p ->> 'sl')::numeric, (p ->> 'tp')::numeric) < 0
+    and not exists (select from public.account_symbols s
+      where s.account_id = p_account and s.name = p ->> 'symbol' and private.may_be_negative(s)) then
+    v_error := format('position.price, sl or tp is below 0, and %s neither allows that nor is quoted below 0',
+      p ->> 'symbol');
+  end if;
+  return v_error;
+end $$;
+
+-- Sorts the entries of a snapshot. good: those that can be taken; unread: [{"ticket", "kind", "error"}] of the others;
+-- nameless: an entry has no ticket, so that no ticket can be called absent.
+create function private.sort_entries(p_account uuid, p_entries jsonb, out good jsonb, out unread jsonb,
+  out nameless boolean)
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  select coalesce(jsonb_agg(x.entry order by x.n) filter (where x.error is null), '[]'),
+    coalesce(jsonb_agg(jsonb_build_object('ticket', x.entry ->> 'ticket', 'kind', case
+      when x.entry ->> 'kind' in ('position', 'order') then x.entry ->> 'kind' else '' end, 'error', x.error))
+      filter (where x.error is not null and x.named), '[]'),
+    coalesce(bool_or(not x.named), false)
+  into good, unread, nameless
+  from (
+    select e.entry, e.n, coalesce(private.entry_error(p_account, e.entry), case
+      when (e.entry ->> 'lots')::numeric = 0
+        then 'a snapshot holds only what is open: position.lots must be above 0' end) as error,
+      coalesce(jsonb_typeof(e.entry -> 'ticket') = 'string' and length(e.entry ->> 'ticket') between 1 and 64, false)
+        as named
+    from jsonb_array_elements(p_entries) with ordinality e (entry, n)
+  ) x;
+end $$;
+
+-- Remembers the entries of a snapshot that could not be taken, and confirms what the mirror holds under their tickets:
+-- none of it is absent.
+create function private.note_unread(p_account public.trading_accounts, p_unread jsonb, p_session bigint, p_seq bigint,
+  p_unseen timestamptz) returns void
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_new record;
+begin
+  if p_unread = '[]' then return; end if;
+  for v_new in
+    insert into private.unread_entries as u (account_id, ticket, kind, error, unseen_at, existing)
+    select distinct on (e ->> 'ticket', e ->> 'kind') p_account.id, e ->> 'ticket', e ->> 'kind',
+      left(e ->> 'error', 500), p_unseen, p_account.snapshot_session = 0
+    from jsonb_array_elements(p_unread) e
+    on conflict do nothing returning u.*
+  loop
+    perform private.raise_alert(p_account.id, 'account', 'entry_unread', 'warning', format(
+      'An entry of %s cannot be read: ticket %s, %s. It counts as open and unknown: it is neither copied nor closed '
+      'until it can be read. Look at it in the terminal; if it is right there, tell the operators.', p_account.name,
+      v_new.ticket, v_new.error), jsonb_build_object('ticket', v_new.ticket));
+  end loop;
+  update public.positions m set session = p_session, seq = p_seq, absent_snapshots = 0
+  from private.unread_entries u
+  where u.account_id = p_account.id and m.account_id = u.account_id and m.ticket = u.ticket
+    and u.kind in ('', m.kind) and m.closed_at is null and (m.session, m.seq) < (p_session, p_seq)
+    and exists (select from jsonb_array_elements(p_unread) e where e ->> 'ticket' = u.ticket and e ->> 'kind' = u.kind);
+end $$;
+
+-- Forgets the entries that this snapshot could read, or no longer has.
+create function private.forget_unread(p_account public.trading_accounts, p_unread jsonb) returns void
+language plpgsql security definer set search_path = '' as $$
+begin
+  if p_unread = '[]' and not p_account.has_unread then return; end if;
+  delete from private.unread_entries u where u.account_id = p_account.id and not exists (
+    select from jsonb_array_elements(p_unread) e where e ->> 'ticket' = u.ticket and e ->> 'kind' = u.kind);
+  update public.trading_accounts a set has_unread = p_unread <> '[]' where a.id = p_account.id;
+end $$;
+
+-- What an entry that can be read now was before: a row of unread_entries, or null.
+create function private.read_at_last(p_account uuid, p_ticket text, p_kind text) returns private.unread_entries
+language sql volatile security definer set search_path = '' as $$
+  select u from private.unread_entries u
+  where u.account_id = p_account and u.ticket = p_ticket and u.kind in ('', p_kind)
+  order by u.unseen_at limit 1
+$$;
+
+-- The event of a close as it must be applied: what stands beside the close and is not what it should be is left out. A
+-- close is never refused for its price.
+create function private.bare_close(p_account uuid, e jsonb) returns jsonb
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  p jsonb := e -> 'position';
+  o public.positions;
+begin
+  select * into o from public.positions m where m.account_id = p_account and m.ticket = p ->> 'ticket'
+  order by m.closed_at is null desc, m.kind = p ->> 'kind' desc limit 1;
+  p := jsonb_build_object('kind', o.kind, 'symbol', o.symbol, 'side', o.side, 'order_type', o.order_type,
+      'price', o.price::text, 'sl', o.sl::text, 'tp', o.tp::text)
+    || jsonb_strip_nulls(jsonb_build_object('ticket', p -> 'ticket', 'lots', p -> 'lots', 'replaces', p -> 'replaces',
+      'replaces_kind', p -> 'replaces_kind'));
+  return case when o.ticket is null then e
+    else (e - array['deal_price', 'dealt_at', 'unchanged_at']) || jsonb_build_object('position', p) end;
+end $$;
+
 -- trade/witness.sql
 -- What agents prove as witnesses of a database that has gone back in time (trade/generation.sql).
 
@@ -5952,17 +6091,17 @@ begin
   if p_price is null or p_tick is null or p_tick <= 0 then
     return p_price;
   end if;
-  return div(p_price + p_tick / 2, p_tick) * p_tick;
+  return sign(p_price) * div(abs(p_price) + p_tick / 2, p_tick) * p_tick;
 end $$;
 
 -- The level that a copy must have. p_from: the master's level it is derived from (under reverse, the other one);
 -- p_direction: +1 if the level lies above the copy's open price, -1 below; p_open: the copy's own open price, null
 -- while there is none (then the master's counts); p_cap: the largest distance in points, which also applies if the
--- master has no level.
+-- master has no level. p_negative: prices may be 0 or below; else an open price of 0 of the master is not known.
 create function private.wanted_level(
   p_mode text, p_from numeric, p_master_open numeric, p_open numeric, p_direction integer, p_points integer,
     p_cap integer, p_digits integer,
-  p_tick numeric
+  p_tick numeric, p_negative boolean
 ) returns numeric
 language plpgsql immutable set search_path = '' as $$
 declare
@@ -5971,18 +6110,19 @@ declare
   v_cap numeric;
 begin
   if p_mode = 'price' and p_cap is null then  -- the usual case: no further call
-    return case when p_tick > 0 then div(p_from + p_tick / 2, p_tick) * p_tick else p_from end;
+    return case when p_tick > 0 then sign(p_from) * div(abs(p_from) + p_tick / 2, p_tick) * p_tick else p_from end;
   end if;
   if p_mode = 'none' and p_cap is null then return null; end if;
-  v_open := coalesce(p_open, private.on_tick(p_master_open, p_tick));
-  v_level := case p_mode when 'price' then p_from when 'distance' then v_open + (p_from - p_master_open)
+  v_open := coalesce(p_open, private.on_tick(case when p_master_open <> 0 or p_negative then p_master_open end, p_tick));
+  v_level := case p_mode when 'price' then p_from
+    when 'distance' then case when p_master_open > 0 or p_negative then v_open + (p_from - p_master_open) else p_from end
     when 'fixed' then v_open + p_direction * p_points * 10::numeric ^ -p_digits end;
   if p_cap is not null then
     v_cap := v_open + p_direction * p_cap * 10::numeric ^ -p_digits;
     v_level := case when p_direction > 0 then least(v_level, v_cap) else greatest(v_level, v_cap) end;
   end if;
   v_level := private.on_tick(v_level, p_tick);
-  return case when v_level > 0 then v_level end;
+  return case when v_level > 0 or p_negative then v_level end;
 end $$;
 
 -- Volume that a link must hold after its master was reduced: the share of what it was opened with, exact, floored to
@@ -6016,9 +6156,11 @@ select l.*, c.mode as copier_mode, c.removal, fa.mode as account_mode, fa.copy_s
   m.price as master_price, m.expires_at as master_expires_at,
   s.lots_min, s.lots_step,
   private.wanted_level(c.sl_mode, case when c.reverse then m.tp else m.sl end, m.price, held.open_price,
-    case l.side when 'buy' then -1 else 1 end, c.sl_points, c.max_sl_points, s.digits, s.tick_size) as wanted_sl,
+    case l.side when 'buy' then -1 else 1 end, c.sl_points, c.max_sl_points, s.digits, s.tick_size,
+    s.allow_negative or s.bid < 0) as wanted_sl,
   private.wanted_level(c.tp_mode, case when c.reverse then m.sl else m.tp end, m.price, held.open_price,
-    case l.side when 'buy' then 1 else -1 end, c.tp_points, null, s.digits, s.tick_size) as wanted_tp,
+    case l.side when 'buy' then 1 else -1 end, c.tp_points, null, s.digits, s.tick_size,
+    s.allow_negative or s.bid < 0) as wanted_tp,
   private.on_tick(m.price, s.tick_size) as wanted_price,
   held.position_lots, held.order_lots, held.legs,
   private.target_lots(l.base_lots, m.lots, l.base_master_lots, s.lots_step, s.lots_min, held.position_lots)
@@ -6795,7 +6937,7 @@ comment on type private.levels is
 create function private.is_fresh(p_symbol public.account_symbols, p_now timestamptz) returns boolean
 language plpgsql stable set search_path = '' as $$
 begin
-  return coalesce(p_symbol.bid > 0 and p_symbol.ask > 0
+  return coalesce(p_symbol.bid is not null and p_symbol.ask is not null
     and p_symbol.quoted_at > p_now - private.setting_s('symbol_quote_max_age_s'), false);
 end $$;
 
@@ -6832,8 +6974,10 @@ begin
     v_levels.sent_sl := greatest(p_sl, case when p_sl is not null then v_above end);
     v_levels.sent_tp := least(p_tp, case when p_tp is not null then v_below end);
   end if;
-  v_levels.sent_sl := case when v_levels.sent_sl > 0 then v_levels.sent_sl end;
-  v_levels.sent_tp := case when v_levels.sent_tp > 0 then v_levels.sent_tp end;
+  if not private.may_be_negative(p_symbol) then
+    v_levels.sent_sl := case when v_levels.sent_sl > 0 then v_levels.sent_sl end;
+    v_levels.sent_tp := case when v_levels.sent_tp > 0 then v_levels.sent_tp end;
+  end if;
   v_levels.warnings := array_remove(array[case when v_levels.sent_sl is distinct from p_sl then 'sl_adjusted' end,
     case when v_levels.sent_tp is distinct from p_tp then 'tp_adjusted' end], null);
   return v_levels;
@@ -6857,8 +7001,8 @@ end $$;
 create function private.price_levels(p_sl numeric, p_tp numeric, p_tick numeric) returns private.levels
 language plpgsql immutable set search_path = '' as $$
 declare
-  v_sl numeric := case when p_tick > 0 then div(p_sl + p_tick / 2, p_tick) * p_tick else p_sl end;
-  v_tp numeric := case when p_tick > 0 then div(p_tp + p_tick / 2, p_tick) * p_tick else p_tp end;
+  v_sl numeric := case when p_tick > 0 then sign(p_sl) * div(abs(p_sl) + p_tick / 2, p_tick) * p_tick else p_sl end;
+  v_tp numeric := case when p_tick > 0 then sign(p_tp) * div(abs(p_tp) + p_tick / 2, p_tick) * p_tick else p_tp end;
 begin
   return row(v_sl, v_tp, v_sl, v_tp, '{}'::text[])::private.levels;
 end $$;
@@ -6883,10 +7027,11 @@ begin
   end if;
   v_sl := private.wanted_level(p_copier.sl_mode, case
     when p_copier.reverse then p_master.tp else p_master.sl end, p_master.price, v_open, -v_up,
-    p_copier.sl_points, p_copier.max_sl_points, p_symbol.digits, p_symbol.tick_size);
+    p_copier.sl_points, p_copier.max_sl_points, p_symbol.digits, p_symbol.tick_size,
+    private.may_be_negative(p_symbol));
   v_tp := private.wanted_level(p_copier.tp_mode, case
     when p_copier.reverse then p_master.sl else p_master.tp end, p_master.price, v_open, v_up,
-    p_copier.tp_points, null, p_symbol.digits, p_symbol.tick_size);
+    p_copier.tp_points, null, p_symbol.digits, p_symbol.tick_size, private.may_be_negative(p_symbol));
   return private.legal_levels(p_symbol, p_side, case
     when p_master.kind = 'order' then private.on_tick(p_master.price, p_symbol.tick_size) end,
     v_sl, v_tp, 0, p_now);
@@ -6910,7 +7055,8 @@ begin
   if coalesce(p_copier.sl_mode, 'price') <> 'fixed' and p_copier.max_sl_points is null then return p_stop; end if;
   return private.wanted_level(p_copier.sl_mode, p_stop, p_price, p_price, case
     when (p_side = 'buy') = p_copier.reverse then 1 else -1 end,
-    p_copier.sl_points, p_copier.max_sl_points, p_symbol.digits, p_symbol.tick_size);
+    p_copier.sl_points, p_copier.max_sl_points, p_symbol.digits, p_symbol.tick_size,
+    private.may_be_negative(p_symbol));
 end $$;
 
 -- A link's warnings, with those about levels replaced by the new ones.
@@ -6942,13 +7088,16 @@ begin
   end if;
 end $$;
 
--- Stores the prices at which an agent's order was refused.
+-- Stores the prices at which an agent's order was refused. Two zeros are no quote.
 create function private.note_quote(p_account uuid, p_symbol text, p_quote jsonb, p_now timestamptz) returns void
 language plpgsql security definer set search_path = '' as $$
 begin
   update public.account_symbols s set bid = (p_quote ->> 'bid')::numeric, ask = (p_quote ->> 'ask')::numeric,
     quoted_at = p_now
-  where s.account_id = p_account and s.name = p_symbol and (s.quoted_at < p_now or s.quoted_at is null);
+  where s.account_id = p_account and s.name = p_symbol and (s.quoted_at < p_now or s.quoted_at is null)
+    and ((p_quote ->> 'bid')::numeric > 0 and (p_quote ->> 'ask')::numeric > 0
+      or (s.allow_negative or (p_quote ->> 'bid')::numeric < 0)
+        and (p_quote ->> 'bid')::numeric <= (p_quote ->> 'ask')::numeric);
 end $$;
 
 -- planner/sizing.sql
@@ -6979,7 +7128,18 @@ begin
     p_explain || ('Nothing is placed: ' || p_reason || '.'))::private.sizing;
 end $$;
 
--- Size of one copy. p_side, p_price (> 0), p_sl and p_tp are the master's; p_lots is its volume or, for an increase,
+-- What a limit needs to value a trade at: the price without its sign. Null near 0, where prices may be negative: there a
+-- value says nothing about what can be lost.
+create function private.value_price(p_price numeric, p_symbol public.account_symbols) returns numeric
+language plpgsql immutable set search_path = '' as $$
+begin
+  if private.may_be_negative(p_symbol) and abs(p_price) < 100 * coalesce(p_symbol.tick_size, 10::numeric ^ -p_symbol.digits) then
+    return null;
+  end if;
+  return abs(p_price);
+end $$;
+
+-- Size of one copy. p_side, p_price, p_sl and p_tp are the master's; p_lots is its volume or, for an increase,
 -- the increase. p_rates: exchange rates for exchange_rate(). The rules must apply in this order, therefore it is longer
 -- than forty lines.
 create function private.size_order(
@@ -7002,6 +7162,7 @@ declare
   -- money lost per lot if the stop is hit, times v_rate[2]: quotients are computed only at the end
   v_risk numeric;
   v_limit numeric;
+  v_value numeric;  -- the price that limits value the trade at
   v_exposure numeric;  -- value of one lot in the follower's currency, times v_rate[2]
   v_master_rate numeric[];
   v_master_exposure numeric;
@@ -7016,7 +7177,7 @@ begin
   v_explain := array[format('The master trades %s lots of %s.', private.plain(p_lots), p_master_symbol.name)];
   v_stop := private.stop_of_copy(p_copier, p_side, p_price, case when p_copier.reverse then p_tp else p_sl end, s);
   if p_copier.reverse then v_no_stop := 'It has no take profit, which would be the follower''s stop.'; end if;
-  if v_stop <= 0 or v_stop = p_price or (v_stop < p_price) = ((p_side = 'sell') <> p_copier.reverse) then
+  if v_stop <= 0 and not private.may_be_negative(s) or v_stop = p_price or (v_stop < p_price) = ((p_side = 'sell') <> p_copier.reverse) then
     v_no_stop := format('The follower''s stop %s is not on the losing side of the price %s.', private.plain(v_stop),
       private.plain(p_price));
     v_stop := null;
@@ -7125,8 +7286,15 @@ begin
         private.plain(p_copier.max_risk_percent), private.plain(round(v_limit, 2)), p_follower.currency);
     end if;
   end if;
-  v_exposure := s.contract_size * v_rate[1]
-    * coalesce(case when (p_side = 'buy') <> p_copier.reverse then s.ask else s.bid end, p_price);
+  v_value := private.value_price(coalesce(case when (p_side = 'buy') <> p_copier.reverse then s.ask else s.bid end,
+    p_price), s);
+  v_exposure := s.contract_size * v_rate[1] * v_value;
+  if v_value is null and (p_copier.max_leverage is not null or p_copier.sanity_factor is not null) then
+    v_explain := v_explain || format('The price of %s is too near 0 to say what the trade is worth, so the limit on %s '
+      'cannot be checked.', s.name, case when p_copier.max_leverage is null then 'exposure' else 'leverage' end);
+    return private.no_order(case when p_copier.max_leverage is null then 'sanity' else 'max_leverage' end, v_raw,
+      v_warnings, v_explain);
+  end if;
   if p_copier.max_leverage is not null then
     if v_exposure is null or p_follower.equity is null or p_follower.equity <= 0 then
       v_explain := v_explain ||
@@ -7219,7 +7387,8 @@ begin
   -- exposure compared with the master's own
   v_master_rate := private.profit_fraction(p_master_symbol, p_master.currency, p_rates);
   v_master_exposure := p_lots * p_master_symbol.contract_size * v_master_rate[1]
-    * coalesce(case p_side when 'buy' then p_master_symbol.ask else p_master_symbol.bid end, p_price);
+    * private.value_price(coalesce(case p_side when 'buy' then p_master_symbol.ask else p_master_symbol.bid end,
+      p_price), p_master_symbol);
   if p_copier.sanity_factor is not null and (p_master.equity > 0 and p_follower.equity > 0 and v_exposure > 0
     and v_master_exposure > 0) is not true then
     v_warnings := v_warnings || 'sanity_unchecked'::text;
@@ -7667,10 +7836,23 @@ begin
   return null;
 end $$;
 
+-- A master's position whose open price its broker does not tell (0): its symbol's present quote stands for it. Without
+-- one the price is null.
+create function private.at_known_price(p_position public.positions, p_symbol public.account_symbols, p_now timestamptz)
+returns public.positions
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  if p_position.price = 0 and not private.may_be_negative(p_symbol) then
+    p_position.price := case when p_position.kind = 'position' and private.quote_is_fresh(p_symbol, p_now)
+      then case p_position.side when 'buy' then p_symbol.ask else p_symbol.bid end end;
+  end if;
+  return p_position;
+end $$;
+
 create function private.quote_is_fresh(p_symbol public.account_symbols, p_now timestamptz) returns boolean
 language plpgsql stable security definer set search_path = '' as $$
 begin
-  return coalesce(p_symbol.bid > 0 and p_symbol.ask > 0
+  return coalesce(p_symbol.bid is not null and p_symbol.ask is not null
     and p_symbol.quoted_at > p_now - private.setting_s('symbol_quote_max_age_s'), false);
 end $$;
 
@@ -7798,7 +7980,7 @@ begin
       pair.close_step,
       pair.asked_lots,
       copier,
-      opened,
+      case when opened.price = 0 then private.at_known_price(opened, masters_symbol, p_now) else opened end as opened,
       master,
       follower,
       masters_symbol,
@@ -7864,6 +8046,7 @@ begin
         case when (pair.symbol).contract_size is null then
           private.loading_refusal(pair.master, pair.masters_symbol, pair.follower) end,
         private.symbol_refusal(pair.symbol, pair.side),
+        case when (pair.opened).price is null then 'no_quote' end,
         case when (pair.symbol).name <> (pair.opened).symbol and not pair.mapped and pair.kind <> 'increase' then
           private.proof_refusal(pair.masters_symbol, pair.symbol, (pair.opened).price, p_now) end,
         case when p_asked is not null or pair.by_user then
@@ -8550,8 +8733,8 @@ declare
       private.quoted_currency(p_symbol.name), p_account.currency]) end);
 begin
   return p_symbol.contract_size
-    * coalesce(case when p_symbol.quoted_at > p_now - private.setting_s('symbol_quote_max_age_s')
-      then case p_side when 'buy' then p_symbol.ask else p_symbol.bid end end, p_price)
+    * abs(coalesce(case when p_symbol.quoted_at > p_now - private.setting_s('symbol_quote_max_age_s')
+      then case p_side when 'buy' then p_symbol.ask else p_symbol.bid end end, p_price))
     * v_rate[1] / (v_rate[2] * p_account.leverage);
 end $$;
 
@@ -11076,13 +11259,10 @@ comment on function private.assignments_of(uuid, uuid, boolean) is
 -- Booking of an account's events.
 
 -- What is wrong with an event, compared with docs/protocol.md; null: nothing is.
-create function private.event_error(e jsonb) returns text
+create function private.event_error(p_account uuid, e jsonb) returns text
 language plpgsql stable set search_path = '' as $$
-declare
-  v_error text;
-  p jsonb;
 begin
-  v_error := case
+  return case
     when jsonb_typeof(e) is distinct from 'object' then 'the event is not an object'
     when jsonb_typeof(e -> 'session') is distinct from 'number' or not pg_input_is_valid(e ->> 'session', 'bigint')
       or (e ->> 'session')::bigint < 1 then 'session must be a whole number above 0'
@@ -11100,26 +11280,18 @@ begin
     when not coalesce(pg_input_is_valid(e ->> 'dealt_at', 'timestamptz'), true)
       then 'dealt_at must be a time such as 2026-01-31T12:00:00Z'
     when e ->> 'deal_price' is not null and not coalesce(case when pg_input_is_valid(e ->> 'deal_price', 'numeric')
-      then (e ->> 'deal_price')::numeric between 0 and 1e12 end, false)
-        then 'deal_price must be a decimal number, not negative (or above 1e12)'
+      then (e ->> 'deal_price')::numeric between -1e12 and 1e12 end, false)
+        then 'deal_price must be a decimal number between -1e12 and 1e12'
     when e ->> 'type' = 'snapshot' then
       case when jsonb_typeof(e -> 'positions') is distinct from 'array'
         then 'positions of a snapshot must be an array' end
-    when private.position_error(e -> 'position') is not null then private.position_error(e -> 'position')
+    when private.entry_error(p_account, e -> 'position') is not null
+      then private.entry_error(p_account, e -> 'position')
     when e ->> 'type' in ('closed', 'cancelled') <> ((e #>> '{position,lots}')::numeric = 0)
       then 'position.lots must be 0 for closed and cancelled, and above 0 for everything else'
     when e ->> 'type' in ('closed', 'cancelled') and coalesce(e ->> 'evidence', '') not in ('deal', 'snapshots')
       then 'evidence of a close must be "deal" or "snapshots"'
   end;
-  if v_error is null and e ->> 'type' = 'snapshot' then
-    for p in select value from jsonb_array_elements(e -> 'positions') loop
-      v_error := coalesce(private.position_error(p),
-        case when (p ->> 'lots')::numeric = 0
-          then 'a snapshot holds only what is open: position.lots must be above 0' end);
-      exit when v_error is not null;
-    end loop;
-  end if;
-  return v_error;
 end $$;
 
 -- Stores and applies one event. Returns the result as in docs/protocol.md, and what it changed: parallel arrays
@@ -11139,6 +11311,7 @@ declare
   v_change private.change;
   v_status text := 'accepted';
   v_snapshot record;
+  v_sorted record;
   v_found jsonb;
   v_tickets jsonb := '[]';
   v_events jsonb := '[]';
@@ -11154,7 +11327,11 @@ begin
   if v_told is not null then
     perform private.alert_left_out(p_account.id, 'positions', v_told - jsonb_array_length(e -> 'positions'));
   end if;
-  v_error := private.event_error(e);
+  v_error := private.event_error(p_account.id, e);
+  if v_error is not null and e ->> 'type' in ('closed', 'cancelled') then
+    e := private.bare_close(p_account.id, e);
+    v_error := private.event_error(p_account.id, e);
+  end if;
   if v_error is not null then
     perform private.record_event(p_account, v_id, e, 'agent', null, 'refused', 'TC401', v_error, e -> 'position', null,
       case when octet_length(e::text) < 10000 then e else to_jsonb(left(e::text, 1000)) end);
@@ -11183,8 +11360,11 @@ begin
     v_status := 'history';
     perform private.record_event(p_account, v_id, e, 'agent', null, v_status, null, null, e -> 'position', null, e);
   elsif e ->> 'type' = 'snapshot' then
-    select * into v_snapshot from private.apply_snapshot(p_account, v_session, v_seq, e -> 'positions', v_detected,
-      v_unseen, p_now);
+    v_sorted := private.sort_entries(p_account.id, e -> 'positions');
+    perform private.note_unread(p_account, v_sorted.unread, v_session, v_seq, v_unseen);
+    select * into v_snapshot from private.apply_snapshot(p_account, v_session, v_seq, v_sorted.good, v_detected,
+      v_unseen, v_sorted.nameless, p_now);
+    perform private.forget_unread(p_account, v_sorted.unread);
     perform private.record_event(p_account, v_id, e, 'agent', 'snapshot', v_status, null, null, null, null,
       jsonb_build_object('positions', jsonb_array_length(e -> 'positions')));
     for v_found in select value from jsonb_array_elements(v_snapshot.changes) loop
@@ -11363,15 +11543,15 @@ begin
       then 'outcome is not one of completed, rejected, expired, cancelled, unknown'
     when not pg_input_is_valid(r ->> 'filled_lots', 'numeric') or (r ->> 'filled_lots')::numeric not between 0 and 1e12
       then 'filled_lots must be a decimal number, not negative'
-    when not pg_input_is_valid(r ->> 'price', 'numeric') or (r ->> 'price')::numeric not between 0 and 1e12
-      then 'price must be a decimal number, not negative'
+    when not pg_input_is_valid(r ->> 'price', 'numeric') or (r ->> 'price')::numeric not between -1e12 and 1e12
+      then 'price must be a decimal number between -1e12 and 1e12'
     when not coalesce(pg_input_is_valid(r ->> 'received_at', 'timestamptz'), true)
       then 'received_at must be a time such as 2026-01-31T12:00:00Z'
     when not coalesce(pg_input_is_valid(r ->> 'sent_at', 'timestamptz'), true)
       then 'sent_at must be a time such as 2026-01-31T12:00:00Z'
     when not coalesce(pg_input_is_valid(r ->> 'done_at', 'timestamptz'), true)
       then 'done_at must be a time such as 2026-01-31T12:00:00Z'
-    when r ? 'quote' and not private.is_quote(r -> 'quote') then 'quote must be an object with bid and ask above 0'
+    when r ? 'quote' and not private.is_quote(r -> 'quote') then 'quote must be an object with the numbers bid and ask'
     when coalesce(jsonb_typeof(r -> 'positions'), 'null') not in ('null', 'array') then 'positions must be an array'
   end;
   if v_error is null and jsonb_typeof(r -> 'positions') = 'array' then
@@ -13616,11 +13796,12 @@ declare
 begin
   insert into public.account_symbols (account_id, name, contract_size, tick_size, digits, profit_currency,
     margin_currency,
-    lots_min, lots_max, lots_step, stops_level_points, freeze_level_points, trade_mode, bid, ask, quoted_at)
+    lots_min, lots_max, lots_step, stops_level_points, freeze_level_points, trade_mode, allow_negative, bid, ask,
+    quoted_at)
   select distinct on (s.name) p_account, s.name, s.contract_size, s.tick_size, s.digits, s.profit_currency,
     coalesce(s.margin_currency, s.profit_currency), s.lots_min, s.lots_max, s.lots_step,
-    coalesce(s.stops_level_points, 0), coalesce(s.freeze_level_points, 0), coalesce(s.trade_mode, 'full'), s.bid, s.ask,
-      s.quoted_at
+    coalesce(s.stops_level_points, 0), coalesce(s.freeze_level_points, 0), coalesce(s.trade_mode, 'full'),
+    coalesce(s.allow_negative, false), s.bid, s.ask, s.quoted_at
   from jsonb_populate_recordset(null::public.account_symbols, p_symbols) s
   where not exists (select from public.account_symbols t where t.account_id = p_account and t.name = s.name)
   order by s.name
@@ -13655,6 +13836,7 @@ begin
       stops_level_points = coalesce(s.stops_level_points, t.stops_level_points),
       freeze_level_points = coalesce(s.freeze_level_points, t.freeze_level_points),
       trade_mode = coalesce(s.trade_mode, t.trade_mode),
+      allow_negative = coalesce(s.allow_negative, t.allow_negative),
       bid = case when newer.quote then s.bid else t.bid end, ask = case when newer.quote then s.ask else t.ask end,
       quoted_at = case when newer.quote then s.quoted_at else t.quoted_at end
   from jsonb_populate_recordset(null::public.account_symbols, p_symbols) s
@@ -16862,7 +17044,8 @@ begin
     end if;
   end loop;
   foreach v_field in array array['lots', 'price'] loop
-    if not coalesce(private.is_number(v_trade -> v_field), false) or (v_trade ->> v_field)::numeric <= 0 then
+    if not coalesce(private.is_number(v_trade -> v_field), false) or (v_trade ->> v_field)::numeric <= 0
+      and not (v_field = 'price' and private.may_be_negative(private.symbol_of(p_request #> '{follower,symbol}'))) then
       raise exception using errcode = 'TC001',
         message = format('preview_copy: "trade.%s" must be a number above 0', v_field),
         hint = 'Numbers are decimal strings such as "1.00".';

@@ -330,3 +330,19 @@ def test_prices_that_are_none_are_refused_whole(prices: tuple[str, str]) -> None
     with pytest.raises(BrokerError):
         trading.broker.set_prices({"GBPUSD": (D("1.2"), D("1.3")), "EURUSD": (D(prices[0]), D(prices[1]))})
     assert trading.broker.market.quote(LOGIN, "GBPUSD") is None
+
+
+def test_a_symbol_that_allows_it_trades_below_zero() -> None:
+    oil = SymbolSpec(
+        **{**{name: getattr(infer_spec("USOIL"), name) for name in SymbolSpec.__slots__}, "allow_negative": True}
+    )
+    trading = Trading(symbols=[oil])
+    trading.price("USOIL", "-37.02", "-37.00")
+    assert trading.send("market", symbol="USOIL", lots="0.10", sl="-38.00", tp="1.00").reason is None
+    [position] = trading.positions
+    assert (position.price, position.sl) == (D("-37.00"), D("-38.00"))
+    assert trading.broker.state(LOGIN).margin == 37
+    pending = trading.send("pending", symbol="USOIL", order_type="limit", lots="0.10", price="-39.00")
+    assert pending.reason is None
+    trading.price("USOIL", "-38.02", "-38.00")
+    assert trading.positions == []

@@ -10,11 +10,12 @@ declare
 begin
   insert into public.account_symbols (account_id, name, contract_size, tick_size, digits, profit_currency,
     margin_currency,
-    lots_min, lots_max, lots_step, stops_level_points, freeze_level_points, trade_mode, bid, ask, quoted_at)
+    lots_min, lots_max, lots_step, stops_level_points, freeze_level_points, trade_mode, allow_negative, bid, ask,
+    quoted_at)
   select distinct on (s.name) p_account, s.name, s.contract_size, s.tick_size, s.digits, s.profit_currency,
     coalesce(s.margin_currency, s.profit_currency), s.lots_min, s.lots_max, s.lots_step,
-    coalesce(s.stops_level_points, 0), coalesce(s.freeze_level_points, 0), coalesce(s.trade_mode, 'full'), s.bid, s.ask,
-      s.quoted_at
+    coalesce(s.stops_level_points, 0), coalesce(s.freeze_level_points, 0), coalesce(s.trade_mode, 'full'),
+    coalesce(s.allow_negative, false), s.bid, s.ask, s.quoted_at
   from jsonb_populate_recordset(null::public.account_symbols, p_symbols) s
   where not exists (select from public.account_symbols t where t.account_id = p_account and t.name = s.name)
   order by s.name
@@ -49,6 +50,7 @@ begin
       stops_level_points = coalesce(s.stops_level_points, t.stops_level_points),
       freeze_level_points = coalesce(s.freeze_level_points, t.freeze_level_points),
       trade_mode = coalesce(s.trade_mode, t.trade_mode),
+      allow_negative = coalesce(s.allow_negative, t.allow_negative),
       bid = case when newer.quote then s.bid else t.bid end, ask = case when newer.quote then s.ask else t.ask end,
       quoted_at = case when newer.quote then s.quoted_at else t.quoted_at end
   from jsonb_populate_recordset(null::public.account_symbols, p_symbols) s

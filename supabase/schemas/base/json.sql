@@ -193,10 +193,6 @@ end $$;
 create function private.is_quote(p jsonb) returns boolean
 language plpgsql immutable set search_path = '' as $$
 begin
-  if coalesce(jsonb_typeof(p), 'null') = 'null' then return true; end if;
-  if jsonb_typeof(p) <> 'object' or not coalesce(private.is_number(p -> 'bid')
-    and private.is_number(p -> 'ask'), false) then
-    return false;
-  end if;
-  return (p ->> 'bid')::numeric > 0 and (p ->> 'ask')::numeric > 0;
+  return coalesce(jsonb_typeof(p), 'null') = 'null' or jsonb_typeof(p) = 'object'
+    and coalesce(private.is_number(p -> 'bid') and private.is_number(p -> 'ask'), false);
 end $$;

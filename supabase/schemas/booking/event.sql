@@ -1,13 +1,10 @@
 -- Booking of an account's events.
 
 -- What is wrong with an event, compared with docs/protocol.md; null: nothing is.
-create function private.event_error(e jsonb) returns text
+create function private.event_error(p_account uuid, e jsonb) returns text
 language plpgsql stable set search_path = '' as $$
-declare
-  v_error text;
-  p jsonb;
 begin
-  v_error := case
+  return case
     when jsonb_typeof(e) is distinct from 'object' then 'the event is not an object'
     when jsonb_typeof(e -> 'session') is distinct from 'number' or not pg_input_is_valid(e ->> 'session', 'bigint')
       or (e ->> 'session')::bigint < 1 then 'session must be a whole number above 0'
@@ -25,26 +22,18 @@ begin
     when not coalesce(pg_input_is_valid(e ->> 'dealt_at', 'timestamptz'), true)
       then 'dealt_at must be a time such as 2026-01-31T12:00:00Z'
     when e ->> 'deal_price' is not null and not coalesce(case when pg_input_is_valid(e ->> 'deal_price', 'numeric')
-      then (e ->> 'deal_price')::numeric between 0 and 1e12 end, false)
-        then 'deal_price must be a decimal number, not negative (or above 1e12)'
+      then (e ->> 'deal_price')::numeric between -1e12 and 1e12 end, false)
+        then 'deal_price must be a decimal number between -1e12 and 1e12'
     when e ->> 'type' = 'snapshot' then
       case when jsonb_typeof(e -> 'positions') is distinct from 'array'
         then 'positions of a snapshot must be an array' end
-    when private.position_error(e -> 'position') is not null then private.position_error(e -> 'position')
+    when private.entry_error(p_account, e -> 'position') is not null
+      then private.entry_error(p_account, e -> 'position')
     when e ->> 'type' in ('closed', 'cancelled') <> ((e #>> '{position,lots}')::numeric = 0)
       then 'position.lots must be 0 for closed and cancelled, and above 0 for everything else'
     when e ->> 'type' in ('closed', 'cancelled') and coalesce(e ->> 'evidence', '') not in ('deal', 'snapshots')
       then 'evidence of a close must be "deal" or "snapshots"'
   end;
-  if v_error is null and e ->> 'type' = 'snapshot' then
-    for p in select value from jsonb_array_elements(e -> 'positions') loop
-      v_error := coalesce(private.position_error(p),
-        case when (p ->> 'lots')::numeric = 0
-          then 'a snapshot holds only what is open: position.lots must be above 0' end);
-      exit when v_error is not null;
-    end loop;
-  end if;
-  return v_error;
 end $$;
 
 -- Stores and applies one event. Returns the result as in docs/protocol.md, and what it changed: parallel arrays
@@ -64,6 +53,7 @@ declare
   v_change private.change;
   v_status text := 'accepted';
   v_snapshot record;
+  v_sorted record;
   v_found jsonb;
   v_tickets jsonb := '[]';
   v_events jsonb := '[]';
@@ -79,7 +69,11 @@ begin
   if v_told is not null then
     perform private.alert_left_out(p_account.id, 'positions', v_told - jsonb_array_length(e -> 'positions'));
   end if;
-  v_error := private.event_error(e);
+  v_error := private.event_error(p_account.id, e);
+  if v_error is not null and e ->> 'type' in ('closed', 'cancelled') then
+    e := private.bare_close(p_account.id, e);
+    v_error := private.event_error(p_account.id, e);
+  end if;
   if v_error is not null then
     perform private.record_event(p_account, v_id, e, 'agent', null, 'refused', 'TC401', v_error, e -> 'position', null,
       case when octet_length(e::text) < 10000 then e else to_jsonb(left(e::text, 1000)) end);
@@ -108,8 +102,11 @@ begin
     v_status := 'history';
     perform private.record_event(p_account, v_id, e, 'agent', null, v_status, null, null, e -> 'position', null, e);
   elsif e ->> 'type' = 'snapshot' then
-    select * into v_snapshot from private.apply_snapshot(p_account, v_session, v_seq, e -> 'positions', v_detected,
-      v_unseen, p_now);
+    v_sorted := private.sort_entries(p_account.id, e -> 'positions');
+    perform private.note_unread(p_account, v_sorted.unread, v_session, v_seq, v_unseen);
+    select * into v_snapshot from private.apply_snapshot(p_account, v_session, v_seq, v_sorted.good, v_detected,
+      v_unseen, v_sorted.nameless, p_now);
+    perform private.forget_unread(p_account, v_sorted.unread);
     perform private.record_event(p_account, v_id, e, 'agent', 'snapshot', v_status, null, null, null, null,
       jsonb_build_object('positions', jsonb_array_length(e -> 'positions')));
     for v_found in select value from jsonb_array_elements(v_snapshot.changes) loop

@@ -24,15 +24,15 @@ begin
       then 'outcome is not one of completed, rejected, expired, cancelled, unknown'
     when not pg_input_is_valid(r ->> 'filled_lots', 'numeric') or (r ->> 'filled_lots')::numeric not between 0 and 1e12
       then 'filled_lots must be a decimal number, not negative'
-    when not pg_input_is_valid(r ->> 'price', 'numeric') or (r ->> 'price')::numeric not between 0 and 1e12
-      then 'price must be a decimal number, not negative'
+    when not pg_input_is_valid(r ->> 'price', 'numeric') or (r ->> 'price')::numeric not between -1e12 and 1e12
+      then 'price must be a decimal number between -1e12 and 1e12'
     when not coalesce(pg_input_is_valid(r ->> 'received_at', 'timestamptz'), true)
       then 'received_at must be a time such as 2026-01-31T12:00:00Z'
     when not coalesce(pg_input_is_valid(r ->> 'sent_at', 'timestamptz'), true)
       then 'sent_at must be a time such as 2026-01-31T12:00:00Z'
     when not coalesce(pg_input_is_valid(r ->> 'done_at', 'timestamptz'), true)
       then 'done_at must be a time such as 2026-01-31T12:00:00Z'
-    when r ? 'quote' and not private.is_quote(r -> 'quote') then 'quote must be an object with bid and ask above 0'
+    when r ? 'quote' and not private.is_quote(r -> 'quote') then 'quote must be an object with the numbers bid and ask'
     when coalesce(jsonb_typeof(r -> 'positions'), 'null') not in ('null', 'array') then 'positions must be an array'
   end;
   if v_error is null and jsonb_typeof(r -> 'positions') = 'array' then

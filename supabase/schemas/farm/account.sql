@@ -53,6 +53,7 @@ create table public.trading_accounts (
   symbol_suffix text not null default '',
   symbol_affix_proven boolean not null default false,
   symbols_complete boolean,
+  has_unread boolean not null default false,
   removed_at timestamptz,
   created_at timestamptz not null default now(),
   updated_at timestamptz not null default now(),
@@ -156,6 +157,8 @@ comment on column public.trading_accounts.symbol_prefix is
   'What its broker puts before symbol names, learned from well-known names.';
 comment on column public.trading_accounts.symbol_suffix is
   'What its broker puts after symbol names, learned from well-known names.';
+comment on column public.trading_accounts.has_unread is
+  'Whether its last snapshot had entries that could not be taken: they count as open and unknown.';
 comment on column public.trading_accounts.symbols_complete is
   'Whether its list of symbols was ever told completely; null: its agent does not say, which counts as complete.';
 comment on column public.trading_accounts.symbol_affix_proven is
@@ -214,6 +217,7 @@ create table public.account_symbols (
   stops_level_points integer not null default 0,
   freeze_level_points integer not null default 0,
   trade_mode text not null default 'full',
+  allow_negative boolean not null default false,
   bid numeric,
   ask numeric,
   quoted_at timestamptz,
@@ -228,7 +232,10 @@ create table public.account_symbols (
   constraint stops_level_is_not_negative check (stops_level_points >= 0),
   constraint freeze_level_is_not_negative check (freeze_level_points >= 0),
   constraint trade_mode_is_known check (trade_mode in ('full', 'long_only', 'short_only', 'close_only', 'disabled')),
-  constraint quote_is_positive check (bid > 0 and ask > 0 and bid < 'Infinity' and ask < 'Infinity')
+  -- without a price many brokers report 0; a bid below 0 is one (oil in April 2020)
+  constraint quote_is_a_price check (
+    (bid > 0 and ask > 0 or bid < 0 and bid <= ask or allow_negative and bid <= ask) and bid > '-Infinity'
+    and bid < 'Infinity' and ask < 'Infinity')
 ) with (fillfactor = 80);
 comment on table public.account_symbols is 'An instrument as one account sees it, with its last quote.';
 comment on column public.account_symbols.account_id is 'The account.';
@@ -247,6 +254,8 @@ comment on column public.account_symbols.freeze_level_points is
   'Distance from the price, in points, within which SL and TP can no longer be changed.';
 comment on column public.account_symbols.trade_mode is
   'What the broker allows: full, long_only, short_only, close_only, disabled.';
+comment on column public.account_symbols.allow_negative is
+  'Whether the broker says that prices of the instrument may be 0 or below.';
 comment on column public.account_symbols.bid is 'Last bid.';
 comment on column public.account_symbols.ask is 'Last ask.';
 comment on column public.account_symbols.quoted_at is 'When the quote was read, by the database''s clock.';
@@ -255,6 +264,12 @@ alter table public.account_symbols enable row level security;
 create policy "users see symbols of their accounts, operators all" on public.account_symbols for select to authenticated
   using ((select private.is_operator())
     or account_id in (select a.id from public.trading_accounts a where a.user_id = (select auth.uid())));
+-- Whether a price of 0 or below means something: the broker says so, or quotes one now.
+create function private.may_be_negative(p_symbol public.account_symbols) returns boolean
+language plpgsql immutable set search_path = '' as $$
+begin
+  return coalesce(p_symbol.allow_negative or p_symbol.bid < 0, false);
+end $$;
 create trigger touch before update on public.account_symbols for each row execute function private.touch();
 
 create table public.account_snapshots (

@@ -7,17 +7,17 @@ begin
   if p_price is null or p_tick is null or p_tick <= 0 then
     return p_price;
   end if;
-  return div(p_price + p_tick / 2, p_tick) * p_tick;
+  return sign(p_price) * div(abs(p_price) + p_tick / 2, p_tick) * p_tick;
 end $$;
 
 -- The level that a copy must have. p_from: the master's level it is derived from (under reverse, the other one);
 -- p_direction: +1 if the level lies above the copy's open price, -1 below; p_open: the copy's own open price, null
 -- while there is none (then the master's counts); p_cap: the largest distance in points, which also applies if the
--- master has no level.
+-- master has no level. p_negative: prices may be 0 or below; else an open price of 0 of the master is not known.
 create function private.wanted_level(
   p_mode text, p_from numeric, p_master_open numeric, p_open numeric, p_direction integer, p_points integer,
     p_cap integer, p_digits integer,
-  p_tick numeric
+  p_tick numeric, p_negative boolean
 ) returns numeric
 language plpgsql immutable set search_path = '' as $$
 declare
@@ -26,18 +26,19 @@ declare
   v_cap numeric;
 begin
   if p_mode = 'price' and p_cap is null then  -- the usual case: no further call
-    return case when p_tick > 0 then div(p_from + p_tick / 2, p_tick) * p_tick else p_from end;
+    return case when p_tick > 0 then sign(p_from) * div(abs(p_from) + p_tick / 2, p_tick) * p_tick else p_from end;
   end if;
   if p_mode = 'none' and p_cap is null then return null; end if;
-  v_open := coalesce(p_open, private.on_tick(p_master_open, p_tick));
-  v_level := case p_mode when 'price' then p_from when 'distance' then v_open + (p_from - p_master_open)
+  v_open := coalesce(p_open, private.on_tick(case when p_master_open <> 0 or p_negative then p_master_open end, p_tick));
+  v_level := case p_mode when 'price' then p_from
+    when 'distance' then case when p_master_open > 0 or p_negative then v_open + (p_from - p_master_open) else p_from end
     when 'fixed' then v_open + p_direction * p_points * 10::numeric ^ -p_digits end;
   if p_cap is not null then
     v_cap := v_open + p_direction * p_cap * 10::numeric ^ -p_digits;
     v_level := case when p_direction > 0 then least(v_level, v_cap) else greatest(v_level, v_cap) end;
   end if;
   v_level := private.on_tick(v_level, p_tick);
-  return case when v_level > 0 then v_level end;
+  return case when v_level > 0 or p_negative then v_level end;
 end $$;
 
 -- Volume that a link must hold after its master was reduced: the share of what it was opened with, exact, floored to
@@ -71,9 +72,11 @@ select l.*, c.mode as copier_mode, c.removal, fa.mode as account_mode, fa.copy_s
   m.price as master_price, m.expires_at as master_expires_at,
   s.lots_min, s.lots_step,
   private.wanted_level(c.sl_mode, case when c.reverse then m.tp else m.sl end, m.price, held.open_price,
-    case l.side when 'buy' then -1 else 1 end, c.sl_points, c.max_sl_points, s.digits, s.tick_size) as wanted_sl,
+    case l.side when 'buy' then -1 else 1 end, c.sl_points, c.max_sl_points, s.digits, s.tick_size,
+    s.allow_negative or s.bid < 0) as wanted_sl,
   private.wanted_level(c.tp_mode, case when c.reverse then m.sl else m.tp end, m.price, held.open_price,
-    case l.side when 'buy' then 1 else -1 end, c.tp_points, null, s.digits, s.tick_size) as wanted_tp,
+    case l.side when 'buy' then 1 else -1 end, c.tp_points, null, s.digits, s.tick_size,
+    s.allow_negative or s.bid < 0) as wanted_tp,
   private.on_tick(m.price, s.tick_size) as wanted_price,
   held.position_lots, held.order_lots, held.legs,
   private.target_lots(l.base_lots, m.lots, l.base_master_lots, s.lots_step, s.lots_min, held.position_lots)

@@ -173,9 +173,22 @@ begin
   return null;
 end $$;
 
+-- A master's position whose open price its broker does not tell (0): its symbol's present quote stands for it. Without
+-- one the price is null.
+create function private.at_known_price(p_position public.positions, p_symbol public.account_symbols, p_now timestamptz)
+returns public.positions
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  if p_position.price = 0 and not private.may_be_negative(p_symbol) then
+    p_position.price := case when p_position.kind = 'position' and private.quote_is_fresh(p_symbol, p_now)
+      then case p_position.side when 'buy' then p_symbol.ask else p_symbol.bid end end;
+  end if;
+  return p_position;
+end $$;
+
 create function private.quote_is_fresh(p_symbol public.account_symbols, p_now timestamptz) returns boolean
 language plpgsql stable security definer set search_path = '' as $$
 begin
-  return coalesce(p_symbol.bid > 0 and p_symbol.ask > 0
+  return coalesce(p_symbol.bid is not null and p_symbol.ask is not null
     and p_symbol.quoted_at > p_now - private.setting_s('symbol_quote_max_age_s'), false);
 end $$;

@@ -62,7 +62,7 @@ begin
       pair.close_step,
       pair.asked_lots,
       copier,
-      opened,
+      case when opened.price = 0 then private.at_known_price(opened, masters_symbol, p_now) else opened end as opened,
       master,
       follower,
       masters_symbol,
@@ -128,6 +128,7 @@ begin
         case when (pair.symbol).contract_size is null then
           private.loading_refusal(pair.master, pair.masters_symbol, pair.follower) end,
         private.symbol_refusal(pair.symbol, pair.side),
+        case when (pair.opened).price is null then 'no_quote' end,
         case when (pair.symbol).name <> (pair.opened).symbol and not pair.mapped and pair.kind <> 'increase' then
           private.proof_refusal(pair.masters_symbol, pair.symbol, (pair.opened).price, p_now) end,
         case when p_asked is not null or pair.by_user then

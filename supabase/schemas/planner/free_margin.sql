@@ -13,8 +13,8 @@ declare
       private.quoted_currency(p_symbol.name), p_account.currency]) end);
 begin
   return p_symbol.contract_size
-    * coalesce(case when p_symbol.quoted_at > p_now - private.setting_s('symbol_quote_max_age_s')
-      then case p_side when 'buy' then p_symbol.ask else p_symbol.bid end end, p_price)
+    * abs(coalesce(case when p_symbol.quoted_at > p_now - private.setting_s('symbol_quote_max_age_s')
+      then case p_side when 'buy' then p_symbol.ask else p_symbol.bid end end, p_price))
     * v_rate[1] / (v_rate[2] * p_account.leverage);
 end $$;
 

@@ -11,7 +11,7 @@ comment on type private.levels is
 create function private.is_fresh(p_symbol public.account_symbols, p_now timestamptz) returns boolean
 language plpgsql stable set search_path = '' as $$
 begin
-  return coalesce(p_symbol.bid > 0 and p_symbol.ask > 0
+  return coalesce(p_symbol.bid is not null and p_symbol.ask is not null
     and p_symbol.quoted_at > p_now - private.setting_s('symbol_quote_max_age_s'), false);
 end $$;
 
@@ -48,8 +48,10 @@ begin
     v_levels.sent_sl := greatest(p_sl, case when p_sl is not null then v_above end);
     v_levels.sent_tp := least(p_tp, case when p_tp is not null then v_below end);
   end if;
-  v_levels.sent_sl := case when v_levels.sent_sl > 0 then v_levels.sent_sl end;
-  v_levels.sent_tp := case when v_levels.sent_tp > 0 then v_levels.sent_tp end;
+  if not private.may_be_negative(p_symbol) then
+    v_levels.sent_sl := case when v_levels.sent_sl > 0 then v_levels.sent_sl end;
+    v_levels.sent_tp := case when v_levels.sent_tp > 0 then v_levels.sent_tp end;
+  end if;
   v_levels.warnings := array_remove(array[case when v_levels.sent_sl is distinct from p_sl then 'sl_adjusted' end,
     case when v_levels.sent_tp is distinct from p_tp then 'tp_adjusted' end], null);
   return v_levels;
@@ -73,8 +75,8 @@ end $$;
 create function private.price_levels(p_sl numeric, p_tp numeric, p_tick numeric) returns private.levels
 language plpgsql immutable set search_path = '' as $$
 declare
-  v_sl numeric := case when p_tick > 0 then div(p_sl + p_tick / 2, p_tick) * p_tick else p_sl end;
-  v_tp numeric := case when p_tick > 0 then div(p_tp + p_tick / 2, p_tick) * p_tick else p_tp end;
+  v_sl numeric := case when p_tick > 0 then sign(p_sl) * div(abs(p_sl) + p_tick / 2, p_tick) * p_tick else p_sl end;
+  v_tp numeric := case when p_tick > 0 then sign(p_tp) * div(abs(p_tp) + p_tick / 2, p_tick) * p_tick else p_tp end;
 begin
   return row(v_sl, v_tp, v_sl, v_tp, '{}'::text[])::private.levels;
 end $$;
@@ -99,10 +101,11 @@ begin
   end if;
   v_sl := private.wanted_level(p_copier.sl_mode, case
     when p_copier.reverse then p_master.tp else p_master.sl end, p_master.price, v_open, -v_up,
-    p_copier.sl_points, p_copier.max_sl_points, p_symbol.digits, p_symbol.tick_size);
+    p_copier.sl_points, p_copier.max_sl_points, p_symbol.digits, p_symbol.tick_size,
+    private.may_be_negative(p_symbol));
   v_tp := private.wanted_level(p_copier.tp_mode, case
     when p_copier.reverse then p_master.sl else p_master.tp end, p_master.price, v_open, v_up,
-    p_copier.tp_points, null, p_symbol.digits, p_symbol.tick_size);
+    p_copier.tp_points, null, p_symbol.digits, p_symbol.tick_size, private.may_be_negative(p_symbol));
   return private.legal_levels(p_symbol, p_side, case
     when p_master.kind = 'order' then private.on_tick(p_master.price, p_symbol.tick_size) end,
     v_sl, v_tp, 0, p_now);
@@ -126,7 +129,8 @@ begin
   if coalesce(p_copier.sl_mode, 'price') <> 'fixed' and p_copier.max_sl_points is null then return p_stop; end if;
   return private.wanted_level(p_copier.sl_mode, p_stop, p_price, p_price, case
     when (p_side = 'buy') = p_copier.reverse then 1 else -1 end,
-    p_copier.sl_points, p_copier.max_sl_points, p_symbol.digits, p_symbol.tick_size);
+    p_copier.sl_points, p_copier.max_sl_points, p_symbol.digits, p_symbol.tick_size,
+    private.may_be_negative(p_symbol));
 end $$;
 
 -- A link's warnings, with those about levels replaced by the new ones.
@@ -158,11 +162,14 @@ begin
   end if;
 end $$;
 
--- Stores the prices at which an agent's order was refused.
+-- Stores the prices at which an agent's order was refused. Two zeros are no quote.
 create function private.note_quote(p_account uuid, p_symbol text, p_quote jsonb, p_now timestamptz) returns void
 language plpgsql security definer set search_path = '' as $$
 begin
   update public.account_symbols s set bid = (p_quote ->> 'bid')::numeric, ask = (p_quote ->> 'ask')::numeric,
     quoted_at = p_now
-  where s.account_id = p_account and s.name = p_symbol and (s.quoted_at < p_now or s.quoted_at is null);
+  where s.account_id = p_account and s.name = p_symbol and (s.quoted_at < p_now or s.quoted_at is null)
+    and ((p_quote ->> 'bid')::numeric > 0 and (p_quote ->> 'ask')::numeric > 0
+      or (s.allow_negative or (p_quote ->> 'bid')::numeric < 0)
+        and (p_quote ->> 'bid')::numeric <= (p_quote ->> 'ask')::numeric);
 end $$;

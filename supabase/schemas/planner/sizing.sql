@@ -25,7 +25,18 @@ begin
     p_explain || ('Nothing is placed: ' || p_reason || '.'))::private.sizing;
 end $$;
 
--- Size of one copy. p_side, p_price (> 0), p_sl and p_tp are the master's; p_lots is its volume or, for an increase,
+-- What a limit needs to value a trade at: the price without its sign. Null near 0, where prices may be negative: there a
+-- value says nothing about what can be lost.
+create function private.value_price(p_price numeric, p_symbol public.account_symbols) returns numeric
+language plpgsql immutable set search_path = '' as $$
+begin
+  if private.may_be_negative(p_symbol) and abs(p_price) < 100 * coalesce(p_symbol.tick_size, 10::numeric ^ -p_symbol.digits) then
+    return null;
+  end if;
+  return abs(p_price);
+end $$;
+
+-- Size of one copy. p_side, p_price, p_sl and p_tp are the master's; p_lots is its volume or, for an increase,
 -- the increase. p_rates: exchange rates for exchange_rate(). The rules must apply in this order, therefore it is longer
 -- than forty lines.
 create function private.size_order(
@@ -48,6 +59,7 @@ declare
   -- money lost per lot if the stop is hit, times v_rate[2]: quotients are computed only at the end
   v_risk numeric;
   v_limit numeric;
+  v_value numeric;  -- the price that limits value the trade at
   v_exposure numeric;  -- value of one lot in the follower's currency, times v_rate[2]
   v_master_rate numeric[];
   v_master_exposure numeric;
@@ -62,7 +74,7 @@ begin
   v_explain := array[format('The master trades %s lots of %s.', private.plain(p_lots), p_master_symbol.name)];
   v_stop := private.stop_of_copy(p_copier, p_side, p_price, case when p_copier.reverse then p_tp else p_sl end, s);
   if p_copier.reverse then v_no_stop := 'It has no take profit, which would be the follower''s stop.'; end if;
-  if v_stop <= 0 or v_stop = p_price or (v_stop < p_price) = ((p_side = 'sell') <> p_copier.reverse) then
+  if v_stop <= 0 and not private.may_be_negative(s) or v_stop = p_price or (v_stop < p_price) = ((p_side = 'sell') <> p_copier.reverse) then
     v_no_stop := format('The follower''s stop %s is not on the losing side of the price %s.', private.plain(v_stop),
       private.plain(p_price));
     v_stop := null;
@@ -171,8 +183,15 @@ begin
         private.plain(p_copier.max_risk_percent), private.plain(round(v_limit, 2)), p_follower.currency);
     end if;
   end if;
-  v_exposure := s.contract_size * v_rate[1]
-    * coalesce(case when (p_side = 'buy') <> p_copier.reverse then s.ask else s.bid end, p_price);
+  v_value := private.value_price(coalesce(case when (p_side = 'buy') <> p_copier.reverse then s.ask else s.bid end,
+    p_price), s);
+  v_exposure := s.contract_size * v_rate[1] * v_value;
+  if v_value is null and (p_copier.max_leverage is not null or p_copier.sanity_factor is not null) then
+    v_explain := v_explain || format('The price of %s is too near 0 to say what the trade is worth, so the limit on %s '
+      'cannot be checked.', s.name, case when p_copier.max_leverage is null then 'exposure' else 'leverage' end);
+    return private.no_order(case when p_copier.max_leverage is null then 'sanity' else 'max_leverage' end, v_raw,
+      v_warnings, v_explain);
+  end if;
   if p_copier.max_leverage is not null then
     if v_exposure is null or p_follower.equity is null or p_follower.equity <= 0 then
       v_explain := v_explain ||
@@ -265,7 +284,8 @@ begin
   -- exposure compared with the master's own
   v_master_rate := private.profit_fraction(p_master_symbol, p_master.currency, p_rates);
   v_master_exposure := p_lots * p_master_symbol.contract_size * v_master_rate[1]
-    * coalesce(case p_side when 'buy' then p_master_symbol.ask else p_master_symbol.bid end, p_price);
+    * private.value_price(coalesce(case p_side when 'buy' then p_master_symbol.ask else p_master_symbol.bid end,
+      p_price), p_master_symbol);
   if p_copier.sanity_factor is not null and (p_master.equity > 0 and p_follower.equity > 0 and v_exposure > 0
     and v_master_exposure > 0) is not true then
     v_warnings := v_warnings || 'sanity_unchecked'::text;

@@ -59,7 +59,7 @@ comment on function private.cut_position(jsonb) is
   'The documented fields of a position, with texts cut: comments to 200 characters.';
 
 -- For events that are unusually long or odd. Texts are cut and undocumented fields are left out; of a snapshot, also
--- positions whose symbol or ticket is too long. A close is never refused because of its comment.
+-- positions whose ticket is too long. A close is never refused because of its comment.
 create function private.cut_event(p_event jsonb) returns jsonb
 language sql immutable
 set search_path = ''
@@ -70,8 +70,7 @@ as $$
       when e.key = 'positions' and jsonb_typeof(e.value) = 'array' then (
         select coalesce(jsonb_agg(private.cut_position(p.value) order by p.n), '[]')
         from jsonb_array_elements(e.value) with ordinality p (value, n)
-        where private.is_too_long(p.value -> 'symbol') is not true
-          and private.is_too_long(p.value -> 'ticket') is not true)
+        where private.is_too_long(p.value -> 'ticket') is not true)
       when e.key = 'close_reason' and private.is_no_text(e.value) then null
       when jsonb_typeof(e.value) = 'string' then to_jsonb(left(e.value #>> '{}', 100))
       else e.value end)

@@ -93,12 +93,12 @@ begin
       or (p ->> 'lots')::numeric not between 0 and 1e12, true)
       then 'position.lots must be a decimal number between 0 and 1e12'
     when coalesce(not pg_input_is_valid(p ->> 'price', 'numeric')
-      or (p ->> 'price')::numeric not between 0 and 1e12, true)
-      then 'position.price must be a decimal number between 0 and 1e12'
-    when not pg_input_is_valid(p ->> 'sl', 'numeric') or (p ->> 'sl')::numeric not between 0 and 1e12
-      then 'position.sl must be a decimal number between 0 and 1e12'
-    when not pg_input_is_valid(p ->> 'tp', 'numeric') or (p ->> 'tp')::numeric not between 0 and 1e12
-      then 'position.tp must be a decimal number between 0 and 1e12'
+      or (p ->> 'price')::numeric not between -1e12 and 1e12, true)
+      then 'position.price must be a decimal number between -1e12 and 1e12'
+    when not pg_input_is_valid(p ->> 'sl', 'numeric') or (p ->> 'sl')::numeric not between -1e12 and 1e12
+      then 'position.sl must be a decimal number between -1e12 and 1e12'
+    when not pg_input_is_valid(p ->> 'tp', 'numeric') or (p ->> 'tp')::numeric not between -1e12 and 1e12
+      then 'position.tp must be a decimal number between -1e12 and 1e12'
     when coalesce(p ->> 'replaces_kind', 'order') not in ('position', 'order')
       then 'position.replaces_kind must be "position", "order" or null'
     when not coalesce(pg_input_is_valid(p ->> 'opened_at', 'timestamptz'), true)
@@ -181,6 +181,7 @@ declare
   v_type text;
   v_news boolean;
   v_flip boolean;
+  v_unread record;
 begin
   select * into o from public.positions
   where account_id = p_account.id and ticket = p ->> 'ticket' and kind = p ->> 'kind';
@@ -190,6 +191,12 @@ begin
   if o.ticket is null then
     v_from := private.continued(p_account.id, p);
     o := v_from;
+  end if;
+  if p_account.has_unread and o.ticket is null then
+    select u.unseen_at, u.existing into v_unread
+    from private.read_at_last(p_account.id, p ->> 'ticket', p ->> 'kind') u;
+    p_unseen := coalesce(least(v_unread.unseen_at, p_unseen), p_unseen);
+    p_existing := p_existing or coalesce(v_unread.existing, false);
   end if;
   v_type := private.change_type(o, p ->> 'kind', p ->> 'side', v_lots);
   v_news := v_type in ('opened', 'ordered', 'increased') or o.ticket is null;
@@ -262,11 +269,11 @@ end $$;
 
 -- Applies a complete snapshot: what differs is changed; what is absent for the second time (and has a lower number) is
 -- closed. Returns the changes as [{"position": …, "type", "previous_lots"}] for the caller to record, and the tickets
--- that are still missing.
+-- that are still missing. p_nameless: an entry without a ticket was left out, so nothing counts as absent.
 create function private.apply_snapshot(
   p_account public.trading_accounts, p_session bigint, p_seq bigint, p_positions jsonb, p_detected timestamptz,
     p_unseen timestamptz,
-  p_now timestamptz, out changes jsonb, out missing jsonb
+  p_nameless boolean, p_now timestamptz, out changes jsonb, out missing jsonb
 ) language plpgsql security definer set search_path = '' as $$
 declare
   p jsonb;
@@ -300,11 +307,11 @@ begin
   end loop;
 
   update public.positions m set absent_snapshots = m.absent_snapshots + 1
-  where m.account_id = p_account.id and m.closed_at is null and (m.session, m.seq) < (p_session, p_seq)
+  where not p_nameless and m.account_id = p_account.id and m.closed_at is null and (m.session, m.seq) < (p_session, p_seq)
     and not exists (select 1 from jsonb_array_elements(p_positions) e
       where e ->> 'ticket' = m.ticket and e ->> 'kind' = m.kind);
   for o in
-    select * from public.positions m where m.account_id = p_account.id and m.closed_at is null
+    select * from public.positions m where not p_nameless and m.account_id = p_account.id and m.closed_at is null
       and m.absent_snapshots >= 2
   loop
     p := jsonb_build_object('ticket', o.ticket, 'kind', o.kind, 'symbol', o.symbol, 'side', o.side, 'order_type',

@@ -140,7 +140,8 @@ begin
     end if;
   end loop;
   foreach v_field in array array['lots', 'price'] loop
-    if not coalesce(private.is_number(v_trade -> v_field), false) or (v_trade ->> v_field)::numeric <= 0 then
+    if not coalesce(private.is_number(v_trade -> v_field), false) or (v_trade ->> v_field)::numeric <= 0
+      and not (v_field = 'price' and private.may_be_negative(private.symbol_of(p_request #> '{follower,symbol}'))) then
       raise exception using errcode = 'TC001',
         message = format('preview_copy: "trade.%s" must be a number above 0', v_field),
         hint = 'Numbers are decimal strings such as "1.00".';
