@@ -62,6 +62,7 @@ private.doorbells               -         -    -          -     -           -   
 private.event_keys              -         -    -          -     -           -             -        -
 private.symbol_waits            -         -    -          -     -           -             -        -
 private.quarantine                  -         -    -          -     -           -             -        -
+private.unread_entries              -         -    -          -     -           -             -        -
 private.link_legs               -         -    -          -     -           -             -        -
 private.symbol_choices           -         -    -          -     -           -             -        -
 private.login_attempts          -         -    -          -     -           -             -        -

@@ -29,9 +29,11 @@ begin
     return case when p_tick > 0 then sign(p_from) * div(abs(p_from) + p_tick / 2, p_tick) * p_tick else p_from end;
   end if;
   if p_mode = 'none' and p_cap is null then return null; end if;
-  v_open := coalesce(p_open, private.on_tick(case when p_master_open <> 0 or p_negative then p_master_open end, p_tick));
+  v_open := coalesce(p_open, private.on_tick(case when p_master_open <> 0 or p_negative then p_master_open end,
+    p_tick));
   v_level := case p_mode when 'price' then p_from
-    when 'distance' then case when p_master_open > 0 or p_negative then v_open + (p_from - p_master_open) else p_from end
+    when 'distance' then
+      case when p_master_open > 0 or p_negative then v_open + (p_from - p_master_open) else p_from end
     when 'fixed' then v_open + p_direction * p_points * 10::numeric ^ -p_digits end;
   if p_cap is not null then
     v_cap := v_open + p_direction * p_cap * 10::numeric ^ -p_digits;

@@ -25,12 +25,13 @@ begin
     p_explain || ('Nothing is placed: ' || p_reason || '.'))::private.sizing;
 end $$;
 
--- What a limit needs to value a trade at: the price without its sign. Null near 0, where prices may be negative: there a
--- value says nothing about what can be lost.
+-- What a limit needs to value a trade at: the price without its sign. Null near 0, where prices may be negative:
+-- there a value says nothing about what can be lost.
 create function private.value_price(p_price numeric, p_symbol public.account_symbols) returns numeric
 language plpgsql immutable set search_path = '' as $$
 begin
-  if private.may_be_negative(p_symbol) and abs(p_price) < 100 * coalesce(p_symbol.tick_size, 10::numeric ^ -p_symbol.digits) then
+  if private.may_be_negative(p_symbol)
+    and abs(p_price) < 100 * coalesce(p_symbol.tick_size, 10::numeric ^ -p_symbol.digits) then
     return null;
   end if;
   return abs(p_price);
@@ -74,7 +75,8 @@ begin
   v_explain := array[format('The master trades %s lots of %s.', private.plain(p_lots), p_master_symbol.name)];
   v_stop := private.stop_of_copy(p_copier, p_side, p_price, case when p_copier.reverse then p_tp else p_sl end, s);
   if p_copier.reverse then v_no_stop := 'It has no take profit, which would be the follower''s stop.'; end if;
-  if v_stop <= 0 and not private.may_be_negative(s) or v_stop = p_price or (v_stop < p_price) = ((p_side = 'sell') <> p_copier.reverse) then
+  if v_stop <= 0 and not private.may_be_negative(s) or v_stop = p_price
+    or (v_stop < p_price) = ((p_side = 'sell') <> p_copier.reverse) then
     v_no_stop := format('The follower''s stop %s is not on the losing side of the price %s.', private.plain(v_stop),
       private.plain(p_price));
     v_stop := null;

@@ -307,7 +307,8 @@ begin
   end loop;
 
   update public.positions m set absent_snapshots = m.absent_snapshots + 1
-  where not p_nameless and m.account_id = p_account.id and m.closed_at is null and (m.session, m.seq) < (p_session, p_seq)
+  where not p_nameless and m.account_id = p_account.id and m.closed_at is null
+    and (m.session, m.seq) < (p_session, p_seq)
     and not exists (select 1 from jsonb_array_elements(p_positions) e
       where e ->> 'ticket' = m.ticket and e ->> 'kind' = m.kind);
   for o in
