@@ -1975,6 +1975,7 @@ export type Database = {
       enroll_vps: { Args: { p_request: Json }; Returns: Json };
       flatten_account: { Args: { p_request: Json }; Returns: Json };
       grant_operator: { Args: { p_email: string; p_user_id?: string }; Returns: Json };
+      import_quiet_windows: { Args: { p_request: Json }; Returns: Json };
       list_broker_servers: { Args: { p_request: Json }; Returns: Json };
       maintain: { Args: Record<PropertyKey, never>; Returns: Json };
       mark_alert_seen: { Args: { p_request: Json }; Returns: Json };

@@ -105,6 +105,7 @@ remove_account           42501     ok    TC106      TC105 TC105       TC105     
 remove_broker_server     42501     TC107 TC107      TC107 TC107       TC107         ok       ok
 remove_copier            42501     ok    TC106      TC105 TC105       TC105         ok       42501
 remove_flat_by           42501     ok    TC106      TC105 TC105       TC105         ok       42501
+import_quiet_windows     42501     ok    ok         TC105 TC105       TC105         ok       42501
 remove_quiet_windows     42501     ok    ok         TC105 TC105       TC105         ok       42501
 remove_protection_rule   42501     ok    TC106      TC105 TC105       TC105         TC106    42501
 report_account_state     42501     TC101 TC101      ok    TC103       TC102         TC101    42501
@@ -317,6 +318,7 @@ def payload(world: World, function: str) -> object:
         "remove_broker_server": {"platform": "mt5", "server": "Paper"},
         "remove_copier": {"copier_id": world.copier, "mode": "close_now"},
         "remove_flat_by": account,
+        "import_quiet_windows": {"text": "2099-12-04"},
         "remove_quiet_windows": {"all": True},
         "remove_protection_rule": {"rule_id": rule},
         "report_account_state": account | {"epoch": epoch, "session": 1, "status": "connected"},
