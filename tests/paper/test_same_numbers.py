@@ -1,6 +1,7 @@
 """A broker that numbers positions and orders separately, as MetaTrader 5 and cTrader do."""
 
 from pathlib import Path
+from typing import Any
 
 from trading import LOGIN, Trading
 
@@ -10,7 +11,7 @@ from agent.paper.profile import Profile
 from agent.paper.store import Store
 
 
-def trading_with(**profile: bool) -> Trading:
+def trading_with(**profile: Any) -> Trading:
     return Trading(profile=Profile(same_numbers=True, **profile))
 
 

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from engine_harness import Desk, position
@@ -14,7 +15,7 @@ from agent.model import Position, Ticket
 from agent.watching.account_read import missing
 
 
-def order(ticket: str = "7", **more: object) -> Position:
+def order(ticket: str = "7", **more: Any) -> Position:
     return position(ticket, kind="order", order_type="limit", **more)
 
 
