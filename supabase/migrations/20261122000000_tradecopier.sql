@@ -5313,8 +5313,7 @@ create trigger plan_lock_for_every_account after insert on public.trading_accoun
   for each row execute function private.make_plan_lock();
 
 -- trade/position.sql
--- Positions: the mirror of what every account holds, as its agent last read it, and how a message changes it. Callers
--- hold the account's plan lock.
+-- Positions: the mirror of what every account holds, as its agent last read it.
 
 create table public.positions (
   account_id uuid not null references public.trading_accounts (id) on delete cascade,
@@ -5423,6 +5422,9 @@ begin
     when not coalesce(pg_input_is_valid(p ->> 'tag', 'bigint'), true) then 'position.tag must be an execution number'
   end;
 end $$;
+
+-- trade/position_change.sql
+-- How a message changes the mirror. Callers hold the account's plan lock.
 
 create type private.change as (applied boolean, type text, previous_lots numeric);
 comment on type private.change is
@@ -5547,6 +5549,9 @@ begin
     last_event_id = coalesce(excluded.last_event_id, m.last_event_id), closed_at = excluded.closed_at,
     close_reason = excluded.close_reason, replaced_by = null, replaced_by_kind = null;
 
+  if o.symbol <> p ->> 'symbol' and private.is_renamed(o, p) then
+    perform private.follow_rename(p_account, o, p);
+  end if;
   if v_from.ticket is not null then
     perform private.continue_as(v_from, p ->> 'ticket', p ->> 'kind', p_session, p_seq, p_now);
   elsif p ->> 'replaces' is not null then  -- a later message about the old ticket is history
@@ -5600,7 +5605,7 @@ begin
   for p in select value from jsonb_array_elements(p_positions) loop
     select * into o from public.positions
     where account_id = p_account.id and ticket = p ->> 'ticket' and kind = p ->> 'kind';
-    if o.closed_at is null and o.side = p ->> 'side' and o.lots = (p ->> 'lots')::numeric
+    if o.closed_at is null and o.side = p ->> 'side' and o.symbol = p ->> 'symbol' and o.lots = (p ->> 'lots')::numeric
       and o.sl is not distinct from nullif((p ->> 'sl')::numeric, 0)
         and o.tp is not distinct from nullif((p ->> 'tp')::numeric, 0)
       and (o.kind = 'position' or o.price = (p ->> 'price')::numeric)
@@ -5807,6 +5812,100 @@ begin
   from placed;
   perform private.store_outcomes(v_outcomes);
   return v_new;
+end $$;
+
+-- trade/rename.sql
+-- A broker renames a symbol: what is known under the old name goes on under the new one.
+
+-- Whether the broker has renamed the symbol of this order or position. A ticket, a side and an open price that stay are
+-- the proof; anything else is another trade.
+create function private.is_renamed(p_old public.positions, p jsonb) returns boolean
+language plpgsql immutable set search_path = '' as $$
+begin
+  return coalesce(p_old.closed_at is null and p_old.symbol <> p ->> 'symbol'
+    and (p_old.ticket, p_old.kind, p_old.side) = (p ->> 'ticket', p ->> 'kind', p ->> 'side')
+    and p_old.price <> 0 and p_old.price = (p ->> 'price')::numeric, false);
+end $$;
+
+-- The specification goes to the new name; while other trades still have the old one, both names have it. What was
+-- chosen because of the old name is chosen anew.
+create function private.rename_specification(p_account uuid, p_old text, p_new text) returns void
+language plpgsql security definer set search_path = '' as $$
+declare
+  s public.account_symbols;
+  v_left boolean := exists (
+    select 1 from public.positions m where m.account_id = p_account and m.symbol = p_old and m.closed_at is null);
+begin
+  select * into s from public.account_symbols x where x.account_id = p_account and x.name = p_old;
+  if found and not exists (
+    select 1 from public.account_symbols x where x.account_id = p_account and x.name = p_new)
+  then
+    s.name := p_new;
+    insert into public.account_symbols select (s).*;
+  end if;
+  if not v_left then
+    delete from public.account_symbols x where x.account_id = p_account and x.name = p_old;
+  end if;
+  delete from private.symbol_choices c
+  where c.follower_account_id = p_account and c.follower_symbol in (p_old, p_new)
+    or c.master_account_id = p_account and c.master_symbol in (p_old, p_new);
+end $$;
+
+-- The copies that the follower's trade belongs to follow it, and so do orders that are not done yet. On a netting
+-- account these are all copies in the symbol, and its ledger.
+create function private.rename_copies(p_account public.trading_accounts, p jsonb, p_old text) returns void
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_new text := p ->> 'symbol';
+  v_links bigint[];
+begin
+  if p_account.mode = 'netting' then
+    v_links := array(select l.id from public.position_links l
+      where l.follower_account_id = p_account.id and l.symbol = p_old and l.state = 'live');
+    update private.link_legs g set ticket = v_new where g.account_id = p_account.id and g.ticket = p_old;
+    delete from private.net_ledgers n where n.account_id = p_account.id and n.symbol = v_new and exists (
+      select 1 from private.net_ledgers o where o.account_id = p_account.id and o.symbol = p_old);
+    update private.net_ledgers n set symbol = v_new where n.account_id = p_account.id and n.symbol = p_old;
+    update public.trade_execution_queue q set symbol = v_new
+    where q.account_id = p_account.id and q.symbol = p_old and q.finalized_at is null;
+  else
+    v_links := array(select g.link_id from private.link_legs g
+      where g.account_id = p_account.id and g.ticket = p ->> 'ticket' and g.ticket_kind = p ->> 'kind');
+    update public.trade_execution_queue q set symbol = v_new
+    where q.link_id = any (v_links) and q.symbol = p_old and q.finalized_at is null;
+  end if;
+  update public.position_links l set symbol = v_new where l.id = any (v_links) and l.symbol = p_old;
+end $$;
+
+-- The account's owner hears of it, once for all trades in the symbol, with the mappings that name the old one.
+create function private.alert_renamed(p_account public.trading_accounts, p_old text, p_new text) returns void
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_mapped text := (
+    select string_agg(c.name, ', ' order by c.name) from public.symbol_mappings y
+    join public.copiers c on c.id = y.copier_id and c.removed_at is null
+    where c.master_account_id = p_account.id and y.master_key = upper(btrim(p_old))
+      or c.follower_account_id = p_account.id and upper(btrim(y.follower_symbol)) = upper(btrim(p_old)));
+begin
+  if exists (select 1 from public.alerts x where x.account_id = p_account.id and x.kind = 'symbol'
+    and x.reason = 'symbol_renamed' and x.seen_at is null and x.detail ->> 'old' = p_old
+    and x.detail ->> 'new' = p_new) then
+    return;
+  end if;
+  perform private.raise_alert(p_account.id, 'symbol', 'symbol_renamed', 'warning', format(
+    'The broker of %s has renamed %s to %s. What is open and its copies go on under the new name. ', p_account.name,
+    p_old, p_new) || coalesce(format('These copiers map the old name and no longer find it: %s. Change their mappings.',
+    v_mapped), 'Nothing needs to be done, unless filters or settings of yours name the old one.'),
+    jsonb_build_object('old', p_old, 'new', p_new, 'copiers', v_mapped));
+end $$;
+
+-- Called when the mirror has taken the trade under its new name.
+create function private.follow_rename(p_account public.trading_accounts, p_old public.positions, p jsonb) returns void
+language plpgsql security definer set search_path = '' as $$
+begin
+  perform private.rename_specification(p_account.id, p_old.symbol, p ->> 'symbol');
+  perform private.rename_copies(p_account, p, p_old.symbol);
+  perform private.alert_renamed(p_account, p_old.symbol, p ->> 'symbol');
 end $$;
 
 -- trade/symbol_wait.sql
@@ -11773,7 +11872,7 @@ begin
           when q.action in ('open', 'increase') then s.lots > 0 and m.ticket is null and h.found = 0
             and (q.sl is null or s.sl > 0) and (q.tp is null or s.tp > 0)
           when q.action in ('close', 'modify') then q.ticket = s.ticket and m.closed_at is null and m.kind = 'position'
-            and m.side = q.side
+            and m.side = q.side and m.symbol = q.symbol
             and (m.session, m.seq) < (t.session, t.seq) and h.legs = 1 and h.found = 1
             and case q.action when 'close' then s.lots = 0
               else s.lots = m.lots and h.lots = m.lots and not 'protection_dropped' = any (l.warnings) end

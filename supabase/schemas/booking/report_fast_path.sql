@@ -55,7 +55,7 @@ begin
           when q.action in ('open', 'increase') then s.lots > 0 and m.ticket is null and h.found = 0
             and (q.sl is null or s.sl > 0) and (q.tp is null or s.tp > 0)
           when q.action in ('close', 'modify') then q.ticket = s.ticket and m.closed_at is null and m.kind = 'position'
-            and m.side = q.side
+            and m.side = q.side and m.symbol = q.symbol
             and (m.session, m.seq) < (t.session, t.seq) and h.legs = 1 and h.found = 1
             and case q.action when 'close' then s.lots = 0
               else s.lots = m.lots and h.lots = m.lots and not 'protection_dropped' = any (l.warnings) end
