@@ -19,6 +19,6 @@ NOTHING_TO_DO: frozenset[str] = frozenset(
         "residual_hold",
         "stop_out",
         "superseded",
-        "symbol_loading",
+        "symbols_loading",
     }
 )

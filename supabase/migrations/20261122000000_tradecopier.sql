@@ -5928,9 +5928,9 @@ create table private.symbol_waits (
 );
 comment on table private.symbol_waits is
   'Master positions that copiers will decide on once a symbol or quote is told. Such a pair has the outcome '
-  'symbol_loading. The row is deleted with the decision, or when there is nothing left to decide.';
+  'symbols_loading. The row is deleted with the decision, or when there is nothing left to decide.';
 comment on column private.symbol_waits.event_id is
-  'the event whose outcome is symbol_loading; null: the position came without an event';
+  'the event whose outcome is symbols_loading; null: the position came without an event';
 comment on column private.symbol_waits.asked is 'existing or resync: the copy was asked for';
 comment on column private.symbol_waits.news_at is 'from then on max_age_ms counts';
 comment on column private.symbol_waits.ends_as is 'the reason of the pair if nothing is told in time';
@@ -8227,7 +8227,7 @@ begin
       p_now,
       case when pair.reason is not null then p_now end
     from decided pair
-    where pair.kind in ('new', 'flip') and pair.reason is distinct from 'symbol_loading'
+    where pair.kind in ('new', 'flip') and pair.reason is distinct from 'symbols_loading'
   ), grown as (
     update public.position_links link set
       seen_master_lots = (pair.opened).lots,
@@ -8257,7 +8257,7 @@ begin
           select sum(leg.lots) from private.link_legs leg where leg.link_id = link.id and leg.kind = 'position'), 0)
       end
     from decided pair
-    where pair.kind = 'increase' and link.id = pair.link_id and pair.reason is distinct from 'symbol_loading'
+    where pair.kind = 'increase' and link.id = pair.link_id and pair.reason is distinct from 'symbols_loading'
       and link.id = any (array(select i.link_id from decided i where i.kind = 'increase'))
   ), drafts as (
     select
@@ -8308,11 +8308,11 @@ begin
       pair.event_id,
       (pair.copier).id as copier_id,
       (pair.copier).user_id,
-      case when pair.reason is distinct from 'symbol_loading' then pair.its_link else pair.link_id end as link_id,
+      case when pair.reason is distinct from 'symbols_loading' then pair.its_link else pair.link_id end as link_id,
       null::bigint as execution_id,
       coalesce(pair.reason, 'coalesced') as reason,
       case
-        when pair.reason = 'symbol_loading' then
+        when pair.reason = 'symbols_loading' then
           private.loading_words(coalesce(pair.mapped_to, (pair.opened).symbol), pair.masters_symbol, pair.symbol)
         when pair.reason = 'symbol_unmapped' and (pair.symbol).name is not null then
           private.told_late_words(pair.copier, (pair.symbol).name)
@@ -8347,14 +8347,14 @@ begin
       private.symbols_in_question(pair.follower, pair.masters_symbol, (pair.opened).symbol,
         coalesce((pair.symbol).name, pair.mapped_to)) as symbols
     from decided pair
-    where pair.reason = 'symbol_loading'
+    where pair.reason = 'symbols_loading'
   )
   select
     (select array_agg(draft::private.execution_draft) from drafts draft),
     (select array_agg(refusal::private.outcome) from refused refusal),
     (select array_agg(wait::private.symbol_waits) from waiting wait),
     (select array_agg(pair.wait) from decided pair
-      where (pair.wait).copier_id is not null and pair.reason is distinct from 'symbol_loading')
+      where (pair.wait).copier_id is not null and pair.reason is distinct from 'symbols_loading')
   into v_drafts, v_refusals, v_waits, v_settled;
   v_new := private.queue_executions(v_drafts, true, p_now);
   if v_refusals is not null then
@@ -11019,7 +11019,7 @@ begin
 end $$;
 
 -- symbol_unproven if current quotes of both do not prove that the follower's symbol of another name is the master's;
--- symbol_loading if such quotes are missing; null: they did once, or do now, or there is no quote yet and both names
+-- symbols_loading if such quotes are missing; null: they did once, or do now, or there is no quote yet and both names
 -- are well known. The symbols of an unproven choice are watched (planner/watch.sql), so that quotes arrive.
 create function private.proof_refusal(p_master public.account_symbols, p_symbol public.account_symbols,
   p_price numeric, p_now timestamptz) returns text
@@ -11035,7 +11035,7 @@ begin
       return null;
     end if;
     return case when private.quote_is_fresh(p_symbol, p_now) and private.quote_is_fresh(p_master, p_now)
-      then 'symbol_unproven' else 'symbol_loading' end;
+      then 'symbol_unproven' else 'symbols_loading' end;
   end if;
   update private.symbol_choices c set proven = true
   where c.follower_account_id = p_symbol.account_id and c.master_account_id = p_master.account_id
@@ -11066,14 +11066,14 @@ begin
     else not p_account.symbols_complete end;
 end $$;
 
--- symbol_loading if the symbol of a copy was not found because a list is still being told; null: nothing more will
+-- symbols_loading if the symbol of a copy was not found because a list is still being told; null: nothing more will
 -- come.
 create function private.loading_refusal(p_master public.trading_accounts, p_masters_symbol public.account_symbols,
   p_follower public.trading_accounts) returns text
 language plpgsql stable security definer set search_path = '' as $$
 begin
   return case when private.list_is_loading(
-    case when p_masters_symbol.contract_size is null then p_master else p_follower end) then 'symbol_loading' end;
+    case when p_masters_symbol.contract_size is null then p_master else p_follower end) then 'symbols_loading' end;
 end $$;
 
 -- The follower's names that a copy may need, to be told before all others: the mapped or found name, else the master's
@@ -11089,7 +11089,7 @@ begin
     order by x.name);
 end $$;
 
--- What a pair waits for, in words: the detail of symbol_loading.
+-- What a pair waits for, in words: the detail of symbols_loading.
 create function private.loading_words(p_name text, p_masters_symbol public.account_symbols,
   p_symbol public.account_symbols) returns text
 language plpgsql immutable set search_path = '' as $$
@@ -11181,7 +11181,7 @@ begin
     perform private.settle_waits(array[v_over.wait]::private.symbol_waits[]);
     update public.copy_outcomes o set reason = v_over.reason, detail = null
     where o.event_id = (v_over.wait).event_id and o.copier_id = (v_over.wait).copier_id
-      and o.reason = 'symbol_loading';
+      and o.reason = 'symbols_loading';
   end loop;
 end $$;
 
@@ -16334,7 +16334,7 @@ begin
   for m in
     select p.*, l.id as link_id, case
         when exists (select from private.symbol_waits w where w.copier_id = p_copier.id
-          and w.master_account_id = p.account_id and w.ticket = p.ticket and w.kind = p.kind) then 'symbol_loading'
+          and w.master_account_id = p.account_id and w.ticket = p.ticket and w.kind = p.kind) then 'symbols_loading'
         when l.id is null then 'existing'
         else l.reason end as why
     from public.positions p
@@ -18523,7 +18523,7 @@ begin
   if exists (select from private.symbol_waits w where w.copier_id = p_copier.id
     and w.master_account_id = p_copier.master_account_id and w.ticket = d.master_ticket
       and w.kind = d.master_kind) then
-    return private.resync_answer(p_item, 'queued', 'symbol_loading', null, v_executions);
+    return private.resync_answer(p_item, 'queued', 'symbols_loading', null, v_executions);
   end if;
   if l.state = 'live' and (v_executions is not null or l.wanted_lots is not null or exists (
     select 1 from public.trade_execution_queue q
@@ -18848,7 +18848,7 @@ create trigger tell_refusal after insert on public.copy_outcomes for each row
   when (new.reason in ('sanity', 'symbol_unmapped', 'symbol_unproven')) execute function private.tell_refusal();
 -- a decision that waited for a symbol replaces the outcome
 create trigger tell_refusal_after_wait after update of reason on public.copy_outcomes for each row
-  when (old.reason = 'symbol_loading' and new.reason in ('sanity', 'symbol_unmapped', 'symbol_unproven'))
+  when (old.reason = 'symbols_loading' and new.reason in ('sanity', 'symbol_unmapped', 'symbol_unproven'))
   execute function private.tell_refusal();
 
 create function public.symbol_suggestions(p_request jsonb) returns jsonb
@@ -19186,7 +19186,7 @@ select o.event_id, o.copier_id, o.user_id, o.link_id, o.decided_at,
   coalesce(e.deal_price, case when x.action = 'open' and x.parts is null then x.master_price end) as master_price,
   coalesce(x.symbol, l.symbol) as symbol, coalesce(case when x.parts is null then x.side end, l.side) as side,
   case
-    when o.reason = 'symbol_loading' then 'in_flight'
+    when o.reason = 'symbols_loading' then 'in_flight'
     when x.id is null then 'not_copied'
     when d.waiting > 0 then 'in_flight'
     when d.failed = 0 and not d.short and t.reason is null then 'copied'

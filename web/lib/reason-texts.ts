@@ -220,7 +220,7 @@ export const REASONS = {
       "a step was waiting for another attempt when the target changed; the new target is executed instead",
       "none",
     ],
-    symbol_loading: [
+    symbols_loading: [
       "the symbol of the copy, or the quote that proves its name, is not told yet and was asked for: it is decided when it is told, and refused when max_age_ms is over",
       "none",
     ],

@@ -297,7 +297,7 @@ begin
       p_now,
       case when pair.reason is not null then p_now end
     from decided pair
-    where pair.kind in ('new', 'flip') and pair.reason is distinct from 'symbol_loading'
+    where pair.kind in ('new', 'flip') and pair.reason is distinct from 'symbols_loading'
   ), grown as (
     update public.position_links link set
       seen_master_lots = (pair.opened).lots,
@@ -327,7 +327,7 @@ begin
           select sum(leg.lots) from private.link_legs leg where leg.link_id = link.id and leg.kind = 'position'), 0)
       end
     from decided pair
-    where pair.kind = 'increase' and link.id = pair.link_id and pair.reason is distinct from 'symbol_loading'
+    where pair.kind = 'increase' and link.id = pair.link_id and pair.reason is distinct from 'symbols_loading'
       and link.id = any (array(select i.link_id from decided i where i.kind = 'increase'))
   ), drafts as (
     select
@@ -378,11 +378,11 @@ begin
       pair.event_id,
       (pair.copier).id as copier_id,
       (pair.copier).user_id,
-      case when pair.reason is distinct from 'symbol_loading' then pair.its_link else pair.link_id end as link_id,
+      case when pair.reason is distinct from 'symbols_loading' then pair.its_link else pair.link_id end as link_id,
       null::bigint as execution_id,
       coalesce(pair.reason, 'coalesced') as reason,
       case
-        when pair.reason = 'symbol_loading' then
+        when pair.reason = 'symbols_loading' then
           private.loading_words(coalesce(pair.mapped_to, (pair.opened).symbol), pair.masters_symbol, pair.symbol)
         when pair.reason = 'symbol_unmapped' and (pair.symbol).name is not null then
           private.told_late_words(pair.copier, (pair.symbol).name)
@@ -417,14 +417,14 @@ begin
       private.symbols_in_question(pair.follower, pair.masters_symbol, (pair.opened).symbol,
         coalesce((pair.symbol).name, pair.mapped_to)) as symbols
     from decided pair
-    where pair.reason = 'symbol_loading'
+    where pair.reason = 'symbols_loading'
   )
   select
     (select array_agg(draft::private.execution_draft) from drafts draft),
     (select array_agg(refusal::private.outcome) from refused refusal),
     (select array_agg(wait::private.symbol_waits) from waiting wait),
     (select array_agg(pair.wait) from decided pair
-      where (pair.wait).copier_id is not null and pair.reason is distinct from 'symbol_loading')
+      where (pair.wait).copier_id is not null and pair.reason is distinct from 'symbols_loading')
   into v_drafts, v_refusals, v_waits, v_settled;
   v_new := private.queue_executions(v_drafts, true, p_now);
   if v_refusals is not null then

@@ -34,7 +34,7 @@ begin
 end $$;
 
 -- symbol_unproven if current quotes of both do not prove that the follower's symbol of another name is the master's;
--- symbol_loading if such quotes are missing; null: they did once, or do now, or there is no quote yet and both names
+-- symbols_loading if such quotes are missing; null: they did once, or do now, or there is no quote yet and both names
 -- are well known. The symbols of an unproven choice are watched (planner/watch.sql), so that quotes arrive.
 create function private.proof_refusal(p_master public.account_symbols, p_symbol public.account_symbols,
   p_price numeric, p_now timestamptz) returns text
@@ -50,7 +50,7 @@ begin
       return null;
     end if;
     return case when private.quote_is_fresh(p_symbol, p_now) and private.quote_is_fresh(p_master, p_now)
-      then 'symbol_unproven' else 'symbol_loading' end;
+      then 'symbol_unproven' else 'symbols_loading' end;
   end if;
   update private.symbol_choices c set proven = true
   where c.follower_account_id = p_symbol.account_id and c.master_account_id = p_master.account_id

@@ -11,14 +11,14 @@ begin
     else not p_account.symbols_complete end;
 end $$;
 
--- symbol_loading if the symbol of a copy was not found because a list is still being told; null: nothing more will
+-- symbols_loading if the symbol of a copy was not found because a list is still being told; null: nothing more will
 -- come.
 create function private.loading_refusal(p_master public.trading_accounts, p_masters_symbol public.account_symbols,
   p_follower public.trading_accounts) returns text
 language plpgsql stable security definer set search_path = '' as $$
 begin
   return case when private.list_is_loading(
-    case when p_masters_symbol.contract_size is null then p_master else p_follower end) then 'symbol_loading' end;
+    case when p_masters_symbol.contract_size is null then p_master else p_follower end) then 'symbols_loading' end;
 end $$;
 
 -- The follower's names that a copy may need, to be told before all others: the mapped or found name, else the master's
@@ -34,7 +34,7 @@ begin
     order by x.name);
 end $$;
 
--- What a pair waits for, in words: the detail of symbol_loading.
+-- What a pair waits for, in words: the detail of symbols_loading.
 create function private.loading_words(p_name text, p_masters_symbol public.account_symbols,
   p_symbol public.account_symbols) returns text
 language plpgsql immutable set search_path = '' as $$
@@ -126,6 +126,6 @@ begin
     perform private.settle_waits(array[v_over.wait]::private.symbol_waits[]);
     update public.copy_outcomes o set reason = v_over.reason, detail = null
     where o.event_id = (v_over.wait).event_id and o.copier_id = (v_over.wait).copier_id
-      and o.reason = 'symbol_loading';
+      and o.reason = 'symbols_loading';
   end loop;
 end $$;

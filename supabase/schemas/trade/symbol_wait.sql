@@ -17,9 +17,9 @@ create table private.symbol_waits (
 );
 comment on table private.symbol_waits is
   'Master positions that copiers will decide on once a symbol or quote is told. Such a pair has the outcome '
-  'symbol_loading. The row is deleted with the decision, or when there is nothing left to decide.';
+  'symbols_loading. The row is deleted with the decision, or when there is nothing left to decide.';
 comment on column private.symbol_waits.event_id is
-  'the event whose outcome is symbol_loading; null: the position came without an event';
+  'the event whose outcome is symbols_loading; null: the position came without an event';
 comment on column private.symbol_waits.asked is 'existing or resync: the copy was asked for';
 comment on column private.symbol_waits.news_at is 'from then on max_age_ms counts';
 comment on column private.symbol_waits.ends_as is 'the reason of the pair if nothing is told in time';

@@ -103,7 +103,7 @@ begin
   for m in
     select p.*, l.id as link_id, case
         when exists (select from private.symbol_waits w where w.copier_id = p_copier.id
-          and w.master_account_id = p.account_id and w.ticket = p.ticket and w.kind = p.kind) then 'symbol_loading'
+          and w.master_account_id = p.account_id and w.ticket = p.ticket and w.kind = p.kind) then 'symbols_loading'
         when l.id is null then 'existing'
         else l.reason end as why
     from public.positions p

@@ -139,7 +139,7 @@ begin
   if exists (select from private.symbol_waits w where w.copier_id = p_copier.id
     and w.master_account_id = p_copier.master_account_id and w.ticket = d.master_ticket
       and w.kind = d.master_kind) then
-    return private.resync_answer(p_item, 'queued', 'symbol_loading', null, v_executions);
+    return private.resync_answer(p_item, 'queued', 'symbols_loading', null, v_executions);
   end if;
   if l.state = 'live' and (v_executions is not null or l.wanted_lots is not null or exists (
     select 1 from public.trade_execution_queue q

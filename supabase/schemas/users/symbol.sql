@@ -135,7 +135,7 @@ create trigger tell_refusal after insert on public.copy_outcomes for each row
   when (new.reason in ('sanity', 'symbol_unmapped', 'symbol_unproven')) execute function private.tell_refusal();
 -- a decision that waited for a symbol replaces the outcome
 create trigger tell_refusal_after_wait after update of reason on public.copy_outcomes for each row
-  when (old.reason = 'symbol_loading' and new.reason in ('sanity', 'symbol_unmapped', 'symbol_unproven'))
+  when (old.reason = 'symbols_loading' and new.reason in ('sanity', 'symbol_unmapped', 'symbol_unproven'))
   execute function private.tell_refusal();
 
 create function public.symbol_suggestions(p_request jsonb) returns jsonb

@@ -27,7 +27,7 @@ select o.event_id, o.copier_id, o.user_id, o.link_id, o.decided_at,
   coalesce(e.deal_price, case when x.action = 'open' and x.parts is null then x.master_price end) as master_price,
   coalesce(x.symbol, l.symbol) as symbol, coalesce(case when x.parts is null then x.side end, l.side) as side,
   case
-    when o.reason = 'symbol_loading' then 'in_flight'
+    when o.reason = 'symbols_loading' then 'in_flight'
     when x.id is null then 'not_copied'
     when d.waiting > 0 then 'in_flight'
     when d.failed = 0 and not d.short and t.reason is null then 'copied'

@@ -32,7 +32,7 @@ def test_another_name_waits_for_the_whole_list(world: World, complete: bool | No
     world.copy("M", "F")
     world.opened("M", "0.10", symbol="ZZTOP")
     assert len(world.executions("F")) == copied
-    assert world.reasons("F") == ({} if copied else {"symbol_loading": 1})
+    assert world.reasons("F") == ({} if copied else {"symbols_loading": 1})
 
 
 @pytest.mark.covers("X23")

@@ -39,7 +39,7 @@ def with_affix(world: World) -> None:
     ("bid", "ask", "age_s", "reason"),
     [("1.10", "1.10", 0, None), ("1.15", "1.15", 50, None), ("1.05", "1.05", 0, None),
      ("1.17", "1.17", 0, "symbol_unproven"), ("1.03", "1.03", 0, "symbol_unproven"),
-     ("1.10", "1.10", 70, "symbol_loading"), ("1.10", "1.10", 86400, "symbol_loading")],
+     ("1.10", "1.10", 70, "symbols_loading"), ("1.10", "1.10", 86400, "symbols_loading")],
 )  # fmt: skip
 def test_the_first_trade_under_another_name_needs_agreeing_prices(
     world: World, bid: str, ask: str, age_s: int, reason: str | None
@@ -75,7 +75,7 @@ def test_a_missing_quote_is_asked_for_and_proof_is_remembered(world: World) -> N
     world.db.execute("update public.account_symbols set quoted_at = null where name = 'ZZTOP.r'")
     world.copy("M", "F")
     world.opened("M", "0.10", symbol="ZZTOP")
-    assert world.one("select detail from public.copy_outcomes where reason = 'symbol_loading'") == (
+    assert world.one("select detail from public.copy_outcomes where reason = 'symbols_loading'") == (
         "Quotes that prove that ZZTOP.r is the follower's name for ZZTOP were asked for."
     )
     world.db.execute("update private.symbol_waits set news_at = now() - interval '1 min', ends_at = now()")

@@ -79,14 +79,14 @@ def test_the_symbol_in_question_is_asked_for_and_copied_as_soon_as_it_is_told(wo
     world.copy("M", "F")
     world.db.execute("delete from realtime.messages where true")
     world.opened("M", "0.10", symbol="ZZTOP")
-    assert outcomes(world) == [("opened", "symbol_loading")]
+    assert outcomes(world) == [("opened", "symbols_loading")]
     assert world.one("select status from public.copied_trades") == "in_flight"
     assert "ZZTOP" in world.one("select private.watched_symbols(%s)", world.accounts["F"])
     rung = world.rows("select topic from realtime.messages where event = 'assignments' order by topic")
     assert {r["topic"] for r in rung} == {f"vps:{world.vps['a']}", f"vps:{world.vps['b']}"}
     assert world.rows("select 1 from public.alerts") == []
     tell(world, "F", "ABBA")
-    assert outcomes(world) == [("opened", "symbol_loading")]
+    assert outcomes(world) == [("opened", "symbols_loading")]
     tell(world, "F", "ZZTOP")
     assert outcomes(world) == [("opened", "copied")]
     assert opens(world) == [("ZZTOP", "0.1")]
@@ -104,7 +104,7 @@ def test_the_whole_list_decides(world: NettingWorld, names: list[str], reason: s
     world.copy("M", "F")
     world.opened("M", "0.10", symbol="ZZTOP")
     tell(world, "F", *names)
-    assert outcomes(world) == [("opened", "symbol_loading")]
+    assert outcomes(world) == [("opened", "symbols_loading")]
     tell(world, "F", complete=True)
     if reason is None:  # a name with an unknown ending
         for name in names:
@@ -120,7 +120,7 @@ def test_a_wait_ends_when_the_trade_is_too_old(world: NettingWorld) -> None:
     world.copy("M", "F")
     world.opened("M", "0.10", symbol="ZZTOP")
     world.db.execute("select private.maintain_executions()")
-    assert outcomes(world) == [("opened", "symbol_loading")]
+    assert outcomes(world) == [("opened", "symbols_loading")]
     time_over(world)
     assert outcomes(world) == [("opened", "symbol_unmapped")]
     assert world.one("select count(*) from public.alerts where reason = 'symbol_unmapped'") == 1
@@ -162,7 +162,7 @@ def test_changes_meanwhile_are_part_of_the_one_decision(world: NettingWorld) -> 
     position = world.opened("M", "0.10", symbol="ZZTOP")
     world.send("M", world.event("modified", position | {"sl": "1.05"}))
     world.send("M", world.event("increased", position | {"sl": "1.05", "lots": "0.30"}))
-    assert outcomes(world) == [("opened", "symbol_loading"), ("modified", "coalesced"), ("increased", "coalesced")]
+    assert outcomes(world) == [("opened", "symbols_loading"), ("modified", "coalesced"), ("increased", "coalesced")]
     tell(world, "F", "ZZTOP")
     assert outcomes(world) == [("opened", "copied"), ("modified", "coalesced"), ("increased", "coalesced")]
     assert [(e["action"], str(e["lots"].normalize()), str(e["sl"].normalize())) for e in world.executions("F")] == [
@@ -189,7 +189,7 @@ def test_an_increase_waits_too_and_its_copy_goes_on_meanwhile(world: NettingWorl
     world.report(execution, positions=[filled], filled_lots="0.10", price="1.1")
     world.db.execute("delete from public.account_symbols where account_id = %s", (world.accounts["F"],))
     world.send("M", world.event("increased", position | {"lots": "0.30"}))
-    assert outcomes(world)[-1] == ("increased", "symbol_loading")
+    assert outcomes(world)[-1] == ("increased", "symbols_loading")
     tell(world, "F", "ZZTOP")
     assert outcomes(world)[-1] == ("increased", "copied")
     assert [(e["action"], str(e["lots"].normalize())) for e in world.open_executions("F")] == [("increase", "0.2")]
@@ -201,7 +201,7 @@ def test_a_pending_order_waits_too(world: NettingWorld) -> None:
     world.copy("M", "F", copy_pending=True)
     order = world.position("0.10", symbol="ZZTOP") | {"kind": "order", "order_type": "limit", "price": "1.05"}
     world.send("M", world.event("ordered", order))
-    assert outcomes(world) == [("ordered", "symbol_loading")]
+    assert outcomes(world) == [("ordered", "symbols_loading")]
     tell(world, "F", "ZZTOP")
     assert outcomes(world) == [("ordered", "copied")]
     assert [e["action"] for e in world.executions("F")] == ["place"]
@@ -232,7 +232,7 @@ def test_the_masters_own_list_is_waited_for(world: NettingWorld) -> None:
     tell(world, "M", complete=False)
     world.copy("M", "F")
     world.opened("M", "0.10", symbol="NEWCO")
-    assert outcomes(world) == [("opened", "symbol_loading")]
+    assert outcomes(world) == [("opened", "symbols_loading")]
     assert "NEWCO" in world.one("select private.watched_symbols(%s)", world.accounts["M"])
     tell(world, "M", "NEWCO")
     assert outcomes(world) == [("opened", "copied")]
@@ -245,7 +245,7 @@ def test_a_mapped_name_is_waited_for(world: NettingWorld) -> None:
     world.opened("M", "0.10", symbol="ZZTOP")
     assert "Z.TOP" in world.one("select private.watched_symbols(%s)", world.accounts["F"])
     tell(world, "F", "ZZTOP")
-    assert outcomes(world) == [("opened", "symbol_loading")]
+    assert outcomes(world) == [("opened", "symbols_loading")]
     tell(world, "F", "Z.TOP")
     assert opens(world) == [("Z.TOP", "0.1")]
 
@@ -254,7 +254,7 @@ def test_a_mapped_name_is_waited_for(world: NettingWorld) -> None:
 def test_a_netting_follower_waits(world: NettingWorld) -> None:
     world.copy("M", "N")
     world.opened("M", "0.10", symbol="ZZTOP")
-    assert outcomes(world) == [("opened", "symbol_loading")]
+    assert outcomes(world) == [("opened", "symbols_loading")]
     tell(world, "N", "ZZTOP")
     assert opens(world, "N") == [("ZZTOP", "0.1")]
     assert outcomes(world) == [("opened", "copied")]
@@ -314,7 +314,7 @@ def test_a_copy_that_its_user_asks_for_waits_and_is_made_for_no_other_copier(wor
     world.copy("M", "N")
     item = {"kind": "missing", "master_ticket": position["ticket"], "action": "copy"}
     answer = world.as_user("resync_copier", {"copier_id": copier, "items": [item]})
-    assert [(i["result"], i["reason"]) for i in answer["items"]] == [("queued", "symbol_loading")]
+    assert [(i["result"], i["reason"]) for i in answer["items"]] == [("queued", "symbols_loading")]
     tell(world, "N", "ZZTOP")
     tell(world, "F", "ZZTOP")
     assert (opens(world), opens(world, "N"), waiting(world)) == ([("ZZTOP", "0.1")], [], 0)
@@ -333,7 +333,7 @@ def test_the_quote_that_proves_a_name_is_asked_for_and_decides(world: NettingWor
     with_affix(world)
     world.copy("M", "F")
     world.opened("M", "0.10", symbol="ZZTOP")
-    assert outcomes(world) == [("opened", "symbol_loading")]
+    assert outcomes(world) == [("opened", "symbols_loading")]
     assert "ZZTOP.r" in world.one("select private.watched_symbols(%s)", world.accounts["F"])
     quoted(world, "F", "ZZTOP.r", bid)
     assert outcomes(world) == [("opened", reason)]
@@ -361,7 +361,7 @@ def test_the_masters_quote_is_waited_for_where_its_trade_does_not_prove_the_name
     world.copy("M", "F", copy_pending=True)
     order = world.position("0.10", symbol="ZZTOP") | {"kind": "order", "order_type": "limit", "price": "0.90"}
     world.send("M", world.event("ordered", order))
-    assert outcomes(world) == [("ordered", "symbol_loading")]
+    assert outcomes(world) == [("ordered", "symbols_loading")]
     quoted(world, "M", "ZZTOP", "1.1")
     assert outcomes(world) == [("ordered", "copied")]
 
@@ -373,7 +373,7 @@ def test_the_list_then_the_quote_is_one_wait(world: NettingWorld) -> None:
     ends_at = world.one("select ends_at from private.symbol_waits")
     with_affix(world)
     without_quotes(world, "ZZTOP.r")
-    assert outcomes(world) == [("opened", "symbol_loading")]
+    assert outcomes(world) == [("opened", "symbols_loading")]
     assert world.one("select ends_at from private.symbol_waits") == ends_at
     assert world.one("select ends_as from private.symbol_waits") == "symbol_unproven"
     quoted(world, "F", "ZZTOP.r", "1.1")

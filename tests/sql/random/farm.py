@@ -160,7 +160,7 @@ class Farm:
         assert left == [], "something is in flight"
         assert world.unexplained() == 0, world.rows("select * from public.unexplained_pairs")
         assert world.rows("select * from private.symbol_waits") == [], "something waits for a symbol that was told"
-        loading = "select * from public.copy_outcomes where reason = 'symbol_loading'"
+        loading = "select * from public.copy_outcomes where reason = 'symbols_loading'"
         assert world.rows(loading) == [], "a pair has no decision"
         for name in self.followers.names.replace("N", ""):
             self._check_mirror(name)

@@ -122,7 +122,7 @@ MUTANTS = [
            [OPEN], common=True),
     # lists of symbols that are told in parts
     Mutant("a copy that waits for its symbol is refused for good", "decide_kinds",
-           (("pair.kind in ('new', 'flip') and pair.reason is distinct from 'symbol_loading'",
+           (("pair.kind in ('new', 'flip') and pair.reason is distinct from 'symbols_loading'",
              "pair.kind in ('new', 'flip')"),), "H", [OPEN], symbols=1, common=True),
     Mutant("a symbol is told and nothing is decided", "decide_waiting_symbols",
            (("s.follower_account_id = any (p_followers)", "false"),), "N", [OPEN], symbols=2, common=True),
