@@ -111,9 +111,9 @@ class Observer:
         try:
             states = await self.rows(STATES, parameters) if working else []
             mirror = await self.rows(MIRROR, parameters)
+            loading = await self.rows(LOADING, parameters)  # before what comes of it: it must be in one of the two
             executions = await self.rows(OPEN, parameters)
             links = await self.rows(LINKS, parameters)
-            loading = await self.rows(LOADING, parameters)
         except psycopg.OperationalError as error:
             return Flight(now=(f"the database does not answer ({str(error).splitlines()[0]})",))
         now = [
