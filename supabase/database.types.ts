@@ -796,6 +796,7 @@ export type Database = {
           follower_account_id: string;
           generation: number;
           id: number;
+          levels_due_at: string | null;
           master_account_id: string;
           master_kind: string;
           master_side: string;
@@ -835,6 +836,7 @@ export type Database = {
           follower_account_id: string;
           generation?: number;
           id?: never;
+          levels_due_at?: string | null;
           master_account_id: string;
           master_kind?: string;
           master_side: string;
@@ -873,6 +875,7 @@ export type Database = {
           follower_account_id?: string;
           generation?: number;
           id?: never;
+          levels_due_at?: string | null;
           master_account_id?: string;
           master_kind?: string;
           master_side?: string;

@@ -4936,6 +4936,7 @@ create table public.position_links (
   modify_failures integer not null default 0,
   close_failures integer not null default 0,
   replan_at timestamptz,
+  levels_due_at timestamptz,
   stopped_out boolean not null default false,
   warnings text[] not null default '{}',
   event_id bigint,
@@ -4984,6 +4985,8 @@ comment on column public.position_links.asked_price is
 comment on column public.position_links.order_due_at is
   'copies of pending orders: when the copier must act (the master''s order has filled, or expires)';
 comment on column public.position_links.replan_at is 'from then on a refused close or modify is planned again';
+comment on column public.position_links.levels_due_at is
+  'when the quiet window is over that changes of its levels wait for; null: they do not wait';
 
 -- the planner: links of a master position, newest generation first
 create index position_links_of_master on public.position_links (master_account_id, master_ticket, copier_id,
@@ -4994,6 +4997,8 @@ create index position_links_live on public.position_links (follower_account_id, 
 
 -- maintain: links that are due
 create index position_links_due on public.position_links (replan_at) where state = 'live' and replan_at is not null;
+create index position_links_levels_due on public.position_links (levels_due_at)
+  where state = 'live' and levels_due_at is not null;
 create index position_links_orders_due on public.position_links (order_due_at)
   where state = 'live' and order_due_at is not null;
 create index position_links_wanted on public.position_links (wanted_until) where wanted_lots is not null;
@@ -8419,7 +8424,7 @@ language plpgsql stable security definer set search_path = '' as $$
 begin
   return array(select l.id from public.position_links l
   where l.follower_account_id = any (p_accounts) and l.state = 'live'
-    and (l.replan_at <= p_now or l.wanted_until <= p_now or l.order_due_at <= p_now
+    and (l.replan_at <= p_now or l.wanted_until <= p_now or l.order_due_at <= p_now or l.levels_due_at <= p_now
       or exists (select 1 from private.net_ledgers n
         where n.account_id = l.follower_account_id and n.symbol = l.symbol and n.replan_at <= p_now)
       or exists (select 1 from public.trading_accounts a
@@ -9106,6 +9111,7 @@ language plpgsql security definer set search_path = '' as $$
 declare
   v_new bigint[];
   v_orders bigint[];
+  v_held bigint[];  -- whose levels wait for the end of a quiet window
   v_reduced bigint[];
   v_volumes numeric[];
   v_drafts private.execution_draft[];
@@ -9115,6 +9121,9 @@ begin
     where q.link_id = any (p_links) and q.finalized_at is null and q.status = 'retrying')
   then
     perform private.drop_waiting(p_links, p_now);
+  end if;
+  if private.any_quiet(p_now) then
+    v_held := private.hold_levels(p_links, p_now);
   end if;
   if exists (select 1 from public.position_links l
     where l.id = any (p_links) and l.ended_at is null and l.asked_price is not null) then
@@ -9199,6 +9208,7 @@ begin
         when state.doomed then null
         when state.master_kind = 'position' and state.position_lots - state.target_lots >= state.lots_min
           and (state.close_failures = 0 or state.replan_at is null or state.replan_at <= p_now) then 'reduce'
+        when state.id = any (v_held) then null
         when state.master_kind = 'order' and state.order_lots > 0
           and (state.asked_unknown
             or (state.wanted_price, state.wanted_sl, state.wanted_tp, state.master_expires_at)
@@ -9694,6 +9704,7 @@ begin
   if v_ticket is not null and v_target.shares > 0
     and ((v_target.sl, v_target.tp) is distinct from (v_ledger.asked_sl, v_ledger.asked_tp)
     or v_ledger.modify_failures between 1 and 2 and v_ledger.replan_at <= p_now) then
+    if private.hold_net_levels(p_account, p_symbol, p_now) then return null; end if;
     if v_target.virtual then perform private.alert_virtual_levels(p_account, p_symbol); end if;
     return private.queue_levels(p_account, p_symbol, v_ledger.net_lots, v_ticket, v_target.sl, v_target.tp, p_now);
   end if;
@@ -10624,6 +10635,66 @@ begin
     where w.span @> p_now and (w.user_id is null or w.user_id = a.user_id and a.quiet_own_windows)
       and w.ends_at + make_interval(mins => a.quiet_minutes_after) = private.quiet_until(a, p_symbol, p_masters, p_now)
     order by w.begins_at limit 1);
+end $$;
+
+-- When a quiet window is over that changes of levels on an account wait for; null: they do not wait.
+create function private.levels_wait_until(a public.trading_accounts, p_symbol text, p_masters text, p_now timestamptz)
+returns timestamptz
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  if not a.quiet_levels_wait then return null; end if;
+  return private.quiet_until(a, (select s from public.account_symbols s where s.account_id = a.id
+    and s.name = p_symbol), p_masters, p_now);
+end $$;
+
+-- Notes when these links' levels may be changed again, and returns the links that must wait until then.
+create function private.hold_levels(p_links bigint[], p_now timestamptz) returns bigint[]
+language plpgsql volatile security definer set search_path = '' as $$
+declare
+  v_held bigint[];
+  v_until timestamptz[];
+begin
+  select array_agg(h.id), array_agg(h.until) into v_held, v_until
+  from (
+    select l.id, private.levels_wait_until(a, l.symbol, coalesce(m.symbol, l.symbol), p_now) as until
+    from public.position_links l
+    join public.trading_accounts a on a.id = l.follower_account_id and a.quiet_levels_wait
+    left join public.positions m on m.account_id = l.master_account_id and m.ticket = l.master_ticket
+      and m.kind = l.master_kind
+    where l.id = any (p_links) and l.ended_at is null
+    offset 0
+  ) h where h.until is not null;
+  if v_held is not null then
+    update public.position_links l set levels_due_at = u.until from unnest(v_held, v_until) as u (id, until)
+    where l.id = any (v_held) and l.id = u.id;
+  end if;
+  return v_held;
+end $$;
+
+-- Waits that are over: what they were for has been planned.
+create function private.end_level_waits(p_accounts uuid[], p_now timestamptz) returns void
+language plpgsql volatile security definer set search_path = '' as $$
+begin
+  update public.position_links l set levels_due_at = null
+  where l.follower_account_id = any (p_accounts) and l.state = 'live' and l.levels_due_at <= p_now;
+  update private.net_ledgers n set replan_at = null
+  where n.account_id = any (p_accounts) and n.replan_at <= p_now and n.failures = 0 and n.modify_failures = 0
+    and n.surplus_lots = 0;
+end $$;
+
+-- Whether changes of a netting symbol's levels must wait; then they are planned again when the window is over.
+create function private.hold_net_levels(p_account uuid, p_symbol text, p_now timestamptz) returns boolean
+language plpgsql volatile security definer set search_path = '' as $$
+declare
+  v_until timestamptz;
+begin
+  if not private.any_quiet(p_now) then return false; end if;
+  v_until := private.levels_wait_until((select a from public.trading_accounts a where a.id = p_account), p_symbol,
+    p_symbol, p_now);
+  if v_until is null then return false; end if;
+  update private.net_ledgers n set replan_at = v_until
+  where n.account_id = p_account and n.symbol = p_symbol and n.failures = 0;
+  return true;
 end $$;
 
 -- planner/refusal.sql
@@ -12007,7 +12078,8 @@ begin
   if status <> 'retrying' then next_at := null; end if;
 end $$;
 
--- Opens that wait for another attempt end here if the time forbids them now. Those of netting symbols are taken apart
+-- Opens that wait for another attempt end here if the time forbids them now; changes of levels wait on, if
+-- their account asks for it. Those of netting symbols are taken apart
 -- by plan_net.
 create function private.end_barred_opens(p_accounts uuid[], p_now timestamptz) returns void
 language plpgsql volatile security definer set search_path = '' as $$
@@ -12035,6 +12107,15 @@ begin
   loop
     perform private.book_failure(q, p_now);
   end loop;
+  update public.trade_execution_queue x set next_attempt_at = h.until, updated_at = p_now
+  from (
+    select y.id, private.levels_wait_until(a, y.symbol, y.symbol, p_now) as until
+    from public.trade_execution_queue y
+    join public.trading_accounts a on a.id = y.account_id and a.quiet_levels_wait
+    where y.status = 'retrying' and y.next_attempt_at <= p_now and y.account_id = any (p_accounts)
+      and y.action in ('modify', 'amend')
+    offset 0
+  ) h where x.id = h.id and h.until is not null;
 end $$;
 
 -- Queues retries that are due again, under the next attempt number.
@@ -12270,6 +12351,8 @@ begin
     union
     select l.follower_account_id from public.position_links l where l.state = 'live' and l.order_due_at <= p_now
     union
+    select l.follower_account_id from public.position_links l where l.state = 'live' and l.levels_due_at <= p_now
+    union
     select n.account_id from private.net_ledgers n where n.replan_at <= p_now
     union
     select a.id from public.trading_accounts a where a.copy_state = 'flattening'
@@ -12302,6 +12385,7 @@ declare
 begin
   v_links := coalesce(v_links, '{}') || private.links_due(p_accounts, p_now);
   v_new := coalesce(private.requeue(p_accounts, p_now), '{}') || coalesce(private.plan_again(v_links, p_now), '{}');
+  perform private.end_level_waits(p_accounts, p_now);
   for v_account in select a.id from public.trading_accounts a
     where a.id = any (p_accounts) and a.copy_state = 'flattening' loop
     v_new := v_new || private.plan_flatten(v_account, p_now);
@@ -13716,6 +13800,7 @@ begin
       select l from unnest(private.links_due(array[v_account], p_now)) l
       where not exists (select 1 from private.quarantine f
         where f.account_id = v_account and f.kind = 'link' and f.subject = l::text)), p_now);
+    perform private.end_level_waits(array[v_account], p_now);
   end loop;
   return v_new;
 end $$;

@@ -56,7 +56,8 @@ begin
   if status <> 'retrying' then next_at := null; end if;
 end $$;
 
--- Opens that wait for another attempt end here if the time forbids them now. Those of netting symbols are taken apart
+-- Opens that wait for another attempt end here if the time forbids them now; changes of levels wait on, if
+-- their account asks for it. Those of netting symbols are taken apart
 -- by plan_net.
 create function private.end_barred_opens(p_accounts uuid[], p_now timestamptz) returns void
 language plpgsql volatile security definer set search_path = '' as $$
@@ -84,6 +85,15 @@ begin
   loop
     perform private.book_failure(q, p_now);
   end loop;
+  update public.trade_execution_queue x set next_attempt_at = h.until, updated_at = p_now
+  from (
+    select y.id, private.levels_wait_until(a, y.symbol, y.symbol, p_now) as until
+    from public.trade_execution_queue y
+    join public.trading_accounts a on a.id = y.account_id and a.quiet_levels_wait
+    where y.status = 'retrying' and y.next_attempt_at <= p_now and y.account_id = any (p_accounts)
+      and y.action in ('modify', 'amend')
+    offset 0
+  ) h where x.id = h.id and h.until is not null;
 end $$;
 
 -- Queues retries that are due again, under the next attempt number.

@@ -34,7 +34,7 @@ language plpgsql stable security definer set search_path = '' as $$
 begin
   return array(select l.id from public.position_links l
   where l.follower_account_id = any (p_accounts) and l.state = 'live'
-    and (l.replan_at <= p_now or l.wanted_until <= p_now or l.order_due_at <= p_now
+    and (l.replan_at <= p_now or l.wanted_until <= p_now or l.order_due_at <= p_now or l.levels_due_at <= p_now
       or exists (select 1 from private.net_ledgers n
         where n.account_id = l.follower_account_id and n.symbol = l.symbol and n.replan_at <= p_now)
       or exists (select 1 from public.trading_accounts a

@@ -89,6 +89,7 @@ language plpgsql security definer set search_path = '' as $$
 declare
   v_new bigint[];
   v_orders bigint[];
+  v_held bigint[];  -- whose levels wait for the end of a quiet window
   v_reduced bigint[];
   v_volumes numeric[];
   v_drafts private.execution_draft[];
@@ -98,6 +99,9 @@ begin
     where q.link_id = any (p_links) and q.finalized_at is null and q.status = 'retrying')
   then
     perform private.drop_waiting(p_links, p_now);
+  end if;
+  if private.any_quiet(p_now) then
+    v_held := private.hold_levels(p_links, p_now);
   end if;
   if exists (select 1 from public.position_links l
     where l.id = any (p_links) and l.ended_at is null and l.asked_price is not null) then
@@ -182,6 +186,7 @@ begin
         when state.doomed then null
         when state.master_kind = 'position' and state.position_lots - state.target_lots >= state.lots_min
           and (state.close_failures = 0 or state.replan_at is null or state.replan_at <= p_now) then 'reduce'
+        when state.id = any (v_held) then null
         when state.master_kind = 'order' and state.order_lots > 0
           and (state.asked_unknown
             or (state.wanted_price, state.wanted_sl, state.wanted_tp, state.master_expires_at)

@@ -356,6 +356,7 @@ begin
   if v_ticket is not null and v_target.shares > 0
     and ((v_target.sl, v_target.tp) is distinct from (v_ledger.asked_sl, v_ledger.asked_tp)
     or v_ledger.modify_failures between 1 and 2 and v_ledger.replan_at <= p_now) then
+    if private.hold_net_levels(p_account, p_symbol, p_now) then return null; end if;
     if v_target.virtual then perform private.alert_virtual_levels(p_account, p_symbol); end if;
     return private.queue_levels(p_account, p_symbol, v_ledger.net_lots, v_ticket, v_target.sl, v_target.tp, p_now);
   end if;

@@ -64,3 +64,63 @@ begin
       and w.ends_at + make_interval(mins => a.quiet_minutes_after) = private.quiet_until(a, p_symbol, p_masters, p_now)
     order by w.begins_at limit 1);
 end $$;
+
+-- When a quiet window is over that changes of levels on an account wait for; null: they do not wait.
+create function private.levels_wait_until(a public.trading_accounts, p_symbol text, p_masters text, p_now timestamptz)
+returns timestamptz
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  if not a.quiet_levels_wait then return null; end if;
+  return private.quiet_until(a, (select s from public.account_symbols s where s.account_id = a.id
+    and s.name = p_symbol), p_masters, p_now);
+end $$;
+
+-- Notes when these links' levels may be changed again, and returns the links that must wait until then.
+create function private.hold_levels(p_links bigint[], p_now timestamptz) returns bigint[]
+language plpgsql volatile security definer set search_path = '' as $$
+declare
+  v_held bigint[];
+  v_until timestamptz[];
+begin
+  select array_agg(h.id), array_agg(h.until) into v_held, v_until
+  from (
+    select l.id, private.levels_wait_until(a, l.symbol, coalesce(m.symbol, l.symbol), p_now) as until
+    from public.position_links l
+    join public.trading_accounts a on a.id = l.follower_account_id and a.quiet_levels_wait
+    left join public.positions m on m.account_id = l.master_account_id and m.ticket = l.master_ticket
+      and m.kind = l.master_kind
+    where l.id = any (p_links) and l.ended_at is null
+    offset 0
+  ) h where h.until is not null;
+  if v_held is not null then
+    update public.position_links l set levels_due_at = u.until from unnest(v_held, v_until) as u (id, until)
+    where l.id = any (v_held) and l.id = u.id;
+  end if;
+  return v_held;
+end $$;
+
+-- Waits that are over: what they were for has been planned.
+create function private.end_level_waits(p_accounts uuid[], p_now timestamptz) returns void
+language plpgsql volatile security definer set search_path = '' as $$
+begin
+  update public.position_links l set levels_due_at = null
+  where l.follower_account_id = any (p_accounts) and l.state = 'live' and l.levels_due_at <= p_now;
+  update private.net_ledgers n set replan_at = null
+  where n.account_id = any (p_accounts) and n.replan_at <= p_now and n.failures = 0 and n.modify_failures = 0
+    and n.surplus_lots = 0;
+end $$;
+
+-- Whether changes of a netting symbol's levels must wait; then they are planned again when the window is over.
+create function private.hold_net_levels(p_account uuid, p_symbol text, p_now timestamptz) returns boolean
+language plpgsql volatile security definer set search_path = '' as $$
+declare
+  v_until timestamptz;
+begin
+  if not private.any_quiet(p_now) then return false; end if;
+  v_until := private.levels_wait_until((select a from public.trading_accounts a where a.id = p_account), p_symbol,
+    p_symbol, p_now);
+  if v_until is null then return false; end if;
+  update private.net_ledgers n set replan_at = v_until
+  where n.account_id = p_account and n.symbol = p_symbol and n.failures = 0;
+  return true;
+end $$;

@@ -32,6 +32,7 @@ create table public.position_links (
   modify_failures integer not null default 0,
   close_failures integer not null default 0,
   replan_at timestamptz,
+  levels_due_at timestamptz,
   stopped_out boolean not null default false,
   warnings text[] not null default '{}',
   event_id bigint,
@@ -80,6 +81,8 @@ comment on column public.position_links.asked_price is
 comment on column public.position_links.order_due_at is
   'copies of pending orders: when the copier must act (the master''s order has filled, or expires)';
 comment on column public.position_links.replan_at is 'from then on a refused close or modify is planned again';
+comment on column public.position_links.levels_due_at is
+  'when the quiet window is over that changes of its levels wait for; null: they do not wait';
 
 -- the planner: links of a master position, newest generation first
 create index position_links_of_master on public.position_links (master_account_id, master_ticket, copier_id,
@@ -90,6 +93,8 @@ create index position_links_live on public.position_links (follower_account_id, 
 
 -- maintain: links that are due
 create index position_links_due on public.position_links (replan_at) where state = 'live' and replan_at is not null;
+create index position_links_levels_due on public.position_links (levels_due_at)
+  where state = 'live' and levels_due_at is not null;
 create index position_links_orders_due on public.position_links (order_due_at)
   where state = 'live' and order_due_at is not null;
 create index position_links_wanted on public.position_links (wanted_until) where wanted_lots is not null;

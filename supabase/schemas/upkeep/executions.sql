@@ -26,6 +26,8 @@ begin
     union
     select l.follower_account_id from public.position_links l where l.state = 'live' and l.order_due_at <= p_now
     union
+    select l.follower_account_id from public.position_links l where l.state = 'live' and l.levels_due_at <= p_now
+    union
     select n.account_id from private.net_ledgers n where n.replan_at <= p_now
     union
     select a.id from public.trading_accounts a where a.copy_state = 'flattening'
@@ -58,6 +60,7 @@ declare
 begin
   v_links := coalesce(v_links, '{}') || private.links_due(p_accounts, p_now);
   v_new := coalesce(private.requeue(p_accounts, p_now), '{}') || coalesce(private.plan_again(v_links, p_now), '{}');
+  perform private.end_level_waits(p_accounts, p_now);
   for v_account in select a.id from public.trading_accounts a
     where a.id = any (p_accounts) and a.copy_state = 'flattening' loop
     v_new := v_new || private.plan_flatten(v_account, p_now);

@@ -378,6 +378,7 @@ begin
       select l from unnest(private.links_due(array[v_account], p_now)) l
       where not exists (select 1 from private.quarantine f
         where f.account_id = v_account and f.kind = 'link' and f.subject = l::text)), p_now);
+    perform private.end_level_waits(array[v_account], p_now);
   end loop;
   return v_new;
 end $$;

@@ -205,6 +205,106 @@ def test_a_pending_order_is_not_placed_and_one_that_filled_is_not_bought_instead
     assert (world.reasons("F"), world.open_executions("F")) == ({"news_window": 1}, [])
 
 
+def over(world: NettingWorld) -> None:
+    """All windows, and the waits for them, are over."""
+    world.db.execute("delete from public.quiet_windows")
+    world.db.execute(
+        "update public.position_links set levels_due_at = '-infinity'"
+        " where levels_due_at is not null and state = 'live'"
+    )
+    world.come_due()
+
+
+def told(world: NettingWorld, account: str = "F") -> list[tuple[str, str]]:
+    return [
+        (e["action"], str(e["sl"])) for e in world.executions(account) if e["action"] in ("modify", "amend", "close")
+    ]
+
+
+@pytest.mark.covers("R39")
+def test_levels_wait_for_the_end_of_the_window_if_the_account_asks_for_it(world: NettingWorld) -> None:
+    world.copy("M", "F")
+    p = world.opened("M")
+    q = world.opened("M")
+    world.settle()
+    minutes(world, 0, 5, levels_wait=True)
+    quiet(world, window(-1, 30, "USD"))
+    for sl in ("1.05000", "1.06000"):
+        world.send("M", world.event("modified", p | {"sl": sl}))
+    world.come_due()
+    assert told(world) == []
+    due = world.one("select max(levels_due_at) - now() from public.position_links")
+    assert 33 < due.total_seconds() / 60 < 36
+    world.send("M", world.event("closed", q | {"lots": "0"}))
+    world.settle()
+    assert told(world) == [("close", "None")]
+    over(world)
+    world.settle()
+    assert told(world) == [("close", "None"), ("modify", "1.06000")]
+    assert (
+        world.one("select count(*) from public.position_links where levels_due_at is not null and state = 'live'") == 0
+    )
+    world.come_due()
+    assert len(told(world)) == 2
+
+
+def test_levels_do_not_wait_unless_the_account_asks_for_it(world: NettingWorld) -> None:
+    world.copy("M", "F")
+    p = world.opened("M")
+    world.settle()
+    quiet(world, window(-1, 30, "USD"))
+    world.send("M", world.event("modified", p | {"sl": "1.05000"}))
+    assert told(world) == [("modify", "1.05000")]
+
+
+def test_a_change_that_was_taken_back_meanwhile_is_not_sent(world: NettingWorld) -> None:
+    world.copy("M", "F")
+    p = world.opened("M")
+    world.settle()
+    minutes(world, 0, 0, levels_wait=True)
+    quiet(world, window(-1, 30, "USD"))
+    world.send("M", world.event("modified", p | {"sl": "1.05000"}))
+    world.send("M", world.event("modified", p))
+    over(world)
+    assert told(world) == []
+    assert world.one("select count(*) from public.position_links where levels_due_at is not null") == 0
+
+
+def test_levels_of_a_netting_position_and_of_a_pending_order_wait_too(world: NettingWorld) -> None:
+    world.copy("M", "F", copy_pending=True)
+    world.copy("M", "N")
+    p = world.opened("M")
+    order = world.position(kind="order", order_type="limit", price="1.05000")
+    world.send("M", world.event("ordered", order))
+    world.settle_both()
+    for account in ("F", "N"):
+        minutes(world, 0, 0, account, levels_wait=True)
+    quiet(world, window(-1, 30, "USD"))
+    world.send("M", world.event("modified", p | {"sl": "1.04000"}))
+    world.send("M", world.event("amended", order | {"price": "1.06000"}))
+    world.settle_both()
+    assert (told(world), told(world, "N")) == ([], [])
+    over(world)
+    world.settle_both()
+    assert sorted(action for action, _ in told(world)) == ["amend", "modify"]
+    assert told(world, "N") == [("modify", "1.04000")]
+
+
+def test_a_change_that_waits_for_another_attempt_waits_on(world: NettingWorld) -> None:
+    world.copy("M", "F")
+    p = world.opened("M")
+    world.settle()
+    world.send("M", world.event("modified", p | {"sl": "1.05000"}))
+    world.report(world.open_executions("F")[0], "rejected", reason="price_changed", retryable=True)
+    minutes(world, 0, 0, levels_wait=True)
+    quiet(world, window(-1, 30, "USD"))
+    world.come_due()
+    assert [e["status"] for e in world.open_executions("F")] == ["retrying"]
+    over(world)
+    world.settle()
+    assert told(world) == [("modify", "1.05000")]
+
+
 @pytest.mark.parametrize(
     ("given", "code", "words"),
     [
