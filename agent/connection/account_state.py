@@ -209,7 +209,9 @@ class AccountReports:
             spec = await self._session.adapter.symbol(name)
             if spec is None:
                 self._unknown.add(name)
+                self._specs.pop(name, None)  # its broker has renamed it
             else:
+                self._unknown.discard(name)
                 found[name] = spec
         return found
 

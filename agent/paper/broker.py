@@ -174,6 +174,23 @@ class Broker:
             book.note(self.clock.now(), "symbol_set", symbol=spec)
         self.on_book(book)
 
+    def rename(self, login: str, old: str, new: str) -> None:
+        """The broker gives a symbol another name: its quote, positions and orders follow."""
+        book = self.book(login)
+        if old not in book.symbols or new in book.symbols:
+            raise BrokerError("malformed", f"{login} has no symbol {old!r}, or has a symbol {new!r} already")
+        quote = self.market.quote(login, old)
+        book.symbols = {new if name == old else name: spec for name, spec in book.symbols.items()}
+        book.symbols[new] = replace(book.symbols[new], name=new)
+        if quote is not None and self.market.quote(login, new) is None:  # a suffixed name has the plain one's quote
+            self.market.set({new: (quote.bid, quote.ask)}, quote.at, login)
+        for held in (*book.positions.values(), *book.orders.values()):
+            if held.symbol == old:
+                book.put(replace(held, symbol=new))
+        book.note(self.clock.now(), "symbol_renamed", old=old, new=new)
+        self.on_book(book)
+        self._publish(book)
+
     def deposit(self, login: str, amount: Decimal) -> None:
         book = self.book(login)
         book.book_deal(

@@ -124,6 +124,10 @@ class PaperClient:
         """Add instruments to a book, or change existing ones (for example `trade_mode`)."""
         await self._connection.call("put_symbols", login=login, symbols=tuple(symbols))
 
+    async def rename(self, login: str, old: str, new: str) -> None:
+        """Give a symbol of a book another name; its quote, positions and orders follow."""
+        await self._connection.call("rename", login=login, old=old, new=new)
+
     async def deposit(self, login: str, amount: Decimal) -> None:
         """Book a deposit (negative: withdrawal) in the account's currency."""
         await self._connection.call("deposit", login=login, amount=amount)

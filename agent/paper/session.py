@@ -254,6 +254,7 @@ class Session:
             "put_symbols": lambda m: broker.put_symbols(
                 _text(m, "login"), decode(tuple[SymbolSpec, ...], m.get("symbols"))
             ),
+            "rename": lambda m: broker.rename(_text(m, "login"), _text(m, "old"), _text(m, "new")),
             "deposit": lambda m: broker.deposit(_text(m, "login"), decode(Decimal, m.get("amount"))),
             "set_prices": lambda m: broker.set_prices(
                 decode(dict[str, tuple[Decimal, Decimal]], m.get("prices")), decode(str | None, m.get("login"))

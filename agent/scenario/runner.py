@@ -30,6 +30,7 @@ from agent.scenario.script import (
     Place,
     Protect,
     RemoveCopier,
+    Rename,
     Replay,
     Resync,
     Scenario,
@@ -92,9 +93,8 @@ class Runner:
                 await self._act(step)
             case SetPrices(prices=prices):
                 await self._stage.set_prices(prices)
-            case MoveMoney(amounts=amounts):
-                for account, amount in amounts.items():
-                    await self._stage.paper.deposit(self._login(account), amount)
+            case MoveMoney() | Rename():
+                await self._change_account(step)
             case ChangeCopier() | Protect() | RemoveCopier() | Resync() | SetTrading():
                 try:
                     await self._set(step)
@@ -113,6 +113,14 @@ class Runner:
                 await self._expect(step)
             case _:
                 assert_never(step)
+
+    async def _change_account(self, step: MoveMoney | Rename) -> None:
+        if isinstance(step, Rename):
+            for old, new in step.names.items():
+                await self._stage.paper.rename(self._login(step.account), old, new)
+            return
+        for account, amount in step.amounts.items():
+            await self._stage.paper.deposit(self._login(account), amount)
 
     # --- settings of users and operators -----------------------------------------------------------------------
 

@@ -89,6 +89,15 @@ class Comment:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Rename:
+    """The account's broker gives symbols other names: old → new."""
+
+    account: str
+    names: Mapping[str, str]
+    line: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
     """Place a pending order."""
 
@@ -285,6 +294,7 @@ class ExpectSent:
 Action = Open | Place | Close | Modify | Cancel | CloseBy | Comment
 Surrounding = (
     SetPrices
+    | Rename
     | MoveMoney
     | ChangeCopier
     | Protect

@@ -32,6 +32,7 @@ from agent.scenario.script import (
     Protect,
     Removal,
     RemoveCopier,
+    Rename,
     Replay,
     Resync,
     SetPrices,
@@ -163,10 +164,11 @@ VERBS: Mapping[str, tuple[str, ...]] = {
     "cancel": (),
     "close_by": ("with",),
     "text": (),
+    "rename": (),
 }
 
 
-def _action(account: str, node: Node, names: Names) -> Action:
+def _action(account: str, node: Node, names: Names) -> Action | Rename:
     every = dict.fromkeys(key for verb, rest in VERBS.items() for key in (verb, *rest))
     keys = node.entries(f"a step of {account}", every)
     verbs = [verb for verb in VERBS if verb in keys]
@@ -198,11 +200,27 @@ def _action(account: str, node: Node, names: Names) -> Action:
             )
         case "text":
             return Comment(account=account, text=keys[verb].text("text"), line=node.line)
+        case "rename":
+            return _rename(account, keys[verb], names)
         case "cancel":
             return Cancel(account=account, target=_target(account, keys[verb], names), line=node.line)
         case _:
             other = _target(account, _need(node, keys, "with", verb), names)
             return CloseBy(account=account, target=_target(account, keys[verb], names), other=other, line=node.line)
+
+
+def _rename(account: str, node: Node, names: Names) -> Rename:
+    renamed = {old: new.text(f"the new name of {old}") for old, new in node.entries("rename").items()}
+    if not renamed:
+        raise node.fault("rename needs an old and a new name, like {EURUSD: EURUSD.r}")
+    for old, new in renamed.items():
+        if old not in names.symbols[account]:
+            raise node.fault(f"{account} does not offer the symbol {old!r}, so it cannot be renamed")
+        if new in names.symbols[account]:
+            raise node.fault(f"{account} offers the symbol {new!r} already, so {old!r} cannot take its name")
+    kept = [name for name in names.symbols[account] if name not in renamed]
+    names.symbols = {**names.symbols, account: frozenset((*kept, *renamed.values()))}
+    return Rename(account=account, names=renamed, line=node.line)
 
 
 def _entry(account: str, verb: str, node: Node, keys: Mapping[str, Node], names: Names) -> Open | Place:

@@ -227,6 +227,8 @@ class Watcher:
         if known is not None and same_state(known.position, position):
             self._session.book.put(position, change.seq)
             return
+        if known is not None and known.position.symbol != position.symbol:  # its broker has renamed it
+            self._session.outdated_specs |= {known.position.symbol, position.symbol}
         kind = event_type(before, position)
         ended = kind in ("closed", "cancelled")
         self._session.book.put(position, change.seq)
