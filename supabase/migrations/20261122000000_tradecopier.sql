@@ -11075,23 +11075,9 @@ begin
     p_master.name, private.plain(v_follower), coalesce(private.plain(v_master), 'unknown'));
 end $$;
 
--- Whether both names mean the same pair of currencies, metal or listed alias: such a name is trusted until a quote is
--- there, for their first trade would otherwise always be refused.
-create function private.well_known_alike(p_master public.account_symbols, p_symbol public.account_symbols)
-returns boolean
-language plpgsql stable security definer set search_path = '' as $$
-begin
-  return exists (
-    select from public.trading_accounts m
-    join public.trading_accounts f on f.id = p_symbol.account_id
-    cross join lateral unnest(private.meanings(p_master.name, m)) meaning
-    where m.id = p_master.account_id and starts_with(meaning, '=')
-      and meaning = any (private.meanings(p_symbol.name, f)));
-end $$;
-
 -- symbol_unproven if current quotes of both do not prove that the follower's symbol of another name is the master's;
--- symbols_loading if such quotes are missing; null: they did once, or do now, or there is no quote yet and both names
--- are well known. The symbols of an unproven choice are watched (planner/watch.sql), so that quotes arrive.
+-- symbols_loading if such quotes are missing; null: they did once, or do now. The symbols of an unproven choice are
+-- watched (planner/watch.sql), so that quotes arrive.
 create function private.proof_refusal(p_master public.account_symbols, p_symbol public.account_symbols,
   p_price numeric, p_now timestamptz) returns text
 language plpgsql volatile security definer set search_path = '' as $$
@@ -11102,9 +11088,6 @@ begin
     return null;
   end if;
   if private.price_doubt(p_master, p_symbol, p_price, p_now) is not null then
-    if not private.quote_is_fresh(p_symbol, p_now) and private.well_known_alike(p_master, p_symbol) then
-      return null;
-    end if;
     return case when private.quote_is_fresh(p_symbol, p_now) and private.quote_is_fresh(p_master, p_now)
       then 'symbol_unproven' else 'symbols_loading' end;
   end if;
