@@ -29,7 +29,7 @@ export const REASONS = {
       "map the symbol in the copier",
     ],
     symbol_unproven: [
-      "the follower has the master's symbol under another name, but no current quotes prove it, or they contradict it: before the first trade both prices must agree within 5 % (a pair, a metal or a listed alias needs no quote)",
+      "the follower has the master's symbol under another name, but no current quotes prove it, or they contradict it: before the first trade both prices must agree within 5 %",
       "map the symbol in the copier if it is right, or resync the copier once quotes have arrived: a trade waits for them until max_age_ms is over",
     ],
     symbol_off: ["the copier's mapping of the symbol is off or closes_only", "set its mode to on to open in it again"],
