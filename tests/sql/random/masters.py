@@ -279,13 +279,22 @@ class Masters:
         """The lineage goes on under another ticket."""
         ticket = str(next(self.tickets))
         self.root[ticket] = self.root[old["ticket"]]
-        self.books[master][ticket] = old | {"kind": "position", "ticket": ticket, "replaces": old["ticket"]} | changes
+        goes_on = {"kind": "position", "ticket": ticket, "replaces": old["ticket"], "replaces_kind": old["kind"]}
+        self.books[master][ticket] = old | goes_on | changes
         old["lots"] = Decimal(0)
         self._tell(master, kind, self.books[master][ticket])
 
     def filled(self, a: int, b: int, c: int) -> None:
-        if p := pick(self.live(MASTERS[a % 2], "order"), b):
-            self._continue(MASTERS[a % 2], p, "opened", order_type=None)
+        master = MASTERS[a % 2]
+        if (p := pick(self.live(master, "order"), b)) is None:
+            return
+        if c % 2:
+            self._continue(master, p, "opened", order_type=None)
+            return
+        # its position keeps its number, as on MT5; agents may say what it was, or only the number, or nothing
+        said = ({"replaces": p["ticket"], "replaces_kind": "order"}, {"replaces": p["ticket"]}, {})[c // 2 % 3]
+        p |= {"kind": "position", "order_type": None} | said
+        self._tell(master, "opened", p)
 
     def fills_into(self, a: int, b: int, c: int) -> None:
         """As on a netting account: the order changes the position that is there already."""
