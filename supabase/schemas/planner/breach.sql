@@ -36,11 +36,31 @@ begin
     * p_lots * p_symbol.contract_size * v_rate[1] / v_rate[2];
 end $$;
 
+-- Whether a level is a stop: 0 is none, below 0 is one where prices may be negative.
+create function private.is_stop(p_sl numeric, p_symbol public.account_symbols) returns boolean
+language plpgsql stable set search_path = '' as $$
+begin
+  return coalesce(p_sl > 0 or p_sl < 0 and private.may_be_negative(p_symbol), false);
+end $$;
+
+-- The stop that a position or order has, or the wider one that is being set: brokers set some only after the fill.
+create function private.widest_stop(p public.positions) returns numeric
+language sql stable security definer set search_path = '' as $$
+  select case p.side when 'buy' then least(nullif(p.sl, 0), q.sl) else greatest(nullif(p.sl, 0), q.sl) end
+  from (values (1)) one
+  left join lateral (
+    select x.sl from public.trade_execution_queue x
+    where x.account_id = p.account_id and x.symbol = p.symbol and x.in_flight and x.ticket = p.ticket
+      and x.action = case p.kind when 'order' then 'amend' else 'modify' end
+    order by x.id desc limit 1
+  ) q on true
+$$;
+
 -- Everything that is open or on its way on an account.
 create function private.held_with_stops(p_account public.trading_accounts)
 returns table (symbol text, side text, lots numeric, price numeric, sl numeric, pending boolean)
 language sql stable security definer set search_path = '' as $$
-  select p.symbol, p.side, p.lots, p.price, p.sl, p.kind = 'order'
+  select p.symbol, p.side, p.lots, p.price, private.widest_stop(p), p.kind = 'order'
   from public.positions p where p.account_id = p_account.id and p.closed_at is null
   union all
   select q.symbol, q.side, case when q.parts is null then q.lots else least(q.lots, (
@@ -63,11 +83,11 @@ create function private.bound_by_stops(p_account public.trading_accounts, p_now 
   out unknown bigint, out without_stop bigint)
 language plpgsql stable security definer set search_path = '' as $$
 begin
-  select coalesce(sum(x.loss), 0), count(*) filter (where x.sl > 0 and x.loss is null),
-    count(*) filter (where coalesce(x.sl, 0) <= 0)
+  select coalesce(sum(x.loss), 0), count(*) filter (where x.stopped and x.loss is null),
+    count(*) filter (where not x.stopped)
   into loss, unknown, without_stop
   from (
-    select h.sl, case when h.sl > 0 then
+    select private.is_stop(h.sl, s) as stopped, case when private.is_stop(h.sl, s) then
       private.loss_to_stop(p_account, s, h.side, h.lots, h.price, h.sl, h.pending, p_now) end as loss
     from private.held_with_stops(p_account) h
     left join public.account_symbols s on s.account_id = p_account.id and s.name = h.symbol
@@ -101,12 +121,12 @@ declare
   v_limit numeric;
   r public.protection_rules;
 begin
-  if p_size.reason is not null or p_sl is null or p_sl <= 0 or v_lots is null then return p_size; end if;
+  if p_size.reason is not null or not private.is_stop(p_sl, s) or v_lots is null then return p_size; end if;
   v_bound := private.bound_by_stops(p_account, p_now);
   for r in select * from public.protection_rules x where x.account_id = p_account.id and x.enabled
     and x.triggered_at is null and private.rule_would_breach(x) <> 'ignore' order by x.id
   loop
-    v_limit := private.rule_limit(r, private.initial_for(r, null));
+    v_limit := private.rule_limit(r, private.initial_for(r, p_account.balance));
     v_room := p_account.equity - v_bound.loss - v_limit;
     continue when v_room - v_one * v_fit > 0 or v_limit is null or v_room is null or v_one is null;
     -- the limit itself triggers, so a size that reaches it exactly is one step too large

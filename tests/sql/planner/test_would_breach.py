@@ -238,3 +238,43 @@ def test_a_day_ends_where_the_next_begins_also_when_the_clocks_change(
 def test_a_wrong_would_breach_is_refused(world: ProtectionWorld, rule: dict[str, Any], says: str) -> None:
     with pytest.raises(psycopg.Error, match=says):
         world.rule(threshold="5", **rule)
+
+
+@pytest.mark.covers("R32")
+def test_a_stop_below_zero_is_a_stop(world: ProtectionWorld) -> None:
+    for name in "MF":
+        world.add_symbol(name, "USOIL", contract_size="100", tick_size="0.01", digits=2, margin_currency="USD")
+    world.db.execute(
+        "update public.account_symbols set bid = -37.02, ask = -37, allow_negative = true where name = 'USOIL'"
+    )
+    world.rule("daily_loss", "5")
+    world.opened("M", "5.00", symbol="USOIL", price="-37.00", sl="-47.00")  # 998 a lot from the present price
+    world.settle()
+    answer = room(world)
+    assert (answer["bound"], answer["without_stop"]) == ("4990", 0)
+    world.opened("M", "0.02", symbol="USOIL", price="-37.00", sl="-47.00")
+    assert world.reasons("F") == {"would_breach": 1}
+
+
+@pytest.mark.covers("R32")
+def test_a_stop_that_is_set_after_the_fill_counts_from_the_fill(world: ProtectionWorld) -> None:
+    world.rule("daily_loss", "5")
+    world.opened("M", "2.00", sl=STOP_200)
+    [opened] = world.open_executions("F")
+    filled = world.position("2.00", tag=str(opened["id"]))
+    world.report(opened, positions=[filled], filled_lots="2.00", price="1.10000")
+    assert [e["action"] for e in world.open_executions("F")] == ["modify"]
+    answer = room(world)
+    assert (answer["bound"], answer["without_stop"]) == ("4000", 0)
+    world.opened("M", "1.00", sl=STOP_200)
+    assert world.reasons("F") == {"would_breach": 1}
+
+
+@pytest.mark.covers("R32")
+def test_a_stop_that_is_being_widened_counts_as_wide(world: ProtectionWorld) -> None:
+    world.rule("daily_loss", "5")
+    p = world.opened("M", "2.00", sl="1.09900")
+    world.settle()
+    world.send("M", world.event("modified", p | {"sl": STOP_200}))
+    world.opened("M", "1.00", sl=STOP_200)
+    assert world.reasons("F") == {"would_breach": 1}
