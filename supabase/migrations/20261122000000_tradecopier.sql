@@ -9850,6 +9850,29 @@ begin
   return null;
 end $$;
 
+-- Why the market order that replaces the copy's order would cross a limit of the account (null: it would not): the
+-- price may be far from the order's. The order itself, which it replaces, does not count (p_orders: its volume).
+create function private.conversion_over_limit(p_link public.position_links, p_copier public.copiers,
+  p_master public.positions, p_symbol public.account_symbols, p_orders numeric, p_now timestamptz) returns text
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  a public.trading_accounts;
+  v_lots numeric := case when p_orders > 0 then p_orders else p_link.wanted_lots end;
+  v_size private.sizing;
+begin
+  select * into a from public.trading_accounts x where x.id = p_link.follower_account_id and x.guarded;
+  if a.id is null then return null; end if;
+  if p_orders > 0 and private.is_stop(p_link.asked_sl, p_symbol) then
+    a.equity := a.equity + coalesce(private.loss_to_stop(a, p_symbol, p_link.side, p_orders, p_link.asked_price,
+      p_link.asked_sl, true, p_now), 0);
+  end if;
+  v_size.orders := array[v_lots];
+  v_size := private.held_to_limits(a, p_symbol, p_link.side, v_size, p_master.price,
+    (private.first_levels(p_copier, p_master, p_symbol, p_link.side, null, p_now)).sent_sl, false,
+    p_now - private.setting_s('funds_max_age_s'), p_now);
+  return coalesce(v_size.reason, case when v_size.orders <> array[v_lots] then 'would_breach' end);
+end $$;
+
 create function private.convertible_until(p_copier public.copiers, p_master public.positions) returns timestamptz
 language plpgsql immutable set search_path = '' as $$
 begin
@@ -10075,7 +10098,8 @@ begin
   if p_link.wanted_lots is null and coalesce(p_link.order_due_at, 'infinity') > p_now or p_link.replan_at > p_now then
     return '{}';
   end if;
-  v_why := private.no_conversion(v_copier, v_master, v_symbol, p_link.side, p_now);
+  v_why := coalesce(private.no_conversion(v_copier, v_master, v_symbol, p_link.side, p_now),
+    private.conversion_over_limit(p_link, v_copier, v_master, v_symbol, p_orders, p_now));
   if p_orders = 0 then
     if v_why is null then return array[private.queue_conversion(p_link, v_copier, v_master, v_symbol, p_now)]; end if;
     perform private.end_order(p_link.id, v_why, p_now);

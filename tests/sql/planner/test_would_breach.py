@@ -278,3 +278,22 @@ def test_a_stop_that_is_being_widened_counts_as_wide(world: ProtectionWorld) -> 
     world.send("M", world.event("modified", p | {"sl": STOP_200}))
     world.opened("M", "1.00", sl=STOP_200)
     assert world.reasons("F") == {"would_breach": 1}
+
+
+@pytest.mark.covers("R32")
+@pytest.mark.parametrize(("ask", "acts"), [("1.2001", ["place"]), ("1.1091", ["place", "cancel", "open"])])
+@pytest.mark.parametrize("policy", ["refuse", "shrink"])
+def test_the_market_is_not_taken_for_an_order_if_its_stop_is_then_too_far(
+    world: ProtectionWorld, ask: str, acts: list[str], policy: str
+) -> None:
+    """The order's own stop does not count beside the position that replaces it."""
+    world.db.execute("update public.copiers set pending_grace_ms = 0")
+    world.rule("daily_loss", "5", would_breach=policy)
+    o = world.position("2.00", kind="order", order_type="stop", price="1.10500", sl="1.08500")
+    world.send("M", world.event("ordered", o))
+    world.settle()
+    world.db.execute("update public.account_symbols set bid = %s::numeric - 0.0001, ask = %s", (ask, ask))
+    world.send("M", world.event("opened", world.position("2.00", price="1.10500", sl="1.08500", replaces=o["ticket"])))
+    world.settle()
+    assert [e["action"] for e in world.executions("F")] == acts
+    assert world.alerts() == ({"order_not_filled": 1} if acts == ["place"] else {})
