@@ -3305,14 +3305,20 @@ begin
   return substring(p_name from '..(' || v_month || ')$');
 end $$;
 
--- The date in a symbol's name, without separators and before an affix such as ".r"; null: it is no dated contract.
+-- The date in a symbol's name, without separators and before an affix such as ".r" or "m"; null: it is no dated
+-- contract. A lone year of two digits before letters is none: GER40.24h.
 create function private.contract_date(p_name text, p_year integer) returns text
 language plpgsql immutable set search_path = '' as $$
 declare
   v_name text := upper(btrim(p_name));
-begin
-  return coalesce(private.date_at_end(v_name, p_year),
+  v_date text := coalesce(private.date_at_end(v_name, p_year),
     private.date_at_end(substring(v_name from '^(.*[^._#!+-])[._#!+-]+[A-Z]{0,6}[._#!+-]*$'), p_year));
+begin
+  if v_date is null then
+    v_date := private.date_at_end(substring(v_name from '^(.*\d)[A-Z]{1,4}[._#!+-]*$'), p_year);
+    if v_date ~ '^\d{1,2}$' then v_date := null; end if;
+  end if;
+  return v_date;
 end $$;
 
 -- copier/flat_time.sql
@@ -3459,7 +3465,10 @@ begin
     v_inner := substr(v_name, length(v_prefix) + 1, length(v_name) - length(v_prefix || v_suffix));
     if p_account.symbol_affix_proven then v_names := v_names || v_inner; end if;
   end if;
-  return v_names || array(select '=' || i from unnest(v_names || v_inner) n
+  -- where the broker adds m to every name, US30-DECm is a contract of December, not US30
+  return v_names || array(
+    select '=' || i from unnest(case when private.contract_date(v_inner, extract(year from now())::integer) is null
+      then v_names || v_inner else array[v_inner] end) n
     cross join lateral private.listed_instrument(n) i where i is not null);
 end $$;
 
@@ -7409,11 +7418,11 @@ begin
   if p_copier.sanity_factor is not null and (p_master.equity > 0 and p_follower.equity > 0 and v_exposure > 0
     and v_master_exposure > 0) is not true then
     v_warnings := v_warnings || 'sanity_unchecked'::text;
-    v_explain := v_explain ||
+    v_explain := array_remove(v_explain ||
       'The exposure could not be compared with the master''s own: an equity or exchange rate is not known.'::text
       || case when v_rate is null then private.missing_rate_words(s.profit_currency, p_follower.currency)
         when v_master_rate is null then private.missing_rate_words(p_master_symbol.profit_currency,
-          p_master.currency) end;
+          p_master.currency) end, null);
   elsif v_lots * v_exposure * v_master_rate[2] * p_master.equity > p_copier.sanity_factor * v_master_exposure *
     v_rate[2] * p_follower.equity then
     v_explain := v_explain ||

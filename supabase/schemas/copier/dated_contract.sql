@@ -69,12 +69,18 @@ begin
   return substring(p_name from '..(' || v_month || ')$');
 end $$;
 
--- The date in a symbol's name, without separators and before an affix such as ".r"; null: it is no dated contract.
+-- The date in a symbol's name, without separators and before an affix such as ".r" or "m"; null: it is no dated
+-- contract. A lone year of two digits before letters is none: GER40.24h.
 create function private.contract_date(p_name text, p_year integer) returns text
 language plpgsql immutable set search_path = '' as $$
 declare
   v_name text := upper(btrim(p_name));
-begin
-  return coalesce(private.date_at_end(v_name, p_year),
+  v_date text := coalesce(private.date_at_end(v_name, p_year),
     private.date_at_end(substring(v_name from '^(.*[^._#!+-])[._#!+-]+[A-Z]{0,6}[._#!+-]*$'), p_year));
+begin
+  if v_date is null then
+    v_date := private.date_at_end(substring(v_name from '^(.*\d)[A-Z]{1,4}[._#!+-]*$'), p_year);
+    if v_date ~ '^\d{1,2}$' then v_date := null; end if;
+  end if;
+  return v_date;
 end $$;

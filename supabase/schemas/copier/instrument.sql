@@ -42,7 +42,10 @@ begin
     v_inner := substr(v_name, length(v_prefix) + 1, length(v_name) - length(v_prefix || v_suffix));
     if p_account.symbol_affix_proven then v_names := v_names || v_inner; end if;
   end if;
-  return v_names || array(select '=' || i from unnest(v_names || v_inner) n
+  -- where the broker adds m to every name, US30-DECm is a contract of December, not US30
+  return v_names || array(
+    select '=' || i from unnest(case when private.contract_date(v_inner, extract(year from now())::integer) is null
+      then v_names || v_inner else array[v_inner] end) n
     cross join lateral private.listed_instrument(n) i where i is not null);
 end $$;
 

@@ -291,11 +291,11 @@ begin
   if p_copier.sanity_factor is not null and (p_master.equity > 0 and p_follower.equity > 0 and v_exposure > 0
     and v_master_exposure > 0) is not true then
     v_warnings := v_warnings || 'sanity_unchecked'::text;
-    v_explain := v_explain ||
+    v_explain := array_remove(v_explain ||
       'The exposure could not be compared with the master''s own: an equity or exchange rate is not known.'::text
       || case when v_rate is null then private.missing_rate_words(s.profit_currency, p_follower.currency)
         when v_master_rate is null then private.missing_rate_words(p_master_symbol.profit_currency,
-          p_master.currency) end;
+          p_master.currency) end, null);
   elsif v_lots * v_exposure * v_master_rate[2] * p_master.equity > p_copier.sanity_factor * v_master_exposure *
     v_rate[2] * p_follower.equity then
     v_explain := v_explain ||

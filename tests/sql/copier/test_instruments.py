@@ -134,6 +134,22 @@ def test_names_that_are_dated(world: World, name: str) -> None:
 
 
 @pytest.mark.covers("X18")
+@pytest.mark.parametrize(
+    ("dated", "known"),
+    [(d, k) for d in ("US30-DEC25m", "US30-20251219m", "US30_JUN26m", "US30-Z25m") for k in (KNOWN, KNOWN[:1])]
+    + [("US30-DECm", KNOWN), ("us30-decm", KNOWN)],
+)
+def test_a_date_before_the_brokers_letter_is_a_date(world: World, dated: str, known: Sequence[str]) -> None:
+    assert copied_into(world, "US30", [dated, *(f"{k}m" for k in known)]) is None
+
+
+@pytest.mark.covers("X18")
+@pytest.mark.parametrize("dated", ["EURUSDDEC25m", "EURUSDZ25m", "EURUSD-DECm", "EURUSD251219m"])
+def test_a_date_before_the_brokers_letter_is_a_date_of_a_pair_too(world: World, dated: str) -> None:
+    assert copied_into(world, "EURUSD", [dated, *(f"{k}m" for k in KNOWN[1:]), "USDCADm"]) is None
+
+
+@pytest.mark.covers("X18")
 def test_dates_are_no_suffix_to_learn(world: World) -> None:
     assert copied_into(world, "ZZTOP", ["ZZTOP-DEC25", *(f"{k}-DEC25" for k in KNOWN)]) is None
 

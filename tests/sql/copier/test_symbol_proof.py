@@ -142,6 +142,14 @@ def test_exposure_is_valued_at_the_followers_quote(
 
 
 @pytest.mark.covers("X20")
+def test_every_line_that_explains_a_size_is_a_text(world: World) -> None:
+    request = REQUEST | {"copier": {}, "follower": REQUEST["follower"] | {"equity": None}}  # type: ignore[operator]
+    answer = world.as_user("preview_copy", request)
+    assert answer["warnings"] == ["sanity_unchecked"]
+    assert all(isinstance(line, str) for line in answer["explain"])
+
+
+@pytest.mark.covers("X20")
 def test_a_trade_is_valued_at_the_followers_fresh_quote(world: World) -> None:
     world.add_symbol("F", "EURUSD")
     world.copy("M", "F", max_leverage="1")
