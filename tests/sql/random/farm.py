@@ -12,7 +12,7 @@ from typing import Any
 from agents import Agents
 from brokers import CENT, OWN, Brokers
 from followers import Followers
-from masters import MASTERS, Discrepancies, Masters, Pair, QuietWorld
+from masters import MASTERS, QUIET, Discrepancies, Masters, Pair, QuietWorld
 from settings import CHOICES, Setting
 
 Step = tuple[str, int, int, int]
@@ -38,7 +38,7 @@ OF_MASTERS = (
 OF_MASTERS += ["reticket", "hold", "deliver", "repeat", "snapshot", "blink", "move", "mode"]
 OF_AGENTS = ["done"] * 9 + ["partial", "refuse", "refuse_for_now", "expire", "after_all", "lose", "found"]
 OF_AGENTS += ["late", "late_in", "report_again", "time", "time"]
-OF_FOLLOWERS = ["blink_there", "move_there", "pause", "flatten", "trading", "part"]
+OF_FOLLOWERS = ["blink_there", "move_there", "pause", "flatten", "trading", "part", "quiet"]
 OF_USERS = {"H": ["order_fills", "user_trims", "user_closes", "user_opens"], "N": ["user_deals"], "C": []}
 
 
@@ -101,6 +101,8 @@ class Farm:
         self.agents.delaying = False
         for copier in self.settings:
             self.masters.set_mode(copier, "on")
+        if QUIET in self.doubts.silent:
+            self.followers.set_quiet(False)
         if ("", "") in self.doubts.silent:
             self.followers.set_trading("on")
         for key in [key for key in self.doubts.silent if not key[0] and key[1] not in self.masters.flattening]:

@@ -4,7 +4,12 @@ from decimal import Decimal
 
 from agents import Agents
 from brokers import OWN, Brokers, Holding
-from masters import Discrepancies, Masters, QuietWorld, pick
+from masters import QUIET, Discrepancies, Masters, QuietWorld, pick
+
+OPENED_SINCE = """
+  select q.id, q.action, q.parts from public.trade_execution_queue q where q.id > %s and (
+    q.parts is null and q.action in ('open', 'place', 'increase')
+    or exists (select from jsonb_array_elements(q.parts) e where (e ->> 'lots')::numeric > 0))"""
 
 
 class Followers:
@@ -27,6 +32,7 @@ class Followers:
         #: how much the user dealt on N in all, whatever the side
         self.own_on_net = Decimal(0)
         self._specs: dict[str, dict[str, str]] = {}
+        self._quiet_since = 0
         #: all trading was stopped once
         self.stopped = False
         world.db.execute("update public.trading_accounts set funds_at = now() + interval '1 day'")
@@ -156,6 +162,26 @@ class Followers:
         self.world.db.execute("update public.trading_switch set state = %s, reason = 'a test' where one", (state,))
         self.world.db.execute("select private.sweep_trading(%s)", (state,))
         self.masters.hear(("", ""), silent=state != "on")
+
+    def quiet(self, a: int, b: int, c: int) -> None:
+        """A quiet window begins for the money that is traded, or ends."""
+        if c >= 4:
+            self.set_quiet(b % 2 == 0)
+
+    def set_quiet(self, quiet: bool) -> None:
+        self.stopped = True
+        if quiet and QUIET not in self.doubts.silent:
+            self.masters.doubt_waiting(QUIET)
+            self._quiet_since = self.masters.last_execution()
+            self.world.db.execute(
+                "insert into public.quiet_windows (begins_at, ends_at, currencies, span) values (now() - interval '1 h',"
+                " now() + interval '1 h', '{EUR}', tstzrange(now() - interval '1 d', now() + interval '1 d'))"
+            )
+        elif not quiet:
+            opened = self.world.rows(OPENED_SINCE, self._quiet_since)
+            assert QUIET not in self.doubts.silent or opened == [], "something was opened in a quiet window"
+            self.world.db.execute("delete from public.quiet_windows")
+        self.masters.hear(QUIET, silent=quiet)
 
     def flatten(self, a: int, b: int, c: int) -> None:
         name = self._pausable(a)

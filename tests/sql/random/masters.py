@@ -13,6 +13,8 @@ from planner_harness import World
 from settings import STEP, Course, Setting
 
 MASTERS = ("M1", "M2")
+#: nothing is opened anywhere while a quiet window lasts
+QUIET = ("a quiet window", "")
 T = TypeVar("T")
 
 
@@ -31,11 +33,11 @@ class Discrepancies:
     pairs: set[Pair] = field(default_factory=set)
     #: pairs whose levels a broker refused to set
     levels: set[Pair] = field(default_factory=set)
-    #: copiers (master, follower) that are not on, and ("", follower) of paused or flattening accounts
+    #: copiers (master, follower) that are not on, ("", follower) of paused or flattening accounts, QUIET in a quiet window
     silent: set[tuple[str, str]] = field(default_factory=set)
 
     def is_silent(self, pair: Pair) -> bool:
-        return not self.silent.isdisjoint((pair[:2], ("", pair.follower), ("", "")))
+        return not self.silent.isdisjoint((pair[:2], ("", pair.follower), ("", ""), QUIET))
 
 
 class QuietWorld(World):
@@ -357,7 +359,8 @@ class Masters:
     def doubt_waiting(self, key: tuple[str, str]) -> None:
         """These copiers are about to stop: an open, an increase or a flip that is not done yet may be refused."""
         if self.world.open_executions(key[1] or None) or self.untold:
-            self.doubts.pairs.update(pair for pair in self.courses if key in (pair[:2], ("", pair.follower), ("", "")))
+            concerned = (pair for pair in self.courses if key in (pair[:2], ("", pair.follower), ("", ""), QUIET))
+            self.doubts.pairs.update(concerned)
 
     def hear(self, key: tuple[str, str], *, silent: bool) -> None:
         """Nothing is opened for these copiers from now on, or is again."""

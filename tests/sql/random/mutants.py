@@ -128,6 +128,10 @@ MUTANTS = [
            (("s.follower_account_id = any (p_followers)", "false"),), "N", [OPEN], symbols=2, common=True),
     Mutant("what the master closed meanwhile is still waited for", "wait_is_over",
            (("else 'already_closed' end", "end"),), "H", [OPEN, CLOSE], symbols=1),
+    # quiet windows
+    Mutant("a quiet window stops no new copy", "decide_kinds",
+           (("v_quiet boolean := private.any_quiet(p_now)", "v_quiet boolean := false"),), "H",
+           [("quiet", 0, 0, 4), OPEN], common=True),
 ]  # fmt: skip
 
 
