@@ -7795,6 +7795,18 @@ begin
           and q.parts @> jsonb_build_array(jsonb_build_object('link_id', l.id::text)))) end;
 end $$;
 
+-- The symbol that a copy is held in, whatever would be chosen for a new one.
+create function private.symbol_of_link(p_link bigint) returns public.account_symbols
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  s public.account_symbols;
+begin
+  select x.* into s from public.position_links l
+  join public.account_symbols x on x.account_id = l.follower_account_id and x.name = l.symbol
+  where l.id = p_link;
+  return s;
+end $$;
+
 -- The copier, set to size exactly the lots that its user requested; limits still apply.
 create function private.sized_by(p_copier public.copiers, p_lots numeric) returns public.copiers
 language plpgsql immutable set search_path = '' as $$
@@ -8035,9 +8047,10 @@ begin
       private.unreachable_reason(follower, vps.lease_expires_at, p_now) as unreachable,
       private.filter_refusal(copier, opened, (private.fresh_funds(follower, v_fresh_since)).equity,
         pair.kind <> 'increase', case pair.kind when 'flip' then pair.link_id end, p_now) as refusal,
-      -- the user's mapping; else the same name with the same figures; else copier/symbol.sql decides
+      -- an increase goes where its copy is; else the user's mapping; else the same name with the same figures; else copier/symbol.sql decides
       case
         when masters_symbol.contract_size is null then null::public.account_symbols
+        when pair.kind = 'increase' then private.symbol_of_link(pair.link_id)
         when mapping.copier_id is not null and named.name is null then
           private.symbol_named(follower.id, mapping.follower_symbol)
         when mapping.copier_id is not null

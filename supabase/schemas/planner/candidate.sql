@@ -86,6 +86,18 @@ begin
           and q.parts @> jsonb_build_array(jsonb_build_object('link_id', l.id::text)))) end;
 end $$;
 
+-- The symbol that a copy is held in, whatever would be chosen for a new one.
+create function private.symbol_of_link(p_link bigint) returns public.account_symbols
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  s public.account_symbols;
+begin
+  select x.* into s from public.position_links l
+  join public.account_symbols x on x.account_id = l.follower_account_id and x.name = l.symbol
+  where l.id = p_link;
+  return s;
+end $$;
+
 -- The copier, set to size exactly the lots that its user requested; limits still apply.
 create function private.sized_by(p_copier public.copiers, p_lots numeric) returns public.copiers
 language plpgsql immutable set search_path = '' as $$

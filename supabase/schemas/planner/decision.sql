@@ -71,9 +71,10 @@ begin
       private.unreachable_reason(follower, vps.lease_expires_at, p_now) as unreachable,
       private.filter_refusal(copier, opened, (private.fresh_funds(follower, v_fresh_since)).equity,
         pair.kind <> 'increase', case pair.kind when 'flip' then pair.link_id end, p_now) as refusal,
-      -- the user's mapping; else the same name with the same figures; else copier/symbol.sql decides
+      -- an increase goes where its copy is; else the user's mapping; else the same name with the same figures; else copier/symbol.sql decides
       case
         when masters_symbol.contract_size is null then null::public.account_symbols
+        when pair.kind = 'increase' then private.symbol_of_link(pair.link_id)
         when mapping.copier_id is not null and named.name is null then
           private.symbol_named(follower.id, mapping.follower_symbol)
         when mapping.copier_id is not null

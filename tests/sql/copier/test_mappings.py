@@ -143,3 +143,17 @@ def test_the_preview_refuses_a_malformed_mapping(world: World, mapping: Any) -> 
     with pytest.raises(psycopg.Error) as refused:
         world.as_user("preview_copy", REQUEST | {"mapping": mapping})
     assert refused.value.sqlstate == "TC001"
+
+
+@pytest.mark.covers("X21")
+def test_an_increase_goes_where_its_copy_is_whatever_is_mapped_meanwhile(world: World) -> None:
+    copier = world.copy("M", "F")
+    position = world.opened("M", "1.00")
+    world.settle()
+    world.add_symbol("F", "GBPUSD")
+    world.as_user("save_copier", {"id": copier, "symbols": {"EURUSD": "GBPUSD"}})
+    world.send("M", world.event("increased", position | {"lots": "1.50"}))
+    assert [(e["symbol"], e["action"]) for e in world.executions("F")] == [("EURUSD", "open"), ("EURUSD", "increase")]
+    world.settle()
+    world.opened("M", "0.20")
+    assert [e["symbol"] for e in world.open_executions("F")] == ["GBPUSD"]
