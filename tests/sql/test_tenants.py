@@ -141,7 +141,7 @@ def test_in_maintain_nobodys_accounts_are_locked_while_tables_are_tidied(world: 
     """The order of its parts: what locks accounts for the rest of the transaction comes last."""
     body = str(world.one("select prosrc from pg_proc where oid = 'private.maintain()'::regprocedure"))
     parts = [line.split("run_part('")[1].split("'")[0] for line in body.splitlines() if "run_part('" in line]
-    assert parts[-2:] == ["executions", "removals"]
+    assert parts[-4:] == ["flat times", "executions", "resumes", "removals"]
 
 
 def test_a_time_zone_is_looked_up_in_a_table(world: NettingWorld) -> None:

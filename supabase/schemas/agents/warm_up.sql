@@ -16,7 +16,7 @@ begin
   if current_setting('tradecopier.warm', true) = 'yes' and not p_again then return; end if;
   perform set_config('tradecopier.warm', 'yes', false);
   begin
-    perform private.event_error('{}'), private.report_error('{}');
+    perform private.event_error(v_nobody, '{}'), private.report_error('{}');
     perform private.lock_with_followers(array[v_nobody]);
     perform private.links_of_tickets(v_nobody, array['']);
     perform private.plan(array[0], array[v_nobody], array[''], null, v_now);

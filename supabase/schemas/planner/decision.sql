@@ -71,7 +71,8 @@ begin
       private.unreachable_reason(follower, vps.lease_expires_at, p_now) as unreachable,
       private.filter_refusal(copier, opened, (private.fresh_funds(follower, v_fresh_since)).equity,
         pair.kind <> 'increase', case pair.kind when 'flip' then pair.link_id end, p_now) as refusal,
-      -- an increase goes where its copy is; else the user's mapping; else the same name with the same figures; else copier/symbol.sql decides
+      -- an increase goes where its copy is; else the user's mapping counts; else the same name with the same figures;
+      -- else copier/symbol.sql decides
       case
         when masters_symbol.contract_size is null then null::public.account_symbols
         when pair.kind = 'increase' then private.symbol_of_link(pair.link_id)
