@@ -35,7 +35,7 @@ OF_MASTERS = (
     + ["flip", "flip", "level", "close", "order", "amend", "cancel", "filled"]
     + ["order", "order_level", "fills_into", "fills_into", "level", "close_by"]
 )
-OF_MASTERS += ["reticket", "hold", "deliver", "repeat", "snapshot", "blink", "move", "mode"]
+OF_MASTERS += ["reticket", "hold", "deliver", "repeat", "snapshot", "blink", "move", "mode", "rename"]
 OF_AGENTS = ["done"] * 9 + ["partial", "refuse", "refuse_for_now", "expire", "after_all", "lose", "found"]
 OF_AGENTS += ["late", "late_in", "report_again", "time", "time"]
 OF_FOLLOWERS = ["blink_there", "move_there", "pause", "flatten", "trading", "part", "quiet"]

@@ -58,6 +58,7 @@ class Followers:
 
     def _tell_symbols(self, account: str, symbol: dict[str, str], *, complete: bool) -> None:
         report = {"account_id": self.world.accounts[account], "epoch": self.world.epochs[account]}
+        symbol = symbol | {"quoted_at": self.world.one("select now()").isoformat()}
         report |= {"symbols": [symbol], "symbols_complete": complete}
         self.world.as_agent(account, "report_account_state", report)
 

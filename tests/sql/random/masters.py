@@ -111,6 +111,8 @@ class Masters:
         #: orders, and positions of two new tickets since, that were told of after what became of them: new ones until
         #: it is known whose lineage they began
         self.belated: set[str] = set()
+        #: what each master's broker calls the symbol now
+        self.symbols = dict.fromkeys(MASTERS, "EURUSD")
         self.tickets = itertools.count(5000)
         self._holding = 0
         self._held: list[tuple[str, dict[str, Any]]] = []
@@ -223,7 +225,8 @@ class Masters:
     def _begin(self, master: str, lots: Decimal, side: str, **more: Any) -> dict[str, Any]:
         ticket = str(next(self.tickets))
         self.root[ticket] = ticket
-        self.books[master][ticket] = self.world.position(str(lots), side, ticket, **more) | {"lots": lots}
+        named = {"symbol": self.symbols[master]} | more
+        self.books[master][ticket] = self.world.position(str(lots), side, ticket, **named) | {"lots": lots}
         return self.books[master][ticket]
 
     def open(self, a: int, b: int, c: int) -> None:
@@ -316,7 +319,7 @@ class Masters:
         elif order["sl"] is not None:
             p["sl"] = order["sl"]
         p["lots"] = p["lots"] + lots if kind == "increased" else abs(p["lots"] - lots)
-        p["replaces"] = order["ticket"]
+        p["replaces"], p["replaces_kind"] = order["ticket"], "order"
         self.joined[self.root[order["ticket"]]] = self.root[p["ticket"]]
         for pair in [pair for pair in self.doubts.pairs if pair.root == self.root[order["ticket"]]]:
             self.doubts.pairs.add(pair._replace(root=self.root[p["ticket"]]))
@@ -341,6 +344,26 @@ class Masters:
     def reticket(self, a: int, b: int, c: int) -> None:
         if (p := pick(self.live(MASTERS[a % 2]), b)) and p["lots"] > STEP:
             self._continue(MASTERS[a % 2], p, "reduced", lots=p["lots"] - STEP)
+
+    def rename(self, a: int, b: int, c: int) -> None:
+        """The master's broker renames the symbol: the list is told, then everything under its new name."""
+        master = MASTERS[a % 2]
+        if c < 6 or any(name == master for name, _ in self._held):
+            return
+        world, old, new = self.world, self.symbols[master], f"EURUSD.{'abcdefgh'[b]}"
+        if old == new:
+            return
+        [spec] = world.rows(
+            "select to_jsonb(s) - '{account_id,updated_at,quoted_at}'::text[] as spec from public.account_symbols s"
+            " where account_id = %s and name = %s", world.accounts[master], old,
+        )  # fmt: skip
+        report = {"account_id": world.accounts[master], "epoch": world.epochs[master]}
+        symbol = spec["spec"] | {"name": new, "quoted_at": world.one("select now()").isoformat()}
+        world.as_agent(master, "report_account_state", report | {"symbols": [symbol]})
+        self.symbols[master] = new
+        for p in self.live(master) + self.live(master, "order"):
+            p["symbol"] = new
+        world.look(master, self._everything(master))
 
     # -- settings ----------------------------------------------------------------------------------------------
 
