@@ -33,7 +33,8 @@ class Discrepancies:
     pairs: set[Pair] = field(default_factory=set)
     #: pairs whose levels a broker refused to set
     levels: set[Pair] = field(default_factory=set)
-    #: copiers (master, follower) that are not on, ("", follower) of paused or flattening accounts, QUIET in a quiet window
+    #: copiers (master, follower) that are not on; ("", follower) of paused or flattening accounts; QUIET in a quiet
+    #: window
     silent: set[tuple[str, str]] = field(default_factory=set)
 
     def is_silent(self, pair: Pair) -> bool:
