@@ -176,7 +176,8 @@ class Followers:
             self._quiet_since = self.masters.last_execution()
             self.world.db.execute(
                 "insert into public.quiet_windows (begins_at, ends_at, currencies, span)"
-                " values (now() - interval '1 h', now() + interval '1 h', '{EUR}', tstzrange(now() - interval '1 d', now() + interval '1 d'))"
+                " values (now() - interval '1 h', now() + interval '1 h', '{EUR}',"
+                " tstzrange(now() - interval '1 d', now() + interval '1 d'))"
             )
         elif not quiet:
             opened = self.world.rows(OPENED_SINCE, self._quiet_since)
