@@ -6,6 +6,7 @@ Everything is drawn from one seed, so that a run can be repeated. An action that
 import asyncio
 import random
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from decimal import ROUND_HALF_EVEN, Decimal
 from typing import Final, Literal
 
@@ -25,6 +26,9 @@ WEIGHTS: Final[dict[TraderAction, int]] = {
 }
 MOST_POSITIONS: Final = 10
 MOST_ORDERS: Final = 4
+#: seconds after which a position may be reduced or closed: its copies may wait that long for the first quote of a
+#: symbol of another name, and a copy that is decided later is sized by what is left
+SETTLED_S: Final = 5
 #: distance of levels and pending orders from the price, as a fraction of it: so large that price moves cause no refusal
 NEAR, FAR = 0.006, 0.02
 
@@ -69,7 +73,8 @@ class Trader:
             del possible["open"]
         if len(book.orders) >= MOST_ORDERS:
             del possible["place"]
-        impossible: set[TraderAction] = set() if book.positions else {"reduce", "close", "protect"}
+        impossible: set[TraderAction] = set() if book.positions else {"protect"}
+        impossible |= set() if _settled(book) else {"reduce", "close"}
         impossible |= set() if book.orders else {"amend", "cancel"}
         possible = {action: weight for action, weight in possible.items() if action not in impossible}
         [chosen] = self._random.choices(list(possible), weights=list(possible.values()))
@@ -81,7 +86,9 @@ class Trader:
                 return await self._enter(action, book)
             case "amend" | "cancel":
                 return await self._change_order(action, self._random.choice(book.orders), book)
-            case "reduce" | "close" | "protect":
+            case "reduce" | "close":
+                return await self._change(action, self._random.choice(_settled(book)), book)
+            case "protect":
                 return await self._change(action, self._random.choice(book.positions), book)
 
     async def _enter(self, action: Literal["open", "place"], book: Holdings) -> bool:
@@ -134,3 +141,8 @@ class Trader:
         share = Decimal(str(round(self._random.uniform(NEAR, FAR), 5)))
         moved = price * (1 + share if direction == "buy" else 1 - share)
         return (moved / spec.tick_size).to_integral_value(ROUND_HALF_EVEN) * spec.tick_size
+
+
+def _settled(book: Holdings) -> list[Position]:
+    before = datetime.now(UTC) - timedelta(seconds=SETTLED_S)
+    return [position for position in book.positions if position.opened_at is not None and position.opened_at < before]

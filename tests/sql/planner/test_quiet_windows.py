@@ -1,7 +1,8 @@
 """Quiet windows: nothing is opened in them, closes go on."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -67,30 +68,32 @@ def test_nothing_is_opened_in_a_window_and_closes_go_on(world: NettingWorld) -> 
 @pytest.mark.parametrize(
     ("given", "symbol", "held_back"),
     [
-        (window(-1, 1, "USD"), "EURUSD", True),
-        (window(-1, 1, "EUR"), "EURUSD", True),
-        (window(-1, 1, "eur "), "EURUSD", True),
-        (window(-1, 1, "GBP"), "EURUSD", False),
-        (window(-1, 1, "GBP", "USD"), "EURUSD", True),
-        (window(-1, 1), "EURUSD", True),  # neither currencies nor symbols: everything
-        (window(-1, 1, symbols=["eurusd"]), "EURUSD", True),
-        (window(-1, 1, symbols=["EURUSD.pro"]), "EURUSD", True),
-        (window(-1, 1, symbols=["EUR/USD"]), "EURUSD", True),
-        (window(-1, 1, symbols=["GBPUSD"]), "EURUSD", False),
-        (window(-1, 1, symbols=["XAUUSD"]), "XAUUSD", True),  # the follower calls it GOLD
-        (window(-1, 1, symbols=["GOLD"]), "XAUUSD", True),
-        (window(-1, 1, "XAU"), "XAUUSD", False),  # the follower's GOLD tells USD alone
-        (window(-1, 1, "USD"), "XAUUSD", True),
-        (window(-1, 1, symbols=["DJ30"]), "US30", True),
-        (window(-1, 1, symbols=["US500"]), "US30", False),
-        (window(1, 30, "USD"), "EURUSD", False),
-        (window(-30, -1, "USD"), "EURUSD", False),
-        (window(-3000, 3000, "USD"), "EURUSD", True),  # over days
+        (partial(window, -1, 1, "USD"), "EURUSD", True),
+        (partial(window, -1, 1, "EUR"), "EURUSD", True),
+        (partial(window, -1, 1, "eur "), "EURUSD", True),
+        (partial(window, -1, 1, "GBP"), "EURUSD", False),
+        (partial(window, -1, 1, "GBP", "USD"), "EURUSD", True),
+        (partial(window, -1, 1), "EURUSD", True),  # neither currencies nor symbols: everything
+        (partial(window, -1, 1, symbols=["eurusd"]), "EURUSD", True),
+        (partial(window, -1, 1, symbols=["EURUSD.pro"]), "EURUSD", True),
+        (partial(window, -1, 1, symbols=["EUR/USD"]), "EURUSD", True),
+        (partial(window, -1, 1, symbols=["GBPUSD"]), "EURUSD", False),
+        (partial(window, -1, 1, symbols=["XAUUSD"]), "XAUUSD", True),  # the follower calls it GOLD
+        (partial(window, -1, 1, symbols=["GOLD"]), "XAUUSD", True),
+        (partial(window, -1, 1, "XAU"), "XAUUSD", False),  # the follower's GOLD tells USD alone
+        (partial(window, -1, 1, "USD"), "XAUUSD", True),
+        (partial(window, -1, 1, symbols=["DJ30"]), "US30", True),
+        (partial(window, -1, 1, symbols=["US500"]), "US30", False),
+        (partial(window, 1, 30, "USD"), "EURUSD", False),
+        (partial(window, -30, -1, "USD"), "EURUSD", False),
+        (partial(window, -3000, 3000, "USD"), "EURUSD", True),  # over days
     ],
 )
-def test_what_a_window_concerns(world: NettingWorld, given: dict[str, Any], symbol: str, held_back: bool) -> None:
+def test_what_a_window_concerns(
+    world: NettingWorld, given: Callable[[], dict[str, Any]], symbol: str, held_back: bool
+) -> None:
     world.copy("M", "F", symbols={"XAUUSD": "GOLD"})
-    quiet(world, given)
+    quiet(world, given())
     world.opened("M", symbol=symbol)
     assert world.reasons("F") == ({"news_window": 1} if held_back else {})
 
