@@ -63,7 +63,11 @@ LINKS = """
   from public.position_links l
   where l.state = 'live' and l.follower_account_id = any(%(accounts)s::uuid[])
     and (l.replan_at is not null or l.wanted_lots is not null
-      or l.order_due_at < clock_timestamp() + interval '10 seconds')"""
+      or l.order_due_at < clock_timestamp() + interval '10 seconds')
+  union all  -- what a netting account's broker refused and is asked for again
+  select 0, n.account_id::text, n.symbol, false, coalesce(n.replan_at > clock_timestamp(), false)
+  from private.net_ledgers n
+  where n.account_id = any(%(accounts)s::uuid[]) and n.failures > 0 and n.replan_at is not null"""
 LOADING = """
   select w.follower_account_id::text as account_id, array_to_string(w.symbols, ' or ') as symbols
   from private.symbol_waits w where w.follower_account_id = any(%(accounts)s::uuid[])"""
