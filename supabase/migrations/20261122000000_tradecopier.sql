@@ -7677,7 +7677,8 @@ begin
   if p_size.reason is not null or not private.is_stop(p_sl, s) or v_lots is null then return p_size; end if;
   v_bound := private.bound_by_stops(p_account, p_now);
   for r in select * from public.protection_rules x where x.account_id = p_account.id and x.enabled
-    and x.triggered_at is null and private.rule_would_breach(x) <> 'ignore' order by x.id
+    -- what a triggered rule stopped, its user has switched on again; one that only notifies goes on judging
+    and (x.triggered_at is null or x.action = 'notify') and private.rule_would_breach(x) <> 'ignore' order by x.id
   loop
     v_limit := private.rule_limit(r, private.initial_for(r, p_account.balance));
     v_room := p_account.equity - v_bound.loss - v_limit;
@@ -11076,23 +11077,6 @@ begin
   end loop;
 end $$;
 
--- A part of maintain(): the accounts whose day has begun. In the order of their ids, like every other lock of plans.
-create function private.resume_accounts() returns void
-language plpgsql security definer set search_path = '' as $$
-declare
-  v_accounts uuid[] := array(select a.id from public.trading_accounts a where a.resumes_at <= clock_timestamp()
-    and a.removed_at is null order by a.id limit 100);
-  v_account uuid;
-  v_now timestamptz;
-begin
-  if v_accounts = '{}' then return; end if;
-  v_now := private.lock_accounts(array(select distinct n from unnest(v_accounts) a
-    cross join lateral unnest(private.with_neighbours(a)) n));
-  foreach v_account in array v_accounts loop
-    perform private.resume_account(v_account, clock_timestamp(), v_now);
-  end loop;
-end $$;
-
 -- A follower's broker closed a position for lack of margin: its copy ends, nothing more is opened there, and its user
 -- gets an alert. Called with the event before it is planned, while the links still know what they held.
 create function private.note_stop_out(p_account public.trading_accounts, p_position jsonb, p_lots numeric,
@@ -11437,18 +11421,22 @@ declare
   v_new record;
 begin
   if p_unread = '[]' then return; end if;
-  for v_new in
+  with added as (
     insert into private.unread_entries as u (account_id, ticket, kind, error, unseen_at, existing)
     select distinct on (e ->> 'ticket', e ->> 'kind') p_account.id, e ->> 'ticket', e ->> 'kind',
       left(e ->> 'error', 500), p_unseen, p_account.snapshot_session = 0
     from jsonb_array_elements(p_unread) e
-    on conflict do nothing returning u.*
-  loop
+    on conflict do nothing returning u.ticket, u.error
+  )
+  select count(*) as number, min(a.ticket) as ticket, (array_agg(a.error order by a.ticket))[1] as error
+  into v_new from added a;
+  if v_new.number > 0 then
     perform private.raise_alert(p_account.id, 'account', 'entry_unread', 'warning', format(
-      'An entry of %s cannot be read: ticket %s, %s. It counts as open and unknown: it is neither copied nor closed '
-      'until it can be read. Look at it in the terminal; if it is right there, tell the operators.', p_account.name,
-      v_new.ticket, v_new.error), jsonb_build_object('ticket', v_new.ticket));
-  end loop;
+      '%s of %s cannot be read, such as ticket %s: %s. It counts as open and unknown: it is neither copied nor closed '
+      'until it can be read. Look at it in the terminal; if it is right there, tell the operators.',
+      case v_new.number when 1 then 'An entry' else v_new.number || ' entries' end, p_account.name, v_new.ticket,
+      v_new.error), jsonb_build_object('ticket', v_new.ticket, 'number', v_new.number));
+  end if;
   update public.positions m set session = p_session, seq = p_seq, absent_snapshots = 0
   from private.unread_entries u
   where u.account_id = p_account.id and m.account_id = u.account_id and m.ticket = u.ticket
@@ -13884,6 +13872,27 @@ begin
   return v_new;
 end $$;
 
+-- upkeep/resume.sql
+-- A part of maintain(): the accounts whose day has begun. It waits for no lock, because earlier parts of the run hold
+-- some: an account that somebody is planning now is resumed by the next run.
+create function private.resume_accounts() returns void
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_accounts uuid[] := array(select a.id from public.trading_accounts a where a.resumes_at <= clock_timestamp()
+    and a.removed_at is null order by a.id limit 100);
+  v_account uuid;
+  v_free uuid[];
+begin
+  if v_accounts = '{}' then return; end if;
+  v_free := private.lock_free(array(select distinct n from unnest(v_accounts) a
+    cross join lateral unnest(private.with_neighbours(a)) n));
+  foreach v_account in array v_accounts loop
+    if private.with_neighbours(v_account) <@ v_free then
+      perform private.resume_account(v_account, clock_timestamp(), clock_timestamp());
+    end if;
+  end loop;
+end $$;
+
 -- upkeep/retention.sql
 -- Deletes rows that are past their retention.
 
@@ -14224,7 +14233,6 @@ Request:
 - symbols (list of objects): specifications and quotes; a new symbol needs all of it, a known one its name
 - symbols_complete (boolean): whether all symbols of the account are told with this report; until then only symbols of
   the same name are copied into, and other trades wait; left out or null: unchanged
-  the same name are copied into; left out or null: unchanged
 - balance_operations (list of objects; at most 1000): deposits and withdrawals, each with number (the broker''s own),
   amount, at and kind (deposit or withdrawal; any other kind is ignored). One travels in the first report whose figures
   contain it; one that was told before may be told again, it is booked once; left out or null: none

@@ -195,7 +195,6 @@ Request:
 - symbols (list of objects): specifications and quotes; a new symbol needs all of it, a known one its name
 - symbols_complete (boolean): whether all symbols of the account are told with this report; until then only symbols of
   the same name are copied into, and other trades wait; left out or null: unchanged
-  the same name are copied into; left out or null: unchanged
 - balance_operations (list of objects; at most 1000): deposits and withdrawals, each with number (the broker''s own),
   amount, at and kind (deposit or withdrawal; any other kind is ignored). One travels in the first report whose figures
   contain it; one that was told before may be told again, it is booked once; left out or null: none

@@ -46,18 +46,22 @@ declare
   v_new record;
 begin
   if p_unread = '[]' then return; end if;
-  for v_new in
+  with added as (
     insert into private.unread_entries as u (account_id, ticket, kind, error, unseen_at, existing)
     select distinct on (e ->> 'ticket', e ->> 'kind') p_account.id, e ->> 'ticket', e ->> 'kind',
       left(e ->> 'error', 500), p_unseen, p_account.snapshot_session = 0
     from jsonb_array_elements(p_unread) e
-    on conflict do nothing returning u.*
-  loop
+    on conflict do nothing returning u.ticket, u.error
+  )
+  select count(*) as number, min(a.ticket) as ticket, (array_agg(a.error order by a.ticket))[1] as error
+  into v_new from added a;
+  if v_new.number > 0 then
     perform private.raise_alert(p_account.id, 'account', 'entry_unread', 'warning', format(
-      'An entry of %s cannot be read: ticket %s, %s. It counts as open and unknown: it is neither copied nor closed '
-      'until it can be read. Look at it in the terminal; if it is right there, tell the operators.', p_account.name,
-      v_new.ticket, v_new.error), jsonb_build_object('ticket', v_new.ticket));
-  end loop;
+      '%s of %s cannot be read, such as ticket %s: %s. It counts as open and unknown: it is neither copied nor closed '
+      'until it can be read. Look at it in the terminal; if it is right there, tell the operators.',
+      case v_new.number when 1 then 'An entry' else v_new.number || ' entries' end, p_account.name, v_new.ticket,
+      v_new.error), jsonb_build_object('ticket', v_new.ticket, 'number', v_new.number));
+  end if;
   update public.positions m set session = p_session, seq = p_seq, absent_snapshots = 0
   from private.unread_entries u
   where u.account_id = p_account.id and m.account_id = u.account_id and m.ticket = u.ticket

@@ -124,7 +124,8 @@ begin
   if p_size.reason is not null or not private.is_stop(p_sl, s) or v_lots is null then return p_size; end if;
   v_bound := private.bound_by_stops(p_account, p_now);
   for r in select * from public.protection_rules x where x.account_id = p_account.id and x.enabled
-    and x.triggered_at is null and private.rule_would_breach(x) <> 'ignore' order by x.id
+    -- what a triggered rule stopped, its user has switched on again; one that only notifies goes on judging
+    and (x.triggered_at is null or x.action = 'notify') and private.rule_would_breach(x) <> 'ignore' order by x.id
   loop
     v_limit := private.rule_limit(r, private.initial_for(r, p_account.balance));
     v_room := p_account.equity - v_bound.loss - v_limit;

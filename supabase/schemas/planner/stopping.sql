@@ -69,23 +69,6 @@ begin
   end loop;
 end $$;
 
--- A part of maintain(): the accounts whose day has begun. In the order of their ids, like every other lock of plans.
-create function private.resume_accounts() returns void
-language plpgsql security definer set search_path = '' as $$
-declare
-  v_accounts uuid[] := array(select a.id from public.trading_accounts a where a.resumes_at <= clock_timestamp()
-    and a.removed_at is null order by a.id limit 100);
-  v_account uuid;
-  v_now timestamptz;
-begin
-  if v_accounts = '{}' then return; end if;
-  v_now := private.lock_accounts(array(select distinct n from unnest(v_accounts) a
-    cross join lateral unnest(private.with_neighbours(a)) n));
-  foreach v_account in array v_accounts loop
-    perform private.resume_account(v_account, clock_timestamp(), v_now);
-  end loop;
-end $$;
-
 -- A follower's broker closed a position for lack of margin: its copy ends, nothing more is opened there, and its user
 -- gets an alert. Called with the event before it is planned, while the links still know what they held.
 create function private.note_stop_out(p_account public.trading_accounts, p_position jsonb, p_lots numeric,

@@ -263,3 +263,13 @@ def test_a_close_is_copied_whatever_stands_beside_it(world: World, bad: dict[str
     world.settle()
     assert world.book("F") == []
     assert world.one("select price from public.positions where ticket = %s", known["ticket"]) == D("1.1")
+
+
+def test_many_bad_entries_are_one_alert(world: World) -> None:
+    entries = [world.position("1.00", side="up", ticket=f"t{n:03}") for n in range(300)]
+    assert snapshot(world, *entries)["status"] == "accepted"
+    assert snapshot(world, *entries)["status"] == "accepted"
+    [alert] = world.rows("select times, message from public.alerts where reason = 'entry_unread'")
+    assert alert["times"] == 1
+    assert "300 entries" in alert["message"]
+    assert "t000" in alert["message"]

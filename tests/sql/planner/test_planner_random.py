@@ -22,6 +22,9 @@ from settings import BALANCES
 from agent.stack.database import Database
 from agent.stack.postgres import PostgresServer
 
+#: each kind of followers gets a database of its own
+pytestmark = pytest.mark.own_database
+
 LONG = "PLANNER_EXAMPLES" in os.environ
 EXAMPLES = int(os.environ.get("PLANNER_EXAMPLES", "100"))
 #: followers → their part of the examples

@@ -297,3 +297,13 @@ def test_the_market_is_not_taken_for_an_order_if_its_stop_is_then_too_far(
     world.settle()
     assert [e["action"] for e in world.executions("F")] == acts
     assert world.alerts() == ({"order_not_filled": 1} if acts == ["place"] else {})
+
+
+@pytest.mark.covers("R32")
+def test_a_rule_that_only_notifies_goes_on_judging_after_it_has_triggered(world: ProtectionWorld) -> None:
+    world.rule("equity_floor", threshold="95000", action="notify", would_breach="refuse")
+    world.db.execute("update public.protection_rules set triggered_at = now()")
+    fresh(world, "94000")
+    world.opened("M", "0.01", sl=STOP_200)
+    assert sent(world) == []
+    assert world.reasons("F") == {"would_breach": 1}
