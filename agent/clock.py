@@ -2,7 +2,12 @@
 
 import time
 from collections import deque
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Final
+
+#: how far a machine's clock may run from the database's, in seconds per second (an ordinary quartz is within this)
+DRIFT: Final = 1e-4
 
 
 def boot_time() -> float:
@@ -12,40 +17,66 @@ def boot_time() -> float:
     return time.monotonic() if clock is None else time.clock_gettime(clock)
 
 
-class DatabaseClock:
-    """Wall clock corrected by the measured offset to the database (law 4.8).
+@dataclass(frozen=True, slots=True)
+class _Measurement:
+    #: the part of the round trip that was spent under way
+    under_way: timedelta
+    #: the database's time when this machine's boot clock was 0
+    zero: datetime
+    #: boot time, in seconds
+    at: float
 
-    `offset_ms` = database clock − own clock, in ms. A heartbeat measures it: the database is assumed to have read its
-    clock in the middle of the round trip, so the error is at most half the round trip. Of the last `KEEP` measurements
-    the one with the shortest round trip counts. If a new one differs from it by more than both errors allow, a clock
-    was set: then only the new one counts.
+    def contradicts(self, other: "_Measurement") -> bool:
+        """Whether the two differ by more than both errors and the drift between them allow."""
+        errors = (self.under_way + other.under_way) / 2 + timedelta(seconds=DRIFT * abs(self.at - other.at))
+        return abs(self.zero - other.zero) > errors
+
+
+class DatabaseClock:
+    """The database's clock as this machine knows it (law 4.8).
+
+    Every answer of the database says when it received the call (t1) and when it sent the answer (t2); this machine
+    notes when the call left (t0) and when the answer was there (t3). From these four stamps follow, as in NTP (RFC
+    5905, section 8), the offset ((t1 − t0) + (t2 − t3)) / 2 and the time under way (t3 − t0) − (t2 − t1). The offset
+    is wrong by at most half the time under way, so of the last `KEEP` measurements the one with the shortest counts.
+
+    t0 and t3 are read from the boot clock, which nobody can set: a step of this machine's wall clock changes nothing.
+    If a measurement contradicts the one that counts, the database's clock was set: then only the new one counts.
     """
 
     KEEP = 8
 
     def __init__(self) -> None:
-        self._offset = timedelta(0)
-        self._measured: deque[tuple[timedelta, timedelta]] = deque(maxlen=self.KEEP)
+        self._measured: deque[_Measurement] = deque(maxlen=self.KEEP)
+        self._best: _Measurement | None = None
 
     @property
     def offset_ms(self) -> float:
-        return self._offset.total_seconds() * 1000
+        """Database clock − this machine's wall clock, in ms; 0 before the first measurement."""
+        if self._best is None:
+            return 0.0
+        return (self.now() - datetime.now(UTC)) / timedelta(milliseconds=1)
 
     def now(self) -> datetime:
-        return datetime.now(UTC) + self._offset
+        """The database's time; before the first measurement this machine's own."""
+        if self._best is None:
+            return datetime.now(UTC)
+        return self._best.zero + timedelta(seconds=boot_time())
 
-    def measure(self, before: datetime, server_time: datetime, after: datetime) -> float:
-        """Measure the offset in one round trip. `before`, `after`: this machine's wall clock. Returns the round trip in
-        ms."""
-        trip = after - before
-        if trip < timedelta(0):
-            return 0.0  # this machine's clock was set back in between: no measurement
-        offset = server_time - (before + trip / 2)
-        if self._measured and abs(offset - self._offset) > (trip + min(self._measured)[0]) / 2:
+    def measure(self, left_at: float, received_at: datetime, sent_at: datetime, back_at: float) -> None:
+        """Measure with the four stamps of one call: `left_at` and `back_at` (t0, t3) in seconds of `boot_time`,
+        `received_at` and `sent_at` (t1, t2) on the database's clock. Stamps that cannot be true measure nothing: a
+        clock was set during the call."""
+        in_database = sent_at - received_at
+        under_way = timedelta(seconds=back_at - left_at) - in_database
+        if in_database < timedelta(0) or under_way < timedelta(0):
+            return
+        there, back = received_at - timedelta(seconds=left_at), sent_at - timedelta(seconds=back_at)
+        new = _Measurement(under_way, there + (back - there) / 2, back_at)
+        if self._best is not None and new.contradicts(self._best):
             self._measured.clear()
-        self._measured.append((trip, offset))
-        self._offset = min(self._measured)[1]
-        return trip.total_seconds() * 1000
+        self._measured.append(new)
+        self._best = min(self._measured, key=lambda one: one.under_way)
 
 
 class Lease:

@@ -9,7 +9,7 @@ import logging
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from types import TracebackType
 from typing import Final, Self
 from urllib.parse import urlsplit
@@ -49,8 +49,8 @@ MAX_BODY_BYTES: Final = 1_000_000
 #: the lease
 CONNECTIONS: Final = 32
 OWN_CONNECTIONS: Final = 4
-#: a round trip measures the clock if it is at most twice the best recent one plus this slack; the best one grows by
-#: this factor per heartbeat
+#: a call measures the clock if it was under way for at most twice the best recent time plus this slack; the best time
+#: grows by this factor per call
 RTT_SLACK_MS: Final = 2
 RTT_FORGET: Final = 1.05
 
@@ -96,7 +96,7 @@ class ControlPlane:
         self._clock = clock
         self._witness = witness
         self._sleep = sleep
-        self._best_rtt_ms = math.inf
+        self._best_ms = math.inf
         self._http = _new_http(settings.url, CONNECTIONS)
         self._own_http = _new_http(settings.url, OWN_CONNECTIONS)
         self.owners = Owners()
@@ -186,12 +186,11 @@ class ControlPlane:
     # -- the agent itself ------------------------------------------------------------------------------------
 
     async def heartbeat(self, figures: Mapping[str, object], lease: Lease) -> tuple[decode.Heartbeat, float]:
-        """Send one heartbeat, without a retry; renews `lease` and measures the clock. Returns the answer and the round
-        trip in ms."""
-        sent_at_boot, before = boot_time(), datetime.now(UTC)
+        """Send one heartbeat, without a retry; renews `lease`. Returns the answer and the round trip in ms."""
+        sent_at_boot = boot_time()
         request = {"protocol_version": decode.PROTOCOL_VERSION, **figures, **self._claims()}
         raw = await self.call("vps_heartbeat", "p_heartbeat", request, patience=0, limit=HEARTBEAT_TIMEOUT)
-        after = datetime.now(UTC)
+        rtt_ms = (boot_time() - sent_at_boot) * 1000
         if (spoken := decode.protocol_of(raw)) < decode.OLDEST_PROTOCOL:
             raise Refused(
                 "vps_heartbeat", f"the database speaks protocol {spoken}, this agent needs {decode.OLDEST_PROTOCOL}",
@@ -201,15 +200,23 @@ class ControlPlane:
         answer = decode.heartbeat_from_json(raw)
         lease.renew(sent_at_boot, answer.lease_ms)
         self.owners.learn(answer.assignments)
-        rtt_ms = (after - before).total_seconds() * 1000
-        if self._is_typical(rtt_ms):
-            self._clock.measure(before, answer.server_time, after)
         return answer, rtt_ms
 
-    def _is_typical(self, rtt_ms: float) -> bool:
-        """Whether a round trip is fast enough to measure the clock, compared with the best recent one."""
-        self._best_rtt_ms = min(rtt_ms, self._best_rtt_ms * RTT_FORGET)
-        return rtt_ms <= self._best_rtt_ms * 2 + RTT_SLACK_MS
+    def _measure_clock(self, answer: object, left_at: float, back_at: float) -> None:
+        """Measure the clock with one call, if it was under way about as shortly as the best recent ones. `left_at` and
+        `back_at`: boot time in seconds. Stamps that cannot be read measure nothing; the answer counts all the same."""
+        try:
+            stamps = decode.stamps(answer)
+            if stamps is None:
+                return
+            received_at, sent_at = stamps
+            under_way_ms = (back_at - left_at - (sent_at - received_at).total_seconds()) * 1000
+            if under_way_ms > 0:  # else a clock was set during the call
+                self._best_ms = min(under_way_ms, self._best_ms * RTT_FORGET)
+            if under_way_ms <= self._best_ms * 2 + RTT_SLACK_MS:
+                self._clock.measure(left_at, received_at, sent_at, back_at)
+        except (json_fields.WireError, OverflowError) as error:
+            log.warning("clock_not_measured", extra={"error": str(error)})
 
     def _claims(self) -> dict[str, object]:
         return {} if self._witness is None else self._witness.claims()
@@ -282,18 +289,23 @@ class ControlPlane:
             return answer
 
     async def _attempt(self, name: str, body: bytes, limit: aiohttp.ClientTimeout) -> object:
-        """One attempt. If the token is refused, it is renewed once and the request repeated."""
+        """One attempt; measures the clock. If the token is refused, it is renewed once and the request repeated."""
         token = await self.tokens.access()
+        left_at = boot_time()
         status, data = await self._post(name, body, token, limit)
         if status >= 300 and classify(status, _error_of(data)[0]) == "sign_in":
             token = await self.tokens.renew(rejected=token)
+            left_at = boot_time()
             status, data = await self._post(name, body, token, limit)
+        back_at = boot_time()
         if status >= 300:
             raise _failed(name, status, data)
         try:
-            return json_fields.loads(data)
+            answer = json_fields.loads(data)
         except json_fields.WireError as error:
             raise Unreachable(name, f"the answer is not JSON ({len(data)} bytes)") from error
+        self._measure_clock(answer, left_at, back_at)
+        return answer
 
     async def _post(self, name: str, body: bytes, token: str, limit: aiohttp.ClientTimeout) -> tuple[int, bytes]:
         headers = {

@@ -168,6 +168,14 @@ class Heartbeat:
     complete: bool = True
 
 
+def stamps(answer: object) -> tuple[datetime, datetime] | None:
+    """When the database received a call and when it sent this answer, on its own clock; None if the answer does not
+    say. Raises `WireError` for a stamp that is no time."""
+    if not isinstance(answer, dict) or "received_at" not in answer or "sent_at" not in answer:
+        return None
+    return instant(answer, "received_at"), instant(answer, "sent_at")
+
+
 def protocol_of(value: object) -> int:
     """The protocol version of an answer; 1 if it names none."""
     return integer(as_object(value, "heartbeat"), "protocol_version", 1)

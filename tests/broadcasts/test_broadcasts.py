@@ -14,7 +14,7 @@ from agent.broadcasts import channel as subscription_module
 from agent.broadcasts.broadcasts import EVENTS, EventSettings, RealTimeTradeEventSystem
 from agent.broadcasts.channel import Channel
 from agent.broadcasts.handler_queue import Broadcast
-from agent.clock import DatabaseClock
+from agent.clock import DatabaseClock, boot_time
 from agent.control_plane.retry import Unreachable
 
 
@@ -465,7 +465,8 @@ async def test_a_tick_that_arrived_keeps_the_socket(server: Phoenix) -> None:
         for _ in range(2):
             listener.system.check_ticks(later, later)
         # the tick of `later` arrives: the agent's clock has reached it
-        listener.clock.measure(datetime.now(UTC), later + timedelta(seconds=1), datetime.now(UTC))
+        reached = later + timedelta(seconds=1)
+        listener.clock.measure(boot_time(), reached, reached, boot_time())
         await socket.broadcast("tick", {"at": later.isoformat()})
         await socket.broadcast("executions", {"n": 1})
         await listener.until(lambda: listener.ids == [1])

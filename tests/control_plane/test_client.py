@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -20,7 +20,7 @@ from agent.settings import Settings
 
 ACCOUNT = AccountId("8e1c2f3a-0000-4000-8000-000000000001")
 NOW = datetime(2026, 11, 22, 12, 0, 0, 125000, tzinfo=UTC)
-ANSWER: dict[str, Any] = {"results": [], "executions": [], "server_time": "2026-11-22T12:00:00Z"}
+ANSWER: dict[str, Any] = {"results": [], "executions": []}
 
 
 @pytest.fixture
@@ -236,16 +236,65 @@ async def test_calls_share_a_connection_that_is_kept(server: Supabase, plane: Co
     assert len(server.peers) == 2, "one for accounts, one for heartbeats and tokens"
 
 
-async def test_a_heartbeat_renews_the_lease_and_measures_the_clock(server: Supabase) -> None:
-    clock, lease = DatabaseClock(), Lease()
-    ahead = timedelta(hours=2)
-    server.rpc["vps_heartbeat"] = lambda _: (200, heartbeat(server_time=(datetime.now(UTC) + ahead).isoformat()))
-    async with ControlPlane(settings_for(server.url), clock) as plane:
+async def test_a_heartbeat_renews_the_lease(server: Supabase) -> None:
+    lease = Lease()
+    server.rpc["vps_heartbeat"] = lambda _: (200, heartbeat())
+    async with ControlPlane(settings_for(server.url), DatabaseClock()) as plane:
         answer, rtt_ms = await plane.heartbeat({"accounts": []}, lease)
     assert answer.topic == "vps:1"
     assert rtt_ms > 0
-    assert abs(clock.offset_ms - ahead.total_seconds() * 1000) < 5_000
     assert 0 < lease.remaining() <= 15
+
+
+def stamps(ahead: timedelta = timedelta(0)) -> dict[str, str]:
+    """Times of receipt and sending by a clock that is `ahead` of this machine's."""
+    now = (datetime.now(UTC) + ahead).isoformat()
+    return {"received_at": now, "sent_at": now}
+
+
+CALLS: dict[str, tuple[Callable[[ControlPlane], Awaitable[object]], Callable[[], dict[str, object]]]] = {
+    "vps_heartbeat": (lambda plane: plane.heartbeat({}, Lease()), lambda: heartbeat()),
+    "queue_trade_copy": (lambda plane: plane.queue_trade_copy(ACCOUNT, 3, [snapshot()]), lambda: ANSWER),
+    "report_executions": (lambda plane: plane.report_executions([report()]), lambda: ANSWER),
+    "report_account_state": (lambda plane: plane.report_account_state({"account_id": ACCOUNT}), lambda: {"ok": True}),
+    "open_session": (
+        lambda plane: plane.open_session(ACCOUNT, 3),
+        lambda: {"session": 1, "continues": None, "begins_at": "2026-11-22T12:00:00Z"},
+    ),
+    "account_credentials": (lambda plane: plane.credentials(ACCOUNT, 3), lambda: {"login": "1", "revision": 1}),
+}
+
+
+@pytest.mark.covers("R19")
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("ahead", [timedelta(hours=1), -timedelta(hours=1)])
+async def test_every_call_measures_the_clock(server: Supabase, name: str, ahead: timedelta) -> None:
+    """An hour off, on either side."""
+    clock = DatabaseClock()
+    call, answer = CALLS[name]
+    server.rpc[name] = lambda _: (200, answer() | stamps(ahead))
+    async with ControlPlane(settings_for(server.url), clock) as plane:
+        await call(plane)
+    assert abs(clock.offset_ms - ahead / timedelta(milliseconds=1)) < 5_000
+
+
+@pytest.mark.parametrize("stamp", [None, "soon", 7, "2026-11-22T12:00:00", "0001-01-01T00:00:00Z"])
+async def test_an_answer_without_readable_times_measures_nothing_and_counts(server: Supabase, stamp: object) -> None:
+    clock = DatabaseClock()
+    times = {"received_at": stamp, "sent_at": stamp}
+    server.rpc["report_executions"] = lambda _: (200, ANSWER | times)
+    async with ControlPlane(settings_for(server.url), clock) as plane:
+        assert (await plane.report_executions([report()])).results == ()
+    assert clock.offset_ms == 0
+
+
+async def test_a_refused_call_measures_nothing(server: Supabase) -> None:
+    clock = DatabaseClock()
+    server.rpc["open_session"] = lambda _: (400, {"code": "TC103", "message": "not yours"} | stamps(timedelta(hours=1)))
+    async with ControlPlane(settings_for(server.url), clock) as plane:
+        with pytest.raises(Refused):
+            await plane.open_session(ACCOUNT, 3)
+    assert clock.offset_ms == 0
 
 
 async def test_a_slow_round_trip_does_not_move_the_clock(server: Supabase, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,18 +302,18 @@ async def test_a_slow_round_trip_does_not_move_the_clock(server: Supabase, monke
     ahead = iter([3600, 7200, 10800])
     server.rpc["vps_heartbeat"] = lambda _: (
         200,
-        heartbeat(server_time=(datetime.now(UTC) + timedelta(seconds=next(ahead))).isoformat()),
+        heartbeat(**stamps(timedelta(seconds=next(ahead)))),
     )
     async with ControlPlane(settings_for(server.url), clock) as plane:
         await plane.heartbeat({}, Lease())
         measured = clock.offset_ms
-        monkeypatch.setattr(control_plane, "RTT_FORGET", 0)  # the best round trip took 0 ms
+        monkeypatch.setattr(control_plane, "RTT_FORGET", 0)  # the best call took 0 ms
         monkeypatch.setattr(control_plane, "RTT_SLACK_MS", 0)
         await plane.heartbeat({}, Lease())
-        assert clock.offset_ms == measured
+        assert clock.offset_ms == pytest.approx(measured, abs=60_000)
         monkeypatch.setattr(control_plane, "RTT_SLACK_MS", 60_000)
         await plane.heartbeat({}, Lease())
-        assert clock.offset_ms > measured
+        assert clock.offset_ms > measured + 60_000
 
 
 async def test_a_heartbeat_is_one_attempt(server: Supabase, plane: ControlPlane, waits: Waits) -> None:

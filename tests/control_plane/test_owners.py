@@ -18,7 +18,7 @@ from agent.journal.journal import Journal
 from agent.model import AccountId, Event, ExecutionId, Report
 from agent.settings import Settings
 
-ANSWER: dict[str, Any] = {"results": [], "executions": [], "server_time": "2026-11-22T12:00:00Z"}
+ANSWER: dict[str, Any] = {"results": [], "executions": []}
 CUT_OFF = (500, {"code": "57014", "message": "canceling statement due to statement timeout"})
 ACCOUNTS = {"a1": "ann", "a2": "ann", "a3": "ann", "b1": "ben", "b2": "ben"}
 

@@ -12,7 +12,7 @@ import pytest
 from engine_harness import ACCOUNT, Desk, FakeDatabase, eventually, execution, position, running_lease
 from watcher_harness import QUICK, Scene, stage
 
-from agent.clock import DatabaseClock
+from agent.clock import DatabaseClock, boot_time
 from agent.control_plane.contract import BackboneRefused
 from agent.execution.engine import TradeCopyEngine
 from agent.model import ExecutionId, Ticket
@@ -103,7 +103,7 @@ async def test_adapter_times_are_reported_on_the_database_clock(tmp_path: Path) 
     async with stage(tmp_path) as open_scene:
         scene = await open_scene(desk)
         ahead = datetime.now(UTC) + timedelta(hours=1)
-        scene.watcher._clock.measure(ahead - timedelta(hours=1), ahead, ahead - timedelta(hours=1))
+        scene.watcher._clock.measure(boot_time(), ahead, ahead, boot_time())
         desk.put(position("1"))
         event = (await scene.told(2))[1]
         assert event.detected_at > ahead - timedelta(seconds=1)

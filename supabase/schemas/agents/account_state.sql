@@ -169,7 +169,7 @@ begin
             private.numeric_of(p_state, 'margin'), private.numeric_of(p_state, 'free_margin'))
     on conflict (account_id, at) do nothing;
   end if;
-  return jsonb_strip_nulls(jsonb_build_object('ok', true, 'look_again_ms', v_look_again_ms)) || private.number_state();
+  return jsonb_strip_nulls(jsonb_build_object('ok', true, 'look_again_ms', v_look_again_ms)) || private.answer_state();
 end
 $$;
 comment on function private.report_account_state(jsonb) is
@@ -205,13 +205,15 @@ Answer:
   the answer
 - last_execution_id (text): last execution number that the database gave out
 - generation (integer): generation of the database
+- received_at, sent_at (time): when the database received the call, and when it sent the answer
 Errors: TC001 TC002 TC101 TC102 TC103 TC104 TC208
 Example: {"account_id": "0b9f4a52-6c1d-4e0b-9a57-2f6f0c8e1a01", "epoch": 3, "session": 12, "status": "connected",
   "error": null,
 "currency": "USD", "leverage": 100, "mode": "hedging", "balance": "10000", "equity": "10012.5", "margin": "110",
 "free_margin": "9902.5", "measured_at": "2026-12-01T09:30:00.000Z", "symbols": [{"name": "EURUSD", "bid": "1.10040",
 "ask": "1.10042", "quoted_at": "2026-12-01T09:30:00.000Z"}]}
--> {"ok": true, "last_execution_id": "123", "generation": 1}';
+-> {"ok": true, "last_execution_id": "123", "generation": 1,
+"received_at": "2026-12-01T09:30:00.000000Z", "sent_at": "2026-12-01T09:30:00.004000Z"}';
 grant execute on function
   private.report_account_state(jsonb), public.report_account_state(jsonb)
 to authenticated;

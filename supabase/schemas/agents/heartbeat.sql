@@ -226,7 +226,7 @@ begin
     'last_tick_at', private.rfc3339(v_row.last_tick_at),
     'assignments', private.assignments_isolated(v_vps),
     'executions', case when v_trades then private.outstanding_executions(v_vps) else '[]' end,
-    'cancel', private.cancel_requests(v_vps)) || private.number_state();
+    'cancel', private.cancel_requests(v_vps)) || private.answer_state();
 end
 $$;
 comment on function private.vps_heartbeat(jsonb) is
@@ -267,6 +267,7 @@ Answer:
 - cancel (list of texts): executions to drop if they are unsent
 - last_execution_id (text): last execution number that the database gave out
 - generation (integer): generation of the database
+- received_at, sent_at (time): when the database received the call, and when it sent the answer
 Errors: TC001 TC101 TC102 TC110 TC111 TC150
 Example: {"protocol_version": 2, "worked_through": "1764342000000000", "unreadable": [], "unfit": null, "agent_version":
   "0.1.0",
@@ -282,7 +283,8 @@ Example: {"protocol_version": 2, "worked_through": "1764342000000000", "unreadab
 "platform": "mt5", "server": "Broker-Demo", "login": "51234567", "mode": "hedging", "currency": "USD", "owner":
 "4f1c8e2a9b3d7056", "revision": 4, "begins_at": "2026-12-01T09:00:00.000000Z", "watch_symbols": ["EURUSD"],
 "watch_funds": false, "funds_after_fills": false,
-"resync": false}], "executions": [], "cancel": [], "last_execution_id": "123", "generation": 1}';
+"resync": false}], "executions": [], "cancel": [], "last_execution_id": "123", "generation": 1,
+"received_at": "2026-12-01T09:30:00.000000Z", "sent_at": "2026-12-01T09:30:00.004000Z"}';
 grant execute on function
   private.vps_heartbeat(jsonb), public.vps_heartbeat(jsonb)
 to authenticated;

@@ -57,8 +57,7 @@ begin
   end if;
   return jsonb_build_object(
     'results', to_jsonb(v_results),
-    'executions', private.offer(v_new, p_vps, clock_timestamp()) || private.offer_repeated(v_repeated, p_vps),
-    'server_time', private.rfc3339(clock_timestamp()));
+    'executions', private.offer(v_new, p_vps, clock_timestamp()) || private.offer_repeated(v_repeated, p_vps));
 end $$;
 
 -- Takes and plans each event separately after the planner failed on some of them (upkeep/quarantine.sql); returns the
@@ -90,8 +89,7 @@ begin
   end if;
   return jsonb_build_object(
     'results', to_jsonb(v_results),
-    'executions', private.offer_isolated(v_new, p_vps, clock_timestamp()) || private.offer_repeated(v_repeated, p_vps),
-    'server_time', private.rfc3339(clock_timestamp()));
+    'executions', private.offer_isolated(v_new, p_vps, clock_timestamp()) || private.offer_repeated(v_repeated, p_vps));
 end $$;
 
 -- Events that the agent stored before it knew the database's present generation. They change nothing: the agent now
@@ -106,7 +104,7 @@ begin
   if exists (select from public.account_vps_assignments s where s.account_id = v_account and s.vps_id = p_vps) then
     return private.take_events(p_vps, v_account, p_request -> 'events', v_now, true);
   end if;
-  return jsonb_build_object('executions', '[]'::jsonb, 'server_time', private.rfc3339(v_now), 'results', (
+  return jsonb_build_object('executions', '[]'::jsonb, 'results', (
     select coalesce(jsonb_agg(jsonb_build_object('event_key', (e ->> 'session') || ':' || (e ->> 'seq'), 'status',
       'refused', 'code', 'TC103',
       'error', 'the account is not assigned to this VPS') order by n), '[]')
@@ -143,7 +141,7 @@ begin
   end if;
   v_heard := private.check_witness(v_vps, p_events);
   if v_heard.outdated then
-    return private.take_history(v_vps, p_events) || private.number_state();
+    return private.take_history(v_vps, p_events) || private.answer_state();
   end if;
   perform private.require_assignment(v_vps, (p_events ->> 'account_id')::uuid, (p_events ->> 'epoch')::bigint);
   v_now := private.lock_with_followers(array[(p_events ->> 'account_id')::uuid]);
@@ -157,7 +155,7 @@ begin
     v_answer := private.take_events_isolated(v_vps, (p_events ->> 'account_id')::uuid, p_events -> 'events', v_now);
   end;
   perform private.count_on(v_heard.last_execution_id);
-  return v_answer || private.number_state();
+  return v_answer || private.answer_state();
 end $$;
 
 create function public.queue_trade_copy(p_events jsonb) returns jsonb
@@ -179,9 +177,9 @@ Answer:
 - results[].error (text or null): the same in words
 - results[].missing (list of texts): only for a snapshot: open tickets of the database that the snapshot lacks
 - executions (list of objects): executions of the calling VPS
-- server_time (time): the database''s clock
 - last_execution_id (text): last execution number that the database gave out
 - generation (integer): generation of the database
+- received_at, sent_at (time): when the database received the call, and when it sent the answer
 Errors: TC001 TC002 TC101 TC102 TC103 TC104 TC150
 Example: {"account_id": "0b9f4a52-6c1d-4e0b-9a57-2f6f0c8e1a01", "epoch": 3, "events": [{"session": 12, "seq": 345,
   "type": "opened",
@@ -191,7 +189,8 @@ Example: {"account_id": "0b9f4a52-6c1d-4e0b-9a57-2f6f0c8e1a01", "epoch": 3, "eve
 "2026-12-01T09:29:59.950Z", "unchanged_at": "2026-12-01T09:29:59.850Z"}], "highest_execution_id": "123", "generation":
 1}
 -> {"results": [{"event_key": "12:345", "status": "accepted", "code": null, "error": null}], "executions": [],
-"server_time": "2026-12-01T09:30:00.000000Z", "last_execution_id": "124", "generation": 1}';
+"last_execution_id": "124", "generation": 1,
+"received_at": "2026-12-01T09:30:00.000000Z", "sent_at": "2026-12-01T09:30:00.004000Z"}';
 
 revoke all on function public.queue_trade_copy(jsonb) from public, anon;
 grant execute on function public.queue_trade_copy(jsonb) to authenticated;

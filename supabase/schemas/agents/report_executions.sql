@@ -50,8 +50,7 @@ begin
   end if;
   return jsonb_build_object(
     'results', v_answer,
-    'executions', private.offer(v_new, p_vps, clock_timestamp()),
-    'server_time', private.rfc3339(clock_timestamp()));
+    'executions', private.offer(v_new, p_vps, clock_timestamp()));
 end $$;
 
 -- Takes and plans each report separately after the planner failed on some of them (upkeep/quarantine.sql); returns the
@@ -73,8 +72,7 @@ begin
   v_new := v_new || private.requeue_isolated(p_accounts, p_now);
   return jsonb_build_object(
     'results', to_jsonb(v_results),
-    'executions', private.offer_isolated(v_new, p_vps, clock_timestamp()),
-    'server_time', private.rfc3339(clock_timestamp()));
+    'executions', private.offer_isolated(v_new, p_vps, clock_timestamp()));
 end $$;
 
 create function private.report_executions(p_reports jsonb) returns jsonb
@@ -113,7 +111,7 @@ begin
     raise warning 'report_executions: one by one, for %: %', sqlstate, sqlerrm;
     v_answer := private.take_reports_isolated(v_vps, p_reports -> 'reports', v_accounts, v_now);
   end;
-  return v_answer || private.number_state();
+  return v_answer || private.answer_state();
 end $$;
 
 create function public.report_executions(p_reports jsonb) returns jsonb
@@ -132,9 +130,9 @@ Answer:
   still succeeds
 - results[].error (text or null): the same in words
 - executions (list of objects): executions for the calling VPS that follow from the reports
-- server_time (time): the database''s clock
 - last_execution_id (text): last execution number that the database gave out
 - generation (integer): generation of the database
+- received_at, sent_at (time): when the database received the call, and when it sent the answer
 Errors: TC001 TC002 TC101 TC102 TC150
 Example: {"reports": [{"account_id": "0b9f4a52-6c1d-4e0b-9a57-2f6f0c8e1a02", "session": 7, "seq": 346, "execution_id":
   "124", "attempt": 1,
@@ -145,7 +143,8 @@ Example: {"reports": [{"account_id": "0b9f4a52-6c1d-4e0b-9a57-2f6f0c8e1a02", "se
 "2026-12-01T09:30:00.050Z", "sent_at": "2026-12-01T09:30:00.060Z", "done_at": "2026-12-01T09:30:00.210Z"}],
 "highest_execution_id": "124", "generation": 1}
 -> {"results": [{"execution_id": "124", "status": "accepted", "code": null, "error": null}], "executions": [],
-"server_time": "2026-12-01T09:30:00.300000Z", "last_execution_id": "124", "generation": 1}';
+"last_execution_id": "124", "generation": 1,
+"received_at": "2026-12-01T09:30:00.000000Z", "sent_at": "2026-12-01T09:30:00.004000Z"}';
 
 revoke all on function public.report_executions(jsonb) from public, anon;
 grant execute on function public.report_executions(jsonb) to authenticated;

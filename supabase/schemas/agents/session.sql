@@ -35,7 +35,7 @@ begin
   returning a.session into v_session;
   perform private.count_on(v_last_execution_id);
   return jsonb_build_object('session', v_session, 'continues', v_continues, 'begins_at',
-    private.rfc3339(v_begins_at)) || private.number_state();
+    private.rfc3339(v_begins_at)) || private.answer_state();
 end
 $$;
 comment on function private.open_session(jsonb) is
@@ -66,7 +66,7 @@ begin
     coalesce(v_account.password, ''),
                             'settings', v_account.settings, 'revision', v_account.revision,
                             'address', (private.broker_server(v_account.platform,
-                              v_account.server)).address) || private.number_state();
+                              v_account.server)).address) || private.answer_state();
 end
 $$;
 comment on function private.account_credentials(jsonb) is
@@ -88,10 +88,12 @@ Answer:
 - begins_at (time): from when on the agent may trade
 - last_execution_id (text): last execution number that the database gave out
 - generation (integer): generation of the database
+- received_at, sent_at (time): when the database received the call, and when it sent the answer
 Errors: TC001 TC101 TC102 TC103 TC104 TC202 TC225 TC226
 Example: {"account_id": "0b9f4a52-6c1d-4e0b-9a57-2f6f0c8e1a01", "epoch": 3, "can_trade": true}
 -> {"session": 12, "continues": 11, "begins_at": "2026-12-01T09:30:00.000000Z", "last_execution_id": "123",
-  "generation": 1}';
+  "generation": 1,
+"received_at": "2026-12-01T09:30:00.000000Z", "sent_at": "2026-12-01T09:30:00.004000Z"}';
 
 create function public.account_credentials(p_request jsonb) returns jsonb
 language sql
@@ -111,11 +113,13 @@ Answer:
 - address (text or null): host:port of the server; null: the platform finds the server by its name
 - last_execution_id (text): last execution number that the database gave out
 - generation (integer): generation of the database
+- received_at, sent_at (time): when the database received the call, and when it sent the answer
 Errors: TC001 TC101 TC102 TC103 TC104 TC202 TC224 TC225 TC303
 Example: {"account_id": "0b9f4a52-6c1d-4e0b-9a57-2f6f0c8e1a01", "epoch": 3}
 -> {"login": "51234567", "server": "Broker-Demo", "password": "trading password", "settings": {}, "revision": 4,
   "address": null,
-"last_execution_id": "123", "generation": 1}';
+"last_execution_id": "123", "generation": 1,
+"received_at": "2026-12-01T09:30:00.000000Z", "sent_at": "2026-12-01T09:30:00.004000Z"}';
 grant execute on function
   private.open_session(jsonb),
   public.open_session(jsonb),

@@ -120,22 +120,25 @@ end
 $$;
 comment on function private.last_execution_id() is 'The last execution number given out.';
 
--- Part of every answer to an agent. When a jump has just been committed, the row shows it a moment before the sequence
--- does (other sessions see the sequence's new file only after the commit). Without greatest(), an agent that was sent
--- the new generation with an old number would look like a witness of a gap.
-create function private.number_state() returns jsonb
+-- Part of every answer to an agent, and always its last expression, so that sent_at is as late as it can be. When a
+-- jump has just been committed, the row shows it a moment before the sequence does (other sessions see the sequence's
+-- new file only after the commit). Without greatest(), an agent that was sent the new generation with an old number
+-- would look like a witness of a gap.
+create function private.answer_state() returns jsonb
 language plpgsql
 set search_path = ''
 as $$
 begin
   return (select jsonb_build_object('last_execution_id', greatest(s.last_value, g.jumped_to)::text, 'generation',
-    g.generation)
+    g.generation, 'received_at', private.rfc3339(statement_timestamp()),
+    'sent_at', private.rfc3339(clock_timestamp()))
     from private.database_generation g, public.trade_execution_queue_id_seq s where g.one);
 end
 $$;
-comment on function private.number_state() is
-  'The keys that every answer to an agent has: "last_execution_id" (text), the last execution number given out, and '
-  '"generation".';
+comment on function private.answer_state() is
+  'The keys that every answer to an agent has: "last_execution_id" (text), the last execution number given out; '
+  '"generation"; "received_at" and "sent_at", when the database received the call and sent this answer, by which the '
+  'agent measures its clock.';
 
 -- An answer to a call that stored something must have a higher execution number than earlier answers; otherwise the
 -- agent could not prove that what it stored was lost. Uses up a number if no execution was made.

@@ -51,7 +51,7 @@ class ProtectionWorld(NettingWorld):
         answer = self.as_agent(account, "report_account_state", self.funds(account, at, equity, margin) | more)
         assert answer.pop("ok") is True
         again = answer.pop("look_again_ms", None)
-        assert answer.keys() <= {"last_execution_id", "generation"}
+        assert answer.keys() <= {"last_execution_id", "generation", "received_at", "sent_at"}
         return None if again is None else int(again)
 
     def funds(self, account: str, at: datetime, equity: str, margin: str | None = "0") -> dict[str, Any]:

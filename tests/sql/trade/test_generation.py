@@ -5,6 +5,7 @@ A restore is played by putting the sequence, or the noted marks of the cluster, 
 backup.
 """
 
+from datetime import datetime
 from threading import Barrier, Thread
 from typing import Any, Final, LiteralString, cast
 from uuid import UUID
@@ -125,7 +126,8 @@ def trading_pair(farm: Farm, agent: Actor) -> tuple[Actor, UUID, UUID]:
 # --- what every answer says -----------------------------------------------------------------------------------
 
 
-def test_every_answer_names_the_last_number_and_the_generation(farm: Farm) -> None:
+def test_every_answer_names_the_last_number_the_generation_and_its_times(farm: Farm) -> None:
+    """By the two times the agent measures its clock: when the database received the call, and when it answered."""
     agent = farm.agent("a")
     _, master, _ = trading_pair(farm, agent)
     epoch = farm.assignment(master)["epoch"]
@@ -140,6 +142,9 @@ def test_every_answer_names_the_last_number_and_the_generation(farm: Farm) -> No
     session = session_of(farm, master)
     answers.append(agent.can("report_account_state", {"account_id": master, "epoch": epoch, "session": session}))
     assert [answer["generation"] for answer in answers] == [1] * 6
+    times = [datetime.fromisoformat(answer[name]) for answer in answers for name in ("received_at", "sent_at")]
+    assert times == sorted(times), "each call was received after the last answer was sent, and before its own was"
+    assert len(set(times)) == 12
     told = [int(answer["last_execution_id"]) for answer in answers]
     assert told == sorted(told)
     assert told[-1] == number(farm)
