@@ -4683,22 +4683,25 @@ end
 $$;
 comment on function private.last_execution_id() is 'The last execution number given out.';
 
--- Part of every answer to an agent. When a jump has just been committed, the row shows it a moment before the sequence
--- does (other sessions see the sequence's new file only after the commit). Without greatest(), an agent that was sent
--- the new generation with an old number would look like a witness of a gap.
-create function private.number_state() returns jsonb
+-- Part of every answer to an agent, and always its last expression, so that sent_at is as late as it can be. When a
+-- jump has just been committed, the row shows it a moment before the sequence does (other sessions see the sequence's
+-- new file only after the commit). Without greatest(), an agent that was sent the new generation with an old number
+-- would look like a witness of a gap.
+create function private.answer_state() returns jsonb
 language plpgsql
 set search_path = ''
 as $$
 begin
   return (select jsonb_build_object('last_execution_id', greatest(s.last_value, g.jumped_to)::text, 'generation',
-    g.generation)
+    g.generation, 'received_at', private.rfc3339(statement_timestamp()),
+    'sent_at', private.rfc3339(clock_timestamp()))
     from private.database_generation g, public.trade_execution_queue_id_seq s where g.one);
 end
 $$;
-comment on function private.number_state() is
-  'The keys that every answer to an agent has: "last_execution_id" (text), the last execution number given out, and '
-  '"generation".';
+comment on function private.answer_state() is
+  'The keys that every answer to an agent has: "last_execution_id" (text), the last execution number given out; '
+  '"generation"; "received_at" and "sent_at", when the database received the call and sent this answer, by which the '
+  'agent measures its clock.';
 
 -- An answer to a call that stored something must have a higher execution number than earlier answers; otherwise the
 -- agent could not prove that what it stored was lost. Uses up a number if no execution was made.
@@ -14207,7 +14210,7 @@ begin
             private.numeric_of(p_state, 'margin'), private.numeric_of(p_state, 'free_margin'))
     on conflict (account_id, at) do nothing;
   end if;
-  return jsonb_strip_nulls(jsonb_build_object('ok', true, 'look_again_ms', v_look_again_ms)) || private.number_state();
+  return jsonb_strip_nulls(jsonb_build_object('ok', true, 'look_again_ms', v_look_again_ms)) || private.answer_state();
 end
 $$;
 comment on function private.report_account_state(jsonb) is
@@ -14243,13 +14246,15 @@ Answer:
   the answer
 - last_execution_id (text): last execution number that the database gave out
 - generation (integer): generation of the database
+- received_at, sent_at (time): when the database received the call, and when it sent the answer
 Errors: TC001 TC002 TC101 TC102 TC103 TC104 TC208
 Example: {"account_id": "0b9f4a52-6c1d-4e0b-9a57-2f6f0c8e1a01", "epoch": 3, "session": 12, "status": "connected",
   "error": null,
 "currency": "USD", "leverage": 100, "mode": "hedging", "balance": "10000", "equity": "10012.5", "margin": "110",
 "free_margin": "9902.5", "measured_at": "2026-12-01T09:30:00.000Z", "symbols": [{"name": "EURUSD", "bid": "1.10040",
 "ask": "1.10042", "quoted_at": "2026-12-01T09:30:00.000Z"}]}
--> {"ok": true, "last_execution_id": "123", "generation": 1}';
+-> {"ok": true, "last_execution_id": "123", "generation": 1,
+"received_at": "2026-12-01T09:30:00.000000Z", "sent_at": "2026-12-01T09:30:00.004000Z"}';
 grant execute on function
   private.report_account_state(jsonb), public.report_account_state(jsonb)
 to authenticated;
@@ -14747,7 +14752,7 @@ begin
     'last_tick_at', private.rfc3339(v_row.last_tick_at),
     'assignments', private.assignments_isolated(v_vps),
     'executions', case when v_trades then private.outstanding_executions(v_vps) else '[]' end,
-    'cancel', private.cancel_requests(v_vps)) || private.number_state();
+    'cancel', private.cancel_requests(v_vps)) || private.answer_state();
 end
 $$;
 comment on function private.vps_heartbeat(jsonb) is
@@ -14788,6 +14793,7 @@ Answer:
 - cancel (list of texts): executions to drop if they are unsent
 - last_execution_id (text): last execution number that the database gave out
 - generation (integer): generation of the database
+- received_at, sent_at (time): when the database received the call, and when it sent the answer
 Errors: TC001 TC101 TC102 TC110 TC111 TC150
 Example: {"protocol_version": 2, "worked_through": "1764342000000000", "unreadable": [], "unfit": null, "agent_version":
   "0.1.0",
@@ -14803,7 +14809,8 @@ Example: {"protocol_version": 2, "worked_through": "1764342000000000", "unreadab
 "platform": "mt5", "server": "Broker-Demo", "login": "51234567", "mode": "hedging", "currency": "USD", "owner":
 "4f1c8e2a9b3d7056", "revision": 4, "begins_at": "2026-12-01T09:00:00.000000Z", "watch_symbols": ["EURUSD"],
 "watch_funds": false, "funds_after_fills": false,
-"resync": false}], "executions": [], "cancel": [], "last_execution_id": "123", "generation": 1}';
+"resync": false}], "executions": [], "cancel": [], "last_execution_id": "123", "generation": 1,
+"received_at": "2026-12-01T09:30:00.000000Z", "sent_at": "2026-12-01T09:30:00.004000Z"}';
 grant execute on function
   private.vps_heartbeat(jsonb), public.vps_heartbeat(jsonb)
 to authenticated;
@@ -14868,8 +14875,7 @@ begin
   end if;
   return jsonb_build_object(
     'results', to_jsonb(v_results),
-    'executions', private.offer(v_new, p_vps, clock_timestamp()) || private.offer_repeated(v_repeated, p_vps),
-    'server_time', private.rfc3339(clock_timestamp()));
+    'executions', private.offer(v_new, p_vps, clock_timestamp()) || private.offer_repeated(v_repeated, p_vps));
 end $$;
 
 -- Takes and plans each event separately after the planner failed on some of them (upkeep/quarantine.sql); returns the
@@ -14901,8 +14907,7 @@ begin
   end if;
   return jsonb_build_object(
     'results', to_jsonb(v_results),
-    'executions', private.offer_isolated(v_new, p_vps, clock_timestamp()) || private.offer_repeated(v_repeated, p_vps),
-    'server_time', private.rfc3339(clock_timestamp()));
+    'executions', private.offer_isolated(v_new, p_vps, clock_timestamp()) || private.offer_repeated(v_repeated, p_vps));
 end $$;
 
 -- Events that the agent stored before it knew the database's present generation. They change nothing: the agent now
@@ -14917,7 +14922,7 @@ begin
   if exists (select from public.account_vps_assignments s where s.account_id = v_account and s.vps_id = p_vps) then
     return private.take_events(p_vps, v_account, p_request -> 'events', v_now, true);
   end if;
-  return jsonb_build_object('executions', '[]'::jsonb, 'server_time', private.rfc3339(v_now), 'results', (
+  return jsonb_build_object('executions', '[]'::jsonb, 'results', (
     select coalesce(jsonb_agg(jsonb_build_object('event_key', (e ->> 'session') || ':' || (e ->> 'seq'), 'status',
       'refused', 'code', 'TC103',
       'error', 'the account is not assigned to this VPS') order by n), '[]')
@@ -14954,7 +14959,7 @@ begin
   end if;
   v_heard := private.check_witness(v_vps, p_events);
   if v_heard.outdated then
-    return private.take_history(v_vps, p_events) || private.number_state();
+    return private.take_history(v_vps, p_events) || private.answer_state();
   end if;
   perform private.require_assignment(v_vps, (p_events ->> 'account_id')::uuid, (p_events ->> 'epoch')::bigint);
   v_now := private.lock_with_followers(array[(p_events ->> 'account_id')::uuid]);
@@ -14968,7 +14973,7 @@ begin
     v_answer := private.take_events_isolated(v_vps, (p_events ->> 'account_id')::uuid, p_events -> 'events', v_now);
   end;
   perform private.count_on(v_heard.last_execution_id);
-  return v_answer || private.number_state();
+  return v_answer || private.answer_state();
 end $$;
 
 create function public.queue_trade_copy(p_events jsonb) returns jsonb
@@ -14990,9 +14995,9 @@ Answer:
 - results[].error (text or null): the same in words
 - results[].missing (list of texts): only for a snapshot: open tickets of the database that the snapshot lacks
 - executions (list of objects): executions of the calling VPS
-- server_time (time): the database''s clock
 - last_execution_id (text): last execution number that the database gave out
 - generation (integer): generation of the database
+- received_at, sent_at (time): when the database received the call, and when it sent the answer
 Errors: TC001 TC002 TC101 TC102 TC103 TC104 TC150
 Example: {"account_id": "0b9f4a52-6c1d-4e0b-9a57-2f6f0c8e1a01", "epoch": 3, "events": [{"session": 12, "seq": 345,
   "type": "opened",
@@ -15002,7 +15007,8 @@ Example: {"account_id": "0b9f4a52-6c1d-4e0b-9a57-2f6f0c8e1a01", "epoch": 3, "eve
 "2026-12-01T09:29:59.950Z", "unchanged_at": "2026-12-01T09:29:59.850Z"}], "highest_execution_id": "123", "generation":
 1}
 -> {"results": [{"event_key": "12:345", "status": "accepted", "code": null, "error": null}], "executions": [],
-"server_time": "2026-12-01T09:30:00.000000Z", "last_execution_id": "124", "generation": 1}';
+"last_execution_id": "124", "generation": 1,
+"received_at": "2026-12-01T09:30:00.000000Z", "sent_at": "2026-12-01T09:30:00.004000Z"}';
 
 revoke all on function public.queue_trade_copy(jsonb) from public, anon;
 grant execute on function public.queue_trade_copy(jsonb) to authenticated;
@@ -15061,8 +15067,7 @@ begin
   end if;
   return jsonb_build_object(
     'results', v_answer,
-    'executions', private.offer(v_new, p_vps, clock_timestamp()),
-    'server_time', private.rfc3339(clock_timestamp()));
+    'executions', private.offer(v_new, p_vps, clock_timestamp()));
 end $$;
 
 -- Takes and plans each report separately after the planner failed on some of them (upkeep/quarantine.sql); returns the
@@ -15084,8 +15089,7 @@ begin
   v_new := v_new || private.requeue_isolated(p_accounts, p_now);
   return jsonb_build_object(
     'results', to_jsonb(v_results),
-    'executions', private.offer_isolated(v_new, p_vps, clock_timestamp()),
-    'server_time', private.rfc3339(clock_timestamp()));
+    'executions', private.offer_isolated(v_new, p_vps, clock_timestamp()));
 end $$;
 
 create function private.report_executions(p_reports jsonb) returns jsonb
@@ -15124,7 +15128,7 @@ begin
     raise warning 'report_executions: one by one, for %: %', sqlstate, sqlerrm;
     v_answer := private.take_reports_isolated(v_vps, p_reports -> 'reports', v_accounts, v_now);
   end;
-  return v_answer || private.number_state();
+  return v_answer || private.answer_state();
 end $$;
 
 create function public.report_executions(p_reports jsonb) returns jsonb
@@ -15143,9 +15147,9 @@ Answer:
   still succeeds
 - results[].error (text or null): the same in words
 - executions (list of objects): executions for the calling VPS that follow from the reports
-- server_time (time): the database''s clock
 - last_execution_id (text): last execution number that the database gave out
 - generation (integer): generation of the database
+- received_at, sent_at (time): when the database received the call, and when it sent the answer
 Errors: TC001 TC002 TC101 TC102 TC150
 Example: {"reports": [{"account_id": "0b9f4a52-6c1d-4e0b-9a57-2f6f0c8e1a02", "session": 7, "seq": 346, "execution_id":
   "124", "attempt": 1,
@@ -15156,7 +15160,8 @@ Example: {"reports": [{"account_id": "0b9f4a52-6c1d-4e0b-9a57-2f6f0c8e1a02", "se
 "2026-12-01T09:30:00.050Z", "sent_at": "2026-12-01T09:30:00.060Z", "done_at": "2026-12-01T09:30:00.210Z"}],
 "highest_execution_id": "124", "generation": 1}
 -> {"results": [{"execution_id": "124", "status": "accepted", "code": null, "error": null}], "executions": [],
-"server_time": "2026-12-01T09:30:00.300000Z", "last_execution_id": "124", "generation": 1}';
+"last_execution_id": "124", "generation": 1,
+"received_at": "2026-12-01T09:30:00.000000Z", "sent_at": "2026-12-01T09:30:00.004000Z"}';
 
 revoke all on function public.report_executions(jsonb) from public, anon;
 grant execute on function public.report_executions(jsonb) to authenticated;
@@ -15200,7 +15205,7 @@ begin
   returning a.session into v_session;
   perform private.count_on(v_last_execution_id);
   return jsonb_build_object('session', v_session, 'continues', v_continues, 'begins_at',
-    private.rfc3339(v_begins_at)) || private.number_state();
+    private.rfc3339(v_begins_at)) || private.answer_state();
 end
 $$;
 comment on function private.open_session(jsonb) is
@@ -15231,7 +15236,7 @@ begin
     coalesce(v_account.password, ''),
                             'settings', v_account.settings, 'revision', v_account.revision,
                             'address', (private.broker_server(v_account.platform,
-                              v_account.server)).address) || private.number_state();
+                              v_account.server)).address) || private.answer_state();
 end
 $$;
 comment on function private.account_credentials(jsonb) is
@@ -15253,10 +15258,12 @@ Answer:
 - begins_at (time): from when on the agent may trade
 - last_execution_id (text): last execution number that the database gave out
 - generation (integer): generation of the database
+- received_at, sent_at (time): when the database received the call, and when it sent the answer
 Errors: TC001 TC101 TC102 TC103 TC104 TC202 TC225 TC226
 Example: {"account_id": "0b9f4a52-6c1d-4e0b-9a57-2f6f0c8e1a01", "epoch": 3, "can_trade": true}
 -> {"session": 12, "continues": 11, "begins_at": "2026-12-01T09:30:00.000000Z", "last_execution_id": "123",
-  "generation": 1}';
+  "generation": 1,
+"received_at": "2026-12-01T09:30:00.000000Z", "sent_at": "2026-12-01T09:30:00.004000Z"}';
 
 create function public.account_credentials(p_request jsonb) returns jsonb
 language sql
@@ -15276,11 +15283,13 @@ Answer:
 - address (text or null): host:port of the server; null: the platform finds the server by its name
 - last_execution_id (text): last execution number that the database gave out
 - generation (integer): generation of the database
+- received_at, sent_at (time): when the database received the call, and when it sent the answer
 Errors: TC001 TC101 TC102 TC103 TC104 TC202 TC224 TC225 TC303
 Example: {"account_id": "0b9f4a52-6c1d-4e0b-9a57-2f6f0c8e1a01", "epoch": 3}
 -> {"login": "51234567", "server": "Broker-Demo", "password": "trading password", "settings": {}, "revision": 4,
   "address": null,
-"last_execution_id": "123", "generation": 1}';
+"last_execution_id": "123", "generation": 1,
+"received_at": "2026-12-01T09:30:00.000000Z", "sent_at": "2026-12-01T09:30:00.004000Z"}';
 grant execute on function
   private.open_session(jsonb),
   public.open_session(jsonb),
