@@ -25,6 +25,7 @@ WHO: Final = ("anonymous", "user", "other user", "agent", "other agent", "retire
 # them.
 TABLES: Final = """
 table                           anonymous user other-user agent other-agent retired-agent operator service
+public.account_days             -         own  own        none  none        none          all      all
 public.account_snapshots        -         own  own        none  none        none          all      all
 public.account_symbols          -         own  own        none  none        none          all      all
 public.account_vps_assignments  -         own  own        none  none        none          all      all
@@ -53,6 +54,7 @@ public.trade_execution_queue    -         own  own        none  none        none
 public.trading_accounts         -         own  own        none  none        none          all      all
 public.trading_switch           -         all  all        all   all         all           all      all
 public.unexplained_pairs        -         own  own        none  none        none          all      all
+public.user_preferences         -         own  own        none  none        none          all      all
 public.vps_instances            -         none none       none  none        none          all      all
 private.clockwork               -         -    -          -     -           -             -        -
 private.database_generation     -         -    -          -     -           -             -        -
@@ -123,6 +125,7 @@ symbol_suggestions       42501     ok    TC106      TC105 TC105       TC105     
 set_trading              42501     TC107 TC107      TC107 TC107       TC107         ok       ok
 set_flat_by              42501     ok    TC106      TC105 TC105       TC105         ok       42501
 save_quiet_windows       42501     ok    ok         TC105 TC105       TC105         ok       42501
+set_preferences          42501     ok    ok         TC105 TC105       TC105         ok       42501
 set_quiet_times          42501     ok    TC106      TC105 TC105       TC105         ok       42501
 set_setting              42501     TC107 TC107      TC107 TC107       TC107         ok       ok
 update_account           42501     ok    TC106      TC105 TC105       TC105         TC106    ok
@@ -219,6 +222,10 @@ def furnish(farm: Farm, user: Actor, agent: Actor) -> tuple[UUID, UUID, UUID]:
         " values (%(master)s, '1', %(user)s, 'deposit', 1, now(), true)",
         "insert into public.flat_times (account_id, user_id, weekday, flat_at, time_zone, due_at)"
         " values (%(master)s, %(user)s, 5, '16:45', 'UTC', 'infinity')",
+        "insert into public.user_preferences (user_id) values (%(user)s)",
+        "insert into public.account_days (account_id, day, user_id, time_zone, ends_at, first_at, last_at, first_equity,"
+        " min_equity, max_equity, last_equity, first_balance, min_balance, max_balance, last_balance)"
+        " values (%(master)s, '2026-12-01', %(user)s, 'UTC', 'infinity', now(), now(), 1, 1, 1, 1, 1, 1, 1, 1)",
         "insert into public.quiet_windows (user_id, begins_at, ends_at, span)"
         " values (%(user)s, now(), now(), tstzrange(now(), now()))",
         "insert into public.protection_looks (rule_id, user_id, account_id, kind, at, equity, reached, outcome)"
@@ -334,6 +341,7 @@ def payload(world: World, function: str) -> object:
         "set_copier_mode": {"copier_id": world.copier, "mode": "monitor"},
         "set_flat_by": account | {"weekday": 5, "time": "16:45", "time_zone": "UTC", "close_now": True},
         "save_quiet_windows": {"windows": [{"from": "2099-12-04"}]},
+        "set_preferences": {"theme": "dark"},
         "set_quiet_times": account,
         "set_setting": {"key": "lease_s", "value": 16},
         "set_currency_unit": {"currency": "USDX", "counts_as": "USD"},

@@ -281,6 +281,8 @@ insert into public.system_config (key, value, type, minimum, maximum, unit, desc
     'How long health rows of VPSes and accounts are kept.'),
   ('retention_days.account_snapshots', '365', 'integer', 7, 3650, 'days',
     'How long the equity curve of an account is kept.'),
+  ('retention_days.account_days', '1825', 'integer', 31, 18250, 'days',
+    'How long the days of an account (first, lowest, highest and last equity) are kept.'),
   ('retention_days.alerts', '90', 'integer', 7, 3650, 'days',
     'How long alerts are kept after they happened last or were seen.'),
   ('retention_days.protection_looks', '365', 'integer', 7, 3650, 'days',

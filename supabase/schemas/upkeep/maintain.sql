@@ -80,6 +80,8 @@ begin
     when 'health' then
       perform private.log_health();
       perform private.note_run('health', null);
+    when 'account days' then
+      perform private.note_account_days();
     when 'retention' then
       perform private.delete_expired();
       perform private.note_run('retention', null);
@@ -142,6 +144,7 @@ begin
   v_errors := v_errors || private.run_part('ticks', null);
   if private.is_due('health', '15 seconds') then
     v_errors := v_errors || private.run_part('health', null);
+    v_errors := v_errors || private.run_part('account days', null);
   end if;
   v_errors := v_errors || private.run_part('statistics', null);
   if private.is_due('retention', '1 minute') then

@@ -14,6 +14,9 @@ begin
   delete from public.account_snapshots where ctid = any (array(
     select s.ctid from public.account_snapshots s
     where s.at < now() - private.setting_days('retention_days.account_snapshots') order by s.at limit v_batch));
+  delete from public.account_days where ctid = any (array(
+    select d.ctid from public.account_days d
+    where d.day < (now() - private.setting_days('retention_days.account_days'))::date order by d.day limit v_batch));
   delete from public.alerts where id = any (array(
     select a.id from public.alerts a
     where a.updated_at < now() - private.setting_days('retention_days.alerts') order by a.updated_at limit v_batch));
