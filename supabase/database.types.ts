@@ -4,6 +4,69 @@ export type Json = string | number | boolean | null | { [key: string]: Json | un
 export type Database = {
   public: {
     Tables: {
+      account_days: {
+        Row: {
+          account_id: string;
+          day: string;
+          ends_at: string;
+          first_at: string;
+          first_balance: number;
+          first_equity: number;
+          last_at: string;
+          last_balance: number;
+          last_equity: number;
+          max_balance: number;
+          max_equity: number;
+          min_balance: number;
+          min_equity: number;
+          time_zone: string;
+          user_id: string;
+        };
+        ComputedFields: never;
+        Insert: {
+          account_id: string;
+          day: string;
+          ends_at: string;
+          first_at: string;
+          first_balance: number;
+          first_equity: number;
+          last_at: string;
+          last_balance: number;
+          last_equity: number;
+          max_balance: number;
+          max_equity: number;
+          min_balance: number;
+          min_equity: number;
+          time_zone: string;
+          user_id: string;
+        };
+        Update: {
+          account_id?: string;
+          day?: string;
+          ends_at?: string;
+          first_at?: string;
+          first_balance?: number;
+          first_equity?: number;
+          last_at?: string;
+          last_balance?: number;
+          last_equity?: number;
+          max_balance?: number;
+          max_equity?: number;
+          min_balance?: number;
+          min_equity?: number;
+          time_zone?: string;
+          user_id?: string;
+        };
+        Relationships: [
+          {
+            foreignKeyName: "account_days_account_id_fkey";
+            columns: ["account_id"];
+            isOneToOne: false;
+            referencedRelation: "trading_accounts";
+            referencedColumns: ["id"];
+          },
+        ];
+      };
       account_snapshots: {
         Row: {
           account_id: string;
@@ -1786,6 +1849,31 @@ export type Database = {
         };
         Relationships: [];
       };
+      user_preferences: {
+        Row: {
+          theme: string;
+          time_zone: string | null;
+          tour: string;
+          updated_at: string;
+          user_id: string;
+        };
+        ComputedFields: never;
+        Insert: {
+          theme?: string;
+          time_zone?: string | null;
+          tour?: string;
+          updated_at?: string;
+          user_id: string;
+        };
+        Update: {
+          theme?: string;
+          time_zone?: string | null;
+          tour?: string;
+          updated_at?: string;
+          user_id?: string;
+        };
+        Relationships: [];
+      };
       vps_instances: {
         Row: {
           agent_version: string | null;
@@ -2007,6 +2095,7 @@ export type Database = {
       set_copier_mode: { Args: { p_request: Json }; Returns: Json };
       set_currency_unit: { Args: { p_request: Json }; Returns: Json };
       set_flat_by: { Args: { p_request: Json }; Returns: Json };
+      set_preferences: { Args: { p_request: Json }; Returns: Json };
       set_quiet_times: { Args: { p_request: Json }; Returns: Json };
       set_setting: { Args: { p_request: Json }; Returns: Json };
       set_symbol_alias: { Args: { p_request: Json }; Returns: Json };

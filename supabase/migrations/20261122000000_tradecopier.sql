@@ -717,6 +717,8 @@ insert into public.system_config (key, value, type, minimum, maximum, unit, desc
     'How long health rows of VPSes and accounts are kept.'),
   ('retention_days.account_snapshots', '365', 'integer', 7, 3650, 'days',
     'How long the equity curve of an account is kept.'),
+  ('retention_days.account_days', '1825', 'integer', 31, 18250, 'days',
+    'How long the days of an account (first, lowest, highest and last equity) are kept.'),
   ('retention_days.alerts', '90', 'integer', 7, 3650, 'days',
     'How long alerts are kept after they happened last or were seen.'),
   ('retention_days.protection_looks', '365', 'integer', 7, 3650, 'days',
@@ -1526,6 +1528,60 @@ create trigger log_state before update of status on public.trading_accounts for 
 grant select on public.trading_accounts, public.account_symbols, public.account_snapshots to authenticated,
   service_role;
 
+-- farm/account_day.sql
+-- account_days: equity and balance of an account, day by day, in its owner's time zone.
+
+create table public.account_days (
+  account_id uuid not null references public.trading_accounts (id) on delete cascade,
+  day date not null,
+  user_id uuid not null references auth.users (id) on delete cascade,
+  time_zone text not null,
+  ends_at timestamptz not null,
+  first_at timestamptz not null,
+  last_at timestamptz not null,
+  first_equity numeric not null,
+  min_equity numeric not null,
+  max_equity numeric not null,
+  last_equity numeric not null,
+  first_balance numeric not null,
+  min_balance numeric not null,
+  max_balance numeric not null,
+  last_balance numeric not null,
+  primary key (account_id, day),
+  constraint times_are_in_order check (first_at <= last_at and last_at < ends_at),
+  constraint equity_is_within check (first_equity between min_equity and max_equity
+    and last_equity between min_equity and max_equity),
+  constraint balance_is_within check (first_balance between min_balance and max_balance
+    and last_balance between min_balance and max_balance)
+);
+comment on table public.account_days is
+  'First, lowest, highest and last equity and balance of each account and day. A day on which nothing was measured has '
+  'no row. Between two measurements equity may have been lower or higher.';
+comment on column public.account_days.account_id is 'The account.';
+comment on column public.account_days.day is 'The date, in time_zone.';
+comment on column public.account_days.user_id is 'Owner of the account.';
+comment on column public.account_days.time_zone is
+  'The owner''s time zone when the day began (user_preferences; UTC if none). A zone chosen later holds from the next '
+  'day.';
+comment on column public.account_days.ends_at is 'When the day ends; figures from then on belong to the next row.';
+comment on column public.account_days.first_at is 'When the first figures of the day were measured.';
+comment on column public.account_days.last_at is 'When the last figures of the day were measured.';
+comment on column public.account_days.first_equity is 'First equity of the day, in the account''s currency.';
+comment on column public.account_days.min_equity is 'Lowest measured equity of the day.';
+comment on column public.account_days.max_equity is 'Highest measured equity of the day.';
+comment on column public.account_days.last_equity is 'Last measured equity of the day.';
+comment on column public.account_days.first_balance is 'First balance of the day, in the account''s currency.';
+comment on column public.account_days.min_balance is 'Lowest measured balance of the day.';
+comment on column public.account_days.max_balance is 'Highest measured balance of the day.';
+comment on column public.account_days.last_balance is 'Last measured balance of the day.';
+create index account_days_of_user on public.account_days (user_id, day);
+-- retention
+create index account_days_by_day on public.account_days (day);
+alter table public.account_days enable row level security;
+create policy "users see the days of their accounts, operators all" on public.account_days for select to authenticated
+  using (user_id = (select auth.uid()) or (select private.is_operator()));
+grant select on public.account_days to authenticated, service_role;
+
 -- farm/account_state.sql
 -- The state of accounts as heartbeats report it, and the alert to the owner when an account cannot trade.
 
@@ -2248,6 +2304,41 @@ end
 $$;
 comment on function private.renew_claim(uuid, text) is
   'Renews an unproven claim for a new password. Call it before the password is stored.';
+
+-- farm/preference.sql
+-- user_preferences: how a person wants the pages shown. Who never chose anything has no row.
+
+create table public.user_preferences (
+  user_id uuid primary key references auth.users (id) on delete cascade,
+  time_zone text,
+  theme text not null default 'system',
+  tour text not null default 'open',
+  updated_at timestamptz not null default now(),
+  constraint theme_is_known check (theme in ('system', 'light', 'dark')),
+  constraint tour_is_known check (tour in ('open', 'left', 'done'))
+);
+comment on table public.user_preferences is
+  'How a person wants the pages shown. Changed with set_preferences(); no row: the defaults.';
+comment on column public.user_preferences.user_id is 'The person.';
+comment on column public.user_preferences.time_zone is
+  'Time zone in which days of accounts begin and times are shown, such as Europe/Berlin; null = not chosen: UTC.';
+comment on column public.user_preferences.theme is 'system, light or dark';
+comment on column public.user_preferences.tour is
+  'the tour of a new user: open = shown while there is no copied trade; left = closed by the user; done = finished';
+alter table public.user_preferences enable row level security;
+create policy "own preferences are readable" on public.user_preferences for select to authenticated
+  using (user_id = (select auth.uid()) or (select private.is_operator()));
+create trigger touch before update on public.user_preferences for each row execute function private.touch();
+create trigger audited after insert or update or delete on public.user_preferences for each row
+  execute function private.audit('user_id', 'user_id', 'time_zone', 'theme', 'tour');
+grant select on public.user_preferences to authenticated, service_role;
+
+create function private.time_zone_of(p_user uuid) returns text
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return coalesce((select p.time_zone from public.user_preferences p where p.user_id = p_user), 'UTC');
+end $$;
+comment on function private.time_zone_of(uuid) is 'The time zone that a person has chosen; UTC if none.';
 
 -- farm/process.sql
 -- Which agent process works as a VPS. A machine that is cloned while it runs exists twice with one identity, and each
@@ -12258,6 +12349,61 @@ begin
   end loop;
 end $$;
 
+-- upkeep/account_day.sql
+-- The days of accounts: a part of maintain() adds the newest figures of every account to its day.
+
+-- When a date is over in a time zone: the first moment of a later date. Where clocks are set back across midnight, the
+-- new date begins twice and Postgres names the second time.
+create function private.end_of_day(p_day date, p_zone text) returns timestamptz
+language plpgsql stable set search_path = '' as $$
+declare
+  v_midnight timestamptz := (p_day + 1)::timestamp at time zone p_zone;
+begin
+  return (select min(m) from unnest(array[v_midnight, v_midnight - interval '30 minutes',
+    v_midnight - interval '1 hour', v_midnight - interval '2 hours']) m where (m at time zone p_zone)::date > p_day);
+end $$;
+
+-- The day of a measurement, given the account's last day. A zone that the owner has changed holds when that day is
+-- over; if its date is not a later one (the owner has moved west), the day goes on until the date ends in the new zone.
+create function private.day_of_account(p_last public.account_days, p_user uuid, p_at timestamptz, out day date,
+  out zone text, out ends_at timestamptz)
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  if p_at < p_last.ends_at then
+    day := p_last.day;
+    zone := p_last.time_zone;
+    ends_at := p_last.ends_at;
+    return;
+  end if;
+  zone := private.time_zone_of(p_user);
+  day := greatest((p_at at time zone zone)::date, p_last.day);
+  ends_at := private.end_of_day(day, zone);
+end $$;
+
+-- Figures that are not newer than the account's last ones are left out.
+create function private.note_account_days() returns void
+language plpgsql security definer set search_path = '' as $$
+begin
+  insert into public.account_days as d (account_id, day, user_id, time_zone, ends_at, first_at, last_at,
+    first_equity, min_equity, max_equity, last_equity, first_balance, min_balance, max_balance, last_balance)
+  select a.id, t.day, a.user_id, t.zone, t.ends_at, a.funds_at, a.funds_at,
+    a.equity, a.equity, a.equity, a.equity, a.balance, a.balance, a.balance, a.balance
+  from public.trading_accounts a
+  left join lateral (
+    select n as row from public.account_days n where n.account_id = a.id order by n.day desc limit 1
+  ) last on true
+  cross join lateral private.day_of_account(last.row, a.user_id, a.funds_at) t
+  where a.removed_at is null and a.equity is not null and a.balance is not null and a.funds_at is not null
+    and ((last.row).last_at is null or a.funds_at > (last.row).last_at)
+  on conflict (account_id, day) do update
+  set time_zone = excluded.time_zone, ends_at = excluded.ends_at, last_at = excluded.last_at,
+    min_equity = least(d.min_equity, excluded.min_equity), max_equity = greatest(d.max_equity, excluded.max_equity),
+    last_equity = excluded.last_equity, min_balance = least(d.min_balance, excluded.min_balance),
+    max_balance = greatest(d.max_balance, excluded.max_balance), last_balance = excluded.last_balance;
+end $$;
+comment on function private.note_account_days() is
+  'Adds the newest funds of every account to its day in account_days.';
+
 -- upkeep/doorbell.sql
 -- Doorbells and ticks: empty broadcasts that say "read again". They are only hints; the rows are authoritative.
 
@@ -13038,6 +13184,8 @@ begin
     when 'health' then
       perform private.log_health();
       perform private.note_run('health', null);
+    when 'account days' then
+      perform private.note_account_days();
     when 'retention' then
       perform private.delete_expired();
       perform private.note_run('retention', null);
@@ -13100,6 +13248,7 @@ begin
   v_errors := v_errors || private.run_part('ticks', null);
   if private.is_due('health', '15 seconds') then
     v_errors := v_errors || private.run_part('health', null);
+    v_errors := v_errors || private.run_part('account days', null);
   end if;
   v_errors := v_errors || private.run_part('statistics', null);
   if private.is_due('retention', '1 minute') then
@@ -13913,6 +14062,9 @@ begin
   delete from public.account_snapshots where ctid = any (array(
     select s.ctid from public.account_snapshots s
     where s.at < now() - private.setting_days('retention_days.account_snapshots') order by s.at limit v_batch));
+  delete from public.account_days where ctid = any (array(
+    select d.ctid from public.account_days d
+    where d.day < (now() - private.setting_days('retention_days.account_days'))::date order by d.day limit v_batch));
   delete from public.alerts where id = any (array(
     select a.id from public.alerts a
     where a.updated_at < now() - private.setting_days('retention_days.alerts') order by a.updated_at limit v_batch));
@@ -17160,6 +17312,60 @@ Example: {"account_id": "0b9f4a52-6c1d-4e0b-9a57-2f6f0c8e1a02", "state": "monito
 revoke all on function public.flatten_account(jsonb), public.pause_account(jsonb) from public, anon;
 grant execute on function public.flatten_account(jsonb), public.pause_account(jsonb), private.flatten_account(jsonb),
   private.pause_account(jsonb) to authenticated;
+
+-- users/preference.sql
+-- set_preferences: how a person wants the pages shown.
+
+create function private.set_preferences(p_request jsonb) returns jsonb
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_user uuid := private.require_user();
+  v_zone text := private.text_of(p_request, 'time_zone', 100);
+  v_theme text := private.text_of(p_request, 'theme', 20);
+  v_tour text := private.text_of(p_request, 'tour', 20);
+  v_kept public.user_preferences;
+begin
+  perform private.refuse_unknown(p_request, 'set_preferences', array['time_zone', 'theme', 'tour']);
+  if v_zone is not null and not private.is_time_zone(v_zone) then
+    raise exception using errcode = 'TC303',
+      message = format('set_preferences: there is no time zone named %s', v_zone),
+      hint = 'Give a name of the time zone database, such as Europe/Berlin.';
+  elsif v_theme not in ('system', 'light', 'dark') then
+    raise exception using errcode = 'TC303',
+      message = format('set_preferences: theme is %s, but must be system, light or dark', v_theme),
+      hint = 'system follows the device.';
+  elsif v_tour not in ('open', 'left', 'done') then
+    raise exception using errcode = 'TC303',
+      message = format('set_preferences: tour is %s, but must be open, left or done', v_tour),
+      hint = 'open shows the tour again.';
+  end if;
+  insert into public.user_preferences as p (user_id, time_zone, theme, tour)
+  values (v_user, v_zone, coalesce(v_theme, 'system'), coalesce(v_tour, 'open'))
+  on conflict (user_id) do update
+  set time_zone = case when p_request ? 'time_zone' then v_zone else p.time_zone end,
+    theme = coalesce(v_theme, p.theme), tour = coalesce(v_tour, p.tour)
+  returning p.* into v_kept;
+  return jsonb_build_object('time_zone', v_kept.time_zone, 'theme', v_kept.theme, 'tour', v_kept.tour);
+end $$;
+
+create function public.set_preferences(p_request jsonb) returns jsonb
+language sql volatile security invoker set search_path = '' as $$ select private.set_preferences(p_request) $$;
+comment on function public.set_preferences(jsonb) is
+  'Users: how the pages are shown to the caller. What the request leaves out stays as it is.
+Request:
+- time_zone (text; at most 100 characters): name of the time zone database, such as Europe/Berlin; null: UTC. Days of
+  accounts begin in a new zone from the next day on
+- theme (text; system, light or dark): light, dark, or as the device says
+- tour (text; open, left or done): the tour of a new user
+Answer:
+- time_zone (text or null): as it is now; null: none is chosen, and UTC holds
+- theme (text; system, light or dark): as it is now
+- tour (text; open, left or done): as it is now
+Errors: TC001 TC105 TC108 TC301 TC303
+Example: {"time_zone": "Europe/Berlin", "theme": "dark"}
+-> {"time_zone": "Europe/Berlin", "theme": "dark", "tour": "open"}';
+revoke all on function public.set_preferences(jsonb) from public, anon;
+grant execute on function public.set_preferences(jsonb), private.set_preferences(jsonb) to authenticated;
 
 -- users/preview.sql
 -- preview_copy: users ask the planner's own sizing function how large a copy would be, and why.
