@@ -33,7 +33,11 @@ def measured(farm: Farm, account: UUID, at: str, equity: str, balance: str = "10
 def days(actor: Actor) -> list[tuple[Any, ...]]:
     """Day, its zone, and first, lowest, highest and last equity, as their owner reads them."""
     return [
-        (str(r["day"]), r["time_zone"], *(format(r[f"{which}_equity"], "f") for which in ("first", "min", "max", "last")))
+        (
+            str(r["day"]),
+            r["time_zone"],
+            *(format(r[f"{which}_equity"], "f") for which in ("first", "min", "max", "last")),
+        )
         for r in actor.sees("select * from public.account_days order by day")
     ]
 
