@@ -223,8 +223,8 @@ def furnish(farm: Farm, user: Actor, agent: Actor) -> tuple[UUID, UUID, UUID]:
         "insert into public.flat_times (account_id, user_id, weekday, flat_at, time_zone, due_at)"
         " values (%(master)s, %(user)s, 5, '16:45', 'UTC', 'infinity')",
         "insert into public.user_preferences (user_id) values (%(user)s)",
-        "insert into public.account_days (account_id, day, user_id, time_zone, ends_at, first_at, last_at, first_equity,"
-        " min_equity, max_equity, last_equity, first_balance, min_balance, max_balance, last_balance)"
+        "insert into public.account_days (account_id, day, user_id, time_zone, ends_at, first_at, last_at,"
+        " first_equity, min_equity, max_equity, last_equity, first_balance, min_balance, max_balance, last_balance)"
         " values (%(master)s, '2026-12-01', %(user)s, 'UTC', 'infinity', now(), now(), 1, 1, 1, 1, 1, 1, 1, 1)",
         "insert into public.quiet_windows (user_id, begins_at, ends_at, span)"
         " values (%(user)s, now(), now(), tstzrange(now(), now()))",
