@@ -270,6 +270,14 @@ language plpgsql immutable set search_path = '' as $$
 begin
   return coalesce(p_symbol.allow_negative or p_symbol.bid < 0, false);
 end $$;
+
+-- Whether a quote is recent enough to judge by: an agent reports the quotes of symbols in use again and again.
+create function private.quote_is_fresh(p_symbol public.account_symbols, p_now timestamptz) returns boolean
+language plpgsql stable set search_path = '' as $$
+begin
+  return coalesce(p_symbol.bid is not null and p_symbol.ask is not null
+    and p_symbol.quoted_at > p_now - private.setting_s('symbol_quote_max_age_s'), false);
+end $$;
 create trigger touch before update on public.account_symbols for each row execute function private.touch();
 
 create table public.account_snapshots (

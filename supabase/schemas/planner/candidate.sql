@@ -197,10 +197,3 @@ begin
   end if;
   return p_position;
 end $$;
-
-create function private.quote_is_fresh(p_symbol public.account_symbols, p_now timestamptz) returns boolean
-language plpgsql stable security definer set search_path = '' as $$
-begin
-  return coalesce(p_symbol.bid is not null and p_symbol.ask is not null
-    and p_symbol.quoted_at > p_now - private.setting_s('symbol_quote_max_age_s'), false);
-end $$;

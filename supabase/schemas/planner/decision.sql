@@ -59,6 +59,7 @@ begin
       pair.link_id,
       pair.generation,
       pair.delta,
+      greatest(wait.lots, pair.delta) as most_lots,
       pair.close_step,
       pair.asked_lots,
       copier,
@@ -157,7 +158,7 @@ begin
             else private.unquoted(pair.masters_symbol) end,
           case when (pair.symbol).quoted_at > v_quoted_since then pair.symbol else private.unquoted(pair.symbol) end,
           (pair.opened).side,
-          pair.delta,
+          pair.most_lots,
           -- what is bought today loses from today's price to the stop, wherever the master began; a stop by distance
           -- goes along with the price
           case
@@ -221,10 +222,16 @@ begin
     select
       pair.*,
       case when (pair.follower).guarded and pair.verdict is null then
-        private.held_to_limits(pair.follower, pair.symbol, pair.side, pair.wanted_size, (pair.opened).price,
+        private.held_to_limits(pair.follower, pair.symbol, pair.side, left_of.size, (pair.opened).price,
           (pair.levels).sl, (pair.opened).kind = 'order', v_fresh_since, p_now)
-      else pair.wanted_size end as size
+      else left_of.size end as size
     from sized pair
+    -- the master has reduced what waited for its decision: its copy, too
+    cross join lateral (
+      select case when pair.most_lots > pair.delta
+        then private.share_left(pair.wanted_size, pair.most_lots, pair.delta, pair.symbol)
+        else pair.wanted_size end as size
+    ) left_of
     offset 0
   ), decided as materialized (
     select
@@ -417,7 +424,8 @@ begin
       pair.news_at + make_interval(secs => (pair.copier).max_age_ms / 1000.0) as ends_at,
       case when (pair.symbol).name is null then 'symbol_unmapped' else 'symbol_unproven' end as ends_as,
       private.symbols_in_question(pair.follower, pair.masters_symbol, (pair.opened).symbol,
-        coalesce((pair.symbol).name, pair.mapped_to)) as symbols
+        coalesce((pair.symbol).name, pair.mapped_to)) as symbols,
+      pair.most_lots as lots
     from decided pair
     where pair.reason = 'symbols_loading'
   )

@@ -23,9 +23,7 @@ end $$;
 create function private.opened_since(p_account public.trading_accounts, p_before bigint)
 returns table (symbol text, side text, lots numeric, price numeric)
 language sql stable security definer set search_path = '' as $$
-  select q.symbol, q.side, case when q.parts is null then q.lots else least(q.lots, (
-      select sum((e ->> 'lots')::numeric) from jsonb_array_elements(q.parts) e where (e ->> 'lots')::numeric > 0)) end,
-    q.master_price
+  select q.symbol, q.side, private.opening_lots(q), q.master_price
   from public.trade_execution_queue q
   where q.account_id = p_account.id and q.in_flight and q.action in ('open', 'increase') and private.opens(q)
     and (p_before is null or q.id <> p_before and (q.status <> 'retrying' or q.id < p_before))

@@ -7,14 +7,6 @@ comment on type private.levels is
   'sl, tp: the wanted levels; sent_sl, sent_tp: the nearest that the broker accepts now; warnings say that they '
   'differ.';
 
--- A quote that is recent enough: an agent reports the quotes of symbols in use again and again.
-create function private.is_fresh(p_symbol public.account_symbols, p_now timestamptz) returns boolean
-language plpgsql stable set search_path = '' as $$
-begin
-  return coalesce(p_symbol.bid is not null and p_symbol.ask is not null
-    and p_symbol.quoted_at > p_now - private.setting_s('symbol_quote_max_age_s'), false);
-end $$;
-
 -- The nearest levels that the broker accepts. p_order_price: the price of a pending order; null: a position at the
 -- market. p_tries: refusals of the levels so far. A broker that reports a distance of 0 is believed until it refuses;
 -- then the distance is the spread, doubled with each refusal.
@@ -32,7 +24,7 @@ declare
 begin
   if p_sl is null and p_tp is null or v_distance = 0 and p_tries = 0 then return v_levels; end if;
   if v_price is null then
-    if not private.is_fresh(p_symbol, p_now) then return v_levels; end if;
+    if not private.quote_is_fresh(p_symbol, p_now) then return v_levels; end if;
     v_price := case p_side when 'buy' then p_symbol.bid else p_symbol.ask end;
   end if;
   v_distance := v_distance * 10::numeric ^ -p_symbol.digits;
@@ -96,7 +88,7 @@ declare
 begin
   if v_open is null and p_master.kind = 'position'
     and (p_copier.sl_mode in ('distance', 'fixed') or p_copier.tp_mode in ('distance', 'fixed')
-    or p_copier.max_sl_points is not null) and private.is_fresh(p_symbol, p_now) then
+    or p_copier.max_sl_points is not null) and private.quote_is_fresh(p_symbol, p_now) then
     v_open := case p_side when 'buy' then p_symbol.ask else p_symbol.bid end;
   end if;
   v_sl := private.wanted_level(p_copier.sl_mode, case

@@ -89,7 +89,7 @@ language plpgsql security definer set search_path = '' as $$
 declare
   v_new bigint[];
   v_orders bigint[];
-  v_held bigint[];  -- whose levels wait for the end of a quiet window
+  v_held bigint[];  -- whose levels wait for the end of a quiet window, or must not be set
   v_reduced bigint[];
   v_volumes numeric[];
   v_drafts private.execution_draft[];
@@ -106,6 +106,9 @@ begin
   if exists (select 1 from public.position_links l
     where l.id = any (p_links) and l.ended_at is null and l.asked_price is not null) then
     v_orders := private.handle_orders(p_links, p_now);
+    v_held := v_held || array(select l.id from public.position_links l
+      where l.id = any (p_links) and l.ended_at is null and l.asked_price is not null and l.master_kind = 'order'
+        and l.reason is not null);  -- an order that must not follow its master
   end if;
   -- a reduction of the master counts as seen once it is carried out; increasing back to the old volume is then an
   -- increase

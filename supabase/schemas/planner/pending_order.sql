@@ -28,34 +28,11 @@ begin
   -- the grace period was our own wait, so it does not count towards the age
   if p_now > private.convertible_until(p_copier, p_master) then return 'too_old'; end if;
   if p_copier.max_slippage_points is not null then
-    if not private.is_fresh(p_symbol, p_now) then return 'no_quotes'; end if;
+    if not private.quote_is_fresh(p_symbol, p_now) then return 'no_quotes'; end if;
     v_adverse := case p_side when 'buy' then p_symbol.ask - p_master.price else p_master.price - p_symbol.bid end;
     if v_adverse > p_copier.max_slippage_points * 10::numeric ^ -p_symbol.digits then return 'slippage'; end if;
   end if;
   return null;
-end $$;
-
--- Why the market order that replaces the copy's order would cross a limit of the account (null: it would not): the
--- price may be far from the order's. The order itself, which it replaces, does not count (p_orders: its volume).
-create function private.conversion_over_limit(p_link public.position_links, p_copier public.copiers,
-  p_master public.positions, p_symbol public.account_symbols, p_orders numeric, p_now timestamptz) returns text
-language plpgsql stable security definer set search_path = '' as $$
-declare
-  a public.trading_accounts;
-  v_lots numeric := case when p_orders > 0 then p_orders else p_link.wanted_lots end;
-  v_size private.sizing;
-begin
-  select * into a from public.trading_accounts x where x.id = p_link.follower_account_id and x.guarded;
-  if a.id is null then return null; end if;
-  if p_orders > 0 and private.is_stop(p_link.asked_sl, p_symbol) then
-    a.equity := a.equity + coalesce(private.loss_to_stop(a, p_symbol, p_link.side, p_orders, p_link.asked_price,
-      p_link.asked_sl, true, p_now), 0);
-  end if;
-  v_size.orders := array[v_lots];
-  v_size := private.held_to_limits(a, p_symbol, p_link.side, v_size, p_master.price,
-    (private.first_levels(p_copier, p_master, p_symbol, p_link.side, null, p_now)).sent_sl, false,
-    p_now - private.setting_s('funds_max_age_s'), p_now);
-  return coalesce(v_size.reason, case when v_size.orders <> array[v_lots] then 'would_breach' end);
 end $$;
 
 create function private.convertible_until(p_copier public.copiers, p_master public.positions) returns timestamptz
@@ -110,18 +87,18 @@ begin
   v_draft.action := 'open';
   v_draft.symbol := p_link.symbol;
   v_draft.side := p_link.side;
-  v_draft.lots := p_link.wanted_lots;
+  v_draft.lots := private.converted_lots(p_link, p_link.wanted_lots, p_master, p_symbol);
   v_draft.sl := v_levels.sent_sl;
   v_draft.tp := v_levels.sent_tp;
   v_draft.max_slippage_points := p_copier.max_slippage_points;
   v_draft.master_price := p_master.price;
-  v_draft.master_lots := p_master.lots;
+  v_draft.master_lots := least(p_master.lots, p_link.seen_master_lots);  -- more is an increase, which comes after it
   v_draft.comment := private.copy_comment(p_copier, p_master.ticket);
   v_draft.warnings := v_levels.warnings;
   v_draft.retry_until := p_now + make_interval(secs => p_copier.retry_window_s);
   v_draft.detected_at := p_master.detected_at;
   update public.position_links l set wanted_lots = null, wanted_until = null, asked_price = null,
-    asked_sl = v_levels.sl, asked_tp = v_levels.tp, asked_unknown = false
+    asked_sl = v_levels.sl, asked_tp = v_levels.tp, asked_unknown = false, seen_master_lots = v_draft.master_lots
   where l.id = p_link.id;
   return (private.queue_executions(array[v_draft], false, p_now))[1];
 end $$;
@@ -176,17 +153,67 @@ begin
   return true;
 end $$;
 
+-- Cancels the copy of an order that its master has changed so that its stop could cross a limit of the account; the
+-- link then ends with that reason. One that has filled meanwhile, or was changed back, goes on. Returns new executions.
+create function private.hold_order_to_limits(
+  p_link public.position_links, p_event bigint, p_stop boolean, p_filled numeric, p_orders numeric, p_price numeric,
+    p_sl numeric, p_now timestamptz
+) returns bigint[]
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_why text;
+begin
+  if p_stop or p_link.levels_due_at > p_now then return '{}'; end if;
+  if p_filled = 0 and p_orders = 0 then
+    if p_link.reason is not null then perform private.end_order(p_link.id, p_link.reason, p_now); end if;
+    return '{}';
+  end if;
+  if p_filled = 0 then
+    v_why := private.amendment_over_limit(p_link, p_orders, p_price, p_sl, p_now);
+  end if;
+  if v_why is distinct from p_link.reason then
+    update public.position_links l set reason = v_why where l.id = p_link.id;
+  end if;
+  if v_why is null then return '{}'; end if;
+  return private.withdraw_order(p_link, p_event, p_orders, v_why, p_now);
+end $$;
+
+-- Cancels a copied order for this reason, and tells why.
+create function private.withdraw_order(p_link public.position_links, p_event bigint, p_orders numeric, p_why text,
+  p_now timestamptz) returns bigint[]
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_new bigint[] := '{}';
+  v_words text := format('The master has changed its order in %s. With its new price and stop the copy of %s '
+    'lots could cross a limit of the account (%s), so the copy is cancelled and not placed again.', p_link.symbol,
+    private.plain(p_orders), p_why);
+begin
+  if p_link.reason is distinct from p_why then
+    perform private.raise_alert(p_link.follower_account_id, 'pending', 'order_withdrawn', 'warning', v_words,
+      jsonb_build_object('link_id', p_link.id::text, 'why', p_why));
+  end if;
+  if p_link.close_failures = 0 or p_link.replan_at is null or p_link.replan_at <= p_now then
+    v_new := private.queue_cancel(p_link, p_event, p_now);
+  end if;
+  perform private.store_outcomes(array[row(p_event, p_link.copier_id, p_link.user_id, p_link.id, null, p_why,
+    v_words)::private.outcome]);
+  update public.copy_outcomes o set execution_id = null, reason = p_why, detail = v_words
+  where o.event_id = p_event and o.copier_id = p_link.copier_id;
+  return coalesce(v_new, '{}');
+end $$;
+
 -- Handles the orders of these links that have nothing in flight. Returns new executions.
 create function private.handle_orders(p_links bigint[], p_now timestamptz) returns bigint[]
 language plpgsql security definer set search_path = '' as $$
 declare
   v_state record;
   v_link public.position_links;
+  v_held bigint[];
   v_new bigint[] := '{}';
 begin
   for v_state in
     select s.id, s.master_kind, s.master_lots, s.doomed, s.frozen, s.copy_state, s.position_lots, s.order_lots,
-      s.master_event_id,
+      s.master_event_id, s.wanted_price, s.wanted_sl,
       exists (select 1 from public.positions o
         where o.account_id = s.master_account_id and o.ticket = s.master_ticket and o.kind = 'order'
           and s.master_kind = 'order'
@@ -204,6 +231,10 @@ begin
       update public.position_links l set order_due_at = null
       where l.id = v_state.id and l.ended_at is null and l.order_due_at <= p_now;
     elsif v_state.master_kind = 'order' then
+      v_held := private.hold_order_to_limits(v_link, v_state.master_event_id, v_state.doomed or v_state.frozen,
+        v_state.position_lots, v_state.order_lots, v_state.wanted_price, v_state.wanted_sl, p_now);
+      v_new := v_new || v_held;
+      continue when v_held <> '{}';
       v_new := v_new || private.handle_waiting_order(v_link, v_state.master_event_id, v_state.master_lots = 0,
         v_state.doomed or v_state.frozen,
         v_state.copy_state = 'flattening', v_state.position_lots, v_state.order_lots, p_now);

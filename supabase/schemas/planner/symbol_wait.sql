@@ -70,9 +70,10 @@ declare
 begin
   insert into private.symbol_waits as w select * from unnest(p_waits)
   on conflict (copier_id, kind, ticket, side) do update set asked = excluded.asked, news_at = excluded.news_at,
-    ends_at = excluded.ends_at, ends_as = excluded.ends_as, symbols = excluded.symbols
-  where (w.asked, w.news_at, w.ends_at, w.ends_as, w.symbols)
-    is distinct from (excluded.asked, excluded.news_at, excluded.ends_at, excluded.ends_as, excluded.symbols);
+    ends_at = excluded.ends_at, ends_as = excluded.ends_as, symbols = excluded.symbols,
+    lots = excluded.lots
+  where (w.asked, w.news_at, w.ends_at, w.ends_as, w.symbols, w.lots) is distinct from
+    (excluded.asked, excluded.news_at, excluded.ends_at, excluded.ends_as, excluded.symbols, excluded.lots);
   for v_vps in
     select distinct a.vps_id from public.account_vps_assignments a where a.account_id = any (v_accounts) order by 1
   loop

@@ -116,8 +116,6 @@ create policy "own executions are readable" on public.trade_execution_queue for 
   using (user_id = (select auth.uid()) or (select private.is_operator()));
 grant select on public.trade_execution_queue to authenticated, service_role;
 
--- Whether an execution opens something: opens are decided once and never sent late. A netting deal opens if one of its
--- parts does.
 -- Whether the ticket that an execution names is an order's or a position's.
 create function private.kind_of(p_action text) returns text
 language sql immutable
@@ -125,6 +123,8 @@ set search_path = ''
 as $$ select case when p_action in ('cancel', 'amend') then 'order' else 'position' end $$;
 comment on function private.kind_of(text) is 'Kind of the ticket that an execution of this action names.';
 
+-- Whether an execution opens something: opens are decided once and never sent late. A netting deal opens if one of its
+-- parts does.
 create function private.opens(p public.trade_execution_queue) returns boolean
 language plpgsql immutable set search_path = '' as $$
 begin
@@ -132,4 +132,12 @@ begin
     return exists (select 1 from jsonb_array_elements(p.parts) e where (e ->> 'lots')::numeric > 0);
   end if;
   return p.action in ('open', 'increase', 'place');
+end $$;
+
+-- The lots that an execution opens: of a netting deal, what its growing parts add to the net position.
+create function private.opening_lots(p public.trade_execution_queue) returns numeric
+language plpgsql immutable set search_path = '' as $$
+begin
+  return case when p.parts is null then p.lots else least(p.lots, (
+    select sum((e ->> 'lots')::numeric) from jsonb_array_elements(p.parts) e where (e ->> 'lots')::numeric > 0)) end;
 end $$;

@@ -159,6 +159,9 @@ begin
   where master_account_id = p_old.account_id and master_ticket = p_old.ticket and master_kind = p_old.kind;
   update private.link_legs set ticket = p_ticket, ticket_kind = p_kind
   where account_id = p_old.account_id and ticket = p_old.ticket and ticket_kind = p_old.kind;
+  -- a filled order is decided anew, as a position
+  update private.symbol_waits set ticket = p_ticket
+  where master_account_id = p_old.account_id and ticket = p_old.ticket and kind = p_old.kind and kind = p_kind;
 end $$;
 
 -- Applies a complete snapshot: what differs is changed; what is absent for the second time (and has a lower number) is

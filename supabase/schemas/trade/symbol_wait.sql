@@ -13,6 +13,7 @@ create table private.symbol_waits (
   ends_at timestamptz not null,
   ends_as text not null,
   symbols text[] not null,
+  lots numeric not null,
   primary key (copier_id, kind, ticket, side)
 );
 comment on table private.symbol_waits is
@@ -24,6 +25,8 @@ comment on column private.symbol_waits.asked is 'existing or resync: the copy wa
 comment on column private.symbol_waits.news_at is 'from then on max_age_ms counts';
 comment on column private.symbol_waits.ends_as is 'the reason of the pair if nothing is told in time';
 comment on column private.symbol_waits.symbols is 'names at the follower that may be the master''s symbol';
+comment on column private.symbol_waits.lots is
+  'the most that the master has traded since: the decision is sized for it, and cut to the share that is left';
 create index symbol_waits_of_master on private.symbol_waits (master_account_id, ticket);
 create index symbol_waits_of_follower on private.symbol_waits (follower_account_id);
 alter table private.symbol_waits enable row level security;

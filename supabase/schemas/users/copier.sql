@@ -250,16 +250,6 @@ begin
           then 'whole numbers such as ["42"]' else 'texts of up to 100 characters such as ["EURUSD"]' end),
       hint = 'An empty list is no filter.';
   end loop;
-  if coalesce(jsonb_typeof(p_copier -> 'symbols'), 'null') not in ('null', 'object')
-    or jsonb_typeof(p_copier -> 'symbols') = 'object' and exists (
-    select 1 from jsonb_each(p_copier -> 'symbols') e
-    where private.mapped_to(e.value) is null or length(btrim(private.mapped_to(e.value))) not between 1 and 64
-      or length(btrim(e.key)) not between 1 and 64 or not private.is_plain(btrim(e.key))
-        or not private.is_plain(btrim(private.mapped_to(e.value)))) then
-    raise exception using errcode = 'TC302',
-      message = 'save_copier: symbols must name a symbol of the follower for each of the master''s',
-      hint = 'For example {"GOLD": "XAUUSD"}, or {"GOLD": {"to": "XAUUSD", "lots_factor": "0.5", "mode": "on"}}.';
-  end if;
   perform private.refuse_bad_mappings(p_copier -> 'symbols');
 end $$;
 

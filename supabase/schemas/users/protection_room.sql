@@ -27,7 +27,7 @@ declare
   v_bound record;
 begin
   perform private.refuse_unknown(p_request, 'protection_room', array['account_id']);
-  v_bound := private.bound_by_stops(v_account, clock_timestamp());
+  v_bound := private.bound_by_stops(v_account, clock_timestamp(), null);
   return jsonb_build_object('account_id', v_account.id, 'currency', v_account.currency,
     'funds_at', private.rfc3339(v_account.funds_at), 'bound', private.plain(round(v_bound.loss, 2)),
     'unknown_stops', v_bound.unknown, 'without_stop', v_bound.without_stop, 'rules', (

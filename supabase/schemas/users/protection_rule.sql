@@ -204,7 +204,8 @@ begin
   return r;
 end $$;
 
--- {"id" of the rule to change, or "account_id" and "kind" of a new one; the settings} -> {"rule_id", "action"}
+-- {"id" of the rule to change, or "account_id" and "kind" of a new one; the settings} -> {"rule_id", "action",
+-- "warnings"}
 create function private.save_protection_rule(p_rule jsonb) returns jsonb
 language plpgsql security definer set search_path = '' as $$
 declare
@@ -245,7 +246,24 @@ begin
   perform private.refuse_bad_rule(p_rule, v_new);
   perform private.refuse_bad_pair(v_new);
   perform private.refuse_contradiction(p_rule, v_old, v_new);
-  return jsonb_build_object('rule_id', private.put_rule(v_old, v_new), 'action', v_new.action);
+  return jsonb_build_object('rule_id', private.put_rule(v_old, v_new), 'action', v_new.action,
+    'warnings', private.rule_warnings(v_new));
+end $$;
+
+-- Settings that are allowed but may surprise, one sentence each.
+create function private.rule_warnings(r public.protection_rules) returns jsonb
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_balance numeric := (select a.balance from public.trading_accounts a where a.id = r.account_id);
+  v_initial numeric := private.initial_for(r, v_balance);
+  v_allowed numeric := case
+    when r.kind not in ('daily_loss', 'trailing_drawdown') then null
+    when private.rule_of(r) = 'amount' then r.threshold
+    when private.rule_of(r) = 'initial' then v_initial * r.threshold * 0.01 end * (100 - r.cushion_percent) * 0.01;
+begin
+  return to_jsonb(array_remove(array[
+    case when v_allowed >= v_balance then format('threshold allows a loss of %s, and the balance is %s: the rule acts '
+      'only when nothing is left.', private.plain(round(v_allowed, 2)), private.plain(v_balance)) end], null));
 end $$;
 
 -- Refuses a change of kind or account, and two rules that contradict each other.
@@ -390,11 +408,12 @@ Request:
 Answer:
 - rule_id (uuid): the rule
 - action (text): what it does, as stored
+- warnings (list of texts): settings that are allowed but may surprise, one sentence each
 Errors: TC001 TC105 TC106 TC108 TC301 TC302 TC303 TC306 TC321 TC332
 Example: {"account_id": "0b9f4a52-6c1d-4e0b-9a57-2f6f0c8e1a02", "kind": "daily_loss", "threshold": "5", "action":
   "close_all_and_off",
 "time_zone": "Europe/Berlin"}
--> {"rule_id": "5e8b2c90-3d47-4a1f-b6c2-90d1e2f3a401", "action": "close_all_and_off"}';
+-> {"rule_id": "5e8b2c90-3d47-4a1f-b6c2-90d1e2f3a401", "action": "close_all_and_off", "warnings": []}';
 
 create function public.remove_protection_rule(p_request jsonb) returns jsonb
 language sql volatile security invoker set search_path = '' as $$ select private.remove_protection_rule(p_request) $$;

@@ -32,25 +32,50 @@ begin
       then 'has a mode that is not on, closes_only or off' end;
 end $$;
 
--- Raises TC302 for a mapping with a wrong factor or mode, or for two of the same symbol.
+-- What is wrong with the name of a symbol in a mapping, as the end of a sentence; null: nothing.
+create function private.symbol_name_fault(p_name text) returns text
+language plpgsql immutable set search_path = '' as $$
+begin
+  return case
+    when p_name is null then 'is no name: give it as a text, or as "to" of an object'
+    when length(btrim(p_name)) = 0 then 'is empty'
+    when length(btrim(p_name)) > 64 then 'has more than 64 characters'
+    when not private.is_plain(btrim(p_name)) then 'holds a tab, a line break or another character that cannot be seen: '
+      'type it by hand' end;
+end $$;
+
+-- Raises TC302 for a mapping with a wrong name, factor or mode, or for two of the same symbol.
 create function private.refuse_bad_mappings(p_symbols jsonb) returns void
 language plpgsql stable security definer set search_path = '' as $$
 declare
   v_wrong text;
 begin
-  if coalesce(jsonb_typeof(p_symbols), 'null') <> 'object' then return; end if;
-  select format('the mapping of %s %s', left(e.key, 64),
-    private.mapping_fault(e.value, array['to', 'lots_factor', 'mode']))
-  into v_wrong from jsonb_each(p_symbols) e
-  where jsonb_typeof(e.value) = 'object'
-    and private.mapping_fault(e.value, array['to', 'lots_factor', 'mode']) is not null limit 1;
+  if coalesce(jsonb_typeof(p_symbols), 'null') = 'null' then return; end if;
+  if jsonb_typeof(p_symbols) <> 'object' then
+    v_wrong := ' must name a symbol of the follower for each of the master''s';
+  else
+    select case
+      when private.symbol_name_fault(e.key) is not null then
+        format(': the master''s symbol %s %s', left(to_jsonb(e.key)::text, 100), private.symbol_name_fault(e.key))
+      when private.symbol_name_fault(f.name) is not null then
+        format(': the follower''s symbol %s of %s %s', left(coalesce(to_jsonb(f.name), e.value)::text, 100),
+          left(e.key, 64), private.symbol_name_fault(f.name))
+      else format(': the mapping of %s %s', left(e.key, 64), f.fault) end
+    into v_wrong
+    from jsonb_each(p_symbols) e
+    cross join lateral (select private.mapped_to(e.value) as name, case when jsonb_typeof(e.value) = 'object'
+      then private.mapping_fault(e.value, array['to', 'lots_factor', 'mode']) end as fault) f
+    where private.symbol_name_fault(e.key) is not null or private.symbol_name_fault(f.name) is not null
+      or f.fault is not null
+    limit 1;
+  end if;
   if v_wrong is null then
-    select format('%s are one symbol, mapped twice', string_agg(k, ' and ' order by k)) into v_wrong
+    select format(': %s are one symbol, mapped twice', string_agg(k, ' and ' order by k)) into v_wrong
     from jsonb_object_keys(p_symbols) k group by upper(btrim(k)) having count(*) > 1 limit 1;
   end if;
   if v_wrong is not null then
-    raise exception using errcode = 'TC302', message = 'save_copier: symbols: ' || v_wrong,
-      hint = 'For example {"GOLD": {"to": "XAUUSD", "lots_factor": "0.5", "mode": "on"}}.';
+    raise exception using errcode = 'TC302', message = 'save_copier: symbols' || v_wrong,
+      hint = 'For example {"GOLD": "XAUUSD"}, or {"GOLD": {"to": "XAUUSD", "lots_factor": "0.5", "mode": "on"}}.';
   end if;
 end $$;
 

@@ -13,10 +13,10 @@ from decimal import Decimal
 import psycopg
 import pytest
 from brokers import OWN
-from farm import OF_AGENTS, OF_MASTERS, Farm, Step, verbs
+from farm import Farm, Step, verbs
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from masters import MASTERS, QuietWorld
+from quiet_world import MASTERS, QuietWorld
 from test_planner_random import furnished
 
 from agent.stack.database import Database
@@ -60,14 +60,7 @@ class Leaving:
 
     def _steps(self, steps: list[Step]) -> None:
         for verb, *numbers in steps:
-            side = (
-                self.farm.masters
-                if verb in OF_MASTERS
-                else self.farm.agents
-                if verb in OF_AGENTS
-                else self.farm.followers
-            )
-            getattr(side, verb)(*numbers)
+            self.farm.act(verb, *numbers)
 
     def _remove(self, copier: Pair, mode: str) -> None:
         if copier in self.kept or self.mode.get(copier) == "preserve":
@@ -78,12 +71,12 @@ class Leaving:
         self.world.as_user("remove_copier", {"copier_id": self.world.copiers[">".join(copier)], "mode": mode})
 
     def _held(self, copier: Pair) -> dict[str, Decimal]:
-        """Ticket → lots of its copies at H's broker; on N its signed shares, for the net position has no tickets of
+        """What a copy began as → its lots at H's broker; on N its signed shares, for the net position has no tickets of
         copiers."""
         if copier[1] == "H":
             return {
-                t: x.lots
-                for t, x in self.farm.brokers.hedging.items()
+                x.root: x.lots
+                for x in self.farm.brokers.hedging.values()
                 if x.pair and x.pair[:2] == copier and x.lots > 0
             }
         rows = self.world.rows(
@@ -94,7 +87,8 @@ class Leaving:
         return {str(row["link_id"]): row["lots"] for row in rows}
 
     def _rest(self) -> None:
-        self.farm.masters.deliver_everything()
+        while self.farm.masters.deliver_one():
+            pass
         self.farm.agents.delaying = False
         for _ in range(200):
             if not self.farm._move():

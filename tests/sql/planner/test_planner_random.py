@@ -15,8 +15,8 @@ from farm import CHAIN, COPIERS, Farm, Step, how_many_choices, verbs
 from findings import FINDINGS, Finding
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from masters import QuietWorld
 from mutants import MUTANTS, Mutant, random_example
+from quiet_world import OTHER, QuietWorld
 from settings import BALANCES
 
 from agent.stack.database import Database
@@ -37,6 +37,7 @@ def furnish(world: QuietWorld) -> None:
     for name, mode in (("M1", "hedging"), ("M2", "hedging"), ("H", "hedging"), ("N", "netting"), ("C", "hedging")):
         vps = "a" if name in ("M1", "M2") else "b"
         world.add_account(name, vps=vps, mode=mode, balance=str(BALANCES[name]))
+        world.add_symbol(name, OTHER)
     world.add_vps("c")
     world.add_vps("d")
     world.db.execute("update public.vps_instances set lease_expires_at = now() + interval '1 day'")

@@ -377,3 +377,30 @@ def test_floor_and_target_are_compared_in_money_whatever_they_are_of(world: Prot
     world.rule("equity_floor", "95", of="initial")
     says = refusal(world, kind="equity_target", threshold="95000")
     assert says == "TC306 save_protection_rule: equity_floor 95000 is not below equity_target 95000"
+
+
+@pytest.mark.parametrize(
+    ("rule", "warns"),
+    [
+        ({"kind": "daily_loss", "of": "amount", "threshold": "200000"}, "a loss of 200000, and the balance is 100000"),
+        ({"kind": "daily_loss", "of": "amount", "threshold": "100000"}, "a loss of 100000, and the balance is 100000"),
+        ({"kind": "daily_loss", "of": "initial", "threshold": "50"}, "a loss of 125000, and the balance is 100000"),
+        (
+            {"kind": "trailing_drawdown", "of": "amount", "threshold": "150000", "cushion_percent": "10"},
+            "a loss of 135000, and the balance is 100000",
+        ),
+        ({"kind": "daily_loss", "of": "amount", "threshold": "99999"}, None),
+        ({"kind": "daily_loss", "threshold": "99"}, None),
+        ({"kind": "daily_profit", "of": "amount", "threshold": "200000"}, None),
+        ({"kind": "equity_target", "threshold": "200000"}, None),
+    ],
+)
+def test_a_loss_that_is_more_than_all_there_is_is_warned_of(
+    world: ProtectionWorld, rule: dict[str, Any], warns: str | None
+) -> None:
+    world.look("100000")
+    if rule.get("of") == "initial":
+        world.db.execute("update public.trading_accounts set initial_balance = 250000 where name = 'F'")
+    answer = world.as_user("save_protection_rule", {"account_id": world.accounts["F"]} | rule)
+    assert len(answer["warnings"]) == (warns is not None)
+    assert warns is None or warns in answer["warnings"][0]

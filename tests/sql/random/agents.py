@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from decimal import Decimal
 
 from brokers import OPENING, Brokers, Done, Row
-from masters import MASTERS, Discrepancies, Masters, Pair, QuietWorld, pick
+from masters import Masters
+from quiet_world import MASTERS, Discrepancies, Pair, QuietWorld, pick
 
 QUEUE = """
     select q.*, a.name as follower from public.trade_execution_queue q
@@ -113,10 +114,10 @@ class Agents:
         """A flip opens only after what it ends was tried to be closed: both sides are never held by order."""
         pair = self.pair(row["link_id"], row["follower"])
         opposite = {
-            t for t, x in self.brokers.holdings(row["follower"]).items() if x.pair == pair and x.side != row["side"]
+            k for k, x in self.brokers.holdings(row["follower"]).items() if x.pair == pair and x.side != row["side"]
         }
         before = [e for e in self.world.rows(QUEUE) if e["id"] < row["id"] and self._unsent(e)]
-        ahead = [e["id"] for e in before if e["ticket"] in opposite and e["action"] == "close"]
+        ahead = [e["id"] for e in before if ("position", e["ticket"]) in opposite and e["action"] == "close"]
         assert not ahead, f"execution {row['id']} opens before {ahead} close the other side"
 
     def _drop_unsent(self, close: Row) -> None:
@@ -129,12 +130,12 @@ class Agents:
 
     def pair(self, link: int, follower: str) -> Pair:
         (row,) = self.world.rows(
-            "select a.name, l.master_ticket from public.position_links l join public.trading_accounts a"
+            "select a.name, l.master_kind, l.master_ticket from public.position_links l join public.trading_accounts a"
             " on a.id = l.master_account_id where l.id = %s",
             link,
         )
         roots = self.masters.root if row["name"] in MASTERS else self.brokers.root
-        return Pair(row["name"], follower, roots.get(row["master_ticket"], row["master_ticket"]))
+        return Pair(row["name"], follower, roots[row["master_kind"], row["master_ticket"]])
 
     def _opens(self, row: Row) -> list[Pair]:
         """The pairs for which it opens something."""
@@ -225,6 +226,7 @@ class Agents:
             shown = self.brokers.net_state() if row["follower"] == "N" else ()
             self._report(row, "completed", shown, filled_lots="0", adopted=adopted)
         else:
+            self._failed(row)  # its symbol has another name now
             self._level_refused(row)
             self._report(row, "rejected", reason="position_not_found", adopted=adopted)
 
@@ -281,7 +283,7 @@ class Agents:
                 done[0],
                 self.brokers.net_state()
                 if net
-                else [self.brokers.state(self.brokers.newest(p["ticket"])) for p in done[1]],
+                else [self.brokers.state(self.brokers.newest((p["kind"], p["ticket"]))) for p in done[1]],
             )
         if happened:
             self._finish(row, done, adopted=True)

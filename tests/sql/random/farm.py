@@ -12,7 +12,9 @@ from typing import Any
 from agents import Agents
 from brokers import CENT, OWN, Brokers
 from followers import Followers
-from masters import MASTERS, QUIET, Discrepancies, Masters, Pair, QuietWorld
+from limits import Guard
+from masters import Masters
+from quiet_world import MASTERS, OTHER, QUIET, Discrepancies, Key, Pair, QuietWorld
 from settings import CHOICES, Setting
 
 Step = tuple[str, int, int, int]
@@ -25,6 +27,8 @@ COPIERS = {
     "HC": [("M1", "H"), ("M2", "H")],
 }
 CHAIN = ("H", "C")
+#: the choice by which H has a limit that no open may cross
+GUARDED = 3
 #: followers whose list of symbols is not told at first → the choices that say so
 UNTOLD = {"H": (1, 2), "N": (2, 3)}
 # the usual more than once
@@ -36,15 +40,18 @@ OF_MASTERS = (
     + ["order", "order_level", "fills_into", "fills_into", "level", "close_by"]
 )
 OF_MASTERS += ["reticket", "hold", "deliver", "repeat", "snapshot", "blink", "move", "mode", "rename"]
+#: where there is no netting follower, which has one position only
+OF_NUMBERS = ["twin", "twin"]
 OF_AGENTS = ["done"] * 9 + ["partial", "refuse", "refuse_for_now", "expire", "after_all", "lose", "found"]
 OF_AGENTS += ["late", "late_in", "report_again", "time", "time"]
-OF_FOLLOWERS = ["blink_there", "move_there", "pause", "flatten", "trading", "part", "quiet"]
+OF_FOLLOWERS = ["blink_there", "move_there", "pause", "flatten", "trading", "part", "quiet", "rename_there"]
 OF_USERS = {"H": ["order_fills", "user_trims", "user_closes", "user_opens"], "N": ["user_deals"], "C": []}
 
 
 def verbs(followers: str) -> list[str]:
     """Everything that may happen to these followers."""
-    return OF_MASTERS + OF_AGENTS + OF_FOLLOWERS + [verb for name in followers for verb in OF_USERS[name]]
+    of_masters = OF_MASTERS if "N" in followers else OF_MASTERS + OF_NUMBERS
+    return of_masters + OF_AGENTS + OF_FOLLOWERS + [verb for name in followers for verb in OF_USERS[name]]
 
 
 def how_many_choices(followers: str) -> int:
@@ -63,12 +70,16 @@ class Farm:
         for copier, setting in self.settings.items():
             world.as_user("save_copier", {"id": world.copiers[">".join(copier)]} | setting.columns())
         self.masters = Masters(world, self.doubts, self.settings)
-        self.brokers = Brokers(world, lots_min, retickets=bool(choices) and choices[0] in (4, 6))
+        symbols = choices[0] if choices else 0
+        self.brokers = Brokers(world, lots_min, retickets=symbols in (4, 6), shares=symbols != 4)
         self.agents = Agents(world, self.masters, self.brokers, self.doubts)
         self.followers = Followers(world, self.masters, self.brokers, self.agents, self.doubts, followers, lots_max)
         for name, of in UNTOLD.items():
-            if choices and choices[0] in of and name in followers:
+            if choices and symbols in of and name in followers:
                 self.followers.forget_list(name)
+        self.guard = None
+        if symbols == GUARDED and "N" not in followers:
+            self.guard = Guard(world, self.masters, self.brokers, self.doubts, self.settings, shrink=choices[-1] >= 4)
 
     @staticmethod
     def _settings(
@@ -86,21 +97,32 @@ class Farm:
 
     def play(self, steps: Sequence[Step]) -> None:
         for verb, *numbers in steps:
-            side = self.masters if verb in OF_MASTERS else self.agents if verb in OF_AGENTS else self.followers
-            act: Verb = getattr(side, verb)
-            act(*numbers)
+            self.act(verb, *numbers)
+            self._look()
         self._settle()
         self._check()
+
+    def act(self, verb: str, *numbers: int) -> None:
+        masters = verb in OF_MASTERS or verb in OF_NUMBERS
+        side = self.masters if masters else self.agents if verb in OF_AGENTS else self.followers
+        act: Verb = getattr(side, verb)
+        act(*numbers)
+
+    def _look(self) -> None:
+        if self.guard:
+            self.guard.look()
 
     # -- the way to rest ---------------------------------------------------------------------------------------
 
     def _settle(self) -> None:
         """Whatever was held back arrives, everything is on, brokers do what they are told, and prices reach what they
         must."""
-        self.masters.deliver_everything()
+        while self.masters.deliver_one():
+            self._look()
         self.agents.delaying = False
         for copier in self.settings:
             self.masters.set_mode(copier, "on")
+            self._look()
         if QUIET in self.doubts.silent:
             self.followers.set_quiet(False)
         if ("", "") in self.doubts.silent:
@@ -110,6 +132,7 @@ class Farm:
         while self.masters.untold:
             self.followers.part(0, 7, 0)
         for _ in range(200):
+            self._look()
             if not self._move():
                 return
         left = [(e["id"], e["action"], e["status"], str(e["lots"]), e["reason"]) for e in self.world.open_executions()]
@@ -124,8 +147,8 @@ class Farm:
             agents.late_in(0, 0, 0)
         elif agents.queue():
             agents.done(0, 0, 0)
-        elif ticket := self._due_order():
-            self.followers.fill_order(ticket)
+        elif key := self._due_order():
+            self.followers.fill_order(key)
         else:
             agents.time(0, 0, 0)
             if agents.queue():
@@ -142,16 +165,24 @@ class Farm:
         return (
             None
             if x is None
-            else {"kind": x.kind, "side": x.side, "lots": x.lots, "sl": x.sl, "tp": x.tp, "price": x.price}
+            else {
+                "kind": x.kind,
+                "side": x.side,
+                "lots": x.lots,
+                "sl": x.sl,
+                "tp": x.tp,
+                "price": x.price,
+                "symbol": x.symbol,
+            }
         )
 
-    def _due_order(self) -> str | None:
+    def _due_order(self) -> Key | None:
         """A copied order that hangs on though its master's has filled."""
-        for ticket, x in self.brokers.hedging.items():
+        for key, x in self.brokers.hedging.items():
             if x.pair and x.kind == "order" and x.lots > 0:
                 master = self._master_of(x.pair)
                 if master and master["kind"] == "position":
-                    return ticket
+                    return key
         return None
 
     # -- the judgement -----------------------------------------------------------------------------------------
@@ -168,8 +199,8 @@ class Farm:
             self._check_mirror(name)
         pairs = [Pair(*copier, root) for copier in self.settings for root in self.masters.roots(copier[0])]
         if "C" in self.followers.names:
-            own = [ticket for ticket, x in self.brokers.hedging.items() if x.account == "H" and not x.replaces]
-            pairs += [Pair(*CHAIN, ticket) for ticket in own]
+            own = dict.fromkeys(x.root for x in self.brokers.hedging.values() if x.account == "H")
+            pairs += [Pair(*CHAIN, root) for root in own]
         for pair in pairs:
             (self._check_share if pair.follower == "N" else self._check_hedging)(pair)
         if "N" in self.followers.names:
@@ -185,14 +216,15 @@ class Farm:
         """No more opens than the master began positions or turned them."""
         opened: dict[Pair, int] = {}
         for row in self.world.rows(
-            "select m.name as master, f.name as follower, l.master_ticket, count(distinct q.step_id) as steps"
+            "select m.name as master, f.name as follower, l.master_kind, l.master_ticket,"
+            " count(distinct q.step_id) as steps"
             " from public.trade_execution_queue q join public.position_links l on l.id = q.link_id"
             " join public.trading_accounts m on m.id = l.master_account_id join public.trading_accounts f on f.id ="
             " q.account_id"
-            " where q.action in ('open', 'place') and q.parts is null group by 1, 2, 3"
+            " where q.action in ('open', 'place') and q.parts is null group by 1, 2, 3, 4"
         ):
             roots = self.masters.root if row["master"] in MASTERS else self.brokers.root
-            pair = Pair(row["master"], row["follower"], roots.get(row["master_ticket"], row["master_ticket"]))
+            pair = Pair(row["master"], row["follower"], roots[row["master_kind"], row["master_ticket"]])
             opened[pair] = opened.get(pair, 0) + row["steps"]
         for pair, times in opened.items():
             allowed = (
@@ -213,9 +245,16 @@ class Farm:
         shown = self.world.rows(
             "select * from public.positions where account_id = %s and closed_at is null", self.world.accounts[name]
         )
-        mirror = {row["ticket"]: (row["side"], row["lots"]) for row in shown}
+        mirror = {(row["kind"], row["ticket"]): (row["symbol"], row["side"], row["lots"]) for row in shown}
         holdings = self.brokers.holdings(name)
-        assert mirror == {t: (x.side, x.lots) for t, x in holdings.items()}, "the mirror errs"
+        assert mirror == {key: (x.symbol, x.side, x.lots) for key, x in holdings.items()}, "the mirror errs"
+        left_behind = self.world.rows(
+            "select l.id, l.symbol, p.symbol as renamed from private.link_legs g"
+            " join public.position_links l on l.id = g.link_id join public.positions p on p.account_id = g.account_id"
+            " and p.ticket = g.ticket and p.kind = g.ticket_kind"
+            " where g.account_id = %s and l.ended_at is null and l.symbol <> p.symbol", self.world.accounts[name]
+        )  # fmt: skip
+        assert left_behind == [], "a copy has another symbol than its positions"
         own = [x.lots for x in holdings.values() if x.pair is None]
         assert own == [OWN] * len([x for x in self.brokers.hedging.values() if x.account == name and x.pair is None]), (
             "a user's own trade was touched"
@@ -241,23 +280,28 @@ class Farm:
             return
         wanted = (p["sl"], p["tp"]) if pair[:2] == CHAIN else self.settings[pair[:2]].levels(p["sl"], p["tp"])
         for x in copies:
+            named = OTHER if p["symbol"] == OTHER else self.brokers.symbols[pair.follower]
+            assert x.symbol == named, f"{pair}: the copy is in {x.symbol}, not {named}"
             assert x.kind == "position" or p["kind"] == "order", f"{pair}: a copy is still an order"
             assert (x.sl, x.tp) == wanted, f"{pair}: the levels are {x.sl} and {x.tp}, not {wanted}"
             assert x.kind == "position" or Decimal(x.price) == Decimal(p["price"]), f"{pair}: the price is {x.price}"
 
     def _shares(self, copier: str | None = None) -> list[dict[str, Any]]:
         return self.world.rows(
-            "select l.side, l.master_ticket, g.lots from private.link_legs g join public.position_links l on l.id ="
-            " g.link_id"
+            "select l.side, l.master_kind, l.master_ticket, g.lots from private.link_legs g"
+            " join public.position_links l on l.id = g.link_id"
             " where g.account_id = %s and (%s::uuid is null or l.copier_id = %s)",
             self.world.accounts["N"],
             copier,
             copier,
         )
 
+    def _root_of(self, row: Mapping[str, Any]) -> str:
+        return self.masters.root[row["master_kind"], row["master_ticket"]]
+
     def _check_share(self, pair: Pair) -> None:
         rows = self._shares(self.world.copiers[f"{pair.master}>N"])
-        mine = [row for row in rows if self.masters.root[row["master_ticket"]] == pair.root]
+        mine = [row for row in rows if self._root_of(row) == pair.root]
         self._compare(pair, sum((row["lots"] for row in mine), Decimal(0)), {row["side"] for row in mine})
 
     def _check_net(self, pairs: Sequence[Pair]) -> None:
@@ -267,7 +311,7 @@ class Farm:
         own = brokers.net - shares
         assert abs(own) <= self.followers.own_on_net, f"{own} of the net position {brokers.net} is nobody's"
         if rows and not self.followers.own_on_net and brokers.net and Pair("", "N", "") not in self.doubts.levels:
-            (owner,) = [pair for pair in pairs if pair.root == self.masters.root[rows[0]["master_ticket"]]]
+            (owner,) = [pair for pair in pairs if pair.root == self._root_of(rows[0])]
             p = self._master_of(owner)
             wanted = self.settings[owner[:2]].levels(p["sl"], p["tp"]) if p and len(rows) == 1 else (None, None)
             assert (brokers.net_sl, brokers.net_tp) == wanted, f"the net position's levels are not {wanted}"

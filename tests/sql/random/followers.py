@@ -4,7 +4,8 @@ from decimal import Decimal
 
 from agents import Agents
 from brokers import OWN, Brokers, Holding
-from masters import QUIET, Discrepancies, Masters, QuietWorld, pick
+from masters import Masters
+from quiet_world import OTHER, QUIET, Discrepancies, Key, QuietWorld, pick
 
 OPENED_SINCE = """
   select q.id, q.action, q.parts from public.trade_execution_queue q where q.id > %s and (
@@ -31,83 +32,102 @@ class Followers:
         self.names = names
         #: how much the user dealt on N in all, whatever the side
         self.own_on_net = Decimal(0)
-        self._specs: dict[str, dict[str, str]] = {}
+        #: the symbols of lists that are not told yet
+        self._specs: dict[str, list[dict[str, str]]] = {}
         self._quiet_since = 0
         #: all trading was stopped once
         self.stopped = False
         world.db.execute("update public.trading_accounts set funds_at = now() + interval '1 day'")
-        world.db.execute("update public.account_symbols set lots_max = %s", (lots_max,))
+        world.db.execute(
+            "update public.account_symbols set lots_max = %s, quoted_at = now() + interval '1 day'", (lots_max,)
+        )
         least = (brokers.lots_min, world.accounts["H"])
         world.db.execute("update public.account_symbols set lots_min = %s where account_id = %s", least)
 
-    def _tell(self, account: str, kind: str, ticket: str) -> None:
-        self.world.tell(account, self.world.note(account, kind, self.brokers.state(ticket)))
+    def _tell(self, account: str, kind: str, key: Key) -> None:
+        self.world.tell(account, self.world.note(account, kind, self.brokers.state(key)))
 
     # -- lists of symbols that are told in parts ---------------------------------------------------------------
 
     def forget_list(self, account: str) -> None:
         """The account has just logged in, and its agent has told none of its symbols yet."""
         execute, key = self.world.db.execute, self.world.accounts[account]
-        row = self.world.rows("select * from public.account_symbols where account_id = %s", key)[0]
-        self._specs[account] = {
-            k: str(v) for k, v in row.items() if v is not None and k not in ("account_id", "quoted_at")
-        }
+        self._specs[account] = [
+            {k: str(v) for k, v in row.items() if v is not None and k not in ("account_id", "quoted_at")}
+            for row in self.world.rows("select * from public.account_symbols where account_id = %s", key)
+        ]
         execute("delete from public.account_symbols where account_id = %s", (key,))
         execute("update public.trading_accounts set symbols_complete = false where id = %s", (key,))
         self.masters.untold.add(account)
 
-    def _tell_symbols(self, account: str, symbol: dict[str, str], *, complete: bool) -> None:
+    def _tell_symbols(self, account: str, symbols: list[dict[str, str]], *, complete: bool) -> None:
         report = {"account_id": self.world.accounts[account], "epoch": self.world.epochs[account]}
-        symbol = symbol | {"quoted_at": self.world.one("select now()").isoformat()}
-        report |= {"symbols": [symbol], "symbols_complete": complete}
-        self.world.as_agent(account, "report_account_state", report)
+        now = self.world.one("select now() + interval '1 day'").isoformat()
+        symbols = [symbol | {"quoted_at": now} for symbol in symbols]
+        self.world.as_agent(
+            account, "report_account_state", report | {"symbols": symbols, "symbols_complete": complete}
+        )
 
     def part(self, a: int, b: int, c: int) -> None:
         """Another part of a list: some other symbol, or the one that is traded, perhaps as the last."""
         account = pick(sorted(self.masters.untold), a)
         if account is None:
             return
-        spec = self._specs[account]
+        specs = self._specs[account]
         if b < 4:
-            self._tell_symbols(account, spec | {"name": f"ZZ{c}TOP"}, complete=False)
+            self._tell_symbols(account, [specs[0] | {"name": f"ZZ{c}TOP"}], complete=False)
         else:
-            self._tell_symbols(account, spec, complete=c < 4)
+            self._tell_symbols(account, specs, complete=c < 4)
             self.masters.untold.discard(account)
+
+    def rename_there(self, a: int, b: int, c: int) -> None:
+        """A follower's broker renames the symbol; nothing that is open tells of it if nothing is."""
+        name, new = self.names[a % len(self.names)], f"EURUSD.{'abcdefgh'[b]}"
+        old = self.brokers.symbols[name]
+        known = "select count(*) from public.positions where account_id = %s and symbol = %s and closed_at is null"
+        shown = [p for p in self.brokers.book(name) if p["symbol"] == old]
+        if c < 5 or new == old or name in self.masters.untold or not shown:
+            return
+        if self.world.one(known, self.world.accounts[name], old):
+            self.world.tell_renamed(name, old, new)
+            self.brokers.rename(name, new)
+            self.world.look(name, self.brokers.book(name))
 
     # -- brokers and users of hedging followers -----------------------------------------------------------------
 
-    def _copies(self, kind: str) -> list[str]:
-        return [ticket for ticket, x in self.brokers.hedging.items() if x.lots > 0 and x.kind == kind and x.pair]
+    def _copies(self, kind: str) -> list[Key]:
+        return [key for key, x in self.brokers.hedging.items() if x.lots > 0 and x.kind == kind and x.pair]
 
-    def fill_order(self, ticket: str) -> None:
-        x = self.brokers.hedging[ticket]
-        x.kind = "position"
-        self._tell(x.account, "opened", ticket)
+    def fill_order(self, key: Key) -> None:
+        key = self.brokers.fill(key)
+        self._tell(self.brokers.hedging[key].account, "opened", key)
 
     def order_fills(self, a: int, b: int, c: int) -> None:
-        if ticket := pick(self._copies("order"), a):
-            self.fill_order(ticket)
+        if key := pick(self._copies("order"), a):
+            self.fill_order(key)
 
-    def _by_hand(self, ticket: str, lots: Decimal) -> None:
-        x = self.brokers.hedging[ticket]
+    def _by_hand(self, key: Key, lots: Decimal) -> None:
+        x = self.brokers.hedging[key]
         x.lots = lots
         assert x.pair is not None
         self.doubts.pairs.update({x.pair, x.pair._replace(root=self.masters.joined.get(x.pair.root, x.pair.root))})
-        self._tell(x.account, "reduced" if lots else "closed", self.brokers.reticket(ticket) or ticket)
+        self._tell(x.account, "reduced" if lots else "closed", self.brokers.reticket(key) or key)
 
     def user_trims(self, a: int, b: int, c: int) -> None:
-        ticket = pick(self._copies("position"), a)
-        if ticket and self.brokers.hedging[ticket].lots > Decimal("0.05"):
-            self._by_hand(ticket, self.brokers.hedging[ticket].lots - Decimal("0.05"))
+        key = pick(self._copies("position"), a)
+        if key and self.brokers.hedging[key].lots > Decimal("0.05"):
+            self._by_hand(key, self.brokers.hedging[key].lots - Decimal("0.05"))
 
     def user_closes(self, a: int, b: int, c: int) -> None:
-        if ticket := pick(self._copies("position"), a):
-            self._by_hand(ticket, Decimal(0))
+        if key := pick(self._copies("position"), a):
+            self._by_hand(key, Decimal(0))
 
     def user_opens(self, a: int, b: int, c: int) -> None:
-        ticket = str(next(self.brokers.tickets))
-        self.brokers.hedging[ticket] = Holding("H", "position", "buy", OWN, None, None, None, None)
-        self._tell("H", "opened", ticket)
+        """In the other symbol, and then perhaps an order, it may get the number of a copy."""
+        symbol, kind = (OTHER, ("position", "order")[c % 2]) if b >= 4 else (self.brokers.symbols["H"], "position")
+        ticket = self.brokers.number("H", kind, symbol)
+        own = Holding("H", kind, ticket, symbol, "buy", OWN, None, None, None, None, f"{kind} {ticket}", price="1.05")
+        self._tell("H", "opened" if kind == "position" else "ordered", self.brokers.add(own))
 
     def blink_there(self, a: int, b: int, c: int) -> None:
         """A good snapshot of a follower that lacks something, once."""

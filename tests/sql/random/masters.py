@@ -4,94 +4,17 @@ Every verb takes three small numbers, which pick what it is done to; a verb with
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from decimal import Decimal
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
-from planner_harness import World
+from quiet_world import MASTERS, OTHER, PENDING, QUIET, STOP, Discrepancies, Key, Pair, QuietWorld, pick
 from settings import STEP, Course, Setting
-
-MASTERS = ("M1", "M2")
-#: nothing is opened anywhere while a quiet window lasts
-QUIET = ("a quiet window", "")
-T = TypeVar("T")
-
-
-class Pair(NamedTuple):
-    """One copy: of which lineage of tickets (its first one) of which master, at which follower."""
-
-    master: str
-    follower: str
-    root: str
-
-
-@dataclass(slots=True)
-class Discrepancies:
-    """Pairs of which an open was refused, partly filled, lost or not meant to be: they may hold less, never more."""
-
-    pairs: set[Pair] = field(default_factory=set)
-    #: pairs whose levels a broker refused to set
-    levels: set[Pair] = field(default_factory=set)
-    #: copiers (master, follower) that are not on; ("", follower) of paused or flattening accounts; QUIET in a quiet
-    #: window
-    silent: set[tuple[str, str]] = field(default_factory=set)
-
-    def is_silent(self, pair: Pair) -> bool:
-        return not self.silent.isdisjoint((pair[:2], ("", pair.follower), ("", ""), QUIET))
-
-
-class QuietWorld(World):
-    """Gives the superuser its role back after every call, so that one transaction may hold many; knows who works each
-    account."""
-
-    def call(self, who: str, function: str, argument: Any) -> Any:
-        try:
-            return super().call(who, function, argument)
-        finally:
-            self.db.execute("reset role")
-
-    def begin(self) -> None:
-        self.sessions = dict.fromkeys(self.accounts, 1)
-        self.epochs = dict.fromkeys(self.accounts, 1)
-        self.home = dict(self.homes)
-
-    def note(self, account: str, kind: str, position: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
-        """An event in the account's session."""
-        return self.event(kind, position, session=self.sessions[account], **more)
-
-    def tell(self, account: str, event: dict[str, Any]) -> str:
-        """Deliver an event from where the account is worked now; returns what became of it."""
-        return str(self.send(account, event, epoch=self.epochs[account])["results"][0]["status"])
-
-    def look(self, account: str, positions: Sequence[dict[str, Any]]) -> None:
-        """A good snapshot."""
-        assert self.tell(account, self.note(account, "snapshot", positions=list(positions))) == "accepted"
-
-    def move(self, account: str) -> None:
-        """Another VPS works the account from now on, in a session of its own."""
-        self.homes[account] = {"a": "c", "c": "a", "b": "d", "d": "b"}[self.homes[account]]
-        self.epochs[account] += 1
-        self.sessions[account] += 1
-        self.db.execute(
-            "update public.account_vps_assignments set vps_id = %s, epoch = %s where account_id = %s",
-            (self.vps[self.homes[account]], self.epochs[account], self.accounts[account]),
-        )
-        self.db.execute(
-            "update public.trading_accounts set session = %s where id = %s",
-            (self.sessions[account], self.accounts[account]),
-        )
-
-    def end(self) -> None:
-        self.homes.update(self.home)
-
-
-def pick(things: Sequence[T], number: int) -> T | None:
-    return things[number % len(things)] if things else None
 
 
 class Masters:
-    """`books`: master → ticket → its position, lots a Decimal (0: gone). `root`: ticket → the first of its lineage."""
+    """`books`: master → its orders and positions, lots a Decimal (0: gone). `root`: what each kind and number began
+    as."""
 
     def __init__(self, world: QuietWorld, doubts: Discrepancies, settings: Mapping[tuple[str, str], Setting]) -> None:
         self.world = world
@@ -103,8 +26,8 @@ class Masters:
         self.frozen: dict[tuple[str, str], int] = {}
         #: followers that are being flattened, likewise
         self.flattening: dict[str, int] = {}
-        self.books: dict[str, dict[str, dict[str, Any]]] = {master: {} for master in MASTERS}
-        self.root: dict[str, str] = {}
+        self.books: dict[str, list[dict[str, Any]]] = {master: [] for master in MASTERS}
+        self.root: dict[Key, str] = {}
         #: orders that filled into a position which was there → that position's lineage: its copy may be one of these
         self.joined: dict[str, str] = {}
         #: followers whose list of symbols is not told yet: copies wait for it
@@ -122,14 +45,17 @@ class Masters:
     # -- what is open ------------------------------------------------------------------------------------------
 
     def live(self, master: str, kind: str = "position") -> list[dict[str, Any]]:
-        return [p for p in self.books[master].values() if p["lots"] > 0 and p["kind"] == kind]
+        return [p for p in self.books[master] if p["lots"] > 0 and p["kind"] == kind]
+
+    def root_of(self, p: Mapping[str, Any]) -> str:
+        return self.root[p["kind"], p["ticket"]]
 
     def roots(self, master: str) -> list[str]:
-        return list(dict.fromkeys(self.root[ticket] for ticket in self.books[master]))
+        return list(dict.fromkeys(self.root_of(p) for p in self.books[master]))
 
     def of_root(self, master: str, root: str) -> dict[str, Any] | None:
         """The lineage's open position or order."""
-        return next((p for t, p in self.books[master].items() if self.root[t] == root and p["lots"] > 0), None)
+        return next((p for p in self.books[master] if self.root_of(p) == root and p["lots"] > 0), None)
 
     # -- events ------------------------------------------------------------------------------------------------
 
@@ -146,8 +72,8 @@ class Masters:
         return {key: str(value) if isinstance(value, Decimal) else value for key, value in position.items()}
 
     def _deliver(self, master: str, event: dict[str, Any]) -> None:
-        root = self.root[event["position"]["ticket"]]
-        told = [e["position"] for _, e in self._sent if self.root[e["position"]["ticket"]] == root]
+        root = self.root_of(event["position"])
+        told = [e["position"] for _, e in self._sent if self.root_of(e["position"]) == root]
         named = {ticket for position in told for ticket in (position["ticket"], position.get("replaces"))}
         if told and (
             event["type"] == "ordered" or (event["type"] == "opened" and event["position"]["ticket"] not in named)
@@ -160,7 +86,7 @@ class Masters:
             self._accepted(master, event["position"], (event["session"], event["seq"]))
 
     def _accepted(self, master: str, position: dict[str, Any], seq: tuple[int, int]) -> None:
-        root = self.root[position["ticket"]]
+        root = self.root_of(position)
         for copier in self.copiers:
             if copier[0] == master:
                 pair = Pair(*copier, root)
@@ -181,10 +107,12 @@ class Masters:
         if self._held:
             self._deliver(*self._held.pop(a % len(self._held)))
 
-    def deliver_everything(self) -> None:
+    def deliver_one(self) -> bool:
+        """Of what was held back, and nothing is held back any more; False: there was nothing."""
         self._holding = 0
-        while self._held:
-            self.deliver(0, 0, 0)
+        there_is = bool(self._held)
+        self.deliver(0, 0, 0)
+        return there_is
 
     def repeat(self, a: int, b: int, c: int) -> None:
         again = pick(self._sent, a)
@@ -215,23 +143,36 @@ class Masters:
         for _ in range(2):  # what is missing counts when it is missing twice
             event = self.world.note(master, "snapshot", positions=self._everything(master))
             assert self.world.tell(master, event) == "accepted"
-            seen = {
-                self.root[ticket]: p for ticket, p in self.books[master].items()
-            }  # the newest ticket of each lineage
+            seen = {self.root_of(p): p for p in self.books[master]}  # the newest ticket of each lineage
             for p in seen.values():
                 self._accepted(master, self._json(p), (event["session"], event["seq"]))
 
     # -- trades ------------------------------------------------------------------------------------------------
 
-    def _begin(self, master: str, lots: Decimal, side: str, **more: Any) -> dict[str, Any]:
-        ticket = str(next(self.tickets))
-        self.root[ticket] = ticket
-        named = {"symbol": self.symbols[master]} | more
-        self.books[master][ticket] = self.world.position(str(lots), side, ticket, **named) | {"lots": lots}
-        return self.books[master][ticket]
+    def _begin(self, master: str, lots: Decimal, side: str, ticket: str | None = None, **more: Any) -> dict[str, Any]:
+        root = f"{ticket}'" if ticket else str(next(self.tickets))
+        p = self.world.position(str(lots), side, ticket or root, **({"symbol": self.symbols[master]} | more))
+        self.root[p["kind"], p["ticket"]] = root
+        self.books[master].append(p | {"lots": lots})
+        return self.books[master][-1]
 
     def open(self, a: int, b: int, c: int) -> None:
-        self._tell(MASTERS[a % 2], "opened", self._begin(MASTERS[a % 2], STEP * (b % 4 + 1), ("buy", "sell")[c % 2]))
+        side = ("buy", "sell")[c % 2]
+        sl = None if c < 4 else STOP[side]
+        self._tell(MASTERS[a % 2], "opened", self._begin(MASTERS[a % 2], STEP * (b % 4 + 1), side, sl=sl))
+
+    def twin(self, a: int, b: int, c: int) -> None:
+        """A position in another symbol gets the number of an order that waits, or an order that of a position."""
+        master = MASTERS[a % 2]
+        first = pick([p for p in self.live(master, "order") + self.live(master) if p["symbol"] != OTHER], b)
+        if first is None:
+            return
+        order = first["kind"] == "position"
+        if ("order" if order else "position", first["ticket"]) in self.root:
+            return
+        more = PENDING if order else {"sl": STOP["sell"]}
+        p = self._begin(master, STEP * (c % 4 + 1), "sell", first["ticket"], symbol=OTHER, **more)
+        self._tell(master, "ordered" if order else "opened", p)
 
     def increase(self, a: int, b: int, c: int) -> None:
         if p := pick(self.live(MASTERS[a % 2]), b):
@@ -262,8 +203,7 @@ class Masters:
             self._tell(MASTERS[a % 2], "closed", p)
 
     def order(self, a: int, b: int, c: int) -> None:
-        pending = {"kind": "order", "order_type": "limit", "price": "1.05000"}
-        p = self._begin(MASTERS[a % 2], STEP * (b % 4 + 1), ("buy", "sell")[c % 2], **pending)
+        p = self._begin(MASTERS[a % 2], STEP * (b % 4 + 1), ("buy", "sell")[c % 2], **PENDING)
         self._tell(MASTERS[a % 2], "ordered", p)
 
     def amend(self, a: int, b: int, c: int) -> None:
@@ -284,28 +224,31 @@ class Masters:
     def _continue(self, master: str, old: dict[str, Any], kind: str, **changes: Any) -> None:
         """The lineage goes on under another ticket."""
         ticket = str(next(self.tickets))
-        self.root[ticket] = self.root[old["ticket"]]
+        self.root["position", ticket] = self.root_of(old)
         goes_on = {"kind": "position", "ticket": ticket, "replaces": old["ticket"], "replaces_kind": old["kind"]}
-        self.books[master][ticket] = old | goes_on | changes
+        p = old | goes_on | changes
+        self.books[master].append(p)
         old["lots"] = Decimal(0)
-        self._tell(master, kind, self.books[master][ticket])
+        self._tell(master, kind, p)
 
     def filled(self, a: int, b: int, c: int) -> None:
         master = MASTERS[a % 2]
         if (p := pick(self.live(master, "order"), b)) is None:
             return
-        if c % 2:
+        if c % 2 or ("position", p["ticket"]) in self.root:
             self._continue(master, p, "opened", order_type=None)
             return
         # its position keeps its number, as on MT5; agents may say what it was, or only the number, or nothing
         said = ({"replaces": p["ticket"], "replaces_kind": "order"}, {"replaces": p["ticket"]}, {})[c // 2 % 3]
+        self.root["position", p["ticket"]] = self.root_of(p)
         p |= {"kind": "position", "order_type": None} | said
         self._tell(master, "opened", p)
 
     def fills_into(self, a: int, b: int, c: int) -> None:
         """As on a netting account: the order changes the position that is there already."""
         master = MASTERS[a % 2]
-        order, p = pick(self.live(master, "order"), b), pick(self.live(master), c)
+        order = pick(self.live(master, "order"), b)
+        p = pick([p for p in self.live(master) if order and p["symbol"] == order["symbol"]], c)
         if order is None or p is None or self._holding or any(name == master for name, _ in self._held):
             return
         lots, order["lots"] = order["lots"], Decimal(0)
@@ -321,16 +264,18 @@ class Masters:
             p["sl"] = order["sl"]
         p["lots"] = p["lots"] + lots if kind == "increased" else abs(p["lots"] - lots)
         p["replaces"], p["replaces_kind"] = order["ticket"], "order"
-        self.joined[self.root[order["ticket"]]] = self.root[p["ticket"]]
-        for pair in [pair for pair in self.doubts.pairs if pair.root == self.root[order["ticket"]]]:
-            self.doubts.pairs.add(pair._replace(root=self.root[p["ticket"]]))
+        self.joined[self.root_of(order)] = self.root_of(p)
+        for pair in [pair for pair in self.doubts.pairs if pair.root == self.root_of(order)]:
+            self.doubts.pairs.add(pair._replace(root=self.root_of(p)))
         self._tell(master, kind, p)
 
     def close_by(self, a: int, b: int, c: int) -> None:
         """Two opposite positions are closed by each other; what is left of the larger may get a new ticket."""
         master = MASTERS[a % 2]
         one = pick(self.live(master), b)
-        other = pick([p for p in self.live(master) if one and p["side"] != one["side"]], c)
+        other = pick(
+            [p for p in self.live(master) if one and p["side"] != one["side"] and p["symbol"] == one["symbol"]], c
+        )
         if one is None or other is None:
             return
         less, more = sorted((one, other), key=lambda p: p["lots"])
@@ -351,20 +296,14 @@ class Masters:
         master = MASTERS[a % 2]
         if c < 6 or any(name == master for name, _ in self._held):
             return
-        world, old, new = self.world, self.symbols[master], f"EURUSD.{'abcdefgh'[b]}"
+        old, new = self.symbols[master], f"EURUSD.{'abcdefgh'[b]}"
         if old == new:
             return
-        [spec] = world.rows(
-            "select to_jsonb(s) - '{account_id,updated_at,quoted_at}'::text[] as spec from public.account_symbols s"
-            " where account_id = %s and name = %s", world.accounts[master], old,
-        )  # fmt: skip
-        report = {"account_id": world.accounts[master], "epoch": world.epochs[master]}
-        symbol = spec["spec"] | {"name": new, "quoted_at": world.one("select now()").isoformat()}
-        world.as_agent(master, "report_account_state", report | {"symbols": [symbol]})
+        self.world.tell_renamed(master, old, new)
         self.symbols[master] = new
         for p in self.live(master) + self.live(master, "order"):
-            p["symbol"] = new
-        world.look(master, self._everything(master))
+            p["symbol"] = new if p["symbol"] == old else p["symbol"]
+        self.world.look(master, self._everything(master))
 
     # -- settings ----------------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from farm import Step, how_many_choices, verbs
-from masters import QuietWorld
+from quiet_world import QuietWorld
 
 OPEN: Step = ("open", 0, 0, 0)
 #: of the second master, whose settings a third group of numbers chooses

@@ -157,6 +157,15 @@ def test_every_rule_has_its_words_and_is_broken_here(world: World) -> None:
         ({"symbols_except": [""]}, 'symbols_except holds "", but must be a list of texts'),
         ({"magic_only": ["EA"]}, 'magic_only holds "EA", but must be a list of whole numbers such as ["42"]'),
         ({"symbols": ["XAUUSD"]}, "symbols must name a symbol of the follower"),
+        (
+            {"symbols": {"GOLD\t": "XAUUSD"}},
+            'symbols: the master\'s symbol "GOLD\\t" holds a tab, a line break or another',
+        ),
+        ({"symbols": {"GOLD": "XAU\nUSD"}}, 'symbols: the follower\'s symbol "XAU\\nUSD" of GOLD holds a tab, a line'),
+        ({"symbols": {"GOLD": {"to": "\u200eXAU\u2028"}}}, "of GOLD holds a tab, a line break or another character"),
+        ({"symbols": {" ": "XAUUSD"}}, 'symbols: the master\'s symbol " " is empty'),
+        ({"symbols": {"GOLD": 7}}, "symbols: the follower's symbol 7 of GOLD is no name: give it as a text"),
+        ({"symbols": {"GOLD": {"mode": "off"}}}, 'of GOLD is no name: give it as a text, or as "to" of an object'),
         ({"weekdays": ["Monday"]}, "but must be a list of whole numbers such as [1, 2]"),
     ],
 )
