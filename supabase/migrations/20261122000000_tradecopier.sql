@@ -1475,6 +1475,14 @@ language plpgsql immutable set search_path = '' as $$
 begin
   return coalesce(p_symbol.allow_negative or p_symbol.bid < 0, false);
 end $$;
+
+-- Whether a quote is recent enough to judge by: an agent reports the quotes of symbols in use again and again.
+create function private.quote_is_fresh(p_symbol public.account_symbols, p_now timestamptz) returns boolean
+language plpgsql stable set search_path = '' as $$
+begin
+  return coalesce(p_symbol.bid is not null and p_symbol.ask is not null
+    and p_symbol.quoted_at > p_now - private.setting_s('symbol_quote_max_age_s'), false);
+end $$;
 create trigger touch before update on public.account_symbols for each row execute function private.touch();
 
 create table public.account_snapshots (
@@ -4565,8 +4573,6 @@ create policy "own executions are readable" on public.trade_execution_queue for 
   using (user_id = (select auth.uid()) or (select private.is_operator()));
 grant select on public.trade_execution_queue to authenticated, service_role;
 
--- Whether an execution opens something: opens are decided once and never sent late. A netting deal opens if one of its
--- parts does.
 -- Whether the ticket that an execution names is an order's or a position's.
 create function private.kind_of(p_action text) returns text
 language sql immutable
@@ -4574,6 +4580,8 @@ set search_path = ''
 as $$ select case when p_action in ('cancel', 'amend') then 'order' else 'position' end $$;
 comment on function private.kind_of(text) is 'Kind of the ticket that an execution of this action names.';
 
+-- Whether an execution opens something: opens are decided once and never sent late. A netting deal opens if one of its
+-- parts does.
 create function private.opens(p public.trade_execution_queue) returns boolean
 language plpgsql immutable set search_path = '' as $$
 begin
@@ -4581,6 +4589,14 @@ begin
     return exists (select 1 from jsonb_array_elements(p.parts) e where (e ->> 'lots')::numeric > 0);
   end if;
   return p.action in ('open', 'increase', 'place');
+end $$;
+
+-- The lots that an execution opens: of a netting deal, what its growing parts add to the net position.
+create function private.opening_lots(p public.trade_execution_queue) returns numeric
+language plpgsql immutable set search_path = '' as $$
+begin
+  return case when p.parts is null then p.lots else least(p.lots, (
+    select sum((e ->> 'lots')::numeric) from jsonb_array_elements(p.parts) e where (e ->> 'lots')::numeric > 0)) end;
 end $$;
 
 -- trade/fault.sql
@@ -5693,6 +5709,9 @@ begin
   where master_account_id = p_old.account_id and master_ticket = p_old.ticket and master_kind = p_old.kind;
   update private.link_legs set ticket = p_ticket, ticket_kind = p_kind
   where account_id = p_old.account_id and ticket = p_old.ticket and ticket_kind = p_old.kind;
+  -- a filled order is decided anew, as a position
+  update private.symbol_waits set ticket = p_ticket
+  where master_account_id = p_old.account_id and ticket = p_old.ticket and kind = p_old.kind and kind = p_kind;
 end $$;
 
 -- Applies a complete snapshot: what differs is changed; what is absent for the second time (and has a lower number) is
@@ -6032,6 +6051,7 @@ create table private.symbol_waits (
   ends_at timestamptz not null,
   ends_as text not null,
   symbols text[] not null,
+  lots numeric not null,
   primary key (copier_id, kind, ticket, side)
 );
 comment on table private.symbol_waits is
@@ -6043,6 +6063,8 @@ comment on column private.symbol_waits.asked is 'existing or resync: the copy wa
 comment on column private.symbol_waits.news_at is 'from then on max_age_ms counts';
 comment on column private.symbol_waits.ends_as is 'the reason of the pair if nothing is told in time';
 comment on column private.symbol_waits.symbols is 'names at the follower that may be the master''s symbol';
+comment on column private.symbol_waits.lots is
+  'the most that the master has traded since: the decision is sized for it, and cut to the share that is left';
 create index symbol_waits_of_master on private.symbol_waits (master_account_id, ticket);
 create index symbol_waits_of_follower on private.symbol_waits (follower_account_id);
 alter table private.symbol_waits enable row level security;
@@ -7051,14 +7073,6 @@ comment on type private.levels is
   'sl, tp: the wanted levels; sent_sl, sent_tp: the nearest that the broker accepts now; warnings say that they '
   'differ.';
 
--- A quote that is recent enough: an agent reports the quotes of symbols in use again and again.
-create function private.is_fresh(p_symbol public.account_symbols, p_now timestamptz) returns boolean
-language plpgsql stable set search_path = '' as $$
-begin
-  return coalesce(p_symbol.bid is not null and p_symbol.ask is not null
-    and p_symbol.quoted_at > p_now - private.setting_s('symbol_quote_max_age_s'), false);
-end $$;
-
 -- The nearest levels that the broker accepts. p_order_price: the price of a pending order; null: a position at the
 -- market. p_tries: refusals of the levels so far. A broker that reports a distance of 0 is believed until it refuses;
 -- then the distance is the spread, doubled with each refusal.
@@ -7076,7 +7090,7 @@ declare
 begin
   if p_sl is null and p_tp is null or v_distance = 0 and p_tries = 0 then return v_levels; end if;
   if v_price is null then
-    if not private.is_fresh(p_symbol, p_now) then return v_levels; end if;
+    if not private.quote_is_fresh(p_symbol, p_now) then return v_levels; end if;
     v_price := case p_side when 'buy' then p_symbol.bid else p_symbol.ask end;
   end if;
   v_distance := v_distance * 10::numeric ^ -p_symbol.digits;
@@ -7140,7 +7154,7 @@ declare
 begin
   if v_open is null and p_master.kind = 'position'
     and (p_copier.sl_mode in ('distance', 'fixed') or p_copier.tp_mode in ('distance', 'fixed')
-    or p_copier.max_sl_points is not null) and private.is_fresh(p_symbol, p_now) then
+    or p_copier.max_sl_points is not null) and private.quote_is_fresh(p_symbol, p_now) then
     v_open := case p_side when 'buy' then p_symbol.ask else p_symbol.bid end;
   end if;
   v_sl := private.wanted_level(p_copier.sl_mode, case
@@ -7665,22 +7679,39 @@ begin
     where r.account_id = p_account and r.enabled and private.rule_would_breach(r) <> 'ignore');
 end $$;
 
--- The loss in the account's currency from the present price (an order: its own price) to the stop; 0: the stop is in
--- profit; null: a figure or rate is not known.
-create function private.loss_to_stop(p_account public.trading_accounts, p_symbol public.account_symbols, p_side text,
-  p_lots numeric, p_price numeric, p_sl numeric, p_pending boolean, p_now timestamptz) returns numeric
+-- The money of the account that one lot loses when the price moves by 1; null: a rate is not known.
+create function private.money_per_move(p_account public.trading_accounts, p_symbol public.account_symbols)
+returns numeric
 language plpgsql stable security definer set search_path = '' as $$
 declare
   v_rate numeric[] := private.profit_fraction(p_symbol, p_account.currency, case
     when p_symbol.profit_currency = p_account.currency then '{}'::jsonb
     else private.quoted_rates(array[p_account.id], array[p_symbol.profit_currency,
       private.quoted_currency(p_symbol.name), p_account.currency]) end);
-  v_from numeric := coalesce(case when not p_pending
+begin
+  return p_symbol.contract_size * v_rate[1] / v_rate[2];
+end $$;
+
+-- The price that a loss is counted from: the present one if it is known (an order: its own price).
+create function private.loss_begins_at(p_symbol public.account_symbols, p_side text, p_price numeric,
+  p_pending boolean, p_now timestamptz) returns numeric
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return coalesce(case when not p_pending
     and p_symbol.quoted_at > p_now - private.setting_s('symbol_quote_max_age_s')
     then case p_side when 'buy' then p_symbol.bid else p_symbol.ask end end, p_price);
+end $$;
+
+-- The loss in the account's currency from the present price (an order: its own price) to the stop; 0: the stop is in
+-- profit; null: a figure or rate is not known.
+create function private.loss_to_stop(p_account public.trading_accounts, p_symbol public.account_symbols, p_side text,
+  p_lots numeric, p_price numeric, p_sl numeric, p_pending boolean, p_now timestamptz) returns numeric
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_from numeric := private.loss_begins_at(p_symbol, p_side, p_price, p_pending, p_now);
 begin
   return greatest(0, case p_side when 'buy' then v_from - p_sl else p_sl - v_from end)
-    * p_lots * p_symbol.contract_size * v_rate[1] / v_rate[2];
+    * p_lots * private.money_per_move(p_account, p_symbol);
 end $$;
 
 -- Whether a level is a stop: 0 is none, below 0 is one where prices may be negative.
@@ -7703,57 +7734,137 @@ language sql stable security definer set search_path = '' as $$
   ) q on true
 $$;
 
+-- Everything that is open or on its way on a netting account: the shares of the copies, whose stops need not stand at
+-- the broker, and what the user holds beside them. A copy that is to be closed is left out.
+create function private.shares_with_stops(p_account public.trading_accounts)
+returns table (symbol text, side text, lots numeric, price numeric, sl numeric, pending boolean)
+language sql stable security definer set search_path = '' as $$
+  with shares as materialized (
+    select s.symbol, s.side, s.position_lots as held, s.doomed, s.master_price as price, s.wanted_sl as sl,
+      coalesce(s.wanted_lots, 0) + coalesce((
+        select sum((e ->> 'lots')::numeric) from public.trade_execution_queue q, jsonb_array_elements(q.parts) e
+        where q.account_id = p_account.id and q.symbol = s.symbol and q.in_flight and e ->> 'link_id' = s.id::text
+          and (e ->> 'lots')::numeric > 0), 0) as coming
+    from private.link_states s where s.follower_account_id = p_account.id and s.state = 'live'
+  )
+  select s.symbol, s.side, s.held + s.coming, s.price, s.sl, false
+  from shares s where not s.doomed and s.held + s.coming > 0
+  union all
+  select o.symbol, case when o.lots > 0 then 'buy' else 'sell' end, abs(o.lots), o.price, o.sl, false
+  from (
+    select distinct on (p.symbol) p.symbol, p.price, p.sl, private.sign_of(p.side) * p.lots - coalesce((
+      select sum(private.sign_of(s.side) * s.held) from shares s where s.symbol = p.symbol), 0) as lots
+    from public.positions p
+    where p.account_id = p_account.id and p.closed_at is null and p.kind = 'position'
+    order by p.symbol, p.session desc, p.seq desc
+  ) o where o.lots <> 0
+  union all
+  select p.symbol, p.side, p.lots, p.price, private.widest_stop(p), true
+  from public.positions p where p.account_id = p_account.id and p.closed_at is null and p.kind = 'order'
+$$;
+
 -- Everything that is open or on its way on an account.
 create function private.held_with_stops(p_account public.trading_accounts)
 returns table (symbol text, side text, lots numeric, price numeric, sl numeric, pending boolean)
 language sql stable security definer set search_path = '' as $$
-  select p.symbol, p.side, p.lots, p.price, private.widest_stop(p), p.kind = 'order'
-  from public.positions p where p.account_id = p_account.id and p.closed_at is null
+  select * from private.shares_with_stops(p_account) where p_account.mode = 'netting'
   union all
-  select q.symbol, q.side, case when q.parts is null then q.lots else least(q.lots, (
-      select sum((e ->> 'lots')::numeric) from jsonb_array_elements(q.parts) e where (e ->> 'lots')::numeric > 0)) end,
-    coalesce(q.price, q.master_price), coalesce(q.sl, l.asked_sl), q.action = 'place'
+  select p.symbol, p.side, p.lots, p.price, private.widest_stop(p), p.kind = 'order'
+  from public.positions p
+  where p_account.mode = 'hedging' and p.account_id = p_account.id and p.closed_at is null
+  union all
+  select q.symbol, q.side, q.lots, coalesce(q.price, q.master_price), coalesce(q.sl, l.asked_sl), q.action = 'place'
   from public.trade_execution_queue q
   left join public.position_links l on l.id = q.link_id
-  where q.account_id = p_account.id and q.in_flight and private.opens(q)
-  union all
-  select l.symbol, l.side, l.wanted_lots, m.price, l.asked_sl, false
-  from public.position_links l
-  left join public.positions m on m.account_id = l.master_account_id and m.ticket = l.master_ticket
-    and m.kind = l.master_kind
-  where l.follower_account_id = p_account.id and l.state = 'live' and l.wanted_lots > 0
-    and p_account.mode = 'netting'
+  where p_account.mode = 'hedging' and q.account_id = p_account.id and q.in_flight and private.opens(q)
 $$;
 
--- The loss if all these stops are hit. unknown: how many cannot be computed; without_stop: how many have none.
-create function private.bound_by_stops(p_account public.trading_accounts, p_now timestamptz, out loss numeric,
-  out unknown bigint, out without_stop bigint)
+-- What one lot loses when the price moves from p_from to p_at; below 0: what it gains. Its stop ends the loss. A loss
+-- without a stop is not counted, nor is the gain of an order, which may not have filled.
+create function private.lost_at(p_side text, p_from numeric, p_sl numeric, p_pending boolean, p_at numeric)
+returns numeric
+language plpgsql immutable set search_path = '' as $$
+declare
+  v_lost numeric := case p_side when 'buy' then p_from - greatest(p_at, p_sl) else least(p_at, p_sl) - p_from end;
+begin
+  return case when v_lost is null then null when p_pending and p_sl is null then 0
+    when p_pending then greatest(0, v_lost) when p_sl is null then least(0, v_lost) else v_lost end;
+end $$;
+
+-- What a netting account loses in one symbol, at each of its stops in turn: what one side loses there the other gains.
+-- held: by what is held; one: by one lot of a trade that is to come (p_side null: there is none).
+create function private.losses_at_stops(p_account public.trading_accounts, s public.account_symbols, p_side text,
+  p_price numeric, p_sl numeric, p_now timestamptz)
+returns table (held numeric, one numeric)
+language sql stable security definer set search_path = '' as $$
+  with held as materialized (
+    select h.side, h.lots, h.pending, private.loss_begins_at(s, h.side, h.price, h.pending, p_now) as price,
+      case when private.is_stop(h.sl, s) then h.sl end as sl
+    from private.held_with_stops(p_account) h where h.symbol = s.name
+  )
+  select f.money * (
+      select case when count(*) = count(y.lost) then coalesce(sum(y.lost), 0) end
+      from (select h.lots * private.lost_at(h.side, h.price, h.sl, h.pending, x.at) as lost from held h) y),
+    f.money * private.lost_at(p_side, private.loss_begins_at(s, p_side, p_price, false, p_now), p_sl, false, x.at)
+  from (select h.sl from held h where h.sl is not null union select p_sl where p_sl is not null) x (at)
+  cross join (select private.money_per_move(p_account, s) as money offset 0) f
+$$;
+
+-- The loss if the stops of one symbol of a netting account are hit; null: it cannot be computed.
+create function private.net_bound(p_account public.trading_accounts, p_symbol text, p_now timestamptz) returns numeric
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  s public.account_symbols;
+begin
+  select * into s from public.account_symbols x where x.account_id = p_account.id and x.name = p_symbol;
+  if s.name is null then return null; end if;
+  return (select case when count(*) = count(l.held) then greatest(0, max(l.held)) end
+    from private.losses_at_stops(p_account, s, null, null, null, p_now) l);
+end $$;
+
+-- The loss if all stops are hit, without those of one symbol (p_except). unknown: how many cannot be computed;
+-- without_stop: how many have none.
+create function private.bound_by_stops(p_account public.trading_accounts, p_now timestamptz, p_except text,
+  out loss numeric, out unknown bigint, out without_stop bigint)
 language plpgsql stable security definer set search_path = '' as $$
 begin
-  select coalesce(sum(x.loss), 0), count(*) filter (where x.stopped and x.loss is null),
-    count(*) filter (where not x.stopped)
+  select coalesce(sum(x.loss), 0), coalesce(sum(x.stops) filter (where x.loss is null), 0),
+    coalesce(sum(x.without), 0)
   into loss, unknown, without_stop
   from (
-    select private.is_stop(h.sl, s) as stopped, case when private.is_stop(h.sl, s) then
-      private.loss_to_stop(p_account, s, h.side, h.lots, h.price, h.sl, h.pending, p_now) end as loss
-    from private.held_with_stops(p_account) h
-    left join public.account_symbols s on s.account_id = p_account.id and s.name = h.symbol
+    select count(*) filter (where h.stopped) as stops, count(*) filter (where not h.stopped) as without, case
+      when not bool_or(h.stopped) then 0
+      when p_account.mode = 'netting' then private.net_bound(p_account, h.symbol, p_now)
+      when count(h.loss) = count(*) filter (where h.stopped) then sum(h.loss) end as loss
+    from (
+      select h.symbol, private.is_stop(h.sl, s) as stopped, case
+        when p_account.mode = 'hedging' and private.is_stop(h.sl, s) then
+          private.loss_to_stop(p_account, s, h.side, h.lots, h.price, h.sl, h.pending, p_now) end as loss
+      from private.held_with_stops(p_account) h
+      left join public.account_symbols s on s.account_id = p_account.id and s.name = h.symbol
+      where h.symbol is distinct from p_except
+    ) h group by h.symbol
   ) x;
 end $$;
 
--- The orders of a size, at most this volume in all; the last ones are cut first.
-create function private.orders_up_to(p_orders numeric[], p_lots numeric) returns numeric[]
-language sql immutable set search_path = '' as $$
-  select coalesce(array_agg(least(x.lots, p_lots - x.before) order by x.n), '{}')
-  from (
-    select o.lots, o.n, sum(o.lots) over (order by o.n) - o.lots as before
-    from unnest(p_orders) with ordinality as o (lots, n)
-  ) x
-  where x.before < p_lots
-$$;
+-- At most so many lots of which each loses p_one fit into this room; null: a figure is not known. The limit itself
+-- triggers, so a size that reaches it exactly is one step too large.
+create function private.lots_in_room(p_lots numeric, p_one numeric, p_room numeric, p_step numeric) returns numeric
+language plpgsql immutable set search_path = '' as $$
+declare
+  v_lots numeric;
+begin
+  if p_room - p_one * p_lots > 0 or p_room is null or p_one is null then
+    return case when p_room - p_one * p_lots > 0 then p_lots end;
+  end if;
+  if p_room <= 0 then return 0; end if;
+  v_lots := div(p_room, p_one * p_step) * p_step;
+  return case when v_lots * p_one = p_room then v_lots - p_step else v_lots end;
+end $$;
 
 -- The size of an open, held to the account's limits: refused (would_breach) or shrunk if its stop, hit together with
--- those already open, would cross one. A stop that is not set bounds nothing and is not judged. Figures that are not
+-- those already open, would cross one. A stop that is not set bounds nothing and is not judged. On a netting account
+-- the net position counts: what leaves it with no more to lose than before is never refused. Figures that are not
 -- fresh can refuse but not allow.
 create function private.held_to_limits(p_account public.trading_accounts, s public.account_symbols, p_side text,
   p_size private.sizing, p_price numeric, p_sl numeric, p_pending boolean, p_since timestamptz, p_now timestamptz)
@@ -7762,38 +7873,52 @@ language plpgsql stable security definer set search_path = '' as $$
 declare
   v_lots numeric := (select sum(o) from unnest(p_size.orders) o);
   v_fit numeric := v_lots;
-  v_one numeric := private.loss_to_stop(p_account, s, p_side, 1, p_price, p_sl, p_pending, p_now);
+  v_netting boolean := p_account.mode = 'netting';
   v_bound record;
-  v_room numeric;
+  v_held numeric[];  -- what can be lost without this trade,
+  v_one numeric[];   -- and by one lot of it: on a netting account at each stop of the symbol
+  v_worst record;
   v_limit numeric;
   r public.protection_rules;
 begin
   if p_size.reason is not null or not private.is_stop(p_sl, s) or v_lots is null then return p_size; end if;
-  v_bound := private.bound_by_stops(p_account, p_now);
+  v_bound := private.bound_by_stops(p_account, p_now, case when v_netting then s.name end);
+  if v_netting then
+    select array_agg(v_bound.loss + l.held), array_agg(l.one) into v_held, v_one
+    from private.losses_at_stops(p_account, s, p_side, p_price, p_sl, p_now) l;
+    if (select bool_and(c.held + c.one * v_lots <= greatest(v_bound.loss, c.most))
+      from (select u.*, max(u.held) over () as most from unnest(v_held, v_one) u (held, one)) c) then
+      return p_size;
+    end if;
+  else
+    v_held := array[v_bound.loss];
+    v_one := array[private.loss_to_stop(p_account, s, p_side, 1, p_price, p_sl, p_pending, p_now)];
+  end if;
   for r in select * from public.protection_rules x where x.account_id = p_account.id and x.enabled
     -- what a triggered rule stopped, its user has switched on again; one that only notifies goes on judging
     and (x.triggered_at is null or x.action = 'notify') and private.rule_would_breach(x) <> 'ignore' order by x.id
   loop
     v_limit := private.rule_limit(r, private.initial_for(r, p_account.balance));
-    v_room := p_account.equity - v_bound.loss - v_limit;
-    continue when v_room - v_one * v_fit > 0 or v_limit is null or v_room is null or v_one is null;
-    -- the limit itself triggers, so a size that reaches it exactly is one step too large
-    v_fit := case when v_room <= 0 then 0 else div(v_room, v_one * s.lots_step) * s.lots_step end;
-    if v_fit * v_one = v_room then v_fit := v_fit - s.lots_step; end if;
+    select c.held, c.one, private.lots_in_room(v_fit, c.one, p_account.equity - c.held - v_limit, s.lots_step) as lots
+    into v_worst from unnest(v_held, v_one) c (held, one) where c.one >= 0 order by 3 limit 1;
+    continue when v_worst.lots is null or v_worst.lots = v_fit;
+    v_fit := v_worst.lots;
     if private.rule_would_breach(r) = 'refuse' or v_fit < s.lots_min then
       return private.no_order('would_breach', p_size.raw_lots, p_size.warnings, p_size.explain || format(
         '%s: the limit is %s and the equity %s. The stops of what is open can lose %s, and %s lots with the stop %s '
-        'can lose %s more.', private.rule_title(r), v_limit, trim_scale(p_account.equity), round(v_bound.loss, 2),
-        private.plain(v_lots), private.plain(p_sl), round(v_one * v_lots, 2)));
+        'can lose %s more.', private.rule_title(r), v_limit, trim_scale(p_account.equity),
+        round(greatest(0, v_worst.held), 2), private.plain(v_lots), private.plain(p_sl),
+        round(v_worst.one * v_lots + least(0, v_worst.held), 2)));
     end if;
   end loop;
-  if v_one is null or v_bound.unknown > 0 or p_account.funds_at > p_since is not true or p_account.equity is null then
+  if array_position(v_held || v_one, null) is not null or v_bound.unknown > 0
+    or p_account.funds_at > p_since is not true or p_account.equity is null then
     return private.no_order('stale_funds', p_size.raw_lots, p_size.warnings, p_size.explain
       || 'Whether its stop would cross a limit of the account cannot be checked: the equity is not known or too old, '
         'or a rate is missing.'::text);
   end if;
   if v_fit < v_lots then
-    p_size.orders := private.orders_up_to(p_size.orders, v_fit);
+    p_size.orders := private.orders_up_to(p_size.orders, v_fit, s.lots_min);
     p_size.warnings := p_size.warnings || 'breach_shrunk'::text;
     p_size.explain := p_size.explain || format('Shrunk to %s lots: with more, its stop could cross a limit of the '
       'account.', private.plain(v_fit));
@@ -8002,13 +8127,6 @@ begin
   return p_position;
 end $$;
 
-create function private.quote_is_fresh(p_symbol public.account_symbols, p_now timestamptz) returns boolean
-language plpgsql stable security definer set search_path = '' as $$
-begin
-  return coalesce(p_symbol.bid is not null and p_symbol.ask is not null
-    and p_symbol.quoted_at > p_now - private.setting_s('symbol_quote_max_age_s'), false);
-end $$;
-
 -- planner/copy_symbol.sql
 -- Explanations for a symbol that could not be copied: which symbols the follower has instead.
 
@@ -8130,6 +8248,7 @@ begin
       pair.link_id,
       pair.generation,
       pair.delta,
+      greatest(wait.lots, pair.delta) as most_lots,
       pair.close_step,
       pair.asked_lots,
       copier,
@@ -8228,7 +8347,7 @@ begin
             else private.unquoted(pair.masters_symbol) end,
           case when (pair.symbol).quoted_at > v_quoted_since then pair.symbol else private.unquoted(pair.symbol) end,
           (pair.opened).side,
-          pair.delta,
+          pair.most_lots,
           -- what is bought today loses from today's price to the stop, wherever the master began; a stop by distance
           -- goes along with the price
           case
@@ -8292,10 +8411,16 @@ begin
     select
       pair.*,
       case when (pair.follower).guarded and pair.verdict is null then
-        private.held_to_limits(pair.follower, pair.symbol, pair.side, pair.wanted_size, (pair.opened).price,
+        private.held_to_limits(pair.follower, pair.symbol, pair.side, left_of.size, (pair.opened).price,
           (pair.levels).sl, (pair.opened).kind = 'order', v_fresh_since, p_now)
-      else pair.wanted_size end as size
+      else left_of.size end as size
     from sized pair
+    -- the master has reduced what waited for its decision: its copy, too
+    cross join lateral (
+      select case when pair.most_lots > pair.delta
+        then private.share_left(pair.wanted_size, pair.most_lots, pair.delta, pair.symbol)
+        else pair.wanted_size end as size
+    ) left_of
     offset 0
   ), decided as materialized (
     select
@@ -8488,7 +8613,8 @@ begin
       pair.news_at + make_interval(secs => (pair.copier).max_age_ms / 1000.0) as ends_at,
       case when (pair.symbol).name is null then 'symbol_unmapped' else 'symbol_unproven' end as ends_as,
       private.symbols_in_question(pair.follower, pair.masters_symbol, (pair.opened).symbol,
-        coalesce((pair.symbol).name, pair.mapped_to)) as symbols
+        coalesce((pair.symbol).name, pair.mapped_to)) as symbols,
+      pair.most_lots as lots
     from decided pair
     where pair.reason = 'symbols_loading'
   )
@@ -8898,9 +9024,7 @@ end $$;
 create function private.opened_since(p_account public.trading_accounts, p_before bigint)
 returns table (symbol text, side text, lots numeric, price numeric)
 language sql stable security definer set search_path = '' as $$
-  select q.symbol, q.side, case when q.parts is null then q.lots else least(q.lots, (
-      select sum((e ->> 'lots')::numeric) from jsonb_array_elements(q.parts) e where (e ->> 'lots')::numeric > 0)) end,
-    q.master_price
+  select q.symbol, q.side, private.opening_lots(q), q.master_price
   from public.trade_execution_queue q
   where q.account_id = p_account.id and q.in_flight and q.action in ('open', 'increase') and private.opens(q)
     and (p_before is null or q.id <> p_before and (q.status <> 'retrying' or q.id < p_before))
@@ -9249,7 +9373,7 @@ language plpgsql security definer set search_path = '' as $$
 declare
   v_new bigint[];
   v_orders bigint[];
-  v_held bigint[];  -- whose levels wait for the end of a quiet window
+  v_held bigint[];  -- whose levels wait for the end of a quiet window, or must not be set
   v_reduced bigint[];
   v_volumes numeric[];
   v_drafts private.execution_draft[];
@@ -9266,6 +9390,9 @@ begin
   if exists (select 1 from public.position_links l
     where l.id = any (p_links) and l.ended_at is null and l.asked_price is not null) then
     v_orders := private.handle_orders(p_links, p_now);
+    v_held := v_held || array(select l.id from public.position_links l
+      where l.id = any (p_links) and l.ended_at is null and l.asked_price is not null and l.master_kind = 'order'
+        and l.reason is not null);  -- an order that must not follow its master
   end if;
   -- a reduction of the master counts as seen once it is carried out; increasing back to the old volume is then an
   -- increase
@@ -9930,6 +10057,75 @@ begin
         and (q.status <> 'retrying' or private.opens(q)));
 end $$;
 
+-- planner/order_limit.sql
+-- Copies of pending orders and the limits of their account: what may become of them when the master's order changes or
+-- fills.
+
+-- Why this order may not take the place of the copy's pending orders of p_orders lots, because its stop could then
+-- cross a limit of the account (null: it may). What it replaces does not count.
+create function private.over_limit(p_link public.position_links, p_symbol public.account_symbols, p_orders numeric,
+  p_lots numeric, p_price numeric, p_sl numeric, p_pending boolean, p_now timestamptz) returns text
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  a public.trading_accounts;
+  v_size private.sizing;
+begin
+  select * into a from public.trading_accounts x where x.id = p_link.follower_account_id and x.guarded;
+  if a.id is null then return null; end if;
+  if p_orders > 0 and private.is_stop(p_link.asked_sl, p_symbol) then
+    a.equity := a.equity + coalesce(private.loss_to_stop(a, p_symbol, p_link.side, p_orders, p_link.asked_price,
+      p_link.asked_sl, true, p_now), 0);
+  end if;
+  v_size.orders := array[p_lots];
+  v_size := private.held_to_limits(a, p_symbol, p_link.side, v_size, p_price, p_sl, p_pending,
+    p_now - private.setting_s('funds_max_age_s'), p_now);
+  return coalesce(v_size.reason, case when v_size.orders <> array[p_lots] then 'would_breach' end);
+end $$;
+
+-- Why the copy's order may not become what its master's has become (null: it may): its stop could then cross a limit of
+-- the account. What can lose no more than before is never refused, nor is an order without a stop.
+create function private.amendment_over_limit(p_link public.position_links, p_orders numeric, p_price numeric,
+  p_sl numeric, p_now timestamptz) returns text
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  a public.trading_accounts;
+  s public.account_symbols;
+begin
+  select * into a from public.trading_accounts x where x.id = p_link.follower_account_id and x.guarded;
+  if a.id is null or (p_price, p_sl) is not distinct from (p_link.asked_price, p_link.asked_sl) then
+    return null;
+  end if;
+  select * into s from public.account_symbols x where x.account_id = a.id and x.name = p_link.symbol;
+  if private.is_stop(p_sl, s) and (not private.is_stop(p_link.asked_sl, s) and not p_link.asked_unknown
+    or private.loss_to_stop(a, s, p_link.side, p_orders, p_price, p_sl, true, p_now)
+      <= private.loss_to_stop(a, s, p_link.side, p_orders, p_link.asked_price, p_link.asked_sl, true, p_now)) then
+    return null;
+  end if;
+  return private.over_limit(p_link, s, p_orders, p_orders, p_price, p_sl, true, p_now);
+end $$;
+
+-- Lots of the market order that replaces pending orders of p_lots: the master may have reduced its position since.
+create function private.converted_lots(p_link public.position_links, p_lots numeric, p_master public.positions,
+  p_symbol public.account_symbols) returns numeric
+language plpgsql immutable set search_path = '' as $$
+begin
+  return case when p_master.lots < p_link.seen_master_lots then private.target_lots(p_lots, p_master.lots,
+    p_link.seen_master_lots, p_symbol.lots_step, p_symbol.lots_min, p_lots) else p_lots end;
+end $$;
+
+-- Why the market order that replaces the copy's order would cross a limit of the account (null: it would not): the
+-- price may be far from the order's. p_orders: the lots of the order.
+create function private.conversion_over_limit(p_link public.position_links, p_copier public.copiers,
+  p_master public.positions, p_symbol public.account_symbols, p_orders numeric, p_now timestamptz) returns text
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_lots numeric := private.converted_lots(p_link, case when p_orders > 0 then p_orders else p_link.wanted_lots end,
+    p_master, p_symbol);
+begin
+  return private.over_limit(p_link, p_symbol, p_orders, v_lots, p_master.price,
+    (private.first_levels(p_copier, p_master, p_symbol, p_link.side, null, p_now)).sent_sl, false, p_now);
+end $$;
+
 -- planner/pending_order.sql
 -- Pending orders: what the copier does with the copy of an order besides following the master's order. The planner
 -- calls it for links that were made from an order, when something has changed and at order_due_at.
@@ -9961,34 +10157,11 @@ begin
   -- the grace period was our own wait, so it does not count towards the age
   if p_now > private.convertible_until(p_copier, p_master) then return 'too_old'; end if;
   if p_copier.max_slippage_points is not null then
-    if not private.is_fresh(p_symbol, p_now) then return 'no_quotes'; end if;
+    if not private.quote_is_fresh(p_symbol, p_now) then return 'no_quotes'; end if;
     v_adverse := case p_side when 'buy' then p_symbol.ask - p_master.price else p_master.price - p_symbol.bid end;
     if v_adverse > p_copier.max_slippage_points * 10::numeric ^ -p_symbol.digits then return 'slippage'; end if;
   end if;
   return null;
-end $$;
-
--- Why the market order that replaces the copy's order would cross a limit of the account (null: it would not): the
--- price may be far from the order's. The order itself, which it replaces, does not count (p_orders: its volume).
-create function private.conversion_over_limit(p_link public.position_links, p_copier public.copiers,
-  p_master public.positions, p_symbol public.account_symbols, p_orders numeric, p_now timestamptz) returns text
-language plpgsql stable security definer set search_path = '' as $$
-declare
-  a public.trading_accounts;
-  v_lots numeric := case when p_orders > 0 then p_orders else p_link.wanted_lots end;
-  v_size private.sizing;
-begin
-  select * into a from public.trading_accounts x where x.id = p_link.follower_account_id and x.guarded;
-  if a.id is null then return null; end if;
-  if p_orders > 0 and private.is_stop(p_link.asked_sl, p_symbol) then
-    a.equity := a.equity + coalesce(private.loss_to_stop(a, p_symbol, p_link.side, p_orders, p_link.asked_price,
-      p_link.asked_sl, true, p_now), 0);
-  end if;
-  v_size.orders := array[v_lots];
-  v_size := private.held_to_limits(a, p_symbol, p_link.side, v_size, p_master.price,
-    (private.first_levels(p_copier, p_master, p_symbol, p_link.side, null, p_now)).sent_sl, false,
-    p_now - private.setting_s('funds_max_age_s'), p_now);
-  return coalesce(v_size.reason, case when v_size.orders <> array[v_lots] then 'would_breach' end);
 end $$;
 
 create function private.convertible_until(p_copier public.copiers, p_master public.positions) returns timestamptz
@@ -10043,18 +10216,18 @@ begin
   v_draft.action := 'open';
   v_draft.symbol := p_link.symbol;
   v_draft.side := p_link.side;
-  v_draft.lots := p_link.wanted_lots;
+  v_draft.lots := private.converted_lots(p_link, p_link.wanted_lots, p_master, p_symbol);
   v_draft.sl := v_levels.sent_sl;
   v_draft.tp := v_levels.sent_tp;
   v_draft.max_slippage_points := p_copier.max_slippage_points;
   v_draft.master_price := p_master.price;
-  v_draft.master_lots := p_master.lots;
+  v_draft.master_lots := least(p_master.lots, p_link.seen_master_lots);  -- more is an increase, which comes after it
   v_draft.comment := private.copy_comment(p_copier, p_master.ticket);
   v_draft.warnings := v_levels.warnings;
   v_draft.retry_until := p_now + make_interval(secs => p_copier.retry_window_s);
   v_draft.detected_at := p_master.detected_at;
   update public.position_links l set wanted_lots = null, wanted_until = null, asked_price = null,
-    asked_sl = v_levels.sl, asked_tp = v_levels.tp, asked_unknown = false
+    asked_sl = v_levels.sl, asked_tp = v_levels.tp, asked_unknown = false, seen_master_lots = v_draft.master_lots
   where l.id = p_link.id;
   return (private.queue_executions(array[v_draft], false, p_now))[1];
 end $$;
@@ -10109,17 +10282,67 @@ begin
   return true;
 end $$;
 
+-- Cancels the copy of an order that its master has changed so that its stop could cross a limit of the account; the
+-- link then ends with that reason. One that has filled meanwhile, or was changed back, goes on. Returns new executions.
+create function private.hold_order_to_limits(
+  p_link public.position_links, p_event bigint, p_stop boolean, p_filled numeric, p_orders numeric, p_price numeric,
+    p_sl numeric, p_now timestamptz
+) returns bigint[]
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_why text;
+begin
+  if p_stop or p_link.levels_due_at > p_now then return '{}'; end if;
+  if p_filled = 0 and p_orders = 0 then
+    if p_link.reason is not null then perform private.end_order(p_link.id, p_link.reason, p_now); end if;
+    return '{}';
+  end if;
+  if p_filled = 0 then
+    v_why := private.amendment_over_limit(p_link, p_orders, p_price, p_sl, p_now);
+  end if;
+  if v_why is distinct from p_link.reason then
+    update public.position_links l set reason = v_why where l.id = p_link.id;
+  end if;
+  if v_why is null then return '{}'; end if;
+  return private.withdraw_order(p_link, p_event, p_orders, v_why, p_now);
+end $$;
+
+-- Cancels a copied order for this reason, and tells why.
+create function private.withdraw_order(p_link public.position_links, p_event bigint, p_orders numeric, p_why text,
+  p_now timestamptz) returns bigint[]
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_new bigint[] := '{}';
+  v_words text := format('The master has changed its order in %s. With its new price and stop the copy of %s '
+    'lots could cross a limit of the account (%s), so the copy is cancelled and not placed again.', p_link.symbol,
+    private.plain(p_orders), p_why);
+begin
+  if p_link.reason is distinct from p_why then
+    perform private.raise_alert(p_link.follower_account_id, 'pending', 'order_withdrawn', 'warning', v_words,
+      jsonb_build_object('link_id', p_link.id::text, 'why', p_why));
+  end if;
+  if p_link.close_failures = 0 or p_link.replan_at is null or p_link.replan_at <= p_now then
+    v_new := private.queue_cancel(p_link, p_event, p_now);
+  end if;
+  perform private.store_outcomes(array[row(p_event, p_link.copier_id, p_link.user_id, p_link.id, null, p_why,
+    v_words)::private.outcome]);
+  update public.copy_outcomes o set execution_id = null, reason = p_why, detail = v_words
+  where o.event_id = p_event and o.copier_id = p_link.copier_id;
+  return coalesce(v_new, '{}');
+end $$;
+
 -- Handles the orders of these links that have nothing in flight. Returns new executions.
 create function private.handle_orders(p_links bigint[], p_now timestamptz) returns bigint[]
 language plpgsql security definer set search_path = '' as $$
 declare
   v_state record;
   v_link public.position_links;
+  v_held bigint[];
   v_new bigint[] := '{}';
 begin
   for v_state in
     select s.id, s.master_kind, s.master_lots, s.doomed, s.frozen, s.copy_state, s.position_lots, s.order_lots,
-      s.master_event_id,
+      s.master_event_id, s.wanted_price, s.wanted_sl,
       exists (select 1 from public.positions o
         where o.account_id = s.master_account_id and o.ticket = s.master_ticket and o.kind = 'order'
           and s.master_kind = 'order'
@@ -10137,6 +10360,10 @@ begin
       update public.position_links l set order_due_at = null
       where l.id = v_state.id and l.ended_at is null and l.order_due_at <= p_now;
     elsif v_state.master_kind = 'order' then
+      v_held := private.hold_order_to_limits(v_link, v_state.master_event_id, v_state.doomed or v_state.frozen,
+        v_state.position_lots, v_state.order_lots, v_state.wanted_price, v_state.wanted_sl, p_now);
+      v_new := v_new || v_held;
+      continue when v_held <> '{}';
       v_new := v_new || private.handle_waiting_order(v_link, v_state.master_event_id, v_state.master_lots = 0,
         v_state.doomed or v_state.frozen,
         v_state.copy_state = 'flattening', v_state.position_lots, v_state.order_lots, p_now);
@@ -11099,6 +11326,37 @@ begin
   end loop;
 end $$;
 
+-- planner/size_cut.sql
+-- Sizes that are cut after the settings gave them.
+
+-- The orders of a size, at most this volume in all; the last ones are cut first. What is left of one is no order if it
+-- is below the smallest volume.
+create function private.orders_up_to(p_orders numeric[], p_lots numeric, p_min numeric) returns numeric[]
+language sql immutable set search_path = '' as $$
+  select coalesce(array_agg(least(x.lots, p_lots - x.before) order by x.n), '{}')
+  from (
+    select o.lots, o.n, sum(o.lots) over (order by o.n) - o.lots as before
+    from unnest(p_orders) with ordinality as o (lots, n)
+  ) x
+  where p_lots - x.before >= p_min
+$$;
+
+-- The size of a copy that was decided later than its master's trade: what p_then lots of the master give, cut to the
+-- share of the p_now that it has left. As in a reduction the last of a copy is never taken.
+create function private.share_left(p_size private.sizing, p_then numeric, p_now numeric, s public.account_symbols)
+returns private.sizing
+language plpgsql immutable set search_path = '' as $$
+declare
+  v_lots numeric := (select sum(o) from unnest(p_size.orders) o);
+  v_left numeric := private.target_lots(v_lots, p_now, p_then, s.lots_step, s.lots_min, v_lots);
+begin
+  if p_size.reason is not null or v_left = v_lots then return p_size; end if;
+  p_size.orders := private.orders_up_to(p_size.orders, v_left, s.lots_min);
+  p_size.explain := p_size.explain || format('Until the decision the master has reduced that to %s lots: %s lots.',
+    private.plain(p_now), private.plain(v_left));
+  return p_size;
+end $$;
+
 -- planner/stopping.sql
 -- How a protection rule or a stop-out stops an account, for good or until the next day.
 
@@ -11324,9 +11582,10 @@ declare
 begin
   insert into private.symbol_waits as w select * from unnest(p_waits)
   on conflict (copier_id, kind, ticket, side) do update set asked = excluded.asked, news_at = excluded.news_at,
-    ends_at = excluded.ends_at, ends_as = excluded.ends_as, symbols = excluded.symbols
-  where (w.asked, w.news_at, w.ends_at, w.ends_as, w.symbols)
-    is distinct from (excluded.asked, excluded.news_at, excluded.ends_at, excluded.ends_as, excluded.symbols);
+    ends_at = excluded.ends_at, ends_as = excluded.ends_as, symbols = excluded.symbols,
+    lots = excluded.lots
+  where (w.asked, w.news_at, w.ends_at, w.ends_as, w.symbols, w.lots) is distinct from
+    (excluded.asked, excluded.news_at, excluded.ends_at, excluded.ends_as, excluded.symbols, excluded.lots);
   for v_vps in
     select distinct a.vps_id from public.account_vps_assignments a where a.account_id = any (v_accounts) order by 1
   loop
@@ -16254,16 +16513,6 @@ begin
           then 'whole numbers such as ["42"]' else 'texts of up to 100 characters such as ["EURUSD"]' end),
       hint = 'An empty list is no filter.';
   end loop;
-  if coalesce(jsonb_typeof(p_copier -> 'symbols'), 'null') not in ('null', 'object')
-    or jsonb_typeof(p_copier -> 'symbols') = 'object' and exists (
-    select 1 from jsonb_each(p_copier -> 'symbols') e
-    where private.mapped_to(e.value) is null or length(btrim(private.mapped_to(e.value))) not between 1 and 64
-      or length(btrim(e.key)) not between 1 and 64 or not private.is_plain(btrim(e.key))
-        or not private.is_plain(btrim(private.mapped_to(e.value)))) then
-    raise exception using errcode = 'TC302',
-      message = 'save_copier: symbols must name a symbol of the follower for each of the master''s',
-      hint = 'For example {"GOLD": "XAUUSD"}, or {"GOLD": {"to": "XAUUSD", "lots_factor": "0.5", "mode": "on"}}.';
-  end if;
   perform private.refuse_bad_mappings(p_copier -> 'symbols');
 end $$;
 
@@ -17632,7 +17881,7 @@ declare
   v_bound record;
 begin
   perform private.refuse_unknown(p_request, 'protection_room', array['account_id']);
-  v_bound := private.bound_by_stops(v_account, clock_timestamp());
+  v_bound := private.bound_by_stops(v_account, clock_timestamp(), null);
   return jsonb_build_object('account_id', v_account.id, 'currency', v_account.currency,
     'funds_at', private.rfc3339(v_account.funds_at), 'bound', private.plain(round(v_bound.loss, 2)),
     'unknown_stops', v_bound.unknown, 'without_stop', v_bound.without_stop, 'rules', (
@@ -17878,7 +18127,8 @@ begin
   return r;
 end $$;
 
--- {"id" of the rule to change, or "account_id" and "kind" of a new one; the settings} -> {"rule_id", "action"}
+-- {"id" of the rule to change, or "account_id" and "kind" of a new one; the settings} -> {"rule_id", "action",
+-- "warnings"}
 create function private.save_protection_rule(p_rule jsonb) returns jsonb
 language plpgsql security definer set search_path = '' as $$
 declare
@@ -17919,7 +18169,24 @@ begin
   perform private.refuse_bad_rule(p_rule, v_new);
   perform private.refuse_bad_pair(v_new);
   perform private.refuse_contradiction(p_rule, v_old, v_new);
-  return jsonb_build_object('rule_id', private.put_rule(v_old, v_new), 'action', v_new.action);
+  return jsonb_build_object('rule_id', private.put_rule(v_old, v_new), 'action', v_new.action,
+    'warnings', private.rule_warnings(v_new));
+end $$;
+
+-- Settings that are allowed but may surprise, one sentence each.
+create function private.rule_warnings(r public.protection_rules) returns jsonb
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_balance numeric := (select a.balance from public.trading_accounts a where a.id = r.account_id);
+  v_initial numeric := private.initial_for(r, v_balance);
+  v_allowed numeric := case
+    when r.kind not in ('daily_loss', 'trailing_drawdown') then null
+    when private.rule_of(r) = 'amount' then r.threshold
+    when private.rule_of(r) = 'initial' then v_initial * r.threshold * 0.01 end * (100 - r.cushion_percent) * 0.01;
+begin
+  return to_jsonb(array_remove(array[
+    case when v_allowed >= v_balance then format('threshold allows a loss of %s, and the balance is %s: the rule acts '
+      'only when nothing is left.', private.plain(round(v_allowed, 2)), private.plain(v_balance)) end], null));
 end $$;
 
 -- Refuses a change of kind or account, and two rules that contradict each other.
@@ -18064,11 +18331,12 @@ Request:
 Answer:
 - rule_id (uuid): the rule
 - action (text): what it does, as stored
+- warnings (list of texts): settings that are allowed but may surprise, one sentence each
 Errors: TC001 TC105 TC106 TC108 TC301 TC302 TC303 TC306 TC321 TC332
 Example: {"account_id": "0b9f4a52-6c1d-4e0b-9a57-2f6f0c8e1a02", "kind": "daily_loss", "threshold": "5", "action":
   "close_all_and_off",
 "time_zone": "Europe/Berlin"}
--> {"rule_id": "5e8b2c90-3d47-4a1f-b6c2-90d1e2f3a401", "action": "close_all_and_off"}';
+-> {"rule_id": "5e8b2c90-3d47-4a1f-b6c2-90d1e2f3a401", "action": "close_all_and_off", "warnings": []}';
 
 create function public.remove_protection_rule(p_request jsonb) returns jsonb
 language sql volatile security invoker set search_path = '' as $$ select private.remove_protection_rule(p_request) $$;
@@ -19286,25 +19554,50 @@ begin
       then 'has a mode that is not on, closes_only or off' end;
 end $$;
 
--- Raises TC302 for a mapping with a wrong factor or mode, or for two of the same symbol.
+-- What is wrong with the name of a symbol in a mapping, as the end of a sentence; null: nothing.
+create function private.symbol_name_fault(p_name text) returns text
+language plpgsql immutable set search_path = '' as $$
+begin
+  return case
+    when p_name is null then 'is no name: give it as a text, or as "to" of an object'
+    when length(btrim(p_name)) = 0 then 'is empty'
+    when length(btrim(p_name)) > 64 then 'has more than 64 characters'
+    when not private.is_plain(btrim(p_name)) then 'holds a tab, a line break or another character that cannot be seen: '
+      'type it by hand' end;
+end $$;
+
+-- Raises TC302 for a mapping with a wrong name, factor or mode, or for two of the same symbol.
 create function private.refuse_bad_mappings(p_symbols jsonb) returns void
 language plpgsql stable security definer set search_path = '' as $$
 declare
   v_wrong text;
 begin
-  if coalesce(jsonb_typeof(p_symbols), 'null') <> 'object' then return; end if;
-  select format('the mapping of %s %s', left(e.key, 64),
-    private.mapping_fault(e.value, array['to', 'lots_factor', 'mode']))
-  into v_wrong from jsonb_each(p_symbols) e
-  where jsonb_typeof(e.value) = 'object'
-    and private.mapping_fault(e.value, array['to', 'lots_factor', 'mode']) is not null limit 1;
+  if coalesce(jsonb_typeof(p_symbols), 'null') = 'null' then return; end if;
+  if jsonb_typeof(p_symbols) <> 'object' then
+    v_wrong := ' must name a symbol of the follower for each of the master''s';
+  else
+    select case
+      when private.symbol_name_fault(e.key) is not null then
+        format(': the master''s symbol %s %s', left(to_jsonb(e.key)::text, 100), private.symbol_name_fault(e.key))
+      when private.symbol_name_fault(f.name) is not null then
+        format(': the follower''s symbol %s of %s %s', left(coalesce(to_jsonb(f.name), e.value)::text, 100),
+          left(e.key, 64), private.symbol_name_fault(f.name))
+      else format(': the mapping of %s %s', left(e.key, 64), f.fault) end
+    into v_wrong
+    from jsonb_each(p_symbols) e
+    cross join lateral (select private.mapped_to(e.value) as name, case when jsonb_typeof(e.value) = 'object'
+      then private.mapping_fault(e.value, array['to', 'lots_factor', 'mode']) end as fault) f
+    where private.symbol_name_fault(e.key) is not null or private.symbol_name_fault(f.name) is not null
+      or f.fault is not null
+    limit 1;
+  end if;
   if v_wrong is null then
-    select format('%s are one symbol, mapped twice', string_agg(k, ' and ' order by k)) into v_wrong
+    select format(': %s are one symbol, mapped twice', string_agg(k, ' and ' order by k)) into v_wrong
     from jsonb_object_keys(p_symbols) k group by upper(btrim(k)) having count(*) > 1 limit 1;
   end if;
   if v_wrong is not null then
-    raise exception using errcode = 'TC302', message = 'save_copier: symbols: ' || v_wrong,
-      hint = 'For example {"GOLD": {"to": "XAUUSD", "lots_factor": "0.5", "mode": "on"}}.';
+    raise exception using errcode = 'TC302', message = 'save_copier: symbols' || v_wrong,
+      hint = 'For example {"GOLD": "XAUUSD"}, or {"GOLD": {"to": "XAUUSD", "lots_factor": "0.5", "mode": "on"}}.';
   end if;
 end $$;
 

@@ -92,7 +92,7 @@ export const REASONS = {
       "read its alert; switch the account on again to continue, or wait where the alert says until when",
     ],
     would_breach: [
-      "its stop, hit together with those already open, would cross a limit of a protection rule of the follower",
+      "its stop, hit together with those already open, would cross a limit of a protection rule of the follower; the copy of a pending order is cancelled if its master's change of price or stop would do that (alert order_withdrawn)",
       "trade smaller or with a nearer stop, close something, or set would_breach of the rule to shrink or ignore",
     ],
     copier_off: ["the copier is off, or in mode monitor (it only closes)", "switch it on"],
