@@ -4,6 +4,7 @@ sent there."""
 import ipaddress
 import re
 from typing import Final
+from urllib.parse import urlsplit
 
 from agent.failure import Failure
 
@@ -17,7 +18,7 @@ def origin(url: str) -> str:
     found = _ORIGIN.fullmatch(trimmed)
     if found is None:
         raise ValueError("it must be an address such as https://<ref>.supabase.co, without a path")
-    if found[1] == "http" and not _is_loopback(found[2]):
+    if found[1] == "http" and not is_loopback(found[2]):
         raise ValueError("it must begin with https: over http, passwords would be sent unencrypted")
     return trimmed
 
@@ -34,7 +35,12 @@ def require_origin(url: str, name: str, code: str) -> str:
         ) from error
 
 
-def _is_loopback(host: str) -> bool:
+def on_this_machine(url: str) -> bool:
+    """Whether the address is a loopback one; no proxy leads there."""
+    return is_loopback(urlsplit(url).hostname or "")
+
+
+def is_loopback(host: str) -> bool:
     if host.lower() == "localhost":
         return True
     try:

@@ -9,6 +9,7 @@ from typing import Final, NoReturn, TextIO
 
 import click
 
+from agent import paths
 from agent.failure import Failure
 
 
@@ -21,11 +22,12 @@ class Entry:
 
 
 COMMANDS: Final[Mapping[str, Entry]] = {
-    "up": Entry("agent.stack.command:up", "Run the embedded Supabase stack until Ctrl-C."),
+    "up": Entry("agent.practice.up:up", "Run the embedded Supabase stack, with practice accounts, until Ctrl-C."),
     "demo": Entry("agent.demo.command:demo", "Run stack, agents and accounts, and copy trades."),
     "scenario": Entry("agent.scenario.command:scenario", "Run scripted scenarios on the embedded stack."),
     "bench": Entry("agent.bench.command:bench", "Run a benchmark."),
-    "paper": Entry("agent.paper.command:paper", "Run the paper broker."),
+    "paper": Entry("agent.practice.command:paper", "Practice accounts: open them and trade by hand."),
+    "copier": Entry("agent.practice.command:copier", "Copiers between practice accounts."),
     "agent": Entry("agent.command.agent:agent", "Set up and run an agent: enroll, run, doctor, install."),
     "operator": Entry("agent.command.operator:operator", "Operators of the farm."),
     "restored": Entry("agent.command.restored:restored", "Declare that the database was restored from a backup."),
@@ -125,6 +127,8 @@ def _explain(error: BaseException) -> int:
         case click.ClickException():
             _say(error.format_message())
             return error.exit_code
+        case OSError() if (failure := paths.failure_of(error)) is not None:
+            return _explain(failure)
         case _:
             first = (str(error).splitlines() or [""])[0]
             _say(

@@ -96,6 +96,8 @@ Content-Type: application/json
 * Nearly every function has one argument, an object (`jsonb`), and returns one object. The argument's name is the only
   key of the body; it is usually `p_request`, and each function below names it. With a Supabase client:
   `supabase.rpc("set_copier_mode", { p_request: { … } })`.
+* supabase-js on Node before version 22 needs a WebSocket of its own, or `createClient` fails: install `ws`, then
+  `createClient(url, key, { realtime: { transport: ws } })`. Browsers, Deno and Node 22 have one.
 * Users, operators and agents send the publishable key and their own access token. Send the project's secret key (the
   *service key*) as `apikey` only, without `Authorization`; send a legacy key, which begins with `ey`, as both. Use the
   secret key only on servers, never in a browser.

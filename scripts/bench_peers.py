@@ -32,7 +32,8 @@ def main() -> None:
     ):
         if subprocess.run(command, stdin=subprocess.DEVNULL, timeout=TIMEOUT_S, check=False).returncode:
             raise SystemExit(
-                "The peers could not be installed (see above). To fix it: check the network, then run it again"
+                "The peers could not be installed (see above). To fix it: check the network (behind a proxy with a"
+                " certificate of its own, set SSL_CERT_FILE), then run it again"
             )
     STAMP.write_text(wanted)
 

@@ -15,6 +15,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -90,10 +91,11 @@ SYMPTOMS = (
         "check the package index or proxy that is configured here, then run: make setup",
     ),
     (
-        r"UnknownIssuer|invalid peer certificate|CERTIFICATE_VERIFY_FAILED|SELF_SIGNED_CERT_IN_CHAIN"
-        r"|self.signed certificate|UNABLE_TO_GET_ISSUER_CERT|UNABLE_TO_VERIFY_LEAF_SIGNATURE",
+        r"UnknownIssuer|invalid peer certificate|CERTIFICATE_VERIFY_FAILED|[Cc]ertificate verif(?:y|ication) failed"
+        r"|SELF_SIGNED_CERT_IN_CHAIN|self.signed certificate|UNABLE_TO_GET_ISSUER_CERT|unable to get (?:local )?issuer"
+        r"|UNABLE_TO_VERIFY_LEAF_SIGNATURE|unable to verify the first certificate|SSLCertVerificationError",
         "The certificate of the package registry is signed by an authority that is not trusted here"
-        " (a company's proxy?).",
+        " (a company's proxy?).{certificates}",
         "add that authority to the system's certificates, or set SSL_CERT_FILE and NODE_EXTRA_CA_CERTS to a file"
         " that contains it, then run: make setup",
     ),
@@ -118,11 +120,19 @@ def explain(output, command):
     for pattern, what, fix in SYMPTOMS:
         if re.search(pattern, output):
             free = shutil.disk_usage(str(ROOT)).free // 2**20
-            return Missing(what.format(free=free, user=user), fix.format(user=user))
+            told = what.format(free=free, user=user, certificates=missing_certificates(os.environ))
+            return Missing(told, fix.format(user=user))
     shown = " ".join(str(part) for part in command)
     return Missing(
         "This command failed (its last lines are above): {}.".format(shown), "see above, then run: make setup"
     )
+
+
+def missing_certificates(environment):
+    """A sentence for each variable that names a missing file of authorities: programs ignore it silently."""
+    named = [(name, environment.get(name)) for name in ("SSL_CERT_FILE", "NODE_EXTRA_CA_CERTS")]
+    return "".join(" {} names {}, which is no file.".format(name, path) for name, path in named
+                   if path and not Path(path).is_file())  # fmt: skip
 
 
 #: Makes programs trust the system's certificates too: behind a company's proxy only these contain its authority. A
@@ -150,26 +160,79 @@ def run(command, step, cwd=ROOT, env=None):
     """
     step.doing = Path(str(command[0])).name
     try:
-        done = subprocess.run(
+        process = subprocess.Popen(
             [str(part) for part in command],
             cwd=str(cwd),
             env=with_system_certificates(os.environ if env is None else env),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            timeout=STEP_TIMEOUT,
+            # a group of its own: what the command has started ends with it
+            start_new_session=step.interruptible and not WINDOWS,
         )
-    except subprocess.TimeoutExpired:
-        raise Missing(
-            "{} did not finish within {} minutes.".format(command[0], STEP_TIMEOUT // 60), "make setup"
-        ) from None
     except OSError as error:
         raise explain(str(error), command) from error
-    output = done.stdout.decode(errors="replace")
-    if done.returncode:
+    with RUNNING.during(process) if step.interruptible else contextlib.nullcontext():
+        try:
+            told = process.communicate(timeout=STEP_TIMEOUT)[0]
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise Missing(
+                "{} did not finish within {} minutes.".format(command[0], STEP_TIMEOUT // 60), "make setup"
+            ) from None
+    output = told.decode(errors="replace")
+    if process.returncode:
         step.output = "\n".join(output.splitlines()[-25:])
         raise explain(output, command)
     return output
+
+
+def end(process):
+    """Kill a command with everything that it has started."""
+    with contextlib.suppress(OSError):
+        if WINDOWS:
+            process.kill()
+        else:
+            os.killpg(process.pid, signal.SIGKILL)
+    with contextlib.suppress(OSError, ValueError, subprocess.TimeoutExpired):
+        process.wait(5)
+
+
+class Running:
+    """The commands that run now. `stop` ends them all, and each that begins later, until `start`."""
+
+    def __init__(self):
+        self._lock, self._processes, self._stopped = threading.Lock(), [], False
+
+    def start(self):
+        with self._lock:
+            self._stopped = False
+
+    @contextlib.contextmanager
+    def during(self, process):
+        with self._lock:
+            self._processes.append(process)
+            stopped = self._stopped
+        if stopped:
+            end(process)
+        try:
+            yield
+        except BaseException:
+            end(process)  # such as Ctrl-C: it no longer reaches the command's own group
+            raise
+        finally:
+            with self._lock:
+                self._processes.remove(process)
+
+    def stop(self):
+        with self._lock:
+            self._stopped = True
+            processes = list(self._processes)
+        for process in processes:
+            end(process)
+
+
+RUNNING = Running()
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -177,6 +240,9 @@ def run(command, step, cwd=ROOT, env=None):
 
 
 class Step:
+    #: False: its commands are not ended when another step fails
+    interruptible = True
+
     def __init__(self):
         self.doing = self.output = ""
         self.left_out = None
@@ -263,6 +329,7 @@ class BrowserStep(Step):
     """A browser for the dashboard's tests: an existing one, or the distribution's package when root may install it."""
 
     title = "Chromium"
+    interruptible = False  # a package manager that is killed leaves the system half installed
 
     def current(self):
         return find_browser() is not None
@@ -420,31 +487,45 @@ class Progress:
 
 
 def make_all(steps):
-    """Run the steps in parallel (they wait for the network, not for each other). Returns the first problem."""
-    progress, failed = Progress(len(steps)), []
+    """Run the steps in parallel (they wait for the network, not for each other), until all are done or one fails: the
+    others are then stopped. Returns the failed step and its problem, or None."""
+    progress, failed, only_first = Progress(len(steps)), [], threading.Lock()
 
     def work(step):
         began = time.monotonic()
         missing = step.guarded()
-        progress.done += 1
         seconds = time.monotonic() - began
-        if missing is not None:
-            failed.append((step, missing))
+        with only_first:
+            if failed:  # stopped because of another step
+                return
+            if missing is not None:
+                failed.append((step, missing))
+            progress.done += 1
         progress.say(
             "  {} {} ({:.0f} s)".format("✗" if missing else ("–" if step.left_out else "✓"), step.title, seconds)
         )
 
+    RUNNING.start()
     for step in steps:
         progress.say("  · {} …".format(step.title))
     threads = [(step, threading.Thread(target=work, args=(step,), daemon=True)) for step in steps]
     for _, thread in threads:
         thread.start()
+    try:
+        while not failed and any(thread.is_alive() for _, thread in threads):
+            progress.tick([step for step, thread in threads if thread.is_alive()])
+            time.sleep(0.1)
+    except BaseException:
+        RUNNING.stop()
+        raise
+    if failed:
+        RUNNING.stop()
     while any(thread.is_alive() for _, thread in threads):
         progress.tick([step for step, thread in threads if thread.is_alive()])
         time.sleep(0.1)
     if progress.live:
         print("\r\033[K", end="")
-    return failed
+    return failed[0] if failed else None
 
 
 @contextlib.contextmanager
@@ -471,20 +552,24 @@ def set_up(only):
     steps = {"python": PythonStep(), "node": NodeStep(), "browser": BrowserStep()}
     chosen = [step for name, step in steps.items() if only in (None, name)]
     web = WebStep() if only is None else None
-    stale = [step for step in chosen if not step.current()]
-    if stale or not (web is None or web.current()):
+    # first what only waits for the network, so that a fault there stops everything; see BrowserStep.interruptible
+    first = [step for step in chosen if step.interruptible]
+    last = [step for step in [*chosen, *([web] if web else [])] if step not in first]
+    stale = [step for step in [*first, *last] if not step.current()]
+    if stale:
         if NodeStep in map(type, stale):
             find_npm()
         with one_at_a_time():
-            stale = [step for step in chosen if not step.current()]
-            failed = make_all(stale) if stale else []
-            if not failed and web is not None and not web.current():
-                failed = make_all([web])
-        if failed:
-            for step, _ in failed:
-                if step.output:
-                    print("\n--- {}\n{}\n---".format(step.title, step.output))
-            raise failed[0][1]
+            failed = None
+            for group in (first, last):
+                stale_now = [step for step in group if not step.current()]
+                if failed is None and stale_now:
+                    failed = make_all(stale_now)
+        if failed is not None:
+            step, missing = failed
+            if step.output:
+                print("\n--- {}\n{}\n---".format(step.title, step.output))
+            raise missing
     for step in [*chosen, *([web] if web else [])]:
         if step.left_out:
             print("  left out: {}".format(step.left_out))

@@ -49,6 +49,7 @@ MAY_NAME_PLATFORMS = {
     "agent/scenario/": "a scenario file chooses platforms",
     "agent/bench/": "measures chosen platforms",
     "agent/stack/": "makes demo accounts",
+    "agent/practice/": "practice accounts are at the paper broker",
     "agent/cli.py": "help texts",
 }
 

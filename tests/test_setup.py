@@ -117,6 +117,10 @@ def setup_module() -> ModuleType:
         ("error sending request for url: dns error", "cannot be reached"),
         ("error sending request for url: client error: invalid peer certificate: UnknownIssuer", "SSL_CERT_FILE"),
         ("npm error code SELF_SIGNED_CERT_IN_CHAIN", "is not trusted here"),
+        ("Error: unable to get local issuer certificate", "SSL_CERT_FILE"),
+        ("unable to verify the first certificate", "SSL_CERT_FILE"),
+        ("Certificate verification failed: The certificate is NOT trusted.", "SSL_CERT_FILE"),
+        ("Retrying: SSLError(SSLCertVerificationError(1, 'certificate verify failed')); getaddrinfo", "SSL_CERT_FILE"),
         ("npm error code EINTEGRITY", "does not match the lock file"),
         ("ERROR: THESE PACKAGES DO NOT MATCH THE HASHES\n  hash mismatch", "does not match the lock file"),
         ("PermissionError: [Errno 13] Permission denied: '.venv'", "cannot be written by user"),
@@ -150,3 +154,70 @@ def test_a_step_is_stale_when_content_changes_not_when_dates_do(setup_module: Mo
     assert first == setup_module.fingerprint([lock])
     assert first != setup_module.fingerprint([ROOT / "package.json"])
     assert first != setup_module.fingerprint([lock], os.uname().sysname)
+
+
+def test_a_file_of_authorities_that_does_not_exist_is_named(
+    setup_module: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "company.pem"))
+    line = str(setup_module.explain("invalid peer certificate: UnknownIssuer", ["uv"]))
+    assert f"SSL_CERT_FILE names {tmp_path / 'company.pem'}, which is no file." in line
+
+
+def test_set_up_stops_at_the_first_fault(setup_module: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    """The other steps' commands, and what these have started, are ended; only the first fault is reported."""
+    began = setup_module.threading.Event()
+
+    class Slow(setup_module.Step):  # type: ignore[misc, name-defined]
+        title = "slow"
+
+        def make(self) -> None:
+            began.set()
+            setup_module.run(["sh", "-c", "sleep 600 & sleep 600"], self)
+
+    class Broken(setup_module.Step):  # type: ignore[misc, name-defined]
+        title = "broken"
+
+        def make(self) -> None:
+            assert began.wait(30)
+            setup_module.run(["sh", "-c", "echo npm error code ENOSPC; exit 1"], self)
+
+    slow, broken = Slow(), Broken()
+    step, missing = setup_module.make_all([slow, broken])
+    assert step is broken
+    assert "The disk is full" in str(missing)
+    shown = capsys.readouterr().out
+    assert "✗ broken" in shown
+    assert "✗ slow" not in shown
+
+
+def test_a_package_manager_is_not_ended_by_the_fault_of_another_step(setup_module: ModuleType, tmp_path: Path) -> None:
+    done, began = tmp_path / "done", tmp_path / "began"
+
+    class Installing(setup_module.Step):  # type: ignore[misc, name-defined]
+        title, interruptible = "installing", False
+
+        def make(self) -> None:
+            wait = f"touch '{began}'; while [ ! -e '{tmp_path}/failed' ]; do sleep 0.05; done; touch '{done}'"
+            setup_module.run(["sh", "-c", wait], self)
+
+    class Broken(setup_module.Step):  # type: ignore[misc, name-defined]
+        title = "broken"
+
+        def make(self) -> None:
+            setup_module.run(["sh", "-c", f"while [ ! -e '{began}' ]; do sleep 0.05; done; exit 1"], self)
+
+    broken, said = Broken(), setup_module.Progress.say
+
+    def say(progress: object, line: str) -> None:
+        if "✗" in line:
+            (tmp_path / "failed").touch()
+        said(progress, line)
+
+    setup_module.Progress.say = say
+    try:
+        step, _ = setup_module.make_all([Installing(), broken])
+    finally:
+        setup_module.Progress.say = said
+    assert step is broken
+    assert done.exists()

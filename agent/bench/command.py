@@ -19,18 +19,18 @@ from agent.bench.floods import FLOODS, flooding
 from agent.bench.history import history_figures
 from agent.bench.machine import machine
 from agent.bench.queueing import Contest, queue_figures
+from agent.bench.report import report
 from agent.bench.tenants import Sizes, tenants_figures
+from agent.command_group import CommandGroup
 from agent.testbed import figures_file
 from agent.testbed.testbed import Testbed
 
 Figures = dict[str, object]
 
-_json = click.option(
-    "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures to this file."
-)
+_json = click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the figures to this file.")
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def bench() -> None:
     """Run a benchmark."""
 
@@ -249,21 +249,9 @@ def _run(work: Coroutine[object, object, Figures], json_file: Path | None) -> No
         figures = asyncio.run(work)
     finally:
         work.close()
-    _print(figures, "")
     if json_file is not None:
         figures_file.write(json_file, figures)
-
-
-def _print(figures: Figures, indent: str) -> None:
-    for name, value in figures.items():
-        if isinstance(value, dict) and any(isinstance(inner, dict) for inner in value.values()) and "p50" not in value:
-            click.echo(f"{indent}{name}")
-            _print(value, indent + "  ")
-        elif isinstance(value, dict) and "p50" in value:
-            shown = ", ".join(f"{key} {value[key]}" for key in ("p50", "p95", "p99", "max", "n"))
-            click.echo(f"{indent}{name:27}{shown}")
-        else:
-            click.echo(f"{indent}{name:27}{value}")
+    click.echo(report(figures))
 
 
 def _say(text: str) -> None:

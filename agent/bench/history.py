@@ -8,15 +8,14 @@ a close and its reports, through the functions that agents call.
 
 import json
 import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Final
 
 import psycopg
 
+from agent import paths
 from agent.bench.contest.copies import position_report
 from agent.bench.contest.product import SETTINGS
 from agent.bench.histogram import describe
@@ -75,9 +74,7 @@ FARM: Final = """
 
 def history_figures(rows: int, rounds: int, followers: int, progress: Callable[[str], None]) -> dict[str, object]:
     """Cost of an event with and without `rows` of history, in ms, and the ratio of the p50s. Raises `Failure`."""
-    folder = Path(tempfile.mkdtemp(prefix="tradecopier-bench-"))
-    # Postgres may run as another user
-    folder.chmod(0o711)
+    folder = paths.temporary_folder("bench")
     server = PostgresServer(folder, durable=False)
     farms: dict[str, Farm] = {}
     try:

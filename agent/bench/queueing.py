@@ -34,14 +34,13 @@ import contextlib
 import json
 import shutil
 import statistics
-import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final
 
 import psycopg
 
+from agent import paths
 from agent.bench.contenders import BESIDE, ISOLATED, PEERS, SAME_WORK, Queue, make_queues
 from agent.bench.contest.turns import STAGES
 from agent.bench.histogram import describe
@@ -152,9 +151,7 @@ class Player:
 async def queue_figures(contest: Contest, say: Callable[[str], None]) -> dict[str, object]:
     """Run the contest on a temporary embedded Postgres. Raises `Failure` (TC660–TC662)."""
     python = await asyncio.to_thread(peer_python)
-    folder = Path(tempfile.mkdtemp(prefix="tradecopier-bench-"))
-    # Postgres may run as another user
-    await asyncio.to_thread(folder.chmod, 0o711)
+    folder = await asyncio.to_thread(paths.temporary_folder, "bench")
     server = PostgresServer(folder, durable=False)
     try:
         say("starting Postgres")

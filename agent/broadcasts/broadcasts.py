@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final, Literal, NoReturn, Protocol
 
+from agent import unreachable
 from agent.broadcasts.channel import Channel, OnBroadcast
 from agent.broadcasts.handler_queue import Broadcast, Handler, HandlerQueue
 from agent.clock import DatabaseClock
@@ -179,7 +180,7 @@ class RealTimeTradeEventSystem:
             raise
         except Exception as error:
             # The client raises what its socket raises (websockets, OSError, TimeoutError …): each means a new socket.
-            why = f"{type(error).__name__}: {error}"
+            why = unreachable.reason(error)
         finally:
             self._state = "down"
             self._current = None

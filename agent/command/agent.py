@@ -5,8 +5,10 @@ import sys
 
 import click
 
+from agent.command_group import CommandGroup
 
-@click.group()
+
+@click.group(cls=CommandGroup)
 def agent() -> None:
     """Set up and run an agent: enroll, run, doctor, install."""
 

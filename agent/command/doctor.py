@@ -14,6 +14,7 @@ from typing import Final
 
 import aiohttp
 
+from agent import unreachable
 from agent.failure import Failure
 from agent.platforms.factory import PlatformFactory, UnknownPlatform
 from agent.settings import PREFIX, Settings, default_data_dir, load_settings
@@ -162,11 +163,12 @@ async def _reachable(url: str, key: str | None) -> tuple[Check, datetime | None]
             gateway_down = response.status in (502, 503, 504, 521, 522, 523)
             status = response.status
     except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+        found = unreachable.failure(url, error, "check the address, DNS, proxy and firewall (port 443)")
         return Check(
             "network",
             False,
-            f"{url} does not answer ({type(error).__name__}: {error})",
-            "check the address, DNS, proxy and firewall (port 443)",
+            found.what,
+            found.fix,
         ), None
     if gateway_down:
         return Check(

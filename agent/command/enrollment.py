@@ -10,7 +10,8 @@ from pathlib import Path
 
 import aiohttp
 
-from agent.address import require_origin
+from agent import paths, unreachable
+from agent.address import on_this_machine, require_origin
 from agent.control_plane import json_fields
 from agent.control_plane.retry import classify_auth
 from agent.failure import Failure
@@ -41,18 +42,15 @@ async def enroll(url: str, token: str, name: str, platforms: Sequence[str], key:
     headers = {"content-type": "application/json"} | ({"apikey": key} if key else {})
     try:
         async with (
-            aiohttp.ClientSession(timeout=TIMEOUT) as http,
+            aiohttp.ClientSession(timeout=TIMEOUT, trust_env=not on_this_machine(url)) as http,
             http.post(
                 f"{url}/functions/v1/enroll", data=json_fields.dumps(body), headers=headers, allow_redirects=False
             ) as response,
         ):
             status, data = response.status, await response.read()
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
-        raise Failure(
-            f"{url} does not answer ({type(error).__name__})",
-            "check the address and this machine's network, then try again",
-            code="TC615",
-        ) from error
+        fix = "check the address and this machine's network, then try again"
+        raise unreachable.failure(url, error, fix) from error
     if status >= 300:
         raise _refusal(url, status, data)
     return _identity(url, data, key)
@@ -123,15 +121,7 @@ def check_writable(data_dir: Path) -> None:
             f"remove that file first if the VPS was retired, or choose another {PREFIX}DATA_DIR",
             code="TC616",
         )
-    try:
-        data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        probe = data_dir / ".probe"
-        probe.write_bytes(b"")
-        probe.unlink()
-    except OSError as error:
-        raise Failure(
-            f"{data_dir} cannot be written ({error.strerror})", f"choose another {PREFIX}DATA_DIR", code="TC614"
-        ) from error
+    paths.require_folder(data_dir, f"choose another {PREFIX}DATA_DIR")
 
 
 def default_name() -> str:

@@ -11,7 +11,9 @@ from typing import Final
 import aiohttp
 import click
 
-from agent.address import require_origin
+from agent import unreachable
+from agent.address import on_this_machine, require_origin
+from agent.command_group import CommandGroup
 from agent.control_plane import json_fields
 from agent.failure import Failure
 
@@ -20,7 +22,7 @@ TIMEOUT: Final = aiohttp.ClientTimeout(total=20, connect=5)
 SOONEST_PROOF: Final = timedelta(seconds=2)
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def operator() -> None:
     """Operators of the farm."""
 
@@ -143,16 +145,12 @@ class Project:
             headers["authorization"] = f"Bearer {self.key}"
         try:
             async with (
-                aiohttp.ClientSession(timeout=TIMEOUT) as http,
+                aiohttp.ClientSession(timeout=TIMEOUT, trust_env=not on_this_machine(self.url)) as http,
                 http.request(method, self.url + path, data=body, headers=headers, allow_redirects=False) as response,
             ):
                 return response.status, await response.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise Failure(
-                f"{self.url} does not answer ({type(error).__name__})",
-                "check TRADECOPIER_URL and the network",
-                code="TC615",
-            ) from error
+            raise unreachable.failure(self.url, error, "check TRADECOPIER_URL and the network") from error
 
 
 def _refusal(email: str, status: int, raw: Mapping[str, object]) -> Failure:

@@ -9,6 +9,8 @@ from typing import Final
 import aiohttp
 import click
 
+from agent import unreachable
+from agent.address import on_this_machine
 from agent.control_plane import json_fields
 from agent.failure import Failure
 
@@ -68,14 +70,12 @@ async def _note_restored(url: str, key: str, highest: int | None) -> json_fields
     request = {"p_request": {"highest": None if highest is None else str(highest)}}
     try:
         async with (
-            aiohttp.ClientSession(timeout=TIMEOUT) as http,
+            aiohttp.ClientSession(timeout=TIMEOUT, trust_env=not on_this_machine(url)) as http,
             http.post(f"{url}/rest/v1/rpc/note_restored", data=json_fields.dumps(request), headers=headers) as response,
         ):
             status, data = response.status, await response.read()
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
-        raise Failure(
-            f"{url} does not answer ({type(error).__name__})", "check TRADECOPIER_URL and the network", code="TC615"
-        ) from error
+        raise unreachable.failure(url, error, "check TRADECOPIER_URL and the network") from error
     try:
         answer = json_fields.as_object(json_fields.loads(data), "answer")
     except json_fields.WireError:

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
+from agent import paths
 from agent.failure import Failure
 from agent.settings import PREFIX, default_data_dir, identity_file
 
@@ -75,11 +76,8 @@ def install_unit(*, user: bool) -> list[str]:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(unit_text(user=user))
     except OSError as error:
-        raise Failure(
-            f"{path} cannot be written ({error.strerror})",
-            "run it with sudo, or with --user for a service of this user",
-            code="TC614",
-        ) from error
+        fix = "run it with sudo, or with --user for a service of this user"
+        raise paths.unwritable(path, error, fix) from error
     control = "systemctl --user" if user else "systemctl"
     steps = [f"wrote {path}", f"start it now and at boot: {control} daemon-reload && {control} enable --now {UNIT}"]
     if user:

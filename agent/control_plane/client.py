@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from types import TracebackType
 from typing import Final, Self
-from urllib.parse import urlsplit
 
 import aiohttp
 
+from agent import unreachable
+from agent.address import on_this_machine
 from agent.clock import DatabaseClock, Lease, boot_time
 from agent.control_plane import decode, encode, json_fields
 from agent.control_plane.contract import BackboneCutOff, BackboneRefused, QueueAnswer, ReportAnswer
@@ -324,15 +325,14 @@ class ControlPlane:
         except TimeoutError as error:
             raise TimedOut(name, f"no answer within {limit.total} s") from error
         except (aiohttp.ClientError, OSError) as error:
-            raise Unreachable(name, f"{type(error).__name__}: {error}") from error
+            raise Unreachable(name, unreachable.reason(error)) from error
 
 
 def _new_http(url: str, connections: int) -> aiohttp.ClientSession:
     """Idle connections are kept for longer than the pause between heartbeats, so that a trade never waits for a TLS
     handshake."""
-    loopback = urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
     connector = aiohttp.TCPConnector(limit=connections, keepalive_timeout=60, ttl_dns_cache=300)
-    return aiohttp.ClientSession(connector=connector, trust_env=not loopback, auto_decompress=True)
+    return aiohttp.ClientSession(connector=connector, trust_env=not on_this_machine(url), auto_decompress=True)
 
 
 def _error_of(data: bytes) -> tuple[str | None, str, str | None]:

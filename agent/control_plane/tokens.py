@@ -13,6 +13,7 @@ from typing import Final, NoReturn, Protocol
 
 import aiohttp
 
+from agent import unreachable
 from agent.control_plane.json_fields import WireError, as_object, dumps, loads
 from agent.control_plane.retry import SignInRefused, Unreachable, backoff, classify_auth
 from agent.settings import Settings
@@ -70,7 +71,7 @@ class SupabaseAuth:
             ) as response:
                 status, data = response.status, await response.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise Unreachable(call, f"{type(error).__name__}: {error}") from error
+            raise Unreachable(call, unreachable.reason(error)) from error
         if status >= 300:
             raise _auth_error(call, status, data)
         try:

@@ -32,7 +32,7 @@ class Speed(click.ParamType[float | None]):
 @click.option(
     "--json",
     "json_file",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=click.Path(path_type=Path),
     help="Write the results to this JSON file at the end.",
 )
 @click.option(

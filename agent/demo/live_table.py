@@ -69,34 +69,47 @@ async def take(observer: Observer, *, rows: int = 8) -> Picture:
     )
 
 
-def render(picture: Picture, headline: str, *, width: int) -> RenderableType:
-    """Render in at most `width` columns; a narrow terminal gets fewer columns instead of broken lines."""
+def render(picture: Picture, headline: str, *, width: int, height: int | None = None) -> RenderableType:
+    """Render in `width` columns and, if given, at most `height` lines.
+
+    A narrow terminal gets fewer columns, and a cell that is too long for it continues on the next line: nothing is cut.
+    A low terminal gets fewer of the last orders.
+    """
     wide = width >= WIDE
-    return Group(
-        Text(headline, overflow="ellipsis", no_wrap=True),
-        _agents(picture, wide=wide),
-        _copies(picture),
-        _last(picture, wide=wide),
-    )
+    above = Group(Text(headline), Text(), _agents(picture, wide=wide), Text(), _copies(picture), Text())
+    if height is None:
+        return Group(above, _last(picture.last, wide=wide))
+    console = Console(width=width, height=height)
+    options = console.options.update(width=width, height=None)
+    left = height - len(console.render_lines(above, options))
+    rows = list(picture.last)
+    while rows and len(console.render_lines(_last(rows, wide=wide), options)) > left:
+        rows.pop()
+    return Group(above, _last(rows, wide=wide))
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), expand=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
 
 
 def _agents(picture: Picture, *, wide: bool) -> Table:
-    table = Table(title="agents", title_justify="left", expand=False)
-    for column in ("agent", "state", "accounts", "seen"):
-        table.add_column(column, no_wrap=True)
+    table = _table("agent", "state", "accounts", "seen")
     if wide:
         for column in ("memory", "round trip"):
             table.add_column(column, justify="right", no_wrap=True)
     for row in picture.agents:
-        tone = "green" if row["status"] == "online" else "red"
-        cells = [str(row["name"]), f"[{tone}]{row['status']}[/]", str(row["accounts"]), _unit(row["age"], "s ago", 0)]
+        state = Text(str(row["status"]), style="green" if row["status"] == "online" else "red")
+        cells: list[str | Text] = [Text(str(row["name"])), state, str(row["accounts"]), _unit(row["age"], "s ago", 0)]
         table.add_row(*cells, *([_unit(row["rss_mb"], "MB", 0), _unit(row["rtt_ms"], "ms", 1)] if wide else []))
     return table
 
 
 def _copies(picture: Picture) -> Table:
-    table = Table(title="copies", title_justify="left", show_header=False)
-    table.add_column()
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+    table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     table.add_row(
         "executions", ", ".join(f"{count} {status}" for status, count in sorted(picture.states.items())) or "none yet"
@@ -114,21 +127,18 @@ def _refusals(picture: Picture) -> list[Mapping[str, object]]:
     return [row for row in picture.reasons if row["reason"] not in NOTHING_TO_DO]
 
 
-def _last(picture: Picture, *, wide: bool) -> Table:
-    table = Table(title="last orders", title_justify="left")
-    for column in ("account", "order", "lots", "symbol", "outcome"):
-        table.add_column(column, no_wrap=True, overflow="ellipsis")
+def _last(rows: Sequence[Row], *, wide: bool) -> Table:
+    table = _table("last orders of", "order", "lots", "symbol", "outcome")
     if wide:
         table.add_column("latency", justify="right", no_wrap=True)
-    for row in picture.last:
-        outcome = str(row["reason"] or row["status"])
+    for row in rows:
         tone = {"completed": "green", "rejected": "red", "expired": "red"}.get(str(row["status"]), "yellow")
-        cells = [
-            str(row["name"]),
+        cells: list[str | Text] = [
+            Text(str(row["name"])),
             f"{row['action']} {row['side']}",
             str(row["lots"]),
-            str(row["symbol"]),
-            f"[{tone}]{outcome}[/]",
+            Text(str(row["symbol"])),
+            Text(str(row["reason"] or row["status"]), style=tone),
         ]
         table.add_row(*cells, *([_unit(row["ms"], "ms", 1)] if wide else []))
     return table
@@ -156,7 +166,10 @@ async def show(console: Console, observer: Observer, headline: Callable[[], str]
     with Live(console=console, auto_refresh=False, transient=False) as live:
 
         async def refresh() -> None:
-            live.update(render(await take(observer), headline(), width=console.width), refresh=True)
+            picture = await take(observer)
+            # one line less than the terminal has: the cursor stands below the display
+            shown = render(picture, headline(), width=console.width, height=console.height - 1)
+            live.update(shown, refresh=True)
 
         await _repeat(REFRESH_S, refresh)
 

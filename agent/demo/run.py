@@ -143,10 +143,10 @@ def _invite(scene: Scene) -> None:
     seen = sys.platform in ("win32", "darwin") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
     if sys.stdout.isatty() and seen:
         webbrowser.open(scene.testbed.stack.url)
-    scene.console.print(f"dashboard  {scene.testbed.stack.url}", highlight=False)
-    scene.console.print(
-        f"login      {scene.owner.email}  password {scene.owner.password}", highlight=False, markup=False
-    )
+    values = {"page": f"{scene.testbed.stack.url}/", "login": scene.owner.email, "password": scene.owner.password}
+    for name, value in values.items():
+        # a value that is broken over two lines could not be copied
+        scene.console.print(f"{name:10}{value}", highlight=False, markup=False, soft_wrap=True)
 
 
 # --- the play -------------------------------------------------------------------------------------------------

@@ -1,12 +1,21 @@
-"""The results of a run as lines for people; `--json` writes the same figures for programs."""
+"""The results of a run for people: a sentence, then a table; `--json` writes the same figures for programs."""
 
 from collections.abc import Mapping
+from typing import Final
 
-_WIDTH = 19
+from agent.testbed.text_table import milliseconds, text_table
+
+_WIDTH: Final = 19
+#: distributions of times among the figures, by key
+TIMES: Final[Mapping[str, str]] = {"latency_ms": "detected → sent"}
+PERCENTILES: Final = ("p50", "p95", "p99", "max")
 
 
 def summary(figures: Mapping[str, object]) -> str:
-    """One line per result. `figures`: those of `agent.testbed.figures.measure`, plus `failover` if there was one."""
+    """A sentence, one line per result, and a table of times.
+
+    `figures`: those of `agent.testbed.figures.measure`, plus `failover` if there was one.
+    """
     executions = _mapping(figures["executions"])
     counts = ", ".join(f"{executions[name]} {name}" for name in ("completed", "expired", "cancelled"))
     results = [
@@ -15,15 +24,53 @@ def summary(figures: Mapping[str, object]) -> str:
         ("rejected", _counts(executions["rejected"])),
         ("not copied", _counts(figures["skipped"])),
         ("success rate", _percent(figures["success_rate"])),
-        ("latency", _latency(_mapping(figures["latency_ms"]))),
-        ("stages (median)", _times(_mapping(figures["stages_ms"]), "decide", "transport", "broker")),
         ("followers' books", _books(_mapping(figures["divergence"]))),
         ("duplicate orders", str(figures["duplicates"])),
         ("unexplained trades", str(figures["unexplained"])),
     ]
     if "failover" in figures:
         results.append(("failover", _failover(_mapping(figures["failover"]))))
-    return "\n".join(f"{name:{_WIDTH}}{value}" for name, value in results)
+    lines = [_sentence(figures), "", *(f"{name:{_WIDTH}}{value}" for name, value in results)]
+    return "\n".join([*lines, "", *_times(figures)])
+
+
+def _sentence(figures: Mapping[str, object]) -> str:
+    """Whether everything is as it should be, in words."""
+    apart = _mapping(figures["divergence"])
+    faults = [
+        _number(figures["duplicates"], "order was made twice", "orders were made twice"),
+        _number(figures["unexplained"], "trade has no explanation", "trades have no explanation"),
+        _number(apart["missing"], "copy is missing", "copies are missing"),
+        _number(apart["orphan"], "copy has no master", "copies have no master"),
+        _number(apart["volume_mismatch"], "copy has a wrong volume", "copies have a wrong volume"),
+    ]
+    if wrong := [fault for fault in faults if fault]:
+        return f"Something is wrong: {', '.join(wrong)}."
+    executions = _mapping(figures["executions"])
+    rejected = _mapping(executions["rejected"]).values()
+    done = _count(executions["completed"])
+    asked = done + sum(map(_count, [*rejected, executions["expired"], executions["open"]]))
+    if not asked:
+        return "No order was sent: there was nothing to copy."
+    if done < asked:
+        carried_out = f"{done} of {asked} orders were carried out; below is what became of the others."
+    else:
+        carried_out = f"All {asked} orders were carried out." if asked > 1 else "The only order was carried out."
+    return f"{carried_out} None was made twice, and every follower holds what it should."
+
+
+def _times(figures: Mapping[str, object]) -> list[str]:
+    rows = []
+    for key, label in TIMES.items():
+        spread = figures.get(key)
+        if isinstance(spread, Mapping) and spread["n"]:
+            cells = [milliseconds(spread[name]) for name in PERCENTILES]
+            rows.append([label, *cells, str(spread["n"])])
+    if not rows:
+        return ["times: no order was completed, so there are none"]
+    stages = _mapping(figures["stages_ms"])
+    rows += [[f"  {name}", milliseconds(value), "", "", "", ""] for name, value in stages.items()]
+    return text_table(["time in ms", *PERCENTILES, "orders"], rows)
 
 
 def _mapping(value: object) -> Mapping[str, object]:
@@ -32,22 +79,24 @@ def _mapping(value: object) -> Mapping[str, object]:
     return value
 
 
+def _count(value: object) -> int:
+    if not isinstance(value, int):
+        raise TypeError(f"a count was expected, the figures contain {value!r}")
+    return value
+
+
+def _number(value: object, one: str, several: str) -> str:
+    """The count with its words; empty if it is 0."""
+    count = _count(value)
+    return f"{count} {one if count == 1 else several}" if count else ""
+
+
 def _counts(value: object) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in sorted(_mapping(value).items())) or "none"
 
 
 def _percent(value: object) -> str:
     return f"{value * 100:.4g} %" if isinstance(value, float) else "no execution has ended"
-
-
-def _times(values: Mapping[str, object], *names: str) -> str:
-    known = [(name, value) for name in names if isinstance(value := values[name], float | int)]
-    return ", ".join(f"{name} {value:.1f} ms" for name, value in known) or "no completed orders"
-
-
-def _latency(values: Mapping[str, object]) -> str:
-    times = _times(values, "p50", "p95", "p99", "max")
-    return f"{times} ({values['n']} orders, from detection to sending)" if values["n"] else times
 
 
 def _books(divergence: Mapping[str, object]) -> str:

@@ -8,17 +8,18 @@ from pathlib import Path
 
 import click
 
-from agent import private_file
+from agent import paths, private_file
+from agent.command_group import CommandGroup
 from agent.paper.server import PaperServer, ServerSettings
 from agent.paper.specs import DEFAULT_PRICES
 
 _FEED_INTERVAL_S = 0.25
 
 
-@click.command("paper")
+@click.group("paper", cls=CommandGroup, invoke_without_command=True)
 @click.option(
     "--data",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=click.Path(path_type=Path),
     help="Folder where the accounts are stored; without it they are lost when the broker stops.",
 )
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Loopback port; 0 takes any free one.")
@@ -31,12 +32,23 @@ _FEED_INTERVAL_S = 0.25
     "--feed/--no-feed", default=True, show_default=True, help="Move the default symbols' prices in a random walk."
 )
 @click.option("--seed", type=int, default=1, show_default=True, help="Seed of the random walk.")
-def paper(data: Path | None, port: int, token: str | None, feed: bool, seed: int) -> None:
-    """Run the built-in paper broker: accounts to try copiers with, without money."""
+@click.pass_context
+def paper(ctx: click.Context, data: Path | None, port: int, token: str | None, feed: bool, seed: int) -> None:
+    """Practice accounts: open them and trade by hand.
+
+    The commands below work on the stack that `tradecopier up` runs. Without a command, a paper broker of its own is run
+    until Ctrl-C, for stacks and agents that are elsewhere; the options are for it.
+    """
+    if ctx.invoked_subcommand is not None:
+        return
+    if data is not None:
+        paths.require_folder(data, "choose another folder with --data")
     settings = ServerSettings(token=token or _own_token(data), port=port, data=data)
     try:
         asyncio.run(_run(settings, feed, seed))
     except OSError as error:
+        if error.filename is not None:
+            raise
         raise click.ClickException(
             f"the paper broker cannot listen on port {port}: {error.strerror}; choose another --port"
         ) from None
@@ -48,7 +60,6 @@ def _own_token(data: Path | None) -> str:
         return secrets.token_urlsafe(24)
     file = data / "token"
     if not file.exists():
-        data.mkdir(parents=True, exist_ok=True)
         private_file.write(file, secrets.token_urlsafe(24))
     private_file.tighten(file)
     return file.read_text(encoding="utf-8").strip()

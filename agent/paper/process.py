@@ -50,6 +50,11 @@ class PaperProcess:
             raise RuntimeError("the paper broker has not been started")
         return self._process.pid
 
+    @property
+    def running(self) -> bool:
+        """False before the start and once the process has ended."""
+        return self._process is not None and self._process.returncode is None
+
     async def __aenter__(self) -> Self:
         await self.start()
         return self

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import orjson
 
-from agent import private_file
+from agent import paths, private_file
 from agent.failure import Failure
 from agent.model import Mode, Position, Quote, SymbolSpec
 from agent.paper.book import Book
@@ -20,18 +20,22 @@ from agent.paper.records import Deal, JournalEntry, OrderRecord, RequestRecord
 
 T = TypeVar("T")
 _QUOTES = ""
+FIX = "choose another folder with --data"
 
 
 class Store:
     """`keep` collects records; `flush` writes all records since the last flush in one transaction."""
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        paths.require_folder(folder, FIX)
         file = folder / "books.sqlite3"
-        # SQLite gives its other files the same permissions as this one
-        private_file.append(file).close()
-        self._connection = sqlite3.connect(file, isolation_level=None, timeout=0)
-        self._take(folder)
+        try:
+            # SQLite gives its other files the same permissions as this one
+            private_file.append(file).close()
+            self._connection = sqlite3.connect(file, isolation_level=None, timeout=0)
+            self._take(folder)
+        except (OSError, sqlite3.OperationalError) as error:
+            raise paths.unwritable(file, error, FIX) from error
         # a killed process loses nothing; a power failure may lose the last moments, which is acceptable for paper money
         self._connection.executescript(
             """

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from agent import paths
 from agent.broadcasts.broadcasts import RealTimeTradeEventSystem
 from agent.broadcasts.handler_queue import Broadcast
 from agent.clock import DatabaseClock, Lease
@@ -221,11 +222,8 @@ async def _journal(settings: Settings) -> AsyncIterator[Journal]:
             code="TC613",
         ) from error
     except (JournalError, OSError) as error:
-        raise Failure(
-            f"the journal {settings.journal_file} cannot be written ({error})",
-            "free disk space, or give this user write permission there",
-            code="TC614",
-        ) from error
+        fix = "free disk space, or give this user write permission there"
+        raise paths.unwritable(f"the journal {settings.journal_file}", error, fix) from error
     try:
         yield journal
     finally:

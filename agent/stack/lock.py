@@ -4,8 +4,13 @@ import contextlib
 import os
 import sys
 from pathlib import Path
+from typing import Final
 
+from agent import paths
 from agent.failure import Failure
+
+#: another stack uses the folder
+IN_USE: Final = "TC626"
 
 
 class FolderLock:
@@ -16,11 +21,15 @@ class FolderLock:
         self._file: int | None = None
 
     def take(self) -> None:
-        """Create the folder and lock it. Raises Failure when another stack holds the lock. Safe to call again."""
+        """Create the folder and lock it. Raises Failure when another stack holds the lock (TC626) or the
+        folder cannot be written. Safe to call again."""
         if self._file is not None:
             return
-        self._folder.mkdir(parents=True, exist_ok=True)
-        file = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            file = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise paths.unwritable(self._folder, error, "choose another folder with --data") from error
         try:
             _lock(file)
         except OSError as error:
@@ -28,7 +37,7 @@ class FolderLock:
             raise Failure(
                 f"another stack is using the data folder {self._folder}",
                 "stop it, or choose another folder with --data",
-                code="TC626",
+                code=IN_USE,
             ) from error
         self._file = file
 
@@ -59,7 +68,9 @@ def first_free_folder(base: Path) -> Path:
         probe = FolderLock(folder)
         try:
             probe.take()
-        except Failure:
+        except Failure as failure:
+            if failure.code != IN_USE:
+                raise
             number += 1
             continue
         probe.release()

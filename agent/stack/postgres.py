@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import platform
+import secrets
 import shutil
 import signal
 import socket
@@ -24,6 +25,8 @@ from agent.stack.server_user import own_folder, readable_copy, server_user
 
 EXTENSIONS: Final = Path(__file__).with_name("extensions")
 START_SECONDS: Final = 30.0
+#: below those that Linux, macOS and Windows lend to connections
+LASTING_PORTS: Final = range(20000, 30000)
 # A superuser's session resolves names in pg_catalog only, whatever a role's or a database's settings say: any other
 # schema may contain a function or an operator that another role placed there.
 SUPERUSER_OPTIONS: Final = "-c search_path=pg_catalog -c role=none"
@@ -117,8 +120,22 @@ def free_port() -> int:
         return port
 
 
-def require_port(port: int) -> None:
-    """Raises Failure unless this process can listen on `port` of the loopback address."""
+def lasting_port() -> int:
+    """A free loopback port for a server that keeps it from start to start: not one that systems lend to connections, or
+    some program's connection might have it at the next start."""
+    for _ in range(50):
+        port = LASTING_PORTS.start + secrets.randbelow(len(LASTING_PORTS))
+        with contextlib.suppress(OSError):
+            socket.create_server(("127.0.0.1", port), reuse_port=False).close()
+            return port
+    return free_port()
+
+
+def require_port(port: int, *, kept: bool = False) -> None:
+    """Raises Failure unless this process can listen on `port` of the loopback address.
+
+    `kept`: nobody asked for this port, but the stack had it last time, and agents know it.
+    """
     try:
         socket.create_server(("127.0.0.1", port), reuse_port=False).close()
     except PermissionError as error:
@@ -128,6 +145,12 @@ def require_port(port: int) -> None:
             code="TC629",
         ) from error
     except OSError as error:
+        if kept:
+            raise Failure(
+                f"port {port}, which this stack had last time, is in use by another program: {error.strerror}",
+                "stop that program, or choose another --port and tell it to the agents that know the old one",
+                code="TC629",
+            ) from error
         raise Failure(
             f"port {port} is in use by another program (perhaps another stack): {error.strerror}",
             "choose another --port, or leave it out",

@@ -22,12 +22,14 @@ from agent.stack.gateway import GatewaySettings
 from agent.stack.keys import Keys
 from agent.stack.lock import FolderLock
 from agent.stack.passwords import AUTH, OWNER, REALTIME, REST
-from agent.stack.postgres import PostgresServer, free_port, require_port
+from agent.stack.postgres import PostgresServer, lasting_port, require_port
 from agent.stack.schema import project_root
 from agent.stack.web_page import DEMO_LOGIN
 
 DATABASE: Final = "tradecopier"
 READY_SECONDS: Final = 40.0
+#: keeps the port from start to start, so that enrolled agents find the stack again
+PORT_FILE: Final = "port"
 
 
 class Stack:
@@ -49,7 +51,7 @@ class Stack:
         root: Path | None = None,
         progress: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """`data` holds keys, logs and the cluster.
+        """`data` holds keys, logs and the cluster. `port` None: the one that the stack in this folder had last time.
 
         With `database`, that server is used and is neither started nor stopped.
         """
@@ -133,6 +135,9 @@ class Stack:
         if self._port is not None and self._gateway is None:
             require_port(self._port)
         await asyncio.to_thread(self._lock.take)
+        if self._port is None and (kept := self._kept_port()) is not None:
+            require_port(kept, kept=True)
+            self._port = kept
         self._keys = Keys.load(self.data / "keys.json")
         if self._lent is None:
             self._progress("Postgres")
@@ -141,6 +146,7 @@ class Stack:
             self._database = await asyncio.to_thread(Database.prepared, self._server, DATABASE, self.root)
         self._progress("gateway")
         await self._start_gateway()
+        (self.data / PORT_FILE).write_text(f"{self._port}\n")
 
     async def close(self) -> None:
         """Stop everything that `start` started. Safe to call again."""
@@ -180,10 +186,17 @@ class Stack:
             restarted = True
         return restarted
 
+    def _kept_port(self) -> int | None:
+        try:
+            port = int((self.data / PORT_FILE).read_text())
+        except (OSError, ValueError):
+            return None
+        return port if 0 < port < 65536 else None
+
     async def _start_gateway(self) -> None:
         wanted = self._port
         for attempt in (1, 2, 3):
-            self._port = wanted or free_port()
+            self._port = wanted or lasting_port()
             self._gateway = await asyncio.to_thread(self._launch)
             if await self._wait_until_ready(self._gateway):
                 return

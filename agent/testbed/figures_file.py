@@ -3,21 +3,22 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
-from agent.failure import Failure
+from agent import paths
+
+_FIX: Final = "choose another file for --json"
 
 
 def check_writable(file: Path | None) -> None:
     """Check, before anything is started, that the figures can be written to `file`. Raises `Failure`."""
-    if file is None:
-        return
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("a", encoding="utf-8"):
-            pass
-    except OSError as error:
-        raise Failure(f"{file} cannot be written ({error.strerror})", "choose another file", code="TC655") from error
+    if file is not None:
+        paths.require_file(file, _FIX)
 
 
 def write(file: Path, figures: Mapping[str, object]) -> None:
-    file.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    """Write the figures as JSON. Raises `Failure` if the disk is full or the file has become unwritable."""
+    try:
+        file.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise paths.unwritable(file, error, _FIX) from error

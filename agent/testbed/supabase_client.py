@@ -1,8 +1,10 @@
 """A client of the run's Supabase: calls functions with the secret key or as a signed-in user."""
 
+import json
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from types import TracebackType
 from typing import Final, Self
 
@@ -49,6 +51,21 @@ class Backend:
         key = self._publishable_key if token else self._secret_key
         headers = {"apikey": key, "authorization": f"Bearer {token or self._secret_key}"}
         return await self._post(name, f"/rest/v1/rpc/{name}", {parameter: argument}, headers)
+
+    async def rows(
+        self, table: str, query: Mapping[str, str], *, token: str | None = None
+    ) -> list[Mapping[str, object]]:
+        """Rows of a table or view that the user of `token` may read, or without one the secret key.
+
+        `query`: PostgREST's parameters. Numbers keep every digit (`Decimal`).
+        """
+        key = self._publishable_key if token else self._secret_key
+        headers = {"apikey": key, "authorization": f"Bearer {token or self._secret_key}"}
+        answer = await self._http.get(f"/rest/v1/{table}", params=dict(query), headers=headers)
+        if not answer.is_success:
+            raise _failure(f"reading {table}", answer)
+        found: list[Mapping[str, object]] = json.loads(answer.text, parse_float=Decimal)
+        return found
 
     async def enroll(self, request: Mapping[str, object]) -> dict[str, object]:
         """Enrol a VPS with a one-time token, as `tradecopier agent enroll` does. Returns vps_id, name and secret."""

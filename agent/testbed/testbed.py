@@ -2,15 +2,14 @@
 
 import asyncio
 import shutil
-import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Self
 
 import httpx
 
+from agent import paths
 from agent.stack.server_user import remove_folder
 from agent.stack.stack import Stack
 from agent.testbed.farm import Farm
@@ -30,8 +29,7 @@ class Testbed:
     async def open(cls, name: str, *, say: Callable[[str], None], capacity: int = 50) -> AsyncIterator[Self]:
         """Start stack and farm with their own ports and data, so that two can run at once; removes everything at the
         end."""
-        folder = Path(tempfile.mkdtemp(prefix=f"tradecopier-{name}-"))
-        await asyncio.to_thread(folder.chmod, 0o711)  # Postgres may run as another user
+        folder = await asyncio.to_thread(paths.temporary_folder, name)
         try:
             async with (
                 Stack(folder / "stack", progress=lambda part: say(f"starting {part}")) as stack,

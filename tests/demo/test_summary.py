@@ -1,4 +1,4 @@
-"""The demo's results as lines for people."""
+"""The demo's results as a sentence and a table for people."""
 
 from agent.demo.summary import summary
 
@@ -8,8 +8,8 @@ FIGURES: dict[str, object] = {
     "executions": {"completed": 100, "rejected": {}, "expired": 0, "cancelled": 1, "open": 0},
     "skipped": {},
     "success_rate": 1.0,
-    "latency_ms": {"p50": 6.412, "p95": 9.0, "p99": 11.25, "max": 40.0, "n": 100},
-    "stages_ms": {"decide": 3.2, "transport": 1.1, "broker": 5.0},
+    "latency_ms": {"p50": 6.412, "p95": 9.0, "p99": 11.25, "max": 1240.0, "n": 100},
+    "stages_ms": {"decide": 3.2, "transport": 1.1, "broker": 25.4},
     "divergence": {"missing": 0, "orphan": 0, "volume_mismatch": 0},
     "duplicates": 0,
     "unexplained": 0,
@@ -18,18 +18,24 @@ FIGURES: dict[str, object] = {
 }
 
 
-def test_a_clean_run_is_shown_without_raw_values() -> None:
+def test_a_clean_run_ends_in_a_sentence_and_a_table() -> None:
     assert summary(FIGURES).splitlines() == [
+        "All 100 orders were carried out. None was made twice, and every follower holds what it should.",
+        "",
         "master's trades    18",
         "executions         100 completed, 0 expired, 1 cancelled, 0 in flight",
         "rejected           none",
         "not copied         none",
         "success rate       100 %",
-        "latency            p50 6.4 ms, p95 9.0 ms, p99 11.2 ms, max 40.0 ms (100 orders, from detection to sending)",
-        "stages (median)    decide 3.2 ms, transport 1.1 ms, broker 5.0 ms",
         "followers' books   as expected",
         "duplicate orders   0",
         "unexplained trades 0",
+        "",
+        "time in ms       p50  p95  p99    max  orders",
+        "detected → sent  6.4  9.0   11  1,240     100",
+        "  decide         3.2",
+        "  transport      1.1",
+        "  broker          25",
     ]
 
 
@@ -42,6 +48,7 @@ def test_problems_are_named() -> None:
         "failover": {"seconds": 17.204, "accounts": 2},
     }
     text = summary(figures)
+    assert text.startswith("Something is wrong: 1 copy is missing, 2 copies have a wrong volume.\n")
     for line in (
         "rejected           1 fifo, 3 no_money",
         "not copied         1 too_old",
@@ -52,15 +59,23 @@ def test_problems_are_named() -> None:
         assert line in text
 
 
+def test_the_sentence_counts_what_was_not_carried_out() -> None:
+    executions = {"completed": 2, "rejected": {"no_money": 3, "fifo": 1}, "expired": 1, "cancelled": 0, "open": 2}
+    assert summary(FIGURES | {"executions": executions}).startswith("2 of 9 orders were carried out; below is what")
+
+
 def test_a_run_without_any_order_has_no_times() -> None:
     nothing = {"p50": None, "p95": None, "p99": None, "max": None, "n": 0}
     figures = FIGURES | {
+        "executions": {"completed": 0, "rejected": {}, "expired": 0, "cancelled": 0, "open": 0},
         "success_rate": None,
         "latency_ms": nothing,
         "stages_ms": {"decide": None, "transport": None, "broker": None},
         "failover": {"seconds": None, "accounts": 2},
     }
     text = summary(figures)
-    assert "None" not in text
-    assert "latency            no completed orders" in text
+    assert "None " not in text
+    assert "None\n" not in text
+    assert text.startswith("No order was sent: there was nothing to copy.\n")
+    assert text.endswith("times: no order was completed, so there are none")
     assert "failover           2 accounts had not been taken over when the run ended" in text

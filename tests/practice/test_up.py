@@ -13,14 +13,14 @@ import psutil
 import pytest
 
 from agent.failure import Failure
-from agent.stack.postgres import require_port
+from agent.stack.postgres import free_port, require_port
 
 COMMAND = [sys.executable, "-c", "from agent.cli import main; main()", "up", "--fast", "--json"]
 
 
-def _up(folder: Path) -> "subprocess.Popen[str]":
+def _up(folder: Path, *options: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [*COMMAND, "--data", str(folder)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*COMMAND, "--data", str(folder), *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
 
 
@@ -60,7 +60,7 @@ def test_two_run_at_once_and_end_on_ctrl_c(tmp_path: Path) -> None:
 
 def test_a_port_that_is_taken_is_one_readable_line_before_anything_starts(tmp_path: Path) -> None:
     """Even when another stack answers on the port."""
-    with _up(tmp_path / "first") as first:
+    with _up(tmp_path / "first", "--no-practice") as first:
         assert first.stdout is not None
         port = json.loads(first.stdout.readline())["url"].rpartition(":")[2]
         command = [*COMMAND, "--data", str(tmp_path / "second"), "--port", port]
@@ -82,13 +82,37 @@ def test_a_port_without_the_right_to_it_is_said_so(monkeypatch: pytest.MonkeyPat
         require_port(80)
 
 
-def test_logins_stay_the_same_over_restarts(tmp_path: Path) -> None:
-    seen = []
-    for _ in range(2):
-        with _up(tmp_path / "stack") as process:
-            assert process.stdout is not None
-            seen.append(json.loads(process.stdout.readline())["logins"])
-            os.kill(process.pid, signal.SIGINT)
-            process.communicate(timeout=30)
-            assert process.returncode == 0
-    assert seen[0] == seen[1]
+def _started(folder: Path, *options: str) -> dict[str, object]:
+    """Start a stack, read what it prints, and stop it."""
+    with _up(folder, *options) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        os.kill(process.pid, signal.SIGINT)
+        errors = process.communicate(timeout=60)[1]
+        assert process.returncode == 0, errors
+    found: dict[str, object] = json.loads(line)
+    return found
+
+
+def test_logins_and_port_stay_the_same_over_restarts(tmp_path: Path) -> None:
+    first, second = (_started(tmp_path / "stack", "--no-practice") for _ in range(2))
+    assert (first["logins"], first["url"]) == (second["logins"], second["url"])
+    # a port that was chosen is kept, too
+    port = free_port()
+    assert _started(tmp_path / "stack", "--no-practice", "--port", str(port))["url"] == f"http://127.0.0.1:{port}"
+    assert _started(tmp_path / "stack", "--no-practice")["url"] == f"http://127.0.0.1:{port}"
+
+
+def test_a_kept_port_that_another_program_has_taken_is_one_readable_line(tmp_path: Path) -> None:
+    """An agent that is enrolled at the old address would not find the stack at another one."""
+    folder = tmp_path / "stack"
+    folder.mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        (folder / "port").write_text(f"{port}\n")
+        done = subprocess.run(
+            [*COMMAND, "--data", str(folder)], capture_output=True, text=True, timeout=60, check=False
+        )
+    assert done.returncode == 1
+    assert f"TC629: port {port}, which this stack had last time, is in use by another program" in done.stderr
+    assert done.stderr.count("\n") == 1
