@@ -59,7 +59,7 @@ scenarios: setup ## every row of docs/scenarios.md with the tests that show it
 play: setup ## every scripted scenario, one line per expectation
 	@$(BIN)/tradecopier scenario tests/scenarios/*.yaml $(ARGS)
 
-parity: setup ## what a client sees of Realtime, fact by fact
+parity: setup ## what a client sees of the stack, fact by fact
 	@$(BIN)/python -m agent.stack.realtime.parity
 
 lock: setup ## every lock file again, with the newest versions that fit

@@ -1,5 +1,6 @@
 """Auth's admin API for users (`/auth/v1/admin/users`), which @supabase/lite lacks. Secret key only."""
 
+import re
 import uuid
 from collections.abc import Mapping
 from typing import Annotated, Final
@@ -17,13 +18,15 @@ SHORTEST_PASSWORD: Final = 6
 # bcrypt ignores anything beyond this length
 LONGEST_PASSWORD_BYTES: Final = 72
 LARGEST_PAGE: Final = 1000
+# the form that hosted accepts (that of HTML's e-mail inputs)
+_LABEL: Final = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+_ADDRESS: Final = re.compile(rf"[a-z0-9.!#$%&'*+/=?^_`{{|}}~-]+@{_LABEL}(?:\.{_LABEL})*")
 
 
 def _email(value: object) -> object:
     if isinstance(value, str):
         address = value.strip().lower()
-        name, _, domain = address.rpartition("@")
-        if not name or "." not in domain or " " in address or len(address) > 255:
+        if not _ADDRESS.fullmatch(address) or len(address) > 255:
             raise ValueError("Unable to validate email address: invalid format")
         return address
     return value
@@ -258,4 +261,8 @@ async def _list(request: web.Request, connection: "psycopg.AsyncConnection[dict[
 
 def _number(request: web.Request, name: str, otherwise: int) -> int:
     text = request.query.get(name, "")
-    return max(1, int(text)) if text.isdigit() else otherwise
+    if not text:
+        return otherwise
+    if not re.fullmatch(r"[0-9]{1,9}", text):
+        raise AuthRefused(400, "validation_failed", f"Bad Pagination Parameters: {name} is {text!r}, not a number")
+    return max(1, int(text))

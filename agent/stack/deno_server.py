@@ -78,8 +78,9 @@ class DenoServer:
         options: Sequence[str] = (),
         heap_mb: int = 128,
         idle_seconds: float | None = None,
+        own_cors: bool = False,
     ) -> None:
-        """`prefixes`: the paths that are forwarded.
+        """`prefixes`: the paths that are forwarded. `own_cors`: pass on the CORS headers of the server's answers.
 
         `idle_seconds`: stop after that long without a request (None: never).
         """
@@ -93,6 +94,7 @@ class DenoServer:
         self._options = [*options, *_denied(log_file.parent, directory), f"--v8-flags=--max-old-space-size={heap_mb}"]
         self._lock = () if any(option.startswith("--lock=") for option in options) else ("--no-lock",)
         self._idle_seconds = idle_seconds
+        self._own_cors = own_cors
         self._client = aiohttp.ClientSession(
             auto_decompress=False, timeout=aiohttp.ClientTimeout(total=160), connector=aiohttp.TCPConnector(limit=0),
             max_field_size=LONGEST_FIELD,
@@ -204,7 +206,9 @@ class DenoServer:
         ) as answer:
             response = web.StreamResponse(status=answer.status)
             for name, value in answer.headers.items():
-                if name.lower() in HOP_BY_HOP - {"content-encoding"} or name.lower().startswith("access-control-"):
+                if name.lower() in HOP_BY_HOP - {"content-encoding"}:
+                    continue
+                if name.lower().startswith("access-control-") and not self._own_cors:
                     continue
                 # few clients can read a longer header
                 if len(value) <= LONGEST_TARGET:

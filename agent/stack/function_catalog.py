@@ -1,14 +1,22 @@
 """The functions that the API exposes, with their signatures read from Postgres, like PostgREST's schema cache."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from psycopg import AsyncConnection, sql
 
-SCHEMA: Final = "public"
+from agent.stack.rest.refusal import Refused, closest
 
 Shape = Literal["void", "value", "values", "row", "rows"]
+Name = tuple[str, str]
+
+# Types of a single argument without a name: it receives the whole body, if its Content-Type is this one.
+UNNAMED: Final = {
+    "json": "application/json", "jsonb": "application/json", "text": "text/plain", "xml": "text/xml",
+    "bytea": "application/octet-stream",
+}  # fmt: skip
+WHOLE_BODY: Final = frozenset(UNNAMED.values()) - {"application/json"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,20 +31,23 @@ class Argument:
 
 @dataclass(frozen=True, slots=True)
 class Routine:
-    """One function. `read_only`: stable or immutable. `timeout`: from its own `set statement_timeout`."""
+    """One function. `read_only`: stable or immutable. `timeout`: from its own `set statement_timeout`.
 
+    `unnamed`: the type of its only argument when that has no name. `returns`: the table whose rows it returns.
+    """
+
+    schema: str
     name: str
     arguments: tuple[Argument, ...]
     shape: Shape
     read_only: bool
     timeout: str | None
-    unnamed_json: bool
+    unnamed: str | None
+    returns: Name | None = None
     statements: dict[tuple[str, ...], bytes] = field(default_factory=dict, compare=False, repr=False)
 
     def accepts(self, names: frozenset[str]) -> bool:
         """Whether a call with exactly these argument names matches."""
-        if self.unnamed_json:
-            return False
         known = {argument.name for argument in self.arguments}
         return names <= known and all(argument.name in names for argument in self.arguments if argument.required)
 
@@ -52,10 +63,10 @@ class Routine:
         return text
 
     def _write(self, used: tuple[str, ...], max_rows: int) -> sql.Composed:
-        function = sql.Identifier(SCHEMA, self.name)
+        function = sql.Identifier(self.schema, self.name)
         wanted = [argument for argument in self.arguments if argument.name in used]
-        if self.unnamed_json:
-            call = sql.SQL("{}(%s::{})").format(function, sql.SQL(self.arguments[0].type_name))
+        if self.unnamed is not None:
+            call = sql.SQL("{}(%s::{})").format(function, sql.SQL(self.unnamed))
             source: sql.Composable = sql.SQL("")
         elif not wanted:
             # The body is parameter 1 here too, so that all statements have the same parameters.
@@ -105,33 +116,77 @@ def _comma(source: sql.Composable) -> sql.Composable:
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
-    """Functions by name, and each role's statement timeout from `alter role … set`."""
+    """Functions by schema and name, and each role's statement timeout from `alter role … set`."""
 
-    routines: Mapping[str, tuple[Routine, ...]]
+    routines: Mapping[Name, tuple[Routine, ...]]
     timeouts: Mapping[str, str]
 
-    def find(self, name: str, names: frozenset[str]) -> Routine | None:
-        """The overload for these argument names. A function with a single unnamed json argument accepts any names."""
-        candidates = self.routines.get(name, ())
-        fitting = [routine for routine in candidates if routine.accepts(names)]
-        if fitting:
-            return min(fitting, key=lambda routine: len(routine.arguments))
-        return next((routine for routine in candidates if routine.unnamed_json), None)
+    def find(
+        self, schema: str, name: str, names: frozenset[str] | None, content_type: str = "application/json"
+    ) -> Routine:
+        """The function for these argument names. Raises Refused: PGRST202 for none, PGRST203 for several.
+
+        `names` is None for a body that is no JSON object. A function with one unnamed argument takes the whole body.
+        """
+        candidates = self.routines.get((schema, name), ())
+        found = [] if names is None else [routine for routine in candidates if routine.accepts(names)]
+        if content_type in WHOLE_BODY:
+            found = [routine for routine in found if routine.arguments]
+        found = found or [one for one in candidates if UNNAMED.get(one.unnamed or "") == content_type]
+        if not found:
+            raise self._missing(schema, name, names or frozenset(), content_type)
+        if len(found) > 1:
+            raise _ambiguous(found)
+        return found[0]
+
+    def _missing(self, schema: str, name: str, names: frozenset[str], content_type: str) -> Refused:
+        function, listed = f"{schema}.{name}", ", ".join(sorted(names))
+        unnamed = next((kind for kind, wanted in UNNAMED.items() if wanted == content_type), "json")
+        if content_type in WHOLE_BODY:
+            shown, searched = "", f" with a single unnamed {unnamed} parameter"
+        else:
+            shown = f"({listed})" if names else " without parameters"
+            searched = f" with parameter{'s' if len(names) > 1 else ''} {listed}" if names else " without parameters"
+            searched += " or with a single unnamed json/jsonb parameter"
+        overloads = self.routines.get((schema, name), ())
+        if overloads:
+            near = closest(f"({listed})", [f"({', '.join(sorted(a.name for a in r.arguments))})" for r in overloads])
+            near = name + near if near is not None else None
+        else:
+            near = closest(name, (known for of, known in self.routines if of == schema))
+        return Refused(
+            404, "PGRST202", f"Could not find the function {function}{shown} in the schema cache",
+            details=f"Searched for the function {function}{searched}, but no matches were found in the schema cache.",
+            hint=f"Perhaps you meant to call the function {schema}.{near}" if near else None,
+        )  # fmt: skip
+
+
+def _ambiguous(found: Sequence[Routine]) -> Refused:
+    listed = sorted(
+        f"{one.schema}.{one.name}({', '.join(f'{a.name} => {a.type_name}' for a in one.arguments)})" for one in found
+    )
+    return Refused(
+        300, "PGRST203", f"Could not choose the best candidate function between: {', '.join(listed)}",
+        hint="Try renaming the parameters or the function itself in the database so function overloading can be"
+        " resolved",
+    )  # fmt: skip
 
 
 QUERY: Final = """
-select p.proname::text, coalesce(p.proargnames, '{}')::text[],
+select n.nspname::text, p.proname::text, coalesce(p.proargnames, '{}')::text[],
   coalesce(p.proargmodes::text[], array_fill('i'::text, array[p.pronargs])),
   array(select format_type(t, null)
     from unnest(coalesce(p.proallargtypes, p.proargtypes::oid[])) with ordinality u(t, n) order by n),
   p.pronargdefaults::integer, p.provolatile <> 'v', p.proretset, rt.typname::text,
   rt.typtype = 'c' or (rt.typname = 'record' and 't' = any (coalesce(p.proargmodes, '{}')::text[]))
     or (rt.typname = 'record' and 'o' = any (coalesce(p.proargmodes, '{}')::text[])),
-  (select split_part(c, '=', 2) from unnest(p.proconfig) c where c like 'statement_timeout=%')
+  (select split_part(c, '=', 2) from unnest(p.proconfig) c where c like 'statement_timeout=%%'),
+  (select array[tn.nspname::text, c.relname::text] from pg_catalog.pg_class c
+    join pg_catalog.pg_namespace tn on tn.oid = c.relnamespace where c.oid = rt.typrelid and c.relkind <> 'c')
 from pg_catalog.pg_proc p
 join pg_catalog.pg_namespace n on n.oid = p.pronamespace
 join pg_catalog.pg_type rt on rt.oid = p.prorettype
-where n.nspname = 'public' and p.prokind = 'f' and rt.typname not in ('trigger', 'event_trigger')
+where n.nspname = any (%s) and p.prokind = 'f' and rt.typname not in ('trigger', 'event_trigger')
 """
 TIMEOUT_QUERY: Final = """
 select r.rolname::text, split_part(c, '=', 2)
@@ -140,20 +195,24 @@ where s.setdatabase = 0 and c like 'statement_timeout=%'
 """
 
 
-async def read_catalog(connection: AsyncConnection) -> Catalog:
-    """Read the whole catalog again (takes a few milliseconds)."""
-    routines: dict[str, list[Routine]] = {}
-    cursor = await connection.execute(QUERY)
-    for name, names, modes, types, defaults, read_only, is_set, type_name, is_row, timeout in await cursor.fetchall():
+async def read_catalog(connection: AsyncConnection, schemas: Sequence[str]) -> Catalog:
+    """Read the catalog of these schemas again (takes a few milliseconds)."""
+    routines: dict[Name, list[Routine]] = {}
+    cursor = await connection.execute(QUERY, (list(schemas),))
+    for row in await cursor.fetchall():
+        schema, name, names, modes, types, defaults, read_only, is_set, type_name, is_row, timeout, returns = row
         arguments = _arguments(names, modes, types, defaults)
         if arguments is None:
             continue
-        unnamed_json = len(arguments) == 1 and not arguments[0].name and arguments[0].type_name in ("json", "jsonb")
-        if not unnamed_json and any(not argument.name for argument in arguments):
+        unnamed = arguments[0].type_name if len(arguments) == 1 and not arguments[0].name else None
+        if any(not argument.name for argument in arguments) and unnamed not in UNNAMED:
             # without names a JSON object cannot supply the arguments
             continue
         shape = _shape(type_name, is_row=is_row, is_set=is_set)
-        routines.setdefault(name, []).append(Routine(name, arguments, shape, read_only, timeout, unnamed_json))
+        table = (returns[0], returns[1]) if returns is not None else None
+        routines.setdefault((schema, name), []).append(
+            Routine(schema, name, arguments, shape, read_only, timeout, unnamed, table)
+        )
     cursor = await connection.execute(TIMEOUT_QUERY)
     timeouts = {str(role): str(value) for role, value in await cursor.fetchall()}
     return Catalog({name: tuple(found) for name, found in routines.items()}, timeouts)

@@ -21,6 +21,7 @@ from aiohttp import web
 
 from agent.failure import Failure
 from agent.stack.auth_admin import AuthAdmin
+from agent.stack.auth_server import AuthServer
 from agent.stack.authentication import Access
 from agent.stack.connection_pool import DatabaseAway, PoolBusy, Sessions
 from agent.stack.edge_functions import EdgeFunctions
@@ -28,9 +29,10 @@ from agent.stack.guarded_connections import ConnectionGuard
 from agent.stack.keys import Keys
 from agent.stack.realtime.guests import Guests
 from agent.stack.request_guard import guard_requests
+from agent.stack.rest.cache import SchemaCache, configured
+from agent.stack.rest.endpoint import TableEndpoint
 from agent.stack.rpc import RpcEndpoint
 from agent.stack.scheduler import Scheduler
-from agent.stack.tables import LiteServer
 from agent.stack.traffic import Traffic
 from agent.stack.trusted_callers import TrustedCallers
 from agent.stack.web_page import DEMO_LOGIN, Site
@@ -90,11 +92,12 @@ class Gateway:
         self._guests = Guests(trusted.is_trusted)
         self._traffic = Traffic(access, trusted)
         self._guard = ConnectionGuard()
-        self._rpc = RpcEndpoint(self._sessions, access)
-        self._lite = LiteServer(
-            keys, access, rest_dsn=settings.tables_dsn, auth_dsn=settings.auth_dsn, site_url=settings.url, root=root,
-            log_file=logs / "lite.log",
-        )  # fmt: skip
+        self._cache = SchemaCache(self._sessions, configured(root))
+        self._rpc = RpcEndpoint(self._sessions, access, self._cache)
+        self._tables = TableEndpoint(self._sessions, access, self._cache)
+        self._auth = AuthServer(
+            keys, access, dsn=settings.auth_dsn, site_url=settings.url, root=root, log_file=logs / "auth.log"
+        )
         self._functions = EdgeFunctions(
             keys, access, url=settings.url, dsn=settings.tables_dsn, root=root, log_file=logs / "functions.log"
         )
@@ -113,9 +116,9 @@ class Gateway:
         try:
             self._guard.listen(runner.server, "127.0.0.1", self._settings.port)
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._lite.start())
+                group.create_task(self._auth.start())
                 group.create_task(self._start_realtime())
-                group.create_task(self._rpc.refresh())
+                group.create_task(self._cache.refresh())
             self._scheduler.start()
             self._ready = True
             await asyncio.Event().wait()
@@ -129,7 +132,7 @@ class Gateway:
             await self._guard.close()
             await runner.cleanup()
             await self._functions.close()
-            await self._lite.close()
+            await self._auth.close()
             await self._sessions.close()
 
     def _application(self, admin: AuthAdmin, site: Site) -> web.Application:
@@ -137,13 +140,15 @@ class Gateway:
         app.on_response_prepare.append(_allow_origin)
         app.router.add_get("/health", self._health)
         app.router.add_route("*", "/rest/v1/rpc/{name}", self._call)
-        app.router.add_route("*", "/rest/v1/{path:.*}", self._lite.handle)
+        app.router.add_route("*", "/rest/v1/{path:.*}", self._tables.handle)
         admin.attach(app)
-        app.router.add_route("*", "/auth/v1/{path:.*}", self._lite.handle)
+        app.router.add_route("*", "/auth/v1/{path:.*}", self._auth.handle)
         app.router.add_route("*", "/functions/v1/{name}", self._functions.handle)
         app.router.add_route("*", "/functions/v1/{name}/{path:.*}", self._functions.handle)
         self._attach_realtime(app)
         app.router.add_route("*", "/realtime/v1/{path:.*}", _no_realtime)
+        app.router.add_route("*", "/storage/v1/{path:.*}", _no_storage)
+        app.router.add_route("*", "/graphql/v1{path:.*}", _no_graphql)
         site.attach(app)
         return app
 
@@ -164,7 +169,7 @@ class Gateway:
 
     async def _call(self, request: web.Request) -> web.StreamResponse:
         if self._rpc.wants_more(request):
-            return await self._lite.handle(request)
+            return await self._tables.call(request)
         return await self._rpc.handle(request)
 
     async def _health(self, request: web.Request) -> web.Response:
@@ -172,7 +177,7 @@ class Gateway:
         return web.json_response({"ready": self._ready}, status=200 if self._ready else 503)
 
     async def _watch_schema(self) -> None:
-        """Read signatures again after DDL (an event trigger sends `notify pgrst`) and after a database restart."""
+        """Read the schema again after DDL (an event trigger sends `notify pgrst`) and after a database restart."""
         first = True
         while True:
             with contextlib.suppress(psycopg.Error, OSError, TimeoutError, DatabaseAway, PoolBusy):
@@ -184,15 +189,14 @@ class Gateway:
                     await connection.execute("listen pgrst")
                     if not first:
                         await self._sessions.forget()
-                        await self._rpc.refresh()
+                        await self._cache.refresh()
                     first = False
                     while True:
                         async for _ in connection.notifies(stop_after=1):
                             pass
                         async for _ in connection.notifies(timeout=RELOAD_DEBOUNCE_SECONDS):
                             pass
-                        await self._rpc.refresh()
-                        await self._lite.reload()
+                        await self._cache.refresh()
             await self._sessions.forget()
             await asyncio.sleep(0.2)
 
@@ -202,15 +206,34 @@ async def _cors(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
     """Answer CORS preflight requests: during development the web is served from another port."""
-    if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
+    if not _is_function(request) and request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
         wanted = request.headers.get("Access-Control-Request-Headers", "*")
         return web.Response(status=204, headers=PREFLIGHT | {"Access-Control-Allow-Headers": wanted})
     return await handler(request)
 
 
 async def _allow_origin(request: web.Request, response: web.StreamResponse) -> None:
-    if "Origin" in request.headers:
+    if "Origin" in request.headers and not _is_function(request):
         response.headers.update(CORS)
+
+
+def _is_function(request: web.Request) -> bool:
+    """Whether an Edge Function answers. As on hosted, only the function itself then decides about CORS."""
+    return request.path.startswith("/functions/v1/")
+
+
+async def _no_storage(request: web.Request) -> web.Response:
+    body = {
+        "statusCode": "501",
+        "error": "not_offered",
+        "message": "this stack offers no Storage; use a hosted project",
+    }
+    return web.json_response(body, status=501)
+
+
+async def _no_graphql(request: web.Request) -> web.Response:
+    message = "this stack lacks the extension pg_graphql; use the REST API, or a hosted project"
+    return web.json_response({"data": None, "errors": [{"message": message}]}, status=501)
 
 
 async def _no_realtime(request: web.Request) -> web.Response:

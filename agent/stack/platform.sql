@@ -76,6 +76,43 @@ begin
 end
 $$;
 
+-- As on hosted, postgres may configure these roles (`alter role authenticator set pgrst.…`) and pass them on. It does
+-- not become authenticator by this.
+do $$
+declare
+  v_role text;
+begin
+  foreach v_role in array array['anon', 'authenticated', 'service_role', 'authenticator'] loop
+    if not exists (
+      select from pg_catalog.pg_auth_members m
+      where m.roleid = v_role::regrole and m.member = 'postgres'::regrole and m.admin_option
+    ) then
+      execute format('grant %I to postgres with admin true', v_role)
+        || case when v_role = 'authenticator' then ', inherit false, set false' else '' end;
+    end if;
+  end loop;
+end
+$$;
+
+-- Settings of the API that no module defines: on hosted, supautils lets postgres set them.
+do $$
+declare
+  v_name text;
+begin
+  foreach v_name in array array[
+    'pgrst.db_aggregates_enabled', 'pgrst.db_max_rows', 'pgrst.db_plan_enabled', 'pgrst.db_schemas', 'pgrst.db_tx_end'
+  ] loop
+    if not exists (select from pg_catalog.pg_parameter_acl where parname = v_name) then
+      begin
+        execute format('grant set on parameter pgrst.%I to postgres', substr(v_name, 7));
+      exception when unique_violation then
+        null;  -- the platform.sql of another database has granted it
+      end;
+    end if;
+  end loop;
+end
+$$;
+
 do $$
 declare
   v_setting record;
@@ -591,7 +628,6 @@ $$;
 grant select on cron.job to postgres with grant option;
 -- The embedded scheduler works as postgres; postgres has the same rights on hosted.
 grant all on cron.job_run_details to postgres with grant option;
-grant select on all sequences in schema cron to postgres;  -- the REST server lists every sequence
 revoke execute on all functions in schema cron from public;
 grant execute on all functions in schema cron to postgres with grant option;
 

@@ -22,9 +22,6 @@ _numbers = itertools.count(1)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line(
-        "markers", "fact(id, client=None): shows a fact of agent.stack.realtime.facts (make parity)"
-    )
     # When a connection is lost, realtime-py reads a deprecated attribute of websockets; as an error this would end its
     # listener.
     config.addinivalue_line("filterwarnings", "ignore:ConnectionClosed.code is deprecated:DeprecationWarning")

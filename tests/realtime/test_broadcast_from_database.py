@@ -178,6 +178,22 @@ async def test_replay_gives_the_newest_25_private_messages_oldest_first(hall: Ha
     assert all(message["meta"]["id"] == message["payload"]["id"] for message in heard)
 
 
+@pytest.mark.fact("replay.binary")
+async def test_binary_messages_are_replayed_to_those_who_can_read_them(hall: Hall, topic: str) -> None:
+    await hall.send(topic, "before")
+    await hall.db.execute("select realtime.send_binary('\\x00ff10', 'bytes', %s, true)", (topic,))
+    await hall.send(topic, "after")
+    replay = {"since": int(time.time() * 1000) - 60_000, "limit": 25}
+    member = await (await hall.open()).joined(topic, private=True, broadcast={**REPLAY, "replay": replay})
+    heard = [await member.broadcasts.next() for _ in range(3 if hall.client == "js" else 2)]
+    assert [one["event"] for one in heard] == (
+        ["before", "bytes", "after"] if hall.client == "js" else ["before", "after"]
+    )
+    if hall.client == "js":
+        assert heard[1]["payload"] == {"hex": "00ff10"}
+        assert heard[1]["meta"]["replayed"] is True
+
+
 @pytest.mark.fact("replay.since")
 async def test_replay_begins_at_the_wanted_moment(hall: Hall, topic: str) -> None:
     await hall.send(topic, "old")

@@ -5,8 +5,8 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from agent.stack.realtime.facts import CLIENTS, FACTS, Fact
-from agent.stack.realtime.parity import Cell, Collector, report, unknown_facts
+from agent.stack.realtime.facts import CLIENTS, Fact
+from agent.stack.realtime.parity import FACTS, Cell, Collector, report, unknown_facts
 
 FACT = Fact("a.b", "something visible")
 BOTH: list[Cell] = [("a.b", "python"), ("a.b", "js")]

@@ -30,6 +30,9 @@ entrypoint = "../functions/exported.ts"
 verify_jwt = false
 entrypoint = "../functions/broken.ts"
 
+[functions.cors]
+entrypoint = "../functions/cors.ts"
+
 [functions.off]
 enabled = false
 verify_jwt = false
@@ -53,6 +56,16 @@ Deno.serve({ port: 8000 }, (request) => {
 """
 
 
+# What hosted's documentation tells a function to do; it allows one origin only.
+CORS = """
+const cors = { "Access-Control-Allow-Origin": "https://app.example.com", "Access-Control-Allow-Headers": "apikey" };
+Deno.serve((request) => {
+  if (request.method === "OPTIONS") return new Response("ok", { headers: cors });
+  return Response.json({ method: request.method }, { headers: { ...cors, "Access-Control-Expose-Headers": "x-own" } });
+});
+"""
+
+
 @pytest.fixture
 async def http(database: Database, tmp_path: Path) -> AsyncIterator[tuple["Stack", httpx.AsyncClient]]:
     from agent.stack.stack import Stack
@@ -64,6 +77,7 @@ async def http(database: Database, tmp_path: Path) -> AsyncIterator[tuple["Stack
         "functions/open/index.ts": OPEN,
         "functions/open/answer.ts": 'export const answer = "open to all";',
         "functions/exported.ts": 'export default { fetch: () => new Response("exported") };',
+        "functions/cors.ts": CORS,
         "functions/broken.ts": 'throw new Error("cannot start");',
         "web/out/index.html": "<h1>page</h1>",
         "web/out/about.html": "<h1>about</h1>",
@@ -108,6 +122,28 @@ async def test_functions_answer_as_on_hosted(http: tuple["Stack", httpx.AsyncCli
         assert (await client.get(f"/functions/v1/{name}")).status_code == 404
     answers = await asyncio.gather(*(client.get("/functions/v1/open") for _ in range(20)))
     assert {answer.text for answer in answers} == {"open to all"}
+
+
+async def test_a_function_alone_decides_about_cors(http: tuple["Stack", httpx.AsyncClient]) -> None:
+    stack, client = http
+    ask = {"Origin": "https://evil.example.com", "Access-Control-Request-Method": "POST"}
+    preflight = await client.options("/functions/v1/cors", headers=ask)
+    assert (preflight.status_code, preflight.text) == (200, "ok")  # without a token
+    assert preflight.headers["access-control-allow-origin"] == "https://app.example.com"
+    assert preflight.headers["access-control-allow-headers"] == "apikey"
+    bearer = {"Authorization": f"Bearer {stack.keys.anon_jwt}", "Origin": "https://evil.example.com"}
+    answer = await client.post("/functions/v1/cors", json={}, headers=bearer)
+    assert answer.json() == {"method": "POST"}
+    assert answer.headers["access-control-allow-origin"] == "https://app.example.com"
+    assert answer.headers["access-control-expose-headers"] == "x-own"
+    # A function without CORS code is no use to a page, here as on hosted.
+    silent = await client.options("/functions/v1/open", headers=ask)
+    assert silent.text == "open to all"
+    for headers in (silent.headers, (await client.get("/functions/v1/open", headers=ask)).headers):
+        assert [name for name in headers if name.startswith("access-control")] == []
+    refused = await client.post("/functions/v1/cors", json={}, headers={"Origin": "https://evil.example.com"})
+    assert refused.status_code == 401
+    assert "access-control-allow-origin" not in refused.headers
 
 
 async def test_the_web_is_served_from_its_folder(http: tuple["Stack", httpx.AsyncClient]) -> None:

@@ -95,6 +95,6 @@ async def test_every_log_of_the_stack_is_private(stack: Stack) -> None:
                 await response.read()
     folders = {stack.data, stack.database.server.data}
     logs = [file for folder in folders for file in folder.iterdir() if ".log" in file.name]
-    assert {file.name for file in logs} >= {"gateway.log", "lite.log", "functions.log", "postgres.log"}
+    assert {file.name for file in logs} >= {"gateway.log", "auth.log", "functions.log", "postgres.log"}
     files = [*logs, stack.data / "keys.json", stack.data / "demo_login.json"]
     assert {file.name: mode(file) for file in files} == {file.name: "0o600" for file in files}

@@ -127,6 +127,7 @@ FACTS: tuple[Fact, ...] = (
     Fact("database.stream-lost", "channels stay joined while the replication connection is away"),
     Fact("database.restart", "a restart of the database closes no socket; later messages arrive"),
     Fact("replay.newest", "replay: the newest 25 private messages, oldest first, marked replayed"),
+    Fact("replay.binary", "binary messages are replayed to 2.0.0 listeners and never to 1.0.0 ones"),
     Fact("replay.since", "replay begins at the wanted moment"),
     Fact("replay.public", "no replay on public channels"),
     # Authorization

@@ -15,12 +15,16 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from agent.stack.realtime.facts import CLIENTS, FACTS, Client, Fact
+from agent.stack.realtime.facts import CLIENTS, Client, Fact
+from agent.stack.realtime.facts import FACTS as REALTIME
+from agent.stack.rest.facts import FACTS as API
 
 if TYPE_CHECKING:
     import pytest
 
-TESTS = Path(__file__).resolve().parents[3] / "tests" / "realtime"
+_TESTS = Path(__file__).resolve().parents[3] / "tests"
+FOLDERS = (_TESTS / "realtime", _TESTS / "stack" / "official")
+FACTS = (*REALTIME, *API)
 Cell = tuple[str, Client]
 
 
@@ -70,7 +74,7 @@ def unknown_facts(collector: Collector, facts: Sequence[Fact] = FACTS) -> list[s
 
 def report(collector: Collector, console: Console, facts: Sequence[Fact] = FACTS) -> int:
     """Print the table. Returns the number of cells that are blank or not proven."""
-    table = Table("fact", "what a client can see", *CLIENTS, title="Realtime parity", show_lines=False)
+    table = Table("fact", "what a client can see", *CLIENTS, title="Parity with hosted", show_lines=False)
     missing = 0
     for fact in facts:
         cells = []
@@ -103,8 +107,8 @@ def main(width: int) -> None:
 
     collector = Collector()
     console = Console(width=None if sys.stdout.isatty() else width)
-    console.print(f"Running the Realtime tests with both official clients: {len(FACTS)} facts. About a minute.")
-    status = pytest.main([str(TESTS), "-q", "--no-header", "-p", "no:cacheprovider"], plugins=[collector])
+    console.print(f"Running the tests with both official clients: {len(FACTS)} facts. About two minutes.")
+    status = pytest.main([*map(str, FOLDERS), "-q", "--no-header", "-p", "no:cacheprovider"], plugins=[collector])
     missing = report(collector, console)
     unknown = unknown_facts(collector)
     for fact in unknown:

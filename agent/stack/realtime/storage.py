@@ -15,11 +15,12 @@ PUBLICATION = "supabase_realtime_messages_publication"
 PREPARE_SQL = "select realtime.maintain_partitions()"
 
 _REPLAY_SQL = """
-select id::text, event, payload::text
+select id::text, event, coalesce(convert_to(payload::text, 'utf8'), binary_payload), payload is null
 from (
-  select id, event, payload, inserted_at
+  select id, event, payload, binary_payload, inserted_at
   from realtime.messages
-  where topic = %s and extension = 'broadcast' and private and payload is not null and event is not null
+  where topic = %s and extension = 'broadcast' and private and event is not null
+    and (payload is not null or binary_payload is not null)
     and inserted_at >= %s
   order by inserted_at desc
   limit %s
@@ -53,4 +54,7 @@ class MessageStore:
         async with self.pool.connection(timeout=5) as connection, connection.cursor(row_factory=tuple_row) as cursor:
             await cursor.execute(_REPLAY_SQL, (topic, since, limit))
             rows = await cursor.fetchall()
-        return [Broadcast(topic, event, payload.encode(), key, replayed=True) for key, event, payload in rows]
+        return [
+            Broadcast(topic, event, payload, key, replayed=True, binary=is_binary)
+            for key, event, payload, is_binary in rows
+        ]

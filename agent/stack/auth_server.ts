@@ -1,6 +1,4 @@
-// Auth and the REST API of the tables, served by @supabase/lite on a loopback port behind the gateway.
-// Two apps share one server because they need different rights: Auth runs as supabase_auth_admin, REST as postgres
-// (it reads the schema as its login role, then switches to the caller's role for each request).
+// Auth, served by @supabase/lite on a loopback port behind the gateway. It runs as supabase_auth_admin.
 import { App, getAuthSchemaSql } from "@supabase/lite";
 import { createPostgresConnection } from "@supabase/lite/postgres";
 import { sayBriefly } from "./brief_errors.ts";
@@ -9,18 +7,16 @@ import { fromGateway, refuse, tellPort } from "./gateway_only.ts";
 console.error = sayBriefly(console.error);
 
 interface Settings {
-  readonly rest_dsn: string;
-  readonly auth_dsn: string;
+  readonly dsn: string;
   readonly jwt_secret: string;
   readonly publishable_key: string;
   readonly secret_key: string;
   readonly site_url: string;
-  readonly max_rows: number;
   readonly jwt_expiry: number;
 }
 
-const settings: Settings = JSON.parse(Deno.env.get("TRADECOPIER_LITE") ?? "{}");
-Deno.env.delete("TRADECOPIER_LITE");
+const settings: Settings = JSON.parse(Deno.env.get("TRADECOPIER_AUTH") ?? "{}");
+Deno.env.delete("TRADECOPIER_AUTH");
 
 // By default the driver would encode jsonb twice and print times in Postgres' format, which the Python client rejects.
 const asText = (value: unknown): string => (typeof value === "string" ? value : JSON.stringify(value));
@@ -46,7 +42,7 @@ function connect(url: string, max: number) {
   // authenticated and service_role. Rights are set by the migrations, so the package is made to believe it is done.
   if (Reflect.get(connection, "rlsState") !== "unknown") {
     throw new Error(
-      "this version of @supabase/lite may grant rights by itself; adapt agent/stack/lite.ts so that it cannot",
+      "this version of @supabase/lite may grant rights by itself; adapt agent/stack/auth_server.ts so that it cannot",
     );
   }
   Reflect.set(connection, "rlsState", "active");
@@ -66,18 +62,15 @@ function open(connection: ReturnType<typeof connect>) {
       enable_signup: true,
       email: { enable_signup: true, enable_confirmations: false },
     },
-    api: { schemas: ["public"], max_rows: settings.max_rows },
     storage: { enabled: false },
     studio: { enabled: false },
   });
 }
 
-const authConnection = connect(settings.auth_dsn, 4);
+const connection = connect(settings.dsn, 4);
 // Creates only auth's tables and leaves those of platform.sql alone. platform.sql also sets the rights on them.
-await authConnection.driver.unsafe(getAuthSchemaSql());
-const auth = open(authConnection);
-const restConnection = connect(settings.rest_dsn, 8);
-let rest = open(restConnection);
+await connection.driver.unsafe(getAuthSchemaSql());
+const auth = open(connection);
 
 const isBelow = (path: string, prefix: string): boolean => path === prefix || path.startsWith(`${prefix}/`);
 
@@ -93,21 +86,14 @@ Deno.serve(
     if (asked && path === "/ready") {
       return new Response("ok");
     }
-    if (asked && path === "/reload") {
-      // An app reads the schema when it starts, so a new app sees new tables.
-      rest = open(restConnection);
-      return new Response("ok");
-    }
-    // The package serves more than these two; its admin pages would show the database's address and password to
-    // anybody.
-    const app = isBelow(path, "/auth/v1") ? auth : isBelow(path, "/rest/v1") ? rest : undefined;
-    if (!app) {
+    // The package serves more than this; its admin pages would show the database's address and password to anybody.
+    if (!isBelow(path, "/auth/v1")) {
       return refuse(404, "NOT_FOUND", "there is no endpoint at this path");
     }
     if (!asked) {
       return refuse(401, "UNAUTHORIZED", "only the stack's gateway may call this server");
     }
     // Without a peer address the package's admin mode, which lifts all limits on loopback, stays off.
-    return await app.fetch(asked, { peerAddress: null });
+    return await auth.fetch(asked, { peerAddress: null });
   },
 );

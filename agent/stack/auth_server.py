@@ -1,4 +1,4 @@
-"""Auth and the REST API of the tables: `@supabase/lite` under Deno, and the gateway's part in front of it."""
+"""Auth: `@supabase/lite` under Deno, and the gateway's part in front of it."""
 
 import json
 from collections.abc import Mapping
@@ -11,22 +11,31 @@ from agent.stack.authentication import Access, AccessRefused, bearer_of
 from agent.stack.deno_server import DenoServer
 from agent.stack.keys import Keys
 from agent.stack.request_body import TURN, read_body
-from agent.stack.rpc import MAX_ROWS
 from agent.stack.sign_in_limit import Attempt, BodyRefused, Guess, SignInLimit, SignInLimited, guess_in
 
-SCRIPT: Final = Path(__file__).with_name("lite.ts")
+SCRIPT: Final = Path(__file__).with_name("auth_server.ts")
 # Nothing else of the package is served: its admin pages show the database's address.
-PREFIXES: Final = ("/auth/v1", "/rest/v1")
+PREFIXES: Final = ("/auth/v1",)
 TOKEN_SECONDS: Final = 3600
 PASSWORD_PATH: Final = "/auth/v1/token"
+SERVED: Final = frozenset(
+    {"signup", "token", "otp", "magiclink", "verify", "logout", "user", "recover", "resend", "reauthenticate",
+     "settings", "health", "authorize", "callback"}
+)  # fmt: skip
+#: what hosted offers besides, by the beginning of its paths
+LEFT_AWAY: Final = {
+    "factors": "multi-factor authentication", "passkeys": "passkeys", "sso": "single sign-on", "saml": "single sign-on",
+    "invite": "invitations", "admin/generate_link": "links made by the admin API", "admin/audit": "the audit log",
+    "admin/sso": "single sign-on", "admin/oauth": "an OAuth server", "admin/custom-providers": "custom providers",
+    "oauth": "an OAuth server", "user/identities": "linked identities", "user/oauth": "an OAuth server",
+    "admin/users": "this call of the admin API",
+}  # fmt: skip
 
 
-class LiteServer:
-    """Forwards `/auth/v1`, and the part of `/rest/v1` that the RPC path does not serve."""
+class AuthServer:
+    """Forwards `/auth/v1`, except for what `auth_admin.py` serves."""
 
-    def __init__(
-        self, keys: Keys, access: Access, *, rest_dsn: str, auth_dsn: str, site_url: str, root: Path, log_file: Path
-    ) -> None:
+    def __init__(self, keys: Keys, access: Access, *, dsn: str, site_url: str, root: Path, log_file: Path) -> None:
         self._keys = keys
         self._access = access
         self._passwords = SignInLimit()
@@ -34,21 +43,19 @@ class LiteServer:
         self._secret_key_passwords = SignInLimit()
         self._codes = SignInLimit.of_codes()
         settings = {
-            "rest_dsn": rest_dsn,
-            "auth_dsn": auth_dsn,
+            "dsn": dsn,
             "jwt_secret": keys.jwt_secret,
             "publishable_key": keys.publishable_key,
             "secret_key": keys.secret_key,
             "site_url": site_url,
-            "max_rows": MAX_ROWS,
             "jwt_expiry": TOKEN_SECONDS,
         }
         self._server = DenoServer(
-            "Auth and REST",
+            "Auth",
             SCRIPT,
             directory=root,
             log_file=log_file,
-            environment=lambda: {"TRADECOPIER_LITE": json.dumps(settings)},
+            environment=lambda: {"TRADECOPIER_AUTH": json.dumps(settings)},
             prefixes=PREFIXES,
             options=[
                 "--no-config",
@@ -69,10 +76,6 @@ class LiteServer:
         """Stop the server."""
         await self._server.close()
 
-    async def reload(self) -> None:
-        """Make the server read the schema again."""
-        await self._server.request("POST", "/reload")
-
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Check API key and token, then forward."""
         headers: Mapping[str, str] = {}
@@ -83,10 +86,16 @@ class LiteServer:
             except AccessRefused as refused:
                 return refused.response
             del caller
+        path = request.path.removeprefix("/auth/v1/")
+        if path == ".well-known/jwks.json":
+            # tokens are signed with a shared secret, which is no public key
+            return web.json_response({"keys": []})
+        if path not in SERVED:
+            return _left_away(path)
         body = await read_body(request)
         if isinstance(body, web.Response):
             return body
-        if not request.path.startswith("/auth/v1/") or request.method == "OPTIONS":
+        if request.method == "OPTIONS":
             return await self._server.forward(request, headers=headers, body=body or None)
         try:
             guess, body = guess_in(request, body)
@@ -143,6 +152,16 @@ class LiteServer:
             headers = {"apikey": self._keys.secret_key if of_bearer == "service_role" else self._keys.publishable_key}
             headers["Authorization"] = ""
         return headers
+
+
+def _left_away(path: str) -> web.Response:
+    """The answer to a call that Auth does not serve here, in the form that the clients read (5xx would be retried)."""
+    found = next((what for start, what in LEFT_AWAY.items() if path == start or path.startswith(f"{start}/")), None)
+    if found is None:
+        body = {"code": 404, "error_code": "not_found", "msg": f"Auth has no endpoint /{path}"}
+        return web.json_response(body, status=404)
+    message = f"this stack does not offer {found}; use a hosted project (docs/unverified.md lists what is left away)"
+    return web.json_response({"code": 422, "error_code": "not_offered", "msg": message}, status=422)
 
 
 def _is_open(path: str) -> bool:
