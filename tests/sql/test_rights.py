@@ -46,6 +46,7 @@ public.positions                -         own  own        none  none        none
 public.protection_looks         -         own  own        none  none        none          all      all
 public.protection_rules         -         own  own        none  none        none          all      all
 public.quiet_windows            -         own  own        none  none        none          all      all
+public.server_requests          -         own  own        none  none        none          all      all
 public.symbol_aliases           -         all  all        all   all         all           all      all
 public.symbol_mappings          -         own  own        none  none        none          all      all
 public.system_config            -         none none       none  none        none          all      all
@@ -125,6 +126,10 @@ symbol_suggestions       42501     ok    TC106      TC105 TC105       TC105     
 set_trading              42501     TC107 TC107      TC107 TC107       TC107         ok       ok
 set_flat_by              42501     ok    TC106      TC105 TC105       TC105         ok       42501
 save_quiet_windows       42501     ok    ok         TC105 TC105       TC105         ok       42501
+equity_curve             42501     ok    TC106      TC105 TC105       TC105         ok       42501
+my_session               42501     ok    ok         TC105 TC105       TC105         ok       42501
+request_server           42501     ok    ok         TC105 TC105       TC105         ok       42501
+search_servers           42501     ok    ok         TC105 TC105       TC105         ok       42501
 set_preferences          42501     ok    ok         TC105 TC105       TC105         ok       42501
 set_quiet_times          42501     ok    TC106      TC105 TC105       TC105         ok       42501
 set_setting              42501     TC107 TC107      TC107 TC107       TC107         ok       ok
@@ -132,8 +137,16 @@ update_account           42501     ok    TC106      TC105 TC105       TC105     
 vps_heartbeat            42501     TC101 TC101      ok    ok          TC102         TC101    42501
 """
 
-# Beside the twins of the functions above: policies ask these two in the caller's name.
-PRIVATE_GRANTS: Final = {"is_operator": {"authenticated"}, "may_listen": {"authenticated"}}
+# Beside the twins of the functions above: what policies (the first two) and page functions call in the reader's name.
+PRIVATE_GRANTS: Final = {
+    name: {"authenticated"}
+    for name in (
+        "is_operator", "may_listen",
+        "page_user", "page_reader", "server_time", "curve_bucket", "curve_points",
+        "refuse_unknown", "uuid_of", "text_of", "name_of", "int_of", "time_of", "is_plain", "plain", "plain_name",
+        "rfc3339", "require_user", "own_account",
+    )
+}  # fmt: skip
 
 # Whose a row is: an expression over the row t.
 OWNER: Final[dict[str, LiteralString]] = {
@@ -222,6 +235,7 @@ def furnish(farm: Farm, user: Actor, agent: Actor) -> tuple[UUID, UUID, UUID]:
         " values (%(master)s, '1', %(user)s, 'deposit', 1, now(), true)",
         "insert into public.flat_times (account_id, user_id, weekday, flat_at, time_zone, due_at)"
         " values (%(master)s, %(user)s, 5, '16:45', 'UTC', 'infinity')",
+        "insert into public.server_requests (user_id, platform, name) values (%(user)s, 'mt5', 'Broker-Live3')",
         "insert into public.user_preferences (user_id) values (%(user)s)",
         "insert into public.account_days (account_id, day, user_id, time_zone, ends_at, first_at, last_at,"
         " first_equity, min_equity, max_equity, last_equity, first_balance, min_balance, max_balance, last_balance)"
@@ -341,6 +355,10 @@ def payload(world: World, function: str) -> object:
         "set_copier_mode": {"copier_id": world.copier, "mode": "monitor"},
         "set_flat_by": account | {"weekday": 5, "time": "16:45", "time_zone": "UTC", "close_now": True},
         "save_quiet_windows": {"windows": [{"from": "2099-12-04"}]},
+        "equity_curve": account,
+        "my_session": {},
+        "request_server": {"platform": "mt5", "name": "Broker-Live3"},
+        "search_servers": {"platform": "mt5", "query": "b"},
         "set_preferences": {"theme": "dark"},
         "set_quiet_times": account,
         "set_setting": {"key": "lease_s", "value": 16},
