@@ -1285,6 +1285,31 @@ export type Database = {
         };
         Relationships: [];
       };
+      server_requests: {
+        Row: {
+          created_at: string;
+          name: string;
+          name_key: string;
+          platform: string;
+          user_id: string;
+        };
+        ComputedFields: never;
+        Insert: {
+          created_at?: string;
+          name: string;
+          name_key?: never;
+          platform: string;
+          user_id: string;
+        };
+        Update: {
+          created_at?: string;
+          name?: string;
+          name_key?: never;
+          platform?: string;
+          user_id?: string;
+        };
+        Relationships: [];
+      };
       symbol_aliases: {
         Row: {
           instrument: string;
@@ -2064,12 +2089,14 @@ export type Database = {
       create_enrollment_token: { Args: { p_request: Json }; Returns: Json };
       drain_vps: { Args: { p_request: Json }; Returns: Json };
       enroll_vps: { Args: { p_request: Json }; Returns: Json };
+      equity_curve: { Args: { p_request: Json }; Returns: Json };
       flatten_account: { Args: { p_request: Json }; Returns: Json };
       grant_operator: { Args: { p_email: string; p_user_id?: string }; Returns: Json };
       import_quiet_windows: { Args: { p_request: Json }; Returns: Json };
       list_broker_servers: { Args: { p_request: Json }; Returns: Json };
       maintain: { Args: Record<PropertyKey, never>; Returns: Json };
       mark_alert_seen: { Args: { p_request: Json }; Returns: Json };
+      my_session: { Args: { p_request: Json }; Returns: Json };
       note_restored: { Args: { p_request: Json }; Returns: Json };
       open_session: { Args: { p_request: Json }; Returns: Json };
       operator_candidate: { Args: { p_email: string }; Returns: Json };
@@ -2085,6 +2112,7 @@ export type Database = {
       remove_quiet_windows: { Args: { p_request: Json }; Returns: Json };
       report_account_state: { Args: { p_state: Json }; Returns: Json };
       report_executions: { Args: { p_reports: Json }; Returns: Json };
+      request_server: { Args: { p_request: Json }; Returns: Json };
       reset_protection: { Args: { p_request: Json }; Returns: Json };
       resync_copier: { Args: { p_request: Json }; Returns: Json };
       retire_vps: { Args: { p_request: Json }; Returns: Json };
@@ -2092,6 +2120,7 @@ export type Database = {
       save_copier: { Args: { p_copier: Json }; Returns: Json };
       save_protection_rule: { Args: { p_rule: Json }; Returns: Json };
       save_quiet_windows: { Args: { p_request: Json }; Returns: Json };
+      search_servers: { Args: { p_request: Json }; Returns: Json };
       set_copier_mode: { Args: { p_request: Json }; Returns: Json };
       set_currency_unit: { Args: { p_request: Json }; Returns: Json };
       set_flat_by: { Args: { p_request: Json }; Returns: Json };

@@ -2578,6 +2578,27 @@ $$;
 comment on function private.release_unreadable(uuid, jsonb) is
   'Releases the accounts of the VPS whose entries in the last answer its agent could not read: p_accounts, an array.';
 
+-- farm/server_request.sql
+-- server_requests: servers that people looked for and did not find. Operators list them, or not.
+
+create table public.server_requests (
+  user_id uuid not null references auth.users (id) on delete cascade,
+  platform text not null,
+  name text not null,
+  name_key text not null generated always as (private.plain_name(name)) stored,
+  created_at timestamptz not null default now(),
+  constraint names_are_short check (length(platform) between 1 and 50 and length(name) between 1 and 100),
+  constraint asked_for_once primary key (user_id, platform, name_key)
+);
+comment on table public.server_requests is
+  'Broker servers that people miss in broker_servers, one row per person and name.';
+comment on column public.server_requests.name is 'The server''s name, as it was typed.';
+comment on column public.server_requests.name_key is 'The name without differences of case and blanks.';
+alter table public.server_requests enable row level security;
+create policy "own requests are readable" on public.server_requests for select to authenticated
+  using (user_id = (select auth.uid()) or (select private.is_operator()));
+grant select on public.server_requests to authenticated, service_role;
+
 -- farm/topic.sql
 -- Realtime topics and who may listen to them. There is no policy for insert, so only the database can publish.
 
@@ -19336,6 +19357,87 @@ Example: {"copier_id": "7d3c0e11-94b2-4f6a-8c55-1e2d3f4a5b01", "items": [{"kind"
 revoke all on function public.resync_copier(jsonb) from public, anon;
 grant execute on function public.resync_copier(jsonb), private.resync_copier(jsonb) to authenticated;
 
+-- users/server_request.sql
+-- Finding a broker's server by name, and asking operators for one that is not listed.
+
+create function private.search_servers(p_request jsonb) returns jsonb
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_platform text := private.name_of(p_request, 'platform', 50);
+  v_query text := coalesce(private.plain_name(private.name_of(p_request, 'query', 100)), '');
+begin
+  perform private.require_user();
+  perform private.refuse_unknown(p_request, 'search_servers', array['platform', 'query']);
+  perform private.platform_rules(v_platform);
+  return jsonb_build_object('servers', coalesce((
+    select jsonb_agg(jsonb_build_object('server', found.server, 'title', found.title) order by found.rank,
+      found.server_key)
+    from (
+      select b.server, b.title, b.server_key,
+        case when starts_with(b.server_key, v_query) then 0 else 1 end as rank
+      from public.broker_servers b
+      where b.platform = v_platform
+        and (strpos(b.server_key, v_query) > 0 or strpos(private.plain_name(b.title), v_query) > 0)
+      order by rank, b.server_key limit 20
+    ) found), '[]'));
+end $$;
+
+create function public.search_servers(p_request jsonb) returns jsonb
+language sql stable security invoker set search_path = '' as $$ select private.search_servers(p_request) $$;
+comment on function public.search_servers(jsonb) is
+  'Users: the listed servers of a platform whose name or title contains a text; 20 at most, best first.
+Request:
+- platform (text; required; a platform of the setting platforms): the platform
+- query (text; at most 100 characters): part of the name, in any case; left out: all
+Answer:
+- servers (list of objects): each with server, its name, and title, what people call it
+Errors: TC001 TC105 TC108 TC301
+Example: {"platform": "mt5", "query": "broker"} -> {"servers": [{"server": "Broker-Demo", "title": "The broker"}]}';
+
+create function private.request_server(p_request jsonb) returns jsonb
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_user uuid := private.require_user();
+  v_platform text := private.name_of(p_request, 'platform', 50);
+  v_name text := private.name_of(p_request, 'name', 100);
+begin
+  perform private.refuse_unknown(p_request, 'request_server', array['platform', 'name']);
+  perform private.platform_rules(v_platform);
+  if v_name is null then
+    raise exception using errcode = 'TC001', message = 'request_server: name is required',
+      hint = 'Give the server''s name as the terminal shows it, such as Broker-Live3.';
+  end if;
+  if (private.broker_server(v_platform, v_name)).server is not null then
+    return jsonb_build_object('listed', true);
+  end if;
+  if (select count(*) from public.server_requests r where r.user_id = v_user) >= 50 and not exists (
+    select from public.server_requests r
+    where r.user_id = v_user and r.platform = v_platform and r.name_key = private.plain_name(v_name)) then
+    raise exception using errcode = 'TC235',
+      message = 'request_server: you have asked for 50 servers, which is as many as one person may',
+      hint = 'Ask the operators for those that you need.';
+  end if;
+  insert into public.server_requests (user_id, platform, name) values (v_user, v_platform, v_name)
+  on conflict on constraint asked_for_once do nothing;
+  return jsonb_build_object('listed', false);
+end $$;
+
+create function public.request_server(p_request jsonb) returns jsonb
+language sql volatile security invoker set search_path = '' as $$ select private.request_server(p_request) $$;
+comment on function public.request_server(jsonb) is
+  'Users: asks the operators to list a broker''s server. Asking again changes nothing.
+Request:
+- platform (text; required; a platform of the setting platforms): the platform
+- name (text; required; at most 100 characters): the server''s name, as the terminal shows it
+Answer:
+- listed (boolean): true: the server is listed already, nothing was asked for
+Errors: TC001 TC105 TC108 TC235 TC301
+Example: {"platform": "mt5", "name": "Broker-Live3"} -> {"listed": false}';
+revoke all on function public.search_servers(jsonb), public.request_server(jsonb) from public, anon;
+grant execute on function public.search_servers(jsonb), private.search_servers(jsonb), public.request_server(jsonb),
+  private.request_server(jsonb)
+to authenticated;
+
 -- users/symbol.sql
 -- Functions for symbols: what is chosen for a master's symbol, the alternatives, and what to save.
 
@@ -19960,3 +20062,203 @@ comment on column public.copied_trades.lane_ms is 'ms that the order waited at t
 comment on column public.copied_trades.broker_ms is 'ms that the broker took to answer';
 comment on column public.copied_trades.total_ms is 'ms from the detection until the order was sent';
 grant select on public.copied_trades to authenticated, service_role;
+
+-- pages/reader.sql
+-- Who reads a page. A page function answers one page in one call: jsonb in, jsonb out, lots and money as texts, times
+-- in RFC 3339, and server_time, the database's clock, by which the page tells the age of what it shows.
+
+-- Security definer: only so can an agent be told from a person.
+create function private.page_user() returns uuid
+language sql stable security definer set search_path = '' as $$ select private.require_user() $$;
+comment on function private.page_user() is
+  'The signed-in person who reads a page; TC108 if nobody is signed in, TC105 if the caller is an agent.';
+
+create function private.page_reader(p_request jsonb) returns uuid
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_user uuid := private.require_user();
+begin
+  if coalesce(jsonb_typeof(p_request -> 'all'), 'null') not in ('null', 'boolean') then
+    raise exception using errcode = 'TC001', message = 'all: expected true or false';
+  end if;
+  if p_request -> 'all' = 'true' then
+    perform private.require_operator();
+    return null;
+  end if;
+  return v_user;
+end $$;
+comment on function private.page_reader(jsonb) is
+  'The user whose rows a page shows: the caller; null = everybody''s, for an operator who asks with "all": true (TC107 '
+  'from others).';
+
+create function private.server_time() returns text
+language sql volatile set search_path = '' as $$ select private.rfc3339(clock_timestamp()) $$;
+comment on function private.server_time() is 'The database''s clock now, for server_time of a page.';
+grant execute on function private.page_user(), private.page_reader(jsonb), private.server_time() to authenticated;
+
+-- What page functions call with their reader's rights.
+grant execute on function private.refuse_unknown(jsonb, text, text[]), private.uuid_of(jsonb, text),
+  private.text_of(jsonb, text, integer), private.name_of(jsonb, text, integer),
+  private.int_of(jsonb, text, bigint, bigint), private.time_of(jsonb, text), private.is_plain(text),
+  private.plain(numeric), private.plain_name(text), private.rfc3339(timestamptz), private.require_user(),
+  private.own_account(uuid, boolean)
+to authenticated;
+
+-- pages/equity_curve.sql
+-- equity_curve: equity and balance of an account over time, thinned so that no low or high is lost.
+
+-- Security definer: users may not read settings.
+create function private.curve_bucket(p_from timestamptz, p_to timestamptz, p_points bigint) returns interval
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return greatest((p_to - p_from) / p_points, private.setting_s('snapshot_every_s'));
+end $$;
+comment on function private.curve_bucket(timestamptz, timestamptz, bigint) is
+  'The width of a bucket: as many as asked for, but none shorter than the distance of two snapshots.';
+
+-- Long buckets are made of days, because a year has half a million snapshots.
+create function private.curve_points(p_account uuid, p_from timestamptz, p_to timestamptz, p_bucket interval)
+returns table (at timestamptz, first_equity numeric, min_equity numeric, max_equity numeric, last_equity numeric,
+  last_balance numeric)
+language plpgsql stable security invoker set search_path = '' as $$
+begin
+  if p_bucket >= interval '1 day' then
+    return query
+      select date_bin(p_bucket, d.first_at, p_from), (array_agg(d.first_equity order by d.day))[1], min(d.min_equity),
+        max(d.max_equity), (array_agg(d.last_equity order by d.day desc))[1],
+        (array_agg(d.last_balance order by d.day desc))[1]
+      from public.account_days d
+      where d.account_id = p_account and d.day between p_from::date - 1 and p_to::date + 1
+        and d.first_at >= p_from and d.first_at < p_to
+      group by 1;
+    return;
+  end if;
+  return query
+    select date_bin(p_bucket, s.at, p_from), (array_agg(s.equity order by s.at))[1], min(s.equity), max(s.equity),
+      (array_agg(s.equity order by s.at desc))[1], (array_agg(s.balance order by s.at desc))[1]
+    from public.account_snapshots s
+    where s.account_id = p_account and s.at >= p_from and s.at < p_to
+    group by 1;
+end $$;
+comment on function private.curve_points(uuid, timestamptz, timestamptz, interval) is
+  'First, lowest, highest and last equity, and last balance, of each bucket that has figures.';
+
+create function private.equity_curve(p_request jsonb) returns jsonb
+language plpgsql stable security invoker set search_path = '' as $$
+declare
+  v_user uuid := private.page_user();
+  v_account public.trading_accounts := private.own_account(private.uuid_of(p_request, 'account_id'), true);
+  v_to timestamptz := coalesce(private.time_of(p_request, 'to'), now());
+  v_from timestamptz := coalesce(private.time_of(p_request, 'from'), v_to - interval '1 day');
+  v_points bigint := coalesce(private.int_of(p_request, 'points', 2, 500), 300);
+  v_bucket interval;
+begin
+  perform private.refuse_unknown(p_request, 'equity_curve', array['account_id', 'from', 'to', 'points']);
+  if v_from >= v_to or v_to - v_from > interval '20 years' then
+    raise exception using errcode = 'TC303',
+      message = format('equity_curve: from is %s and to is %s', private.rfc3339(v_from), private.rfc3339(v_to)),
+      hint = 'from must be before to, by at most 20 years.';
+  end if;
+  v_bucket := private.curve_bucket(v_from, v_to, v_points);
+  return jsonb_build_object(
+    'server_time', private.server_time(),
+    'account_id', v_account.id,
+    'currency', v_account.currency,
+    'from', private.rfc3339(v_from),
+    'to', private.rfc3339(v_to),
+    'bucket_s', round(extract(epoch from v_bucket)),
+    'points', coalesce((
+      select jsonb_agg(jsonb_build_object('at', private.rfc3339(p.at),
+        'equity', jsonb_build_array(private.plain(p.first_equity), private.plain(p.min_equity),
+          private.plain(p.max_equity), private.plain(p.last_equity)),
+        'balance', private.plain(p.last_balance)) order by p.at)
+      from private.curve_points(v_account.id, v_from, v_to, v_bucket) p), '[]'));
+end $$;
+
+create function public.equity_curve(p_request jsonb) returns jsonb
+language sql stable security invoker set search_path = '' as $$ select private.equity_curve(p_request) $$;
+comment on function public.equity_curve(jsonb) is
+  'Users and operators: equity and balance of an account over time.
+Request:
+- account_id (uuid; required): account of the caller; operators: any account
+- from (time): left out: a day before to
+- to (time): left out: now
+- points (integer; 2 to 500): into how many buckets the time is divided at most; left out: 300
+Answer:
+- server_time (time): the database''s clock
+- account_id (uuid): the account
+- currency (text): currency of the amounts
+- from, to (time): the time that was asked for
+- bucket_s (integer): seconds of a bucket; from a day on they are made of the days of account_days
+- points (list of objects): the buckets that have figures, in order; in a gap nothing was measured
+- points[].at (time): when the bucket begins
+- points[].equity (list of 4 texts): first, lowest, highest and last measured equity
+- points[].balance (text): last measured balance
+Errors: TC001 TC105 TC106 TC108 TC301 TC303
+Example: {"account_id": "0b9f4a52-6c1d-4e0b-9a57-2f6f0c8e1a02", "from": "2026-12-01T00:00:00Z",
+"to": "2026-12-02T00:00:00Z", "points": 2}
+-> {"server_time": "2026-12-02T09:30:00.000000Z", "account_id": "0b9f4a52-6c1d-4e0b-9a57-2f6f0c8e1a02",
+"currency": "USD", "from": "2026-12-01T00:00:00.000000Z", "to": "2026-12-02T00:00:00.000000Z", "bucket_s": 43200,
+"points": [{"at": "2026-12-01T00:00:00.000000Z", "equity": ["1000", "990.5", "1010", "1004"], "balance": "1000"}]}';
+revoke all on function public.equity_curve(jsonb) from public, anon;
+grant execute on function public.equity_curve(jsonb), private.equity_curve(jsonb),
+  private.curve_bucket(timestamptz, timestamptz, bigint),
+  private.curve_points(uuid, timestamptz, timestamptz, interval)
+to authenticated;
+
+-- pages/session.sql
+-- my_session: what every page shows around its content.
+
+create function private.my_session(p_request jsonb) returns jsonb
+language plpgsql stable security invoker set search_path = '' as $$
+declare
+  v_user uuid := private.page_user();
+  v_kept public.user_preferences;
+  v_switch public.trading_switch;
+begin
+  perform private.refuse_unknown(p_request, 'my_session', '{}');
+  select p.* into v_kept from public.user_preferences p where p.user_id = v_user;
+  select t.* into v_switch from public.trading_switch t where t.one;
+  return jsonb_build_object(
+    'server_time', private.server_time(),
+    'user_id', v_user,
+    'email', auth.jwt() ->> 'email',
+    'operator', private.is_operator(),
+    'preferences', jsonb_build_object('time_zone', v_kept.time_zone, 'theme', coalesce(v_kept.theme, 'system'),
+      'tour', coalesce(v_kept.tour, 'open')),
+    'trading', jsonb_build_object('state', v_switch.state, 'reason', v_switch.reason,
+      'changed_at', private.rfc3339(v_switch.changed_at)),
+    'unseen_alerts', (
+      select jsonb_build_object('critical', count(*) filter (where a.severity = 'critical'),
+        'warning', count(*) filter (where a.severity = 'warning'),
+        'info', count(*) filter (where a.severity = 'info'))
+      from public.alerts a where a.user_id = v_user and a.seen_at is null),
+    'counts', jsonb_build_object(
+      'accounts', (select count(*) from public.trading_accounts a where a.user_id = v_user and a.removed_at is null),
+      'copiers', (select count(*) from public.copiers c where c.user_id = v_user and c.removed_at is null),
+      'open_positions', (select count(*) from public.positions p where p.user_id = v_user and p.kind = 'position'
+        and p.closed_at is null)));
+end $$;
+
+create function public.my_session(p_request jsonb) returns jsonb
+language sql stable security invoker set search_path = '' as $$ select private.my_session(p_request) $$;
+comment on function public.my_session(jsonb) is
+  'Users: what every page of the dashboard shows around its content.
+Request: none
+Answer:
+- server_time (time): the database''s clock
+- user_id (uuid): the caller
+- email (text or null): the caller''s address
+- operator (boolean): whether the caller is an operator
+- preferences (object): time_zone (text or null), theme and tour, as set_preferences keeps them
+- trading (object): state (on, monitor or off), reason and changed_at of the switch for everybody
+- unseen_alerts (object): number of the caller''s unseen alerts: critical, warning, info
+- counts (object): number of the caller''s accounts, copiers and open_positions
+Errors: TC001 TC105 TC108 TC301
+Example: {} -> {"server_time": "2026-12-01T09:30:00.000000Z", "user_id": "0b9f4a52-6c1d-4e0b-9a57-2f6f0c8e1a02",
+"email": "ann@example.com", "operator": false, "preferences": {"time_zone": "Europe/Berlin", "theme": "system",
+"tour": "open"}, "trading": {"state": "on", "reason": "", "changed_at": "2026-12-01T09:30:00.000000Z"},
+"unseen_alerts": {"critical": 0, "warning": 1, "info": 0}, "counts": {"accounts": 2, "copiers": 1,
+"open_positions": 3}}';
+revoke all on function public.my_session(jsonb) from public, anon;
+grant execute on function public.my_session(jsonb), private.my_session(jsonb) to authenticated;
