@@ -57,11 +57,11 @@ def test_a_long_time_is_made_of_days(farm: Farm, owner: Actor, account: UUID) ->
         farm.rows(
             "insert into public.account_days (account_id, day, user_id, time_zone, ends_at, first_at, last_at,"
             " first_equity, min_equity, max_equity, last_equity, first_balance, min_balance, max_balance, last_balance)"
-            " values (%(a)s, '2026-12-01'::date + %(d)s, %(u)s, 'UTC', 'infinity',"
-            " '2026-12-01T00:01Z'::timestamptz + make_interval(days => %(d)s),"
-            " '2026-12-01T23:00Z'::timestamptz + make_interval(days => %(d)s),"
-            " 100 + %(d)s, 50 + %(d)s, 200 + %(d)s, 150 + %(d)s, 1, 1, 9, %(d)s)",
-            {"a": account, "d": day, "u": owner.user_id},
+            " select a.id, (b.at)::date, a.user_id, 'UTC', 'infinity', b.at, b.at + interval '22 hours',"
+            " 100 + n, 50 + n, 200 + n, 150 + n, 1, 1, 9, n from (values (%s)) d (n)"
+            " cross join lateral (select '2026-12-01T00:01Z'::timestamptz + make_interval(days => n)) b (at)"
+            " cross join public.trading_accounts a where a.id = %s",
+            (day, account),
         )
     told = owner.can("equity_curve", {"account_id": account, "from": "2026-12-02T00:00:00Z",
                                       "to": "2026-12-12T00:00:00Z", "points": 5})  # fmt: skip
