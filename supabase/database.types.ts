@@ -62,6 +62,13 @@ export type Database = {
             foreignKeyName: "account_days_account_id_fkey";
             columns: ["account_id"];
             isOneToOne: false;
+            referencedRelation: "account_status";
+            referencedColumns: ["account_id"];
+          },
+          {
+            foreignKeyName: "account_days_account_id_fkey";
+            columns: ["account_id"];
+            isOneToOne: false;
             referencedRelation: "trading_accounts";
             referencedColumns: ["id"];
           },
@@ -94,6 +101,13 @@ export type Database = {
           margin?: number | null;
         };
         Relationships: [
+          {
+            foreignKeyName: "account_snapshots_account_id_fkey";
+            columns: ["account_id"];
+            isOneToOne: false;
+            referencedRelation: "account_status";
+            referencedColumns: ["account_id"];
+          },
           {
             foreignKeyName: "account_snapshots_account_id_fkey";
             columns: ["account_id"];
@@ -170,6 +184,13 @@ export type Database = {
             foreignKeyName: "account_symbols_account_id_fkey";
             columns: ["account_id"];
             isOneToOne: false;
+            referencedRelation: "account_status";
+            referencedColumns: ["account_id"];
+          },
+          {
+            foreignKeyName: "account_symbols_account_id_fkey";
+            columns: ["account_id"];
+            isOneToOne: false;
             referencedRelation: "trading_accounts";
             referencedColumns: ["id"];
           },
@@ -202,6 +223,13 @@ export type Database = {
           vps_id?: string;
         };
         Relationships: [
+          {
+            foreignKeyName: "account_vps_assignments_account_id_fkey";
+            columns: ["account_id"];
+            isOneToOne: true;
+            referencedRelation: "account_status";
+            referencedColumns: ["account_id"];
+          },
           {
             foreignKeyName: "account_vps_assignments_account_id_fkey";
             columns: ["account_id"];
@@ -273,6 +301,13 @@ export type Database = {
           vps_id?: string | null;
         };
         Relationships: [
+          {
+            foreignKeyName: "alerts_account_id_fkey";
+            columns: ["account_id"];
+            isOneToOne: false;
+            referencedRelation: "account_status";
+            referencedColumns: ["account_id"];
+          },
           {
             foreignKeyName: "alerts_account_id_fkey";
             columns: ["account_id"];
@@ -359,6 +394,13 @@ export type Database = {
           user_id?: string;
         };
         Relationships: [
+          {
+            foreignKeyName: "balance_operations_account_id_fkey";
+            columns: ["account_id"];
+            isOneToOne: false;
+            referencedRelation: "account_status";
+            referencedColumns: ["account_id"];
+          },
           {
             foreignKeyName: "balance_operations_account_id_fkey";
             columns: ["account_id"];
@@ -462,6 +504,13 @@ export type Database = {
             isOneToOne: false;
             referencedRelation: "vps_instances";
             referencedColumns: ["id"];
+          },
+          {
+            foreignKeyName: "health_is_of_an_account";
+            columns: ["account_id"];
+            isOneToOne: false;
+            referencedRelation: "account_status";
+            referencedColumns: ["account_id"];
           },
           {
             foreignKeyName: "health_is_of_an_account";
@@ -656,8 +705,22 @@ export type Database = {
             foreignKeyName: "copiers_follower_account_id_fkey";
             columns: ["follower_account_id"];
             isOneToOne: false;
+            referencedRelation: "account_status";
+            referencedColumns: ["account_id"];
+          },
+          {
+            foreignKeyName: "copiers_follower_account_id_fkey";
+            columns: ["follower_account_id"];
+            isOneToOne: false;
             referencedRelation: "trading_accounts";
             referencedColumns: ["id"];
+          },
+          {
+            foreignKeyName: "copiers_master_account_id_fkey";
+            columns: ["master_account_id"];
+            isOneToOne: false;
+            referencedRelation: "account_status";
+            referencedColumns: ["account_id"];
           },
           {
             foreignKeyName: "copiers_master_account_id_fkey";
@@ -699,6 +762,22 @@ export type Database = {
           link_id?: number | null;
           reason?: string | null;
           user_id?: string;
+        };
+        Relationships: [];
+      };
+      crypto_currencies: {
+        Row: {
+          currency: string;
+          word: string | null;
+        };
+        ComputedFields: never;
+        Insert: {
+          currency: string;
+          word?: string | null;
+        };
+        Update: {
+          currency?: string;
+          word?: string | null;
         };
         Relationships: [];
       };
@@ -817,6 +896,13 @@ export type Database = {
           weekday?: number;
         };
         Relationships: [
+          {
+            foreignKeyName: "flat_times_account_id_fkey";
+            columns: ["account_id"];
+            isOneToOne: true;
+            referencedRelation: "account_status";
+            referencedColumns: ["account_id"];
+          },
           {
             foreignKeyName: "flat_times_account_id_fkey";
             columns: ["account_id"];
@@ -1084,6 +1170,13 @@ export type Database = {
             foreignKeyName: "positions_account_id_fkey";
             columns: ["account_id"];
             isOneToOne: false;
+            referencedRelation: "account_status";
+            referencedColumns: ["account_id"];
+          },
+          {
+            foreignKeyName: "positions_account_id_fkey";
+            columns: ["account_id"];
+            isOneToOne: false;
             referencedRelation: "trading_accounts";
             referencedColumns: ["id"];
           },
@@ -1131,6 +1224,13 @@ export type Database = {
           user_id?: string;
         };
         Relationships: [
+          {
+            foreignKeyName: "protection_looks_account_id_fkey";
+            columns: ["account_id"];
+            isOneToOne: false;
+            referencedRelation: "account_status";
+            referencedColumns: ["account_id"];
+          },
           {
             foreignKeyName: "protection_looks_account_id_fkey";
             columns: ["account_id"];
@@ -1236,6 +1336,13 @@ export type Database = {
           would_breach?: string | null;
         };
         Relationships: [
+          {
+            foreignKeyName: "protection_rules_account_id_fkey";
+            columns: ["account_id"];
+            isOneToOne: false;
+            referencedRelation: "account_status";
+            referencedColumns: ["account_id"];
+          },
           {
             foreignKeyName: "protection_rules_account_id_fkey";
             columns: ["account_id"];
@@ -2001,6 +2108,21 @@ export type Database = {
       };
     };
     Views: {
+      account_status: {
+        Row: {
+          account_id: string;
+          name: string;
+          platform: string;
+          reason: string | null;
+          seen_at: string | null;
+          since: string | null;
+          status: string | null;
+          user_id: string;
+          waits_for: string | null;
+        };
+        ComputedFields: never;
+        Relationships: [];
+      };
       copied_trades: {
         Row: {
           attempts: number | null;
@@ -2045,8 +2167,22 @@ export type Database = {
             foreignKeyName: "copiers_follower_account_id_fkey";
             columns: ["follower_account_id"];
             isOneToOne: false;
+            referencedRelation: "account_status";
+            referencedColumns: ["account_id"];
+          },
+          {
+            foreignKeyName: "copiers_follower_account_id_fkey";
+            columns: ["follower_account_id"];
+            isOneToOne: false;
             referencedRelation: "trading_accounts";
             referencedColumns: ["id"];
+          },
+          {
+            foreignKeyName: "copiers_master_account_id_fkey";
+            columns: ["master_account_id"];
+            isOneToOne: false;
+            referencedRelation: "account_status";
+            referencedColumns: ["account_id"];
           },
           {
             foreignKeyName: "copiers_master_account_id_fkey";
@@ -2069,6 +2205,13 @@ export type Database = {
         };
         ComputedFields: never;
         Relationships: [
+          {
+            foreignKeyName: "copiers_follower_account_id_fkey";
+            columns: ["follower_account_id"];
+            isOneToOne: false;
+            referencedRelation: "account_status";
+            referencedColumns: ["account_id"];
+          },
           {
             foreignKeyName: "copiers_follower_account_id_fkey";
             columns: ["follower_account_id"];
@@ -2131,6 +2274,7 @@ export type Database = {
       set_trading: { Args: { p_request: Json }; Returns: Json };
       symbol_suggestions: { Args: { p_request: Json }; Returns: Json };
       update_account: { Args: { p_request: Json }; Returns: Json };
+      verdict: { Args: { p_request: Json }; Returns: Json };
       vps_heartbeat: { Args: { p_heartbeat: Json }; Returns: Json };
     };
     Enums: {

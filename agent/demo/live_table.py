@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from agent.testbed.figures import percentile
+from agent.testbed.figures import percentile, verdict
 from agent.testbed.quiescence import Observer
 from agent.testbed.reasons import NOTHING_TO_DO
 
@@ -21,7 +21,8 @@ PLAIN_EVERY_S = 5.0
 WIDE = 110
 
 AGENTS = """
-  select v.name, v.status, v.rss_mb, v.rtt_ms, extract(epoch from clock_timestamp() - v.last_heartbeat_at) as age,
+  select v.name, case when v.status = 'online' and private.lease_end(v) <= clock_timestamp() then 'lease expired'
+    else v.status end as status, v.rss_mb, v.rtt_ms, extract(epoch from clock_timestamp() - v.last_heartbeat_at) as age,
     (select count(*) from public.account_vps_assignments s where s.vps_id = v.id)::integer as accounts
   from public.vps_instances v where v.retired_at is null order by v.name"""
 STATES = "select status, count(*)::integer as n from public.trade_execution_queue group by 1"
@@ -42,12 +43,15 @@ LAST = """
   from public.trade_execution_queue q join public.trading_accounts a on a.id = q.account_id
   order by q.id desc limit %(rows)s"""
 
+#: no other tone is green
+TONES = {"ok": "green", "idle": "default", "warn": "yellow", "bad": "red"}
+
 Row = Mapping[str, object]
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """The values that the table shows, read at one moment."""
+    """The values that the table shows, read at one moment. `verdict`: what the board says, too."""
 
     agents: Sequence[Row]
     states: Mapping[str, int]
@@ -55,11 +59,16 @@ class Picture:
     p95: float | None
     reasons: Sequence[Row]
     last: Sequence[Row]
+    verdict: str = ""
+    tone: str = "idle"
 
 
 async def take(observer: Observer, *, rows: int = 8) -> Picture:
+    said = await verdict(observer)
     latencies = sorted(float(str(row["ms"])) for row in await observer.rows(LATENCIES))
     return Picture(
+        verdict=said["text"],
+        tone=said["tone"],
         agents=await observer.rows(AGENTS),
         states={str(row["status"]): int(str(row["n"])) for row in await observer.rows(STATES)},
         p50=percentile(latencies, 0.5),
@@ -76,7 +85,8 @@ def render(picture: Picture, headline: str, *, width: int, height: int | None = 
     A low terminal gets fewer of the last orders.
     """
     wide = width >= WIDE
-    above = Group(Text(headline), Text(), _agents(picture, wide=wide), Text(), _copies(picture), Text())
+    said = Text(picture.verdict, style=TONES.get(picture.tone, "red"))
+    above = Group(Text(headline), said, Text(), _agents(picture, wide=wide), Text(), _copies(picture), Text())
     if height is None:
         return Group(above, _last(picture.last, wide=wide))
     console = Console(width=width, height=height)
@@ -154,7 +164,7 @@ def plain(picture: Picture, headline: str) -> str:
     states = ", ".join(f"{count} {status}" for status, count in sorted(picture.states.items())) or "no executions yet"
     reasons = ", ".join(f"{row['reason']} {row['n']}" for row in _refusals(picture))
     latency = f"p50 {_unit(picture.p50, 'ms', 1)} p95 {_unit(picture.p95, 'ms', 1)}"
-    line = f"{headline} | {online} agents online | {states} | {latency}"
+    line = f"{headline} | {picture.verdict} | {online} agents online | {states} | {latency}"
     return line + (f" | not copied: {reasons}" if reasons else "")
 
 

@@ -49,6 +49,16 @@ ACCOUNTS = """
 FARM = (
     "select count(*)::integer as n from public.vps_instances where retired_at is null and last_heartbeat_at is not null"
 )
+VERDICT = "select private.verdict_of(null) as verdict"
+
+
+async def verdict(observer: Observer) -> dict[str, str]:
+    """What the board's first line says of the whole installation now: `text`, and its `tone` (ok, idle, warn, bad)."""
+    [row] = await observer.rows(VERDICT)
+    said = row["verdict"]
+    if not isinstance(said, dict):
+        raise TypeError(f"the database returned {said!r} instead of a verdict")
+    return {"tone": str(said["tone"]), "text": str(said["text"])}
 
 
 def percentile(values: Sequence[float], share: float) -> float | None:
@@ -136,6 +146,7 @@ async def measure(
         "unexplained": await _count(observer, UNEXPLAINED, {}),
         "platforms": _platforms(await observer.rows(ACCOUNTS, parameters), executions),
         "vps": await _count(observer, FARM, {}),
+        "verdict": await verdict(observer),
     }
 
 

@@ -6,6 +6,9 @@ from rich.console import Console
 from agent.demo.live_table import Picture, plain, render
 
 PICTURE = Picture(
+    verdict="prop-1: the close of EURUSD 0.3 is not filled after 12 s, the market is closed; close it at the broker if"
+    " you cannot wait, and 2 more problems",
+    tone="bad",
     agents=[
         {"name": f"vps-{letter}", "status": "online", "rss_mb": 71, "rtt_ms": 1.2, "age": 0,
          "accounts": 3} for letter in "abc"
@@ -56,7 +59,16 @@ def test_the_table_fits_the_terminal(width: int) -> None:
     lines = drawn(PICTURE, width)
     assert max(len(line) for line in lines) <= width
     text = "\n".join(lines)
-    for shown in ("vps-a", "12345 completed", "3.2 ms", "below_min 7", "reverse-chf", "market_closed"):
+    for shown in (
+        "prop-1: the close of EURUSD 0.3",
+        "and 2 more problems",
+        "vps-a",
+        "12345 completed",
+        "3.2 ms",
+        "below_min 7",
+        "reverse-chf",
+        "market_closed",
+    ):
         assert shown in text
 
 
@@ -84,5 +96,6 @@ def test_a_low_terminal_shows_fewer_orders_instead_of_a_cut_display() -> None:
 def test_without_a_terminal_there_is_one_line() -> None:
     line = plain(PICTURE, "12 s")
     assert "\n" not in line
+    assert "and 2 more problems" in line
     assert "3 agents online" in line
     assert "below_min 7" in line

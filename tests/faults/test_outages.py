@@ -11,13 +11,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
-from fault_harness import Desk, Ground, until
+from fault_harness import Desk, Ground, no_scheduler, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
 
 SYMBOLS = ("EURUSD", "USDJPY", "XAUUSD", "GBPUSD")
 LAST_RUN = "select last_run_at from private.clockwork where name = 'maintain'"
-CRON = "update cron.job set active = %(active)s where jobname like 'tradecopier-%%'"
 DOUBTFUL = """
   select 1 from public.trade_execution_queue q where q.account_id = any(%(accounts)s::uuid[]) and q.action = 'open'
     and q.status in ('expired', 'unknown') limit 1"""
@@ -91,20 +90,6 @@ async def test_a_restart_under_load_loses_nothing_and_doubles_nothing(
         await desk.holds(2)
         await desk.assert_money_laws()
         await desk.close(after)
-
-
-@asynccontextmanager
-async def no_scheduler(ground: Ground) -> AsyncIterator[None]:
-    """pg_cron is dead: none of its jobs runs.
-
-    Leases keep their length: below twice the pause between two runs of maintain() each run would take the pause for an
-    outage.
-    """
-    await ground.rows(CRON, active=False)
-    try:
-        yield
-    finally:
-        await ground.rows(CRON, active=True)
 
 
 async def test_with_a_dead_scheduler_heartbeats_alone_run_the_upkeep(ground: Ground) -> None:

@@ -26,6 +26,7 @@ WHO: Final = ("anonymous", "user", "other user", "agent", "other agent", "retire
 TABLES: Final = """
 table                           anonymous user other-user agent other-agent retired-agent operator service
 public.account_days             -         own  own        none  none        none          all      all
+public.account_status           -         own  own        none  none        none          all      all
 public.account_snapshots        -         own  own        none  none        none          all      all
 public.account_symbols          -         own  own        none  none        none          all      all
 public.account_vps_assignments  -         own  own        none  none        none          all      all
@@ -37,6 +38,7 @@ public.connection_health_logs   -         own  own        none  none        none
 public.copied_trades            -         own  own        none  none        none          all      all
 public.copiers                  -         own  own        none  none        none          all      all
 public.copy_outcomes            -         own  own        none  none        none          all      all
+public.crypto_currencies        -         all  all        all   all         all           all      all
 public.currency_units           -         all  all        all   all         all           all      all
 public.enrollment_tokens        -         none none       none  none        none          all      all
 public.flat_times               -         own  own        none  none        none          all      all
@@ -77,6 +79,7 @@ private.releases                -         -    -          -     -           -   
 private.trade_events_*          -         -    -          -     -           -             -        -
 private.time_zones              -         -    -          -     -           -             -        -
 private.vps_secrets             -         -    -          -     -           -             -        -
+private.weekend_watches         -         -    -          -     -           -             -        -
 """
 
 # ok, or the SQLSTATE of the refusal. The call concerns an account of "user" that "agent" works, or the VPS of "agent".
@@ -134,10 +137,12 @@ set_preferences          42501     ok    ok         TC105 TC105       TC105     
 set_quiet_times          42501     ok    TC106      TC105 TC105       TC105         ok       42501
 set_setting              42501     TC107 TC107      TC107 TC107       TC107         ok       ok
 update_account           42501     ok    TC106      TC105 TC105       TC105         TC106    ok
+verdict                  42501     ok    ok         TC105 TC105       TC105         ok       42501
 vps_heartbeat            42501     TC101 TC101      ok    ok          TC102         TC101    42501
 """
 
-# Beside the twins of the functions above: what policies (the first two) and page functions call in the reader's name.
+# Beside the twins of the functions above: what policies (the first two), page functions
+# and a view call in the reader's name.
 PRIVATE_GRANTS: Final = {
     name: {"authenticated"}
     for name in (
@@ -146,7 +151,7 @@ PRIVATE_GRANTS: Final = {
         "refuse_unknown", "uuid_of", "text_of", "name_of", "int_of", "time_of", "is_plain", "plain", "plain_name",
         "rfc3339", "require_user", "own_account",
     )
-}  # fmt: skip
+} | {"account_status_now": {"authenticated", "service_role"}}  # fmt: skip
 
 # Whose a row is: an expression over the row t.
 OWNER: Final[dict[str, LiteralString]] = {
@@ -156,6 +161,7 @@ OWNER: Final[dict[str, LiteralString]] = {
     "public.connection_health_logs": "(select a.user_id from public.trading_accounts a where a.id = t.account_id)",
     "public.unexplained_pairs": "(select a.user_id from public.trading_accounts a where a.id = t.account_id)",
     "public.operators": "null::uuid",
+    "public.crypto_currencies": "null::uuid",
     "public.currency_units": "null::uuid",
     "public.symbol_aliases": "null::uuid",
     "public.trading_switch": "null::uuid",
@@ -367,6 +373,7 @@ def payload(world: World, function: str) -> object:
         "symbol_suggestions": {"copier_id": world.copier},
         "set_trading": {"state": "monitor", "reason": "prices are wrong"},
         "update_account": account | {"name": "renamed"},
+        "verdict": {},
         "vps_heartbeat": {"protocol_version": 2},
     }  # fmt: skip
     return payloads[function]

@@ -41,6 +41,9 @@ class Account:
     epoch: int
     session: int = 0
     sequence: int = 0
+    #: what the agent's heartbeats say of it
+    status: str = "connected"
+    error: str | None = None
 
     def next(self) -> int:
         self.sequence += 1
@@ -59,6 +62,8 @@ class Desk:
         self.agent = ""
         self.vps = ""
         self.number = next(_numbers)
+        self._worked: list[Account] = []
+        self._last: Json = {}
 
     async def __aenter__(self) -> Self:
         self.agent, _ = await self.stack.create_user(f"agent-{self.number}@example.com")
@@ -98,7 +103,9 @@ class Desk:
         return await self.call(
             self.agent, "vps_heartbeat", "p_heartbeat",
             {"protocol_version": 2, "agent_version": "1.2.3", "cpu_percent": 12, "memory_percent": 40,
-             "disk_percent": 10, "rss_mb": 80, "accounts": []},
+             "disk_percent": 10, "rss_mb": 80, "accounts": [
+                 {"account_id": one.account_id, "session": one.session, "status": one.status, "error": one.error}
+                 for one in self._worked]},
         )  # fmt: skip
 
     async def account(self, owner: Person, name: str, *, balance: str = "10000") -> Account:
@@ -125,10 +132,13 @@ class Desk:
             "free_margin": balance, "measured_at": _now(), "symbols": [EURUSD | {"quoted_at": _now()}],
         })  # fmt: skip
         await self.events(account, {"type": "snapshot", "positions": [], "unchanged_at": None})
+        self._worked.append(account)
+        await self.beat()
         return account
 
     async def trouble(self, account: Account, error: str) -> None:
         """The agent reports that the account no longer works normally; `error` begins with a code."""
+        account.status, account.error = "degraded", error
         await self.as_agent("report_account_state", "p_state", {
             "account_id": account.account_id, "epoch": account.epoch, "session": account.session, "status": "degraded",
             "error": error,
@@ -148,9 +158,24 @@ class Desk:
             "lots": lots,
             "price": "1.10000",
         }
+        self._last = position
         answer = await self.events(master, {"type": "opened", "position": position, "unchanged_at": _now()})
         executions: list[Json] = answer["executions"]
         return executions[0] if executions else {}
+
+    async def closes(self, master: Account) -> Json:
+        """The master closes what it opened last; returns the first resulting execution, or nothing."""
+        position = self._last | {"lots": "0"}
+        event = {"type": "closed", "position": position, "unchanged_at": _now(), "evidence": "deal"}
+        executions: list[Json] = (await self.events(master, event))["executions"]
+        return executions[0] if executions else {}
+
+    async def pending(self, owner: Person, name: str) -> None:
+        """Connect an account that the agent never logs in to."""
+        await self._service("connect_account", "p_account", {
+            "user_id": owner.user_id, "platform": "paper", "server": "Paper", "login": str(next(_numbers)),
+            "password": "x", "name": name, "vps_id": self.vps,
+        })  # fmt: skip
 
     async def events(self, account: Account, event: Json) -> Json:
         body = {"session": account.session, "seq": account.next(), "detected_at": _now()} | event

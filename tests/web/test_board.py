@@ -223,6 +223,59 @@ async def test_the_top_row_says_what_is_wrong_and_since_when(
     )
 
 
+async def test_a_dead_agent_shows_though_nothing_runs_any_more(
+    own_stack: Stack, own_desk: Desk, open_own_page: Opener
+) -> None:
+    owner = await own_desk.person("trader")
+    await own_desk.account(owner, "Leader")
+    page = await open_own_page(init=FAST_POLLING)
+    await sign_in(page, owner)
+    await expect(verdict(page)).to_have_attribute("data-tone", "ok")
+    async with await psycopg.AsyncConnection.connect(own_stack.dsn, autocommit=True) as owner_of_all:
+        await owner_of_all.execute("update cron.job set active = false where true")
+        await owner_of_all.execute("update public.vps_instances set lease_expires_at = clock_timestamp() where true")
+        await expect(verdict(page)).to_have_attribute("data-tone", "bad")
+        await expect(verdict(page)).to_contain_text("Leader is disconnected: its VPS sends no heartbeats")
+        await expect(panel(page, "Accounts")).to_contain_text("disconnected")
+        await expect(panel(page, "Agents")).to_contain_text("0 of 1 account connected")
+        stored = await (await owner_of_all.execute("select status from public.trading_accounts")).fetchall()
+        assert stored == [("connected",)]
+        told = await own_desk.call(owner.user_id, "verdict", "p_request", {})
+        await expect(verdict(page)).to_contain_text(told["text"])
+
+
+async def test_an_account_that_waits_says_what_for_and_is_not_green(desk: Desk, open_page: Opener) -> None:
+    owner = await desk.person("trader")
+    await desk.pending(owner, "Waiting")
+    page = await open_page()
+    await sign_in(page, owner)
+    await expect(verdict(page)).to_have_attribute("data-tone", "warn")
+    await expect(verdict(page)).to_contain_text("Waiting is pending: its agent has not logged in yet")
+    await expect(panel(page, "Accounts")).to_contain_text("its agent has not logged in yet")
+
+
+async def test_a_close_that_is_overdue_is_the_first_line(
+    own_stack: Stack, own_desk: Desk, open_own_page: Opener
+) -> None:
+    owner = await own_desk.person("trader")
+    master, follower = [await own_desk.account(owner, name) for name in ("Leader", "Copy")]
+    await own_desk.copier(owner, master, follower)
+    opened = await own_desk.opens(master, "0.30")
+    await own_desk.fills(follower, opened)
+    await own_desk.trouble(master, "autotrading_off: the terminal does not let experts trade")
+    await own_desk.closes(master)
+    async with await psycopg.AsyncConnection.connect(own_stack.dsn, autocommit=True) as owner_of_all:
+        await owner_of_all.execute(
+            "update public.trade_execution_queue set queued_at = queued_at - interval '20 seconds'"
+            " where finalized_at is null"
+        )
+    page = await open_own_page()
+    await sign_in(page, owner)
+    await expect(verdict(page).get_by_role("status")).to_contain_text("Copy: the close of EURUSD 0.3 is not filled")
+    await expect(verdict(page).get_by_role("status")).to_contain_text("close it at the broker if you cannot wait")
+    await expect(verdict(page).get_by_role("listitem").first).to_contain_text("Copy: the close of EURUSD 0.3")
+
+
 async def test_an_alert_stays_on_top_until_its_user_has_seen_it(desk: Desk, open_page: Opener) -> None:
     owner, stranger = await desk.person("trader"), await desk.person("stranger")
     account = await desk.account(owner, "Leader")
@@ -280,6 +333,7 @@ async def test_what_cannot_be_read_is_said_and_old_figures_are_called_old(desk: 
     await expect(verdict(page)).to_contain_text("All is well")
     await page.route("**/rest/v1/**", lambda route: route.abort())
     await expect(verdict(page)).to_contain_text("The last refresh failed")
+    await expect(verdict(page)).to_have_attribute("data-tone", "warn")
     await expect(panel(page, "Accounts")).to_contain_text("Leader")
 
     await page.evaluate("const real = Date.now; Date.now = () => real() + 60000;")

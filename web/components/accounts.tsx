@@ -76,7 +76,7 @@ function AccountRow({ account, open, pending, leads, follows }: Readonly<Row>) {
       </th>
       <td>
         <Status tone={accountTone(account.status, account.copy_state)}>
-          {account.status}
+          {account.status === "weekend" ? "closed for the weekend" : account.status}
           {account.copy_state === "on" ? "" : `, ${account.copy_state}`}
         </Status>
         {account.status_reason ? <span className="sub">{account.status_reason}</span> : null}

@@ -123,7 +123,8 @@ function Homes({ guests }: Readonly<{ guests: Guests }>) {
           <tbody>
             {homes.map(([vps, accounts]) => {
               const connected = accounts.filter((account) => account.status === "connected").length;
-              const tone = connected === accounts.length ? "ok" : connected ? "warn" : vps ? "bad" : "idle";
+              const resting = accounts.every(({ status }) => status === "connected" || status === "weekend");
+              const tone = connected === accounts.length ? "ok" : resting ? "idle" : connected || !vps ? "warn" : "bad";
               const seen = accounts.map((account) => account.seen_at).filter((at) => at !== null);
               return (
                 <tr key={vps}>

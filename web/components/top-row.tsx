@@ -3,21 +3,21 @@
 import { plural } from "../lib/format";
 import type { BoardData, Unexplained } from "../lib/queries";
 import type { Live } from "../lib/use-live";
-import { judge } from "../lib/verdict";
+import { withUnexplained } from "../lib/verdict";
 import { Age, useNow } from "./now";
 import { Icon } from "./tone";
 
-/** Data older than this counts as out of date. The page refreshes every 15 s. */
-const STALE_MS = 40_000;
+/** Data older than this counts as out of date: the page refreshes every 15 s, and a request takes at most 12 s. */
+const STALE_MS = 30_000;
 
 type Props = { live: Live<unknown>; board: BoardData; unexplained: Unexplained };
 
 /** Answers "Is anything wrong now?": one sentence, then each finding with its age. */
 export function TopRow({ live, board, unexplained }: Readonly<Props>) {
-  const now = useNow();
+  useNow(); // whether the data is out of date changes without any other reason to render
   const read = live.loadedAt === null ? null : new Date(live.loadedAt).toISOString();
   const stale = live.loadedAt !== null && Date.now() - live.loadedAt > STALE_MS;
-  const verdict = judge(board, unexplained, now);
+  const verdict = withUnexplained(board.verdict, unexplained);
   const tone = stale ? "bad" : live.error ? "warn" : verdict.tone;
   const text = stale
     ? "The board is out of date: the figures below are old"

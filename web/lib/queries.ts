@@ -4,6 +4,7 @@ import type { Database } from "../../supabase/database.types";
 import { ServerClock } from "./clock";
 import type { Config } from "./config";
 import { NOTHING_TO_DO } from "./reasons";
+import { type Verdict, verdictOf } from "./verdict";
 
 export type Project = { client: SupabaseClient<Database>; clock: ServerClock };
 export type User = { id: string; email: string };
@@ -81,26 +82,19 @@ export async function isOperator({ client }: Project, user: User): Promise<boole
 
 /** Reads everything that the board shows. `operator` extends the queries from the user's own rows to all rows. */
 export async function readBoard(project: Project, user: User, operator: boolean) {
-  const [
-    [accounts, assignments, vpses, positions, copiers, [trading]],
-    alerts,
-    trades,
-    executions,
-    unfinished,
-    failures,
-    refusals,
-  ] = await Promise.all([
-    readFarm(project, user, operator),
-    readAlerts(project, user, operator),
-    readTrades(project, user, operator),
-    readExecutions(project, user, operator),
-    readUnfinished(project, user, operator),
-    readFailures(project, user, operator),
-    readRefusals(project, user, operator),
-  ]);
+  const [[accounts, assignments, vpses, positions, copiers], verdict, alerts, trades, executions, failures, refusals] =
+    await Promise.all([
+      readFarm(project, user, operator),
+      readVerdict(project, operator),
+      readAlerts(project, user, operator),
+      readTrades(project, user, operator),
+      readExecutions(project, user, operator),
+      readFailures(project, user, operator),
+      readRefusals(project, user, operator),
+    ]);
   return {
     operator,
-    trading,
+    verdict,
     accounts,
     assignments,
     vpses,
@@ -109,7 +103,6 @@ export async function readBoard(project: Project, user: User, operator: boolean)
     alerts,
     trades,
     executions,
-    unfinished,
     failures,
     refusals,
   };
@@ -125,13 +118,17 @@ export type Failure = BoardData["failures"][number];
 export type Refusal = BoardData["refusals"][number];
 
 // The policies allow "own rows, or operator": an index on user_id is used only if the query filters by user, too.
-function readFarm({ client }: Project, user: User, operator: boolean) {
+async function readFarm({ client }: Project, user: User, operator: boolean) {
   const accounts = client
     .from("trading_accounts")
-    .select(
-      "id, name, platform, server, mode, currency, balance, equity, funds_at, status, status_reason, status_at, copy_state, seen_at",
-    )
+    .select("id, name, platform, server, mode, currency, balance, equity, funds_at, copy_state, seen_at")
     .is("removed_at", null)
+    .order("name")
+    .limit(500);
+  // The status as it is now: the stored one is only what an agent said last.
+  const statuses = client
+    .from("account_status")
+    .select("account_id, status, reason, waits_for")
     .order("name")
     .limit(500);
   const positions = client.from("positions").select("account_id, kind").is("closed_at", null).limit(1000);
@@ -139,8 +136,9 @@ function readFarm({ client }: Project, user: User, operator: boolean) {
     .from("copiers")
     .select("id, name, mode, removal, removed_at, master_account_id, follower_account_id")
     .limit(1000);
-  return Promise.all([
+  const [stored, present, ...others] = await Promise.all([
     rows("Accounts", operator ? accounts : accounts.eq("user_id", user.id)),
+    rows("The status of accounts", operator ? statuses : statuses.eq("user_id", user.id)),
     rows("Assignments", client.from("account_vps_assignments").select("account_id, vps_id, epoch").limit(1000)),
     rows(
       "Agents",
@@ -155,8 +153,21 @@ function readFarm({ client }: Project, user: User, operator: boolean) {
     ),
     rows("Positions", operator ? positions : positions.eq("user_id", user.id)),
     rows("Copiers", operator ? copiers : copiers.eq("user_id", user.id)),
-    rows("The trading switch", client.from("trading_switch").select("state, reason, changed_at")),
   ]);
+  const byId = new Map(present.map((status) => [status.account_id, status]));
+  const joined = stored.map((account) => {
+    const now = byId.get(account.id);
+    return { ...account, status: now?.status ?? "unknown", status_reason: now?.waits_for ?? now?.reason ?? null };
+  });
+  return [joined, ...others] as const;
+}
+
+/** Is anything wrong now? The database's own words, which the terminal shows, too. */
+async function readVerdict({ client }: Project, operator: boolean): Promise<Verdict> {
+  const said = await rows("The verdict", client.rpc("verdict", { p_request: operator ? { all: true } : {} }));
+  const verdict = verdictOf(said);
+  if (!verdict) throw new QueryFailed("The verdict", "the answer does not have the documented form", false);
+  return verdict;
 }
 
 /** Alerts that have not been marked as seen. */
@@ -199,16 +210,6 @@ function readExecutions({ client }: Project, user: User, operator: boolean) {
     ? question.order("id", { ascending: false })
     : question.eq("user_id", user.id).order("queued_at", { ascending: false }).order("id", { ascending: false });
   return rows("Executions", newest);
-}
-
-function readUnfinished({ client }: Project, user: User, operator: boolean) {
-  const question = client
-    .from("trade_execution_queue")
-    .select("id, account_id, action, symbol, status, queued_at, send_before, next_attempt_at")
-    .is("finalized_at", null)
-    .order("id")
-    .limit(REFUSALS);
-  return rows("Executions in flight", operator ? question : question.eq("user_id", user.id));
 }
 
 /** Executions of the last day that ended without a fill. */

@@ -5,7 +5,8 @@ export type Tone = "ok" | "warn" | "bad" | "idle";
 export function accountTone(status: string, copyState: string): Tone {
   if (status === "connected") return copyState === "on" ? "ok" : "idle";
   if (status === "connecting" || status === "degraded") return "warn";
-  return status === "pending" ? "idle" : "bad";
+  if (status === "pending") return "warn";
+  return status === "weekend" ? "idle" : "bad";
 }
 
 export function vpsTone(status: string, leaseOver: boolean): Tone {

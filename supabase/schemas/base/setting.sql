@@ -11,7 +11,7 @@ create table public.system_config (
   updated_at timestamptz not null default now(),
   constraint key_is_snake_case check (key ~ '^[a-z][a-z0-9_.]{1,62}$'),
   constraint description_says_something check (length(description) >= 10),
-  constraint type_is_known check (type in ('integer', 'number', 'platforms')),
+  constraint type_is_known check (type in ('integer', 'number', 'platforms', 'weekend')),
   constraint unit_is_named check (length(unit) between 1 and 20),
   -- a number without a range could stop the farm, so every new row needs one
   constraint numbers_have_a_range check (case when type in ('integer', 'number')
@@ -25,7 +25,8 @@ comment on column public.system_config.key is 'Name of the setting; the name end
 comment on column public.system_config.value is
   'The value; always of this row''s type and within its range.';
 comment on column public.system_config.type is
-  'integer (a whole number), number (at most six decimals), or the name of a structure that is checked (platforms).';
+  'integer (a whole number), number (at most six decimals), or the name of a structure that is checked (platforms, '
+  'weekend).';
 comment on column public.system_config.minimum is
   'The smallest allowed value; no allowed value stops the farm by itself. Null for structures.';
 comment on column public.system_config.maximum is
@@ -93,10 +94,12 @@ begin
         left(v_name, 100));
     end if;
     if jsonb_typeof(v_rules) <> 'object' or jsonb_typeof(v_rules -> 'password') is distinct from 'boolean'
-      or jsonb_typeof(coalesce(v_rules -> 'address', 'true')) <> 'boolean' or v_rules - 'password' - 'address' <> '{}'
+      or jsonb_typeof(coalesce(v_rules -> 'address', 'true')) <> 'boolean'
+      or jsonb_typeof(coalesce(v_rules -> 'vps', 'true')) <> 'boolean'
+      or v_rules - array['password', 'address', 'vps'] <> '{}'
     then
-      return format('has %s for %s, but must have {"password": true} or {"password": false}, and may have "address" as '
-        'well', left(v_rules::text, 100), v_name);
+      return format('has %s for %s, but must have {"password": true} or {"password": false}, and may have "address" '
+        'and "vps" as well', left(v_rules::text, 100), v_name);
     end if;
   end loop;
   return null;
@@ -108,7 +111,7 @@ comment on function private.platforms_error(jsonb) is
 -- The value as it is stored: of the row's type, within its range, without trailing zeros (a cast of 15.0 to integer
 -- would fail).
 create function private.checked_setting(p_row public.system_config) returns jsonb
-language plpgsql immutable
+language plpgsql stable
 set search_path = ''
 as $$
 declare
@@ -116,8 +119,12 @@ declare
   v_number numeric;
   v_error text;
 begin
-  if p_row.type = 'platforms' then
-    v_error := private.platforms_error(coalesce(p_row.value, 'null'));
+  if p_row.type in ('platforms', 'weekend') then
+    if p_row.type = 'platforms' then
+      v_error := private.platforms_error(coalesce(p_row.value, 'null'));
+    else
+      v_error := private.weekend_error(coalesce(p_row.value, 'null'));
+    end if;
     if v_error is not null then
       raise exception using errcode = 'TC302', message = format('setting %s: %s', p_row.key, v_error),
         hint = 'Give the value in that form.';

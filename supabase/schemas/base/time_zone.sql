@@ -20,3 +20,9 @@ language sql stable
 set search_path = ''
 as $$ select exists (select from private.time_zones z where z.name = p_name) $$;
 comment on function private.is_time_zone(text) is 'Whether a time zone of exactly this name exists.';
+
+-- A time in messages: 2026-11-29 12:30:05 UTC.
+create function private.utc_words(p_at timestamptz) returns text
+language sql immutable
+set search_path = ''
+as $$ select to_char(p_at at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"') $$;

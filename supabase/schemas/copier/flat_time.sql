@@ -62,24 +62,32 @@ begin
   return case when v_at > p_after then v_at else (v_day + 7 + p_time) at time zone p_zone end;
 end $$;
 
--- The period of a flat time that lasts now, else the next. Of two equal times of day, at the end of summer time, it
--- begins at the first.
-create function private.flat_period(r public.flat_times, p_now timestamptz, out begins timestamptz,
-  out ends timestamptz)
+-- A weekly period that lasts at p_now, else the next. Of two equal times of day, at the end of summer time, it begins
+-- at the first.
+create function private.weekly_period(p_weekday integer, p_time time, p_zone text, p_until_weekday integer,
+  p_until_time time, p_until_zone text, p_now timestamptz, out begins timestamptz, out ends timestamptz)
 language plpgsql stable set search_path = '' as $$
 declare
   v_after timestamptz := p_now - interval '8 days';
 begin
   loop
-    begins := private.next_weekly(v_after, r.weekday, r.flat_at, r.time_zone);
+    begins := private.next_weekly(v_after, p_weekday, p_time, p_zone);
     v_after := begins;
-    if (begins - interval '1 hour') at time zone r.time_zone = begins at time zone r.time_zone then
+    if (begins - interval '1 hour') at time zone p_zone = begins at time zone p_zone then
       begins := begins - interval '1 hour';
     end if;
-    ends := private.next_weekly(begins, r.until_weekday, r.until_at, r.until_time_zone);
+    ends := private.next_weekly(begins, p_until_weekday, p_until_time, p_until_zone);
     exit when ends > p_now;
   end loop;
 end $$;
+
+-- The period of a flat time that lasts now, else the next.
+create function private.flat_period(r public.flat_times, p_now timestamptz, out begins timestamptz,
+  out ends timestamptz)
+language sql stable set search_path = '' as $$
+  select * from private.weekly_period(r.weekday, r.flat_at, r.time_zone, r.until_weekday, r.until_at,
+    r.until_time_zone, p_now)
+$$;
 
 -- A time as its user writes it: "Friday 16:45 (America/New_York)".
 create function private.weekly_words(p_weekday integer, p_time time, p_zone text) returns text

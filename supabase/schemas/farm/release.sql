@@ -103,3 +103,21 @@ end
 $$;
 comment on function private.release_unreadable(uuid, jsonb) is
   'Releases the accounts of the VPS whose entries in the last answer its agent could not read: p_accounts, an array.';
+
+-- The explanations of the codes in docs/errors.md, for alerts.
+create function private.unfit_words(p_unfit text) returns text
+language sql immutable
+set search_path = ''
+as $$
+  select case p_unfit
+    when 'journal_unwritable'
+      then 'its agent cannot write its journal: free disk space, or check the owner of its data directory'
+    when 'loop_stalled' then
+      'its agent stood still for over two seconds three times in a minute: see what else runs on the machine'
+    when 'low_disk' then 'it has under 50 MB of disk left where its agent keeps the journal: free some'
+    when 'low_memory' then 'it has under 50 MB of memory left: see what uses it'
+    when 'clock_drift' then 'its wall clock drifts by over a second a minute: see its time service'
+  end
+$$;
+comment on function private.unfit_words(text) is
+  'What is wrong with an agent that is unfit for this reason, and what to do; null: there is no such reason.';

@@ -194,7 +194,8 @@ comment on column private.clockwork.last_xmin is
 comment on column private.clockwork.last_error is 'What went wrong in the last run; null: nothing.';
 alter table private.clockwork enable row level security;
 
-insert into private.clockwork (name) values ('maintain'), ('doorbells'), ('health'), ('partitions'), ('retention');
+insert into private.clockwork (name) values ('maintain'), ('doorbells'), ('health'), ('partitions'), ('retention'),
+  ('weekend');
 
 create table private.doorbells (
   topic text primary key,

@@ -4,24 +4,6 @@
 -- With low memory, low disk or a drifting clock the agent keeps its lease while no other fit VPS can take one of its
 -- accounts. If most VPSes differ from the database's clock at the same time, the database's clock is wrong.
 
--- The explanations of the codes in docs/errors.md, for alerts.
-create function private.unfit_words(p_unfit text) returns text
-language sql immutable
-set search_path = ''
-as $$
-  select case p_unfit
-    when 'journal_unwritable'
-      then 'its agent cannot write its journal: free disk space, or check the owner of its data directory'
-    when 'loop_stalled' then
-      'its agent stood still for over two seconds three times in a minute: see what else runs on the machine'
-    when 'low_disk' then 'it has under 50 MB of disk left where its agent keeps the journal: free some'
-    when 'low_memory' then 'it has under 50 MB of memory left: see what uses it'
-    when 'clock_drift' then 'its wall clock drifts by over a second a minute: see its time service'
-  end
-$$;
-comment on function private.unfit_words(text) is
-  'What is wrong with an agent that is unfit for this reason, and what to do; null: there is no such reason.';
-
 create function private.unfit_of(p_heartbeat jsonb) returns text
 language plpgsql stable
 set search_path = ''
@@ -223,7 +205,7 @@ begin
   loop
     if private.has_room_elsewhere(v_said.id, p_vps) then
       perform private.release_account(p_vps, v_said.id, v_said.error);
-    elsif not v_said.alerted then
+    elsif not v_said.alerted and not private.closed_for_weekend(v_said.id, clock_timestamp()) then
       perform private.raise_alert(v_said.id, 'account', 'broker_unreachable', 'critical',
         format('Account %s is not traded, and no other VPS can take it now: %s', v_said.name, left(v_said.error, 500)),
         jsonb_build_object('vps_id', p_vps));
@@ -257,10 +239,12 @@ begin
       where b.removed_at is null and b.status not in ('disconnected', 'halted')
         and o.status in ('offline', 'draining', 'retired') and o.lease_expires_at < clock_timestamp()
       for no key update of b skip locked))
-    returning a.id, a.name, w.code, w.words
+    returning a.id, a.name, w.code, w.words, v.last_heartbeat_at
   loop
+    continue when private.is_alerted(v_account.id, 'account', array['disconnected'], v_account.last_heartbeat_at, '{}');
     perform private.raise_alert(v_account.id, 'account', v_account.code, 'critical',
-      format('Account %s is not traded: %s', v_account.name, v_account.words), '{}');
+      format('Account %s is not traded: %s.%s', v_account.name, v_account.words,
+        private.open_copies_sentence(v_account.id)), '{}');
   end loop;
 end
 $$;

@@ -85,6 +85,11 @@ begin
     when 'retention' then
       perform private.delete_expired();
       perform private.note_run('retention', null);
+    when 'alarms' then
+      perform private.raise_alarms();
+    when 'weekend' then
+      perform private.watch_weekend();
+      perform private.note_run('weekend', null);
     when 'fitness' then
       perform private.watch_database_clock();
       perform private.alert_stranded();
@@ -142,6 +147,9 @@ begin
   v_errors := v_errors || private.run_part('claims', null);
   v_errors := v_errors || private.run_part('fitness', null);
   v_errors := v_errors || private.run_part('ticks', null);
+  if private.is_due('weekend', '1 minute') then
+    v_errors := v_errors || private.run_part('weekend', null);
+  end if;
   if private.is_due('health', '15 seconds') then
     v_errors := v_errors || private.run_part('health', null);
     v_errors := v_errors || private.run_part('account days', null);
@@ -161,6 +169,7 @@ begin
     v_errors := v_errors || private.run_part('resumes', null);
   end if;
   v_errors := v_errors || private.run_part('removals', null);
+  v_errors := v_errors || private.run_part('alarms', null);
   v_errors := array_remove(v_errors, null);
   perform private.note_run('maintain', nullif(array_to_string(v_errors, '; '), ''));
   return jsonb_build_object('ran', true, 'moved', v_moved, 'errors', to_jsonb(v_errors));

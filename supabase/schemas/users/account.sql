@@ -64,6 +64,22 @@ $$;
 comment on function private.initial_balance_of(text, jsonb) is
   'The initial_balance of a request, or null; TC303 if it is out of range.';
 
+-- Nobody's password is taken for a platform that no VPS can run, online or not.
+create function private.refuse_unserved(p_function text, p_platform text) returns void
+language plpgsql stable
+set search_path = ''
+as $$
+begin
+  if private.needs_vps(p_platform) and not private.has_vps_for(p_platform) then
+    raise exception using errcode = 'TC228',
+      message = format('%s: no VPS of this farm can run %s', p_function, p_platform),
+      hint = format('An operator must first enrol a VPS that names the platform %s.', p_platform);
+  end if;
+end
+$$;
+comment on function private.refuse_unserved(text, text) is
+  'Raises TC228 if the platform needs a VPS and no VPS in service names it.';
+
 -- Security definer: it writes trading_accounts and Vault.
 create function private.connect_account(p_account jsonb) returns jsonb
 language plpgsql security definer
@@ -117,6 +133,7 @@ begin
     perform private.refuse_claimed('connect_account', v_platform, v_listed.server, v_login);
   end if;
   perform private.require_free_claim(v_user);
+  perform private.refuse_unserved('connect_account', v_platform);
 
   insert into public.trading_accounts (user_id, platform, server, login, name, mode, currency, settings,
     initial_balance)
@@ -287,7 +304,7 @@ Request:
 Answer:
 - account_id (uuid): the new account
 - vps_id (uuid or null): VPS that it was placed on; null: it is placed as soon as a VPS can take it
-Errors: TC001 TC105 TC107 TC108 TC202 TC203 TC204 TC207 TC220 TC222 TC223 TC301 TC303
+Errors: TC001 TC105 TC107 TC108 TC202 TC203 TC204 TC207 TC220 TC222 TC223 TC228 TC301 TC303
 Example: {"platform": "mt5", "server": "Broker-Demo", "login": "51234567", "password": "trading password", "name":
   "Master"}
 -> {"account_id": "0b9f4a52-6c1d-4e0b-9a57-2f6f0c8e1a01", "vps_id": "c2a1e6d0-58f7-4b3c-8d1e-7a90b4f3d201"}';

@@ -164,6 +164,7 @@ def test_names_that_operators_give_hold_no_control_characters(farm: Farm, user: 
 
 def test_names_of_servers_have_a_limit(farm: Farm, user: Actor) -> None:
     operator, longest = farm.operator(), "s" * 100
+    farm.offline_vps("mt5")
     operator.can("save_broker_server", {"platform": "mt5", "server": longest, "title": "t" * 100})
     account = {"platform": "mt5", "login": "l", "password": "p"}
     user.can("connect_account", account | {"server": longest})

@@ -31,6 +31,7 @@ def test_a_user_connects_an_account_and_it_is_placed_at_once(farm: Farm) -> None
 
 def test_without_a_vps_the_account_waits_and_is_placed_by_maintain(farm: Farm) -> None:
     user = farm.user()
+    farm.offline_vps("paper")
     assert (
         user.can("connect_account", {"platform": "paper", "server": "Paper", "login": "1", "password": "p"})["vps_id"]
         is None

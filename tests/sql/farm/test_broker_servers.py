@@ -27,6 +27,7 @@ def test_a_server_that_is_not_listed_cannot_be_connected_on_any_platform(farm: F
         assert platform in said
     assert farm.row("select count(*) from public.trading_accounts")["count"] == 0
     listed(farm.operator(), platform="mt4", address=None)
+    farm.offline_vps("mt4")
     user.can("connect_account", REQUEST | {"platform": "mt4", "server": "Practice"})
 
 
@@ -57,6 +58,7 @@ def test_other_platforms_need_no_address_and_take_none(farm: Farm) -> None:
 
 def test_a_server_is_one_however_it_is_written(farm: Farm) -> None:
     user, operator = farm.user(), farm.operator()
+    farm.offline_vps("paper")
     listed(operator)
     assert listed(operator, server=" PRACTICE ", title="Again")["server"] == "Practice"
     assert farm.row("select count(*) from public.broker_servers where title = 'Again'")["count"] == 1

@@ -174,6 +174,14 @@ class Farm:
             agent.can("vps_heartbeat", {})
         return agent
 
+    def offline_vps(self, platform: str) -> None:
+        """A VPS that never sends a heartbeat, if none names the platform: without one no account of it is taken."""
+        self.rows(
+            "insert into public.vps_instances (name, platforms) select 'never-' || %s, array[%s::text]"
+            " where not exists (select from public.vps_instances where retired_at is null and %s = any (platforms))",
+            (platform, platform, platform),
+        )
+
     def account(self, owner: Actor, **fields: object) -> UUID:
         request: Json = {
             "platform": "paper",
@@ -181,6 +189,7 @@ class Farm:
             "login": str(next(_numbers)),
             "password": "swordfish",
         } | fields
+        self.offline_vps(str(request["platform"]))
         return UUID(owner.can("connect_account", request)["account_id"])
 
     def assignment(self, account: UUID) -> Row:

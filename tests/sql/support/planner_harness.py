@@ -48,6 +48,15 @@ class World:
     def _user(self, email: str) -> str:
         return str(self.one("insert into auth.users (id, email) values (%s, %s) returning id", uuid.uuid4(), email))
 
+    def set_weekend(self, begins: timedelta, ends: timedelta) -> None:
+        """The weekend lasts from now + `begins` to now + `ends`, in whole minutes."""
+        start, end = (datetime.now(UTC) + by for by in (begins, ends))
+        value = {
+            "weekday": start.isoweekday(), "time": f"{start:%H:%M}", "until_weekday": end.isoweekday(),
+            "until_time": f"{end:%H:%M}", "time_zone": "UTC",
+        }  # fmt: skip
+        self.db.execute("update public.system_config set value = %s where key = 'weekend'", (Jsonb(value),))
+
     def add_vps(self, name: str) -> None:
         self.agents[name] = self._user(f"{name}@agents.test")
         self.vps[name] = str(
