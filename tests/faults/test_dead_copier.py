@@ -52,7 +52,7 @@ async def test_with_agent_and_scheduler_dead_the_verdict_is_red(ground: Ground) 
             async def unseen() -> bool:
                 findings = (await said())["findings"]
                 assert isinstance(findings, list)
-                return findings[0]["code"] == "master_unseen"
+                return bool(findings[0]["code"] == "master_unseen")
 
             await until(unseen, "the master to be missed", limit_s=40)
 

@@ -15,7 +15,6 @@ USERS: dict[str, dict[str, Any]] = {
     "pause_account": {"account_id": None, "state": "on"},
     "protection_room": {"account_id": None},
     "verdict": {},
-    "set_preferences": {},
     "set_flat_by": {"account_id": None, "weekday": 5, "time": "16:45", "time_zone": "UTC"},
     "remove_flat_by": {"account_id": None},
     "save_quiet_windows": {"windows": []},

@@ -187,9 +187,8 @@ def test_a_platform_that_needs_no_vps_is_taken_without_one(farm: Farm, owner: Ac
     farm.operator().cannot("set_setting", {"key": "platforms", "value": platforms}, "TC302")
 
 
-def test_everybody_sees_his_own_verdict_and_only_operators_that_of_all(
-    farm: Farm, owner: Actor, agent: Actor, account: UUID
-) -> None:
+@pytest.mark.usefixtures("account")
+def test_everybody_sees_his_own_verdict_and_only_operators_that_of_all(farm: Farm, owner: Actor, agent: Actor) -> None:
     stranger = farm.user("stranger")
     assert stranger.can("verdict", {})["text"] == "No account is connected yet"
     farm.lose_lease(agent)
@@ -198,4 +197,3 @@ def test_everybody_sees_his_own_verdict_and_only_operators_that_of_all(
     stranger.cannot("verdict", {"all": True}, "TC107")
     owner.cannot("verdict", {"all": "yes"}, "TC001")
     owner.cannot("verdict", {"everything": True}, "TC301")
-    assert account
