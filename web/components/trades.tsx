@@ -1,7 +1,7 @@
 "use client";
 
 import { useState } from "react";
-import { amount, atMost, lots, milliseconds } from "../lib/format";
+import { amount, atMost, lots, milliseconds, price } from "../lib/format";
 import { TRADES, type Trade } from "../lib/queries";
 import { explain, explainWarning } from "../lib/reasons";
 import { type Tone, tradeTone } from "../lib/tone";
@@ -132,7 +132,5 @@ function TradeRow({ trade, follower }: Readonly<{ trade: Trade; follower: string
   );
 }
 
-/** The price's own digits, without the floating-point remainder of an average. */
-const price = (value: number) => String(Number(Number(value).toPrecision(9)));
 /** A decimal number may arrive as text. */
 const exact = (value: number | null) => (value === null ? null : Number(value));

@@ -1,5 +1,6 @@
 const AMOUNT = new Intl.NumberFormat("en", { minimumFractionDigits: 2, maximumFractionDigits: 2 });
 const LOTS = new Intl.NumberFormat("en", { minimumFractionDigits: 2, maximumFractionDigits: 8 });
+const PRICE = new Intl.NumberFormat("en", { maximumSignificantDigits: 9, useGrouping: false });
 const CLOCK = new Intl.DateTimeFormat("en-GB", { dateStyle: "medium", timeStyle: "medium" });
 
 /** "now", "4 s", "12 min", "3 h", "5 d" */
@@ -19,6 +20,8 @@ export function milliseconds(ms: number | null): string {
 
 export const amount = (value: number | null) => (value === null ? "–" : AMOUNT.format(value));
 export const lots = (value: number | null) => (value === null ? "–" : LOTS.format(value));
+/** The price's own digits, without the floating-point remainder of an average: "0.00000001", never "1e-8". */
+export const price = (value: number) => PRICE.format(Number(value));
 export const percent = (value: number | null) => (value === null ? "–" : `${Math.round(value)} %`);
 export const moment = (at: string) => CLOCK.format(new Date(at));
 export const plural = (n: number, one: string, many = `${one}s`) => `${n} ${n === 1 ? one : many}`;

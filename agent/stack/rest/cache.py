@@ -74,7 +74,9 @@ class SchemaCache:
             await self._read()
 
     async def _read(self) -> None:
-        async with self._sessions.lease() as connection:
+        async with self._sessions.lease() as connection, connection.transaction():
+            # every name is then given with its schema, and means the same in requests for any schema
+            await connection.execute("set local search_path = ''")
             settings = await self._read_settings(connection)
             catalog = await read_catalog(connection, settings.schemas)
             schema = await read_schema(connection, settings.schemas)

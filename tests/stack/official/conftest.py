@@ -9,6 +9,7 @@ from official_clients import ClientName, NodeClient, Official
 
 from agent.stack.database import Database
 from agent.stack.postgres import PostgresServer
+from agent.stack.schema import project_root
 
 if TYPE_CHECKING:
     from agent.stack.stack import Stack
@@ -63,7 +64,22 @@ create table public.probe_count (id integer primary key, word text);
 insert into public.probe_count select n, 'u' || n from generate_series(1, 9) n;
 analyze public.probe_count;
 create table public.probe_secret (id integer primary key);
+create table public.probe_profile (id integer primary key, username text references public.users);
+insert into public.probe_profile values (1, 'ann');
+create function public.probe_profile_of(p_user public.users) returns public.probe_profile language sql stable
+  as $$ select * from public.probe_profile where username = p_user.username limit 1 $$;
+create function public.probe_one_profile(p_user public.users) returns setof public.probe_profile rows 1 language sql
+  stable as $$ select * from public.probe_profile where username = p_user.username $$;
+create table public.probe_event (id integer, at timestamptz, primary key (id, at)) partition by range (at);
+create table public.probe_event_2026 partition of public.probe_event for values from ('2026-01-01') to ('2027-01-01');
+insert into public.probe_event values (1, '2026-05-01Z');
+create function public.probe_month(public.probe_event) returns numeric language sql set search_path = ''
+  as $$ select extract(month from $1.at) $$;
+create type public.probe_mood as enum ('good');
 create schema hidden;
+create type hidden.probe_mood as enum ('bad');
+create function hidden.probe_feel(p_mood public.probe_mood) returns text language sql as $$ select p_mood::text $$;
+grant execute on all functions in schema hidden to service_role;
 create table hidden.probe_hidden (id integer primary key, username text references public.users);
 grant usage on schema hidden to anon, authenticated, service_role;
 grant select on all tables in schema hidden to anon, authenticated, service_role;
@@ -72,6 +88,26 @@ grant all on all sequences in schema public to service_role;
 grant select on public.probe_type, public.users, public.messages to anon;
 grant execute on all functions in schema public to service_role;
 """
+
+
+PROJECT = {
+    "supabase/config.toml": """
+[api]
+schemas = ["public", "graphql_public"]
+max_rows = 1000
+[functions.cors]
+verify_jwt = false
+entrypoint = "../functions/cors.ts"
+[functions.silent]
+verify_jwt = false
+entrypoint = "../functions/silent.ts"
+""",
+    "functions/cors.ts": """
+const headers = { "Access-Control-Allow-Origin": "https://app.example.com" };
+Deno.serve((request) => Response.json({ method: request.method }, { headers }));
+""",
+    "functions/silent.ts": "Deno.serve((request) => Response.json({ method: request.method }));",
+}
 
 
 @pytest.fixture(params=["python", "js"])
@@ -110,7 +146,12 @@ def api(api_database: Database, tmp_path_factory: pytest.TempPathFactory) -> Ite
     """The stack that serves it."""
     from agent.stack.stack import Stack
 
-    running = Stack(tmp_path_factory.mktemp("official"), database=api_database)
+    root = tmp_path_factory.mktemp("project")
+    for name, text in PROJECT.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    (root / "node_modules").symlink_to(project_root() / "node_modules")
+    running = Stack(tmp_path_factory.mktemp("official"), database=api_database, root=root)
     try:
         asyncio.run(running.start())
         yield running

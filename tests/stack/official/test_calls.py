@@ -1,5 +1,6 @@
 """Functions: which overload is meant, counts, and an argument without a name."""
 
+import json
 from collections.abc import Mapping
 
 import httpx
@@ -36,6 +37,25 @@ async def test_one_unnamed_text_argument_takes_the_body(official: Official, api:
             assert (answer.status_code, answer.text) == (200, wanted)
         missing = await http.post("/rest/v1/rpc/probe_status", content="x", headers={"Content-Type": "text/plain"})
         assert (missing.status_code, missing.json()["code"]) == (404, "PGRST202")
+
+
+@pytest.mark.fact("functions.cors")
+async def test_a_function_answers_with_its_own_cors_headers_only(official: Official, api: Stack) -> None:
+    for name, allowed in (("cors", "https://app.example.com"), ("silent", None)):
+        said = await official.ask(f"db.functions.invoke('{name}')", invoking(name))
+        assert (said.status, json.loads(said.text)) == (200, {"method": "POST"})
+        async with httpx.AsyncClient(base_url=api.url) as http:
+            preflight = await http.options(
+                f"/functions/v1/{name}", headers={"Origin": "https://evil.example.com",
+                "Access-Control-Request-Method": "POST"},
+            )  # fmt: skip
+        assert preflight.json() == {"method": "OPTIONS"}
+        for headers in (said.headers, preflight.headers):
+            assert headers.get("access-control-allow-origin") == allowed
+
+
+def invoking(name: str) -> PythonCall:
+    return lambda db: db.functions.invoke(name)
 
 
 def status_of_ann(options: Mapping[str, object]) -> PythonCall:

@@ -1,5 +1,7 @@
 """Embedded tables: only exposed schemas are seen, and each relationship is found by the name that hosted accepts."""
 
+import json
+
 import httpx
 import pytest
 from official_clients import Answer, Official
@@ -94,6 +96,31 @@ async def test_many_to_many_views_and_functions_of_a_row(official: Official) -> 
     assert said.data[0]["probe_messages_of"] == [{"message": "hello"}, {"message": "again"}]
     said = await select(official, "messages", "probe_shout")
     assert said.data[0] == {"probe_shout": "HELLO"}
+
+
+@pytest.mark.fact("api.embedding")
+async def test_functions_that_return_one_row(official: Official) -> None:
+    said = await select(
+        official, "users", "username, row:probe_profile_of(*), one:probe_one_profile(id)", order="username"
+    )
+    assert said.data == [
+        {"username": "ann", "row": {"id": 1, "username": "ann"}, "one": {"id": 1}},
+        {"username": "bob", "row": {"id": None, "username": None}, "one": None},
+    ]
+    said = await select(official, "users", "username, probe_one_profile!inner(id)", order="username")
+    assert [row["username"] for row in said.data] == ["ann"]
+    row = {"p_user": {"username": "ann", "data": None, "status": None}}
+    said = await official.ask(
+        f"db.rpc('probe_profile_of', {json.dumps(row)}).select('id, users(status)')",
+        lambda db: db.rpc("probe_profile_of", row).select("id, users(status)").execute(),
+    )
+    assert said.data == {"id": 1, "users": {"status": "ONLINE"}}
+    said = await select(official, "probe_event", "id, probe_month")
+    assert said.data == [{"id": 1, "probe_month": 5}]
+    said = await select(official, "probe_friend", "users!one(*), users!two(*)")
+    assert (said.status, said.code) == (400, "42712")
+    said = await select(official, "users", "username, messages(count)", order="username")
+    assert said.data[0] == {"username": "ann", "messages": [{"count": 2}]}
 
 
 @pytest.mark.fact("api.embedding")

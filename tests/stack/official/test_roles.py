@@ -59,6 +59,10 @@ async def test_settings_of_authenticator_configure_the_api(api: "Stack", api_dat
                 assert "Plan" in plan.json()[0]
                 other = await http.get("/rest/v1/probe_hidden", headers={"Accept-Profile": "hidden"})
                 assert (other.status_code, other.json()) == (200, [])
+                feel = await http.post(
+                    "/rest/v1/rpc/probe_feel", json={"p_mood": "good"}, headers={"Content-Profile": "hidden"}
+                )
+                assert (feel.status_code, feel.json()) == (200, "good"), "a type of the same name is in this schema"
             finally:
                 for name in ("db_aggregates_enabled", "db_tx_end", "db_plan_enabled", "db_schemas"):
                     connection.execute(f"alter role authenticator reset pgrst.{name}".encode())
