@@ -46,11 +46,12 @@ bench: setup ## every benchmark, one after the other
 types: setup api ## supabase/database.types.ts from the schema, and what `make api` writes
 	@$(BIN)/python scripts/database_types.py
 
-api: setup ## docs/api.md from the comments in the schema; the reasons of the dashboard from docs/errors.md
+api: setup ## docs/api.md from the comments in the schema; the reasons of dashboard and schema from docs/errors.md
 	@$(BIN)/python scripts/api_docs.py
 	@$(BIN)/python scripts/reason_texts.py
 
-migration: setup ## supabase/migrations from supabase/schemas
+migration: setup ## supabase/migrations from supabase/schemas (the reasons there from docs/errors.md)
+	@$(BIN)/python scripts/reason_texts.py
 	@$(BIN)/python -m agent.stack.schema
 
 scenarios: setup ## every row of docs/scenarios.md with the tests that show it

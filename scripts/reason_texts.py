@@ -1,13 +1,18 @@
 """Write what the code needs to know of the reasons and warnings in docs/errors.md: `make api`. `--check` only compares.
 
 docs/errors.md is the one place where a reason has its origin and its words. From there come web/lib/reason-texts.ts,
-the words of the dashboard, and agent/testbed/reasons.py, the codes that mean "nothing to do".
+the words of the dashboard, and supabase/schemas/base/reason.sql: the words for alerts, and the one list of codes that
+mean "nothing to do", from which terminal, dashboard and JSON count.
+
+People read these words, so no name of the code stands in them: a setting's name stands in brackets of its own behind
+its words, (`max_leverage`), and is left out here.
 """
 
 import argparse
 import json
 import re
 import sys
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -17,7 +22,7 @@ from database_types import formatted
 ROOT = Path(__file__).resolve().parent.parent
 ERRORS = ROOT / "docs" / "errors.md"
 TEXTS = ROOT / "web" / "lib" / "reason-texts.ts"
-CODES = ROOT / "agent" / "testbed" / "reasons.py"
+WORDS = ROOT / "supabase" / "schemas" / "base" / "reason.sql"
 #: the origin of the reasons below each heading
 ORIGINS: Final[Mapping[str, str]] = {
     "### Refused by a rule": "rule",
@@ -34,10 +39,21 @@ def table(page: str, heading: str) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for row in re.findall(r"^\|(.*)\|$", section, re.MULTILINE):
         codes, *words = (cell.strip() for cell in row.split("|"))
-        found |= {code: [word.replace("`", "") for word in words] for code in re.findall(r"`(\w+)`", codes)}
+        found |= {code: [in_words(word) for word in words] for code in re.findall(r"`(\w+)`", codes)}
     if not found:
         raise SystemExit(f"{ERRORS.name} has no table of codes below {heading!r}: add it, or change ORIGINS here")
     return found
+
+
+def in_words(cell: str) -> str:
+    """The cell without markup and without names in brackets. Raises SystemExit if a name of the code is left."""
+    words = re.sub(r" \((`\w+`(, )?)+\)", "", cell).replace("`", "")
+    if name := re.search(r"\w+_\w+", words):
+        raise SystemExit(
+            f"{ERRORS.name}: people would read {name[0]!r} in {words!r}: say it in words, with the name behind them in "
+            f"brackets of its own: (`{name[0]}`)"
+        )
+    return words
 
 
 def texts(page: str) -> str:
@@ -56,13 +72,37 @@ def texts(page: str) -> str:
     )
 
 
-def codes(page: str) -> str:
-    """agent/testbed/reasons.py."""
-    lines = "".join(f'        "{code}",\n' for code in sorted(table(page, "### Nothing to do")))
+def schema(page: str) -> str:
+    """supabase/schemas/base/reason.sql."""
+    nothing = ", ".join(f"'{code}'" for code in sorted(table(page, "### Nothing to do")))
+    said: dict[str, str] = {}
+    # what an order ends with is told in the words of the broker or the agent
+    for origin in ("broker", "agent", "rule", "nothing"):
+        heading = next(heading for heading, name in ORIGINS.items() if name == origin)
+        said = {code: cells[0] for code, cells in table(page, heading).items()} | said
+    cases = "".join(f"    when '{code}' then\n{quoted(words, '      ')}\n" for code, words in sorted(said.items()))
+    listed = textwrap.fill(nothing, 110, initial_indent="    ", subsequent_indent="    ")
     return (
-        f'"""Reasons that are no refusals: there was nothing (left) to copy.\n\nMade {NOTE}\n"""\n\n'
-        f"NOTHING_TO_DO: frozenset[str] = frozenset(\n    {{\n{lines}    }}\n)\n"
+        f"-- Reasons in words, and the reasons that refuse nothing. Made {NOTE}\n\n"
+        "create function private.nothing_to_do() returns text[]\n"
+        "language sql immutable\nset search_path = ''\nas $$\n"
+        f"  select array[\n{listed}]\n$$;\n"
+        "comment on function private.nothing_to_do() is\n"
+        "  'The reasons that are no refusals: there was nothing (left) to copy. No other list of them exists.';\n"
+        "-- views ask it in the name of their reader\n"
+        "grant execute on function private.nothing_to_do() to authenticated, service_role;\n\n"
+        "create function private.reason_words(p_code text) returns text\n"
+        "language sql immutable\nset search_path = ''\nas $$\n"
+        f"  select case p_code\n{cases}    else replace(p_code, '_', ' ') end\n$$;\n"
+        "comment on function private.reason_words(text) is\n"
+        "  'What a reason means, for sentences; of an unknown code its own words. Null: null.';\n"
     )
+
+
+def quoted(words: str, indent: str) -> str:
+    """An SQL string in as many lines as it needs."""
+    lines = textwrap.wrap(words.replace("'", "''"), 100, drop_whitespace=False)
+    return "\n".join(f"{indent}'{line}'" for line in lines)
 
 
 def main() -> int:
@@ -72,7 +112,7 @@ def main() -> int:
     page = ERRORS.read_text(encoding="utf-8")
     outdated = [
         (file, text)
-        for file, text in ((TEXTS, texts(page)), (CODES, codes(page)))
+        for file, text in ((TEXTS, texts(page)), (WORDS, schema(page)))
         if not file.exists() or file.read_text(encoding="utf-8") != text
     ]
     for file, text in outdated:

@@ -1392,31 +1392,6 @@ export type Database = {
         };
         Relationships: [];
       };
-      server_requests: {
-        Row: {
-          created_at: string;
-          name: string;
-          name_key: string;
-          platform: string;
-          user_id: string;
-        };
-        ComputedFields: never;
-        Insert: {
-          created_at?: string;
-          name: string;
-          name_key?: never;
-          platform: string;
-          user_id: string;
-        };
-        Update: {
-          created_at?: string;
-          name?: string;
-          name_key?: never;
-          platform?: string;
-          user_id?: string;
-        };
-        Relationships: [];
-      };
       symbol_aliases: {
         Row: {
           instrument: string;
@@ -1651,6 +1626,7 @@ export type Database = {
           sent_at: string | null;
           side: string;
           sl: number | null;
+          spread: number | null;
           status: string;
           step_id: number;
           symbol: string;
@@ -1706,6 +1682,7 @@ export type Database = {
           sent_at?: string | null;
           side: string;
           sl?: number | null;
+          spread?: number | null;
           status?: string;
           step_id: number;
           symbol: string;
@@ -1760,6 +1737,7 @@ export type Database = {
           sent_at?: string | null;
           side?: string;
           sl?: number | null;
+          spread?: number | null;
           status?: string;
           step_id?: number;
           symbol?: string;
@@ -2127,6 +2105,7 @@ export type Database = {
         Row: {
           attempts: number | null;
           broker_ms: number | null;
+          closed_lots: number | null;
           copier: string | null;
           copier_id: string;
           currency: string | null;
@@ -2229,17 +2208,17 @@ export type Database = {
       check_enrollment: { Args: { p_request: Json }; Returns: Json };
       connect_account: { Args: { p_account: Json }; Returns: Json };
       copier_drift: { Args: { p_request: Json }; Returns: Json };
+      copy_figures: { Args: { p_request: Json }; Returns: Json };
       create_enrollment_token: { Args: { p_request: Json }; Returns: Json };
       drain_vps: { Args: { p_request: Json }; Returns: Json };
       enroll_vps: { Args: { p_request: Json }; Returns: Json };
-      equity_curve: { Args: { p_request: Json }; Returns: Json };
       flatten_account: { Args: { p_request: Json }; Returns: Json };
       grant_operator: { Args: { p_email: string; p_user_id?: string }; Returns: Json };
       import_quiet_windows: { Args: { p_request: Json }; Returns: Json };
       list_broker_servers: { Args: { p_request: Json }; Returns: Json };
       maintain: { Args: Record<PropertyKey, never>; Returns: Json };
       mark_alert_seen: { Args: { p_request: Json }; Returns: Json };
-      my_session: { Args: { p_request: Json }; Returns: Json };
+      mark_alerts_seen: { Args: { p_request: Json }; Returns: Json };
       note_restored: { Args: { p_request: Json }; Returns: Json };
       open_session: { Args: { p_request: Json }; Returns: Json };
       operator_candidate: { Args: { p_email: string }; Returns: Json };
@@ -2255,7 +2234,6 @@ export type Database = {
       remove_quiet_windows: { Args: { p_request: Json }; Returns: Json };
       report_account_state: { Args: { p_state: Json }; Returns: Json };
       report_executions: { Args: { p_reports: Json }; Returns: Json };
-      request_server: { Args: { p_request: Json }; Returns: Json };
       reset_protection: { Args: { p_request: Json }; Returns: Json };
       resync_copier: { Args: { p_request: Json }; Returns: Json };
       retire_vps: { Args: { p_request: Json }; Returns: Json };
@@ -2263,7 +2241,6 @@ export type Database = {
       save_copier: { Args: { p_copier: Json }; Returns: Json };
       save_protection_rule: { Args: { p_rule: Json }; Returns: Json };
       save_quiet_windows: { Args: { p_request: Json }; Returns: Json };
-      search_servers: { Args: { p_request: Json }; Returns: Json };
       set_copier_mode: { Args: { p_request: Json }; Returns: Json };
       set_currency_unit: { Args: { p_request: Json }; Returns: Json };
       set_flat_by: { Args: { p_request: Json }; Returns: Json };

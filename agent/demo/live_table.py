@@ -12,9 +12,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from agent.testbed.figures import percentile, verdict
+from agent.testbed.figures import copy_figures, counts, mapping, verdict
 from agent.testbed.quiescence import Observer
-from agent.testbed.reasons import NOTHING_TO_DO
 
 REFRESH_S = 0.5
 PLAIN_EVERY_S = 5.0
@@ -25,20 +24,12 @@ AGENTS = """
     else v.status end as status, v.rss_mb, v.rtt_ms, extract(epoch from clock_timestamp() - v.last_heartbeat_at) as age,
     (select count(*) from public.account_vps_assignments s where s.vps_id = v.id)::integer as accounts
   from public.vps_instances v where v.retired_at is null order by v.name"""
-STATES = "select status, count(*)::integer as n from public.trade_execution_queue group by 1"
-LATENCIES = """
-  select greatest(0, extract(epoch from q.sent_at - q.detected_at) * 1000)::double precision as ms
-  from public.trade_execution_queue q
-  where q.status = 'completed' and not q.adopted and q.sent_at is not null and q.detected_at is not null
-  order by q.id desc limit 500"""
-REASONS = """
-  select reason, sum(n)::integer as n from (
-    select reason, count(*) as n from public.copy_outcomes where reason is not null group by 1
-    union all
-    select reason, count(*) from public.trade_execution_queue where reason is not null group by 1) r
-  group by 1 order by 2 desc limit 6"""
+#: of everything in the database, which is of this run alone, with the times of the last 500 orders
+FIGURES = "select private.figures_of(null, null, null, 500, 0) as figures"
 LAST = """
-  select a.name, q.action, q.side, q.symbol, trim_scale(q.lots) as lots, q.status, q.reason,
+  select a.name, q.action, q.side, q.symbol, q.status, q.reason,
+    trim_scale(case when q.action in ('close', 'reduce') and q.status = 'completed'
+      then coalesce(q.filled_lots, q.lots) else q.lots end) as lots,
     greatest(0, extract(epoch from q.sent_at - q.detected_at) * 1000)::double precision as ms
   from public.trade_execution_queue q join public.trading_accounts a on a.id = q.account_id
   order by q.id desc limit %(rows)s"""
@@ -54,10 +45,12 @@ class Picture:
     """The values that the table shows, read at one moment. `verdict`: what the board says, too."""
 
     agents: Sequence[Row]
-    states: Mapping[str, int]
+    #: trades (one per follower) by result, orders by status, trades that were not copied by reason
+    trades: Mapping[str, int]
+    orders: Mapping[str, int]
+    reasons: Mapping[str, int]
     p50: float | None
     p95: float | None
-    reasons: Sequence[Row]
     last: Sequence[Row]
     verdict: str = ""
     tone: str = "idle"
@@ -65,15 +58,18 @@ class Picture:
 
 async def take(observer: Observer, *, rows: int = 8) -> Picture:
     said = await verdict(observer)
-    latencies = sorted(float(str(row["ms"])) for row in await observer.rows(LATENCIES))
+    counted = await copy_figures(observer, FIGURES)
+    orders, times = mapping(counted["orders"]), mapping(counted["latency_ms"])
+    rejected = sum(counts(orders["rejected"]).values())
     return Picture(
         verdict=said["text"],
         tone=said["tone"],
         agents=await observer.rows(AGENTS),
-        states={str(row["status"]): int(str(row["n"])) for row in await observer.rows(STATES)},
-        p50=percentile(latencies, 0.5),
-        p95=percentile(latencies, 0.95),
-        reasons=await observer.rows(REASONS),
+        trades={name: n for name, n in counts(counted["trades"]).items() if name != "all"},
+        orders=counts({name: n for name, n in orders.items() if name != "rejected"}) | {"rejected": rejected},
+        reasons=counts(counted["not_copied"]),
+        p50=_time(times["p50"]),
+        p95=_time(times["p95"]),
         last=await observer.rows(LAST, {"rows": rows}),
     )
 
@@ -121,20 +117,25 @@ def _copies(picture: Picture) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    table.add_row(
-        "executions", ", ".join(f"{count} {status}" for status, count in sorted(picture.states.items())) or "none yet"
-    )
+    table.add_row("trades", f"{listed(picture.trades) or 'none yet'} (one per follower)")
+    table.add_row("orders", listed(picture.orders) or "none yet")
     table.add_row(
         "latency",
-        f"p50 {_unit(picture.p50, 'ms', 1)}, p95 {_unit(picture.p95, 'ms', 1)} (from detection to sending)",
+        f"p50 {_unit(picture.p50, 'ms', 1)}, p95 {_unit(picture.p95, 'ms', 1)}"
+        " (last 500 orders, from detection to sending)",
     )
-    table.add_row("not copied", ", ".join(f"{row['reason']} {row['n']}" for row in _refusals(picture)) or "nothing")
+    table.add_row("not copied", listed(picture.reasons) or "nothing")
     return table
 
 
-def _refusals(picture: Picture) -> list[Mapping[str, object]]:
-    """The reasons why something was refused, without those that mean "nothing to do"."""
-    return [row for row in picture.reasons if row["reason"] not in NOTHING_TO_DO]
+def listed(numbers: Mapping[str, int]) -> str:
+    """The numbers that are not 0, each with its name in words: `7 below min, 1 no money`."""
+    return ", ".join(f"{n} {in_words(name)}" for name, n in sorted(numbers.items()) if n)
+
+
+def in_words(code: str) -> str:
+    """A status or reason as people read it."""
+    return "in flight" if code == "open" else code.replace("_", " ")
 
 
 def _last(rows: Sequence[Row], *, wide: bool) -> Table:
@@ -148,10 +149,14 @@ def _last(rows: Sequence[Row], *, wide: bool) -> Table:
             f"{row['action']} {row['side']}",
             str(row["lots"]),
             Text(str(row["symbol"])),
-            Text(str(row["reason"] or row["status"]), style=tone),
+            Text(in_words(str(row["reason"] or row["status"])), style=tone),
         ]
         table.add_row(*cells, *([_unit(row["ms"], "ms", 1)] if wide else []))
     return table
+
+
+def _time(value: object) -> float | None:
+    return None if value is None else float(str(value))
 
 
 def _unit(value: object, unit: str, places: int) -> str:
@@ -161,10 +166,11 @@ def _unit(value: object, unit: str, places: int) -> str:
 def plain(picture: Picture, headline: str) -> str:
     """The same in one line, for logs and pipes."""
     online = sum(1 for row in picture.agents if row["status"] == "online")
-    states = ", ".join(f"{count} {status}" for status, count in sorted(picture.states.items())) or "no executions yet"
-    reasons = ", ".join(f"{row['reason']} {row['n']}" for row in _refusals(picture))
+    trades = f"trades: {listed(picture.trades) or 'none yet'}"
+    orders = f"orders: {listed(picture.orders) or 'none yet'}"
+    reasons = listed(picture.reasons)
     latency = f"p50 {_unit(picture.p50, 'ms', 1)} p95 {_unit(picture.p95, 'ms', 1)}"
-    line = f"{headline} | {picture.verdict} | {online} agents online | {states} | {latency}"
+    line = f"{headline} | {picture.verdict} | {online} agents online | {trades} | {orders} | {latency}"
     return line + (f" | not copied: {reasons}" if reasons else "")
 
 

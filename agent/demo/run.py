@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 import webbrowser
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -73,8 +73,13 @@ class Scene:
         return [self.master, *(copier.follower for copier in self.copiers)]
 
 
-async def run_demo(options: Options, console: Console | None = None) -> dict[str, object]:
-    """Run a demo and return its results.
+Afterwards = Callable[[Scene, dict[str, object]], Awaitable[None]]
+
+
+async def run_demo(
+    options: Options, console: Console | None = None, *, afterwards: Afterwards | None = None
+) -> dict[str, object]:
+    """Run a demo and return its results. `afterwards` is called with them while everything still runs.
 
     Ctrl-C, SIGTERM or a closed output pipe end the trading; results are still taken.
     """
@@ -93,6 +98,8 @@ async def run_demo(options: Options, console: Console | None = None) -> dict[str
             )
             if failover is not None:
                 figures["failover"] = failover.figures(figures)
+            if afterwards is not None:
+                await afterwards(scene, figures)
     out.print(summary(figures), highlight=False, markup=False)
     return figures
 

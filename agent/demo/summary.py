@@ -20,9 +20,10 @@ def summary(figures: Mapping[str, object]) -> str:
     counts = ", ".join(f"{executions[name]} {name}" for name in ("completed", "expired", "cancelled"))
     results = [
         ("master's trades", str(figures["events"])),
+        ("trades", _trades(_mapping(figures["trades"]))),
         ("executions", f"{counts}, {executions['open']} in flight"),
         ("rejected", _counts(executions["rejected"])),
-        ("not copied", _counts(figures["skipped"])),
+        ("not copied", _counts(figures["not_copied"])),
         ("success rate", _percent(figures["success_rate"])),
         ("followers' books", _books(_mapping(figures["divergence"]))),
         ("duplicate orders", str(figures["duplicates"])),
@@ -92,7 +93,15 @@ def _number(value: object, one: str, several: str) -> str:
 
 
 def _counts(value: object) -> str:
-    return ", ".join(f"{count} {reason}" for reason, count in sorted(_mapping(value).items())) or "none"
+    """Numbers by name, without those that are 0, in words."""
+    named = [(name.replace("_", " "), count) for name, count in sorted(_mapping(value).items()) if count]
+    return ", ".join(f"{count} {name}" for name, count in named) or "none"
+
+
+def _trades(trades: Mapping[str, object]) -> str:
+    """The trades by result; a trade of the master is one for each copier."""
+    results = _counts({name: count for name, count in trades.items() if name != "all"})
+    return f"{trades['all']} (one per follower): {results}" if trades["all"] else results
 
 
 def _percent(value: object) -> str:

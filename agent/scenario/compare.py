@@ -5,7 +5,6 @@ from decimal import Decimal
 
 from agent.model import Position
 from agent.scenario.script import Holding
-from agent.testbed.reasons import NOTHING_TO_DO
 
 
 def matches(holding: Holding, position: Position) -> bool:
@@ -71,11 +70,7 @@ def _say(position: Position) -> str:
 
 
 def reasons_fit(expected: Mapping[str, int], recorded: Mapping[str, int]) -> bool:
-    """The named codes exactly this often, and no other refusal.
-
-    "Nothing to do" codes count only when they are named.
-    """
-    named = all(recorded.get(code, 0) == count for code, count in expected.items())
-    return named and not any(
-        count for code, count in recorded.items() if code not in expected and code not in NOTHING_TO_DO
+    """The named codes exactly this often, and no other."""
+    return (
+        all(recorded.get(code, 0) == count for code, count in expected.items()) and recorded.keys() <= expected.keys()
     )

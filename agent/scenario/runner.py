@@ -233,7 +233,7 @@ class Runner:
                     )
             case ExpectReasons(counts=reasons):
                 for name, wanted in reasons.items():
-                    recorded = await self._stage.reasons(name)
+                    recorded = await self._stage.reasons(name, wanted)
                     self._compare(step, reasons_fit(wanted, recorded), f"{name} recorded", _say(wanted), _say(recorded))
             case ExpectDrift(index=index, counts=shown):
                 drift = await self._stage.drift(index)

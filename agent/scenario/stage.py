@@ -34,7 +34,7 @@ REASONS = """
     union all
     select q.reason from public.trade_execution_queue q
     where q.account_id = %(account)s::uuid and q.finalized_at is not null and q.status <> 'completed') r
-  group by 1"""
+  where reason <> all (private.nothing_to_do()) or reason = any(%(named)s::text[]) group by 1"""
 EVENTS = """
   select e.payload from public.trade_events e
   where e.account_id = %(account)s::uuid and e.source = 'agent' and e.payload is not null and e.type <> 'snapshot'
@@ -295,8 +295,9 @@ class Stage:
                 raise Hanging(f"{one['name']} {one['what']}" for one in waiting)
             await asyncio.sleep(0.05)
 
-    async def reasons(self, account: str) -> dict[str, int]:
-        rows = await self.observer.rows(REASONS, {"account": self.accounts[account].account_id})
+    async def reasons(self, account: str, named: Iterable[str]) -> dict[str, int]:
+        """Code → how often; of the codes that mean "nothing to do" only those that are `named`."""
+        rows = await self.observer.rows(REASONS, {"account": self.accounts[account].account_id, "named": list(named)})
         return {str(row["reason"]): int(str(row["n"])) for row in rows}
 
     async def sent(self, account: str) -> int:

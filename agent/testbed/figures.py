@@ -12,7 +12,6 @@ from agent.paper.client import PaperClient
 from agent.paper.records import RequestRecord
 from agent.testbed.divergence import Book, Divergence, Settings, compare, wanted_by
 from agent.testbed.quiescence import Observer, Worked
-from agent.testbed.reasons import NOTHING_TO_DO
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,13 +23,12 @@ class Copying:
     settings: Settings
 
 
-EXECUTIONS = """
-  select q.status, coalesce(q.reason, '') as reason, a.platform, count(*)::integer as n
+#: of everything in the database, which is of this run alone: what the dashboard and the live table count, too
+FIGURES = "select private.figures_of(null, null, null, null, 0) as figures"
+COMPLETED = """
+  select a.platform, count(*)::integer as n
   from public.trade_execution_queue q join public.trading_accounts a on a.id = q.account_id
-  where q.account_id = any(%(accounts)s::uuid[]) group by 1, 2, 3"""
-SKIPPED = """
-  select o.reason, count(*)::integer as n from public.copy_outcomes o join public.copiers c on c.id = o.copier_id
-  where o.reason is not null and c.follower_account_id = any(%(accounts)s::uuid[]) group by 1"""
+  where q.account_id = any(%(accounts)s::uuid[]) and q.status = 'completed' group by 1"""
 TIMES = """
   select greatest(0, extract(epoch from q.sent_at - q.detected_at) * 1000) as latency,
     greatest(0, extract(epoch from q.queued_at - q.detected_at) * 1000) as decide,
@@ -124,30 +122,44 @@ async def measure(
     followers = {copier.follower.account_id: copier.follower for copier in copiers}
     masters = {copier.master.account_id: copier.master for copier in copiers}
     parameters = {"accounts": list(followers), "masters": list(masters), "all": [*followers, *masters]}
-    executions = await observer.rows(EXECUTIONS, parameters)
+    counted = await copy_figures(observer, FIGURES)
     times = await observer.rows(TIMES, parameters)
-    counts = _executions(executions)
     stages = {stage: spread(_floats(times, stage))["p50"] for stage in ("decide", "transport", "broker")}
     apart = await divergence(paper, copiers)
     return {
         "seconds": round(seconds, 3),
         "events": events if events is not None else await _count(observer, EVENTS, parameters),
-        "executions": counts,
-        "skipped": {
-            str(row["reason"]): row["n"]
-            for row in await observer.rows(SKIPPED, parameters)
-            if row["reason"] not in NOTHING_TO_DO
-        },
-        "success_rate": _success_rate(executions),
-        "latency_ms": spread(_floats(times, "latency")),
+        "trades": counted["trades"],
+        "executions": counted["orders"],
+        "not_copied": counted["not_copied"],
+        "skipped": counted["skipped"],
+        "success_rate": counted["success_rate"],
+        "latency_ms": counted["latency_ms"],
         "stages_ms": stages,
         "divergence": {"missing": apart.missing, "orphan": apart.orphan, "volume_mismatch": apart.volume_mismatch},
         "duplicates": await duplicates(paper, [account.login for account in followers.values()]),
         "unexplained": await _count(observer, UNEXPLAINED, {}),
-        "platforms": _platforms(await observer.rows(ACCOUNTS, parameters), executions),
+        "platforms": _platforms(await observer.rows(ACCOUNTS, parameters), await observer.rows(COMPLETED, parameters)),
         "vps": await _count(observer, FARM, {}),
         "verdict": await verdict(observer),
     }
+
+
+async def copy_figures(observer: Observer, statement: str) -> Mapping[str, object]:
+    """The database's own count of trades, orders and times (docs/api.md, `copy_figures`), by a call of `figures_of`."""
+    [row] = await observer.rows(statement)
+    return mapping(row["figures"])
+
+
+def mapping(value: object) -> Mapping[str, object]:
+    if not isinstance(value, Mapping):
+        raise TypeError(f"the database returned {value!r} instead of an object")
+    return value
+
+
+def counts(value: object) -> dict[str, int]:
+    """Counts by name."""
+    return {name: _integer(n) for name, n in mapping(value).items()}
 
 
 def _floats(rows: Iterable[Mapping[str, object]], column: str) -> list[float]:
@@ -165,40 +177,11 @@ def _integer(value: object) -> int:
     return value
 
 
-def _sum(rows: Iterable[Mapping[str, object]], *statuses: str) -> int:
-    return sum(_integer(row["n"]) for row in rows if row["status"] in statuses)
-
-
-def _executions(rows: Sequence[Mapping[str, object]]) -> dict[str, object]:
-    rejected: dict[str, int] = {}
-    for row in rows:
-        if row["status"] == "rejected":
-            reason = str(row["reason"])
-            rejected[reason] = rejected.get(reason, 0) + _integer(row["n"])
-    return {
-        "completed": _sum(rows, "completed"),
-        "rejected": rejected,
-        "expired": _sum(rows, "expired"),
-        "cancelled": _sum(rows, "cancelled"),
-        "open": _sum(rows, "queued", "retrying", "unknown"),
-    }
-
-
-def _success_rate(rows: Sequence[Mapping[str, object]]) -> float | None:
-    """Completed executions by all that ended; those cancelled because nothing was left to do are left out."""
-    completed = _sum(rows, "completed")
-    dropped = _sum([row for row in rows if row["reason"] not in NOTHING_TO_DO], "cancelled")
-    ended = completed + _sum(rows, "rejected", "expired") + dropped
-    return round(completed / ended, 6) if ended else None
-
-
 def _platforms(
-    accounts: Iterable[Mapping[str, object]], executions: Sequence[Mapping[str, object]]
+    accounts: Iterable[Mapping[str, object]], completed: Iterable[Mapping[str, object]]
 ) -> dict[str, dict[str, int]]:
+    done = {str(row["platform"]): _integer(row["n"]) for row in completed}
     return {
-        str(row["platform"]): {
-            "accounts": _integer(row["n"]),
-            "completed": _sum([one for one in executions if one["platform"] == row["platform"]], "completed"),
-        }
+        str(row["platform"]): {"accounts": _integer(row["n"]), "completed": done.get(str(row["platform"]), 0)}
         for row in accounts
     }

@@ -85,6 +85,7 @@ class Observer:
         self._database = database
         self._paper = paper
         self._connection: psycopg.AsyncConnection[dict[str, object]] | None = None
+        self._connecting = asyncio.Lock()
 
     def another(self) -> "Observer":
         """A second observer with its own connection, to be closed by the caller."""
@@ -97,11 +98,12 @@ class Observer:
 
     async def rows(self, statement: str, parameters: Mapping[str, object] | None = None) -> list[dict[str, object]]:
         """One query. Raises `psycopg.OperationalError` while the database is away; the next call connects again."""
-        connection = self._connection
-        if connection is None or connection.closed or connection.broken:
-            connection = self._connection = await psycopg.AsyncConnection.connect(
-                self._database, autocommit=True, row_factory=dict_row, connect_timeout=5
-            )
+        async with self._connecting:  # of two tasks that find no connection only one makes one
+            connection = self._connection
+            if connection is None or connection.closed or connection.broken:
+                connection = self._connection = await psycopg.AsyncConnection.connect(
+                    self._database, autocommit=True, row_factory=dict_row, connect_timeout=5
+                )
         async with connection.cursor() as cursor:
             await cursor.execute(statement.encode(), parameters)
             return await cursor.fetchall() if cursor.description else []

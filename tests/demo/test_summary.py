@@ -6,6 +6,8 @@ FIGURES: dict[str, object] = {
     "seconds": 6.0,
     "events": 18,
     "executions": {"completed": 100, "rejected": {}, "expired": 0, "cancelled": 1, "open": 0},
+    "trades": {"all": 105, "copied": 99, "partly": 0, "in_flight": 0, "nothing_to_do": 6, "not_copied": 0},
+    "not_copied": {},
     "skipped": {},
     "success_rate": 1.0,
     "latency_ms": {"p50": 6.412, "p95": 9.0, "p99": 11.25, "max": 1240.0, "n": 100},
@@ -23,6 +25,7 @@ def test_a_clean_run_ends_in_a_sentence_and_a_table() -> None:
         "All 100 orders were carried out. None was made twice, and every follower holds what it should.",
         "",
         "master's trades    18",
+        "trades             105 (one per follower): 99 copied, 6 nothing to do",
         "executions         100 completed, 0 expired, 1 cancelled, 0 in flight",
         "rejected           none",
         "not copied         none",
@@ -42,7 +45,7 @@ def test_a_clean_run_ends_in_a_sentence_and_a_table() -> None:
 def test_problems_are_named() -> None:
     figures = FIGURES | {
         "executions": {"completed": 2, "rejected": {"no_money": 3, "fifo": 1}, "expired": 1, "cancelled": 0, "open": 2},
-        "skipped": {"too_old": 1},
+        "not_copied": {"too_old": 1, "no_money": 4},
         "success_rate": 0.285714,
         "divergence": {"missing": 1, "orphan": 0, "volume_mismatch": 2},
         "failover": {"seconds": 17.204, "accounts": 2},
@@ -50,8 +53,8 @@ def test_problems_are_named() -> None:
     text = summary(figures)
     assert text.startswith("Something is wrong: 1 copy is missing, 2 copies have a wrong volume.\n")
     for line in (
-        "rejected           1 fifo, 3 no_money",
-        "not copied         1 too_old",
+        "rejected           1 fifo, 3 no money",
+        "not copied         4 no money, 1 too old",
         "success rate       28.57 %",
         "followers' books   not as expected: 1 missing, 0 orphaned, 2 with a wrong volume",
         "failover           other VPSes took over 2 accounts within 17.2 s",

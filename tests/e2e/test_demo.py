@@ -44,7 +44,7 @@ def test_the_demo_ends_by_itself_and_writes_its_figures(tmp_path: Path) -> None:
     assert "login" in result.stdout
     found = figures(file)
     assert set(found) == {
-        "seconds", "events", "executions", "skipped", "success_rate", "latency_ms", "stages_ms",
+        "seconds", "events", "trades", "executions", "not_copied", "skipped", "success_rate", "latency_ms", "stages_ms",
         "divergence", "duplicates", "unexplained", "platforms", "vps",
     }  # fmt: skip
     assert set(cast("dict[str, object]", found["executions"])) == {

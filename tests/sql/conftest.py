@@ -59,6 +59,8 @@ def farm(request: pytest.FixtureRequest) -> Iterator[Farm]:
     own = owns_database(request)
     verbs = Farm(request.getfixturevalue("database")) if own else Farm.sharing(request.getfixturevalue("connection"))
     yield verbs
+    if not own:
+        refuse_machine_words(request.getfixturevalue("connection"))
     verbs.close()
 
 
@@ -71,6 +73,18 @@ def world(connection: psycopg.Connection[Any]) -> Iterator[NettingWorld]:
     w.add_account("N", vps="b", mode="netting")
     yield w
     assert w.unexplained() == 0
+    refuse_machine_words(connection)
+
+
+def refuse_machine_words(connection: psycopg.Connection[Any]) -> None:
+    """Whatever a test made the database say to people is in words, not in names of the code: max_age_ms, close_all."""
+    told = connection.execute(
+        """
+        select message from public.alerts where message ~ '[a-z0-9]_[a-z0-9]'
+        union all select detail from public.copy_outcomes where detail ~ '[a-z0-9]_[a-z0-9]'
+        """
+    ).fetchall()
+    assert told == [], "people would read names of the code"
 
 
 def owns_database(request: pytest.FixtureRequest) -> bool:

@@ -92,6 +92,7 @@ assign_account           42501     ok    TC106      TC105 TC105       TC105     
 check_enrollment         42501     42501 42501      42501 42501       42501         42501    ok
 connect_account          42501     ok    ok         TC105 TC105       TC105         ok       ok
 copier_drift             42501     ok    TC106      TC105 TC105       TC105         ok       42501
+copy_figures             42501     ok    ok         TC105 TC105       TC105         ok       42501
 create_enrollment_token  42501     TC107 TC107      TC107 TC107       TC107         ok       ok
 drain_vps                42501     TC107 TC107      TC107 TC107       TC107         ok       ok
 enroll_vps               42501     42501 42501      42501 42501       42501         42501    ok
@@ -100,6 +101,7 @@ grant_operator           42501     42501 42501      42501 42501       42501     
 maintain                 42501     42501 42501      42501 42501       42501         42501    ok
 list_broker_servers      42501     TC107 TC107      TC107 TC107       TC107         ok       ok
 mark_alert_seen          42501     ok    TC106      TC105 TC105       TC105         ok       42501
+mark_alerts_seen         42501     ok    TC106      TC105 TC105       TC105         TC106    42501
 note_restored            42501     42501 42501      42501 42501       42501         42501    ok
 open_session             42501     TC101 TC101      ok    TC103       TC102         TC101    42501
 pause_account            42501     ok    TC106      TC105 TC105       TC105         ok       42501
@@ -151,7 +153,7 @@ PRIVATE_GRANTS: Final = {
         "refuse_unknown", "uuid_of", "text_of", "name_of", "int_of", "time_of", "is_plain", "plain", "plain_name",
         "rfc3339", "require_user", "own_account",
     )
-} | {"account_status_now": {"authenticated", "service_role"}}  # fmt: skip
+} | dict.fromkeys(("account_status_now", "nothing_to_do"), {"authenticated", "service_role"})  # fmt: skip
 
 # Whose a row is: an expression over the row t.
 OWNER: Final[dict[str, LiteralString]] = {
@@ -318,6 +320,7 @@ def payload(world: World, function: str) -> object:
         },
         "protection_room": account,
         "copier_drift": {"copier_id": world.copier},
+        "copy_figures": {"time_zone": "Europe/Berlin"},
         "create_enrollment_token": {},
         "drain_vps": vps,
         "enroll_vps": enrolment,
@@ -327,6 +330,11 @@ def payload(world: World, function: str) -> object:
         "maintain": None,
         "mark_alert_seen": {
             "alert_id": world.farm.row("select id from public.alerts where account_id = %s", (world.account,))["id"]
+        },
+        "mark_alerts_seen": {
+            "alert_ids": [
+                world.farm.row("select id from public.alerts where account_id = %s", (world.account,))["id"]
+            ]
         },
         "note_restored": {},
         "open_session": account | {"epoch": epoch},

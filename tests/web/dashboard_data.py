@@ -184,7 +184,8 @@ class Desk:
         assert [result["status"] for result in answer["results"]] == ["accepted"], answer
         return answer
 
-    async def fills(self, follower: Account, execution: Json) -> None:
+    async def fills(self, follower: Account, execution: Json) -> str:
+        """The follower's broker fills an open at 1.10010; returns the ticket."""
         held = {key: execution[key] for key in ("symbol", "side", "lots")}
         position = held | {
             "ticket": str(next(_numbers)),
@@ -192,6 +193,20 @@ class Desk:
             "price": "1.10010",
             "tag": execution["id"],
         }
+        await self._report(
+            follower,
+            execution,
+            outcome="completed",
+            filled_lots=execution["lots"],
+            price="1.10010",
+            positions=[position],
+        )
+        return str(position["ticket"])
+
+    async def closes(self, follower: Account, execution: Json, ticket: str) -> None:
+        """The follower's broker closes the whole position."""
+        left = {key: execution[key] for key in ("symbol", "side")}
+        position = left | {"ticket": ticket, "kind": "position", "lots": "0", "price": "1.10010"}
         await self._report(
             follower,
             execution,

@@ -65,9 +65,8 @@ async def test_a_user_signs_in_and_sees_accounts_executions_and_refusals(desk: D
     executed = panel(page, "Executions").get_by_role("row", name=re.compile("open buy 0.50 EURUSD"))
     await expect(executed).to_contain_text("Copy")
     await expect(executed).to_contain_text("completed")
-    await expect(panel(page, "Latency")).to_contain_text("the last copy")
+    await expect(panel(page, "Latency")).to_contain_text("the only order of today")
     refused = panel(page, "Not copied, and why")
-    await expect(refused).to_contain_text("below_min")
     await expect(refused).to_contain_text("the size is under the follower's minimum")
     await expect(refused).to_contain_text("opened buy 1.00 EURUSD for Tiny")
 
@@ -97,11 +96,11 @@ async def test_every_trade_is_told_with_its_fill_and_its_cost_or_with_the_reason
     for text in ("copied", "0.50", "at 1.1001", "10 points", "5.00 USD"):
         await expect(copied).to_contain_text(text)
     await expect(rows.filter(has_text="Tiny")).to_contain_text(
-        "not copiedbelow_min the size is under the follower's minimum;"
-        " raise the multiplier, or choose the policy force_min"
+        "not copiedthe size is under the follower's minimum;"
+        " raise the multiplier, or let small copies be raised to the minimum"
     )
     await expect(rows.filter(has_text="Poor")).to_contain_text(
-        "not copiedtrade_disabled trading is switched off for the symbol or the account; ask the broker"
+        "not copiedtrading is switched off for the symbol or the account; ask the broker"
     )
 
 
@@ -291,7 +290,7 @@ async def test_an_alert_stays_on_top_until_its_user_has_seen_it(desk: Desk, open
 
     rows = panel(page, "Alerts").get_by_role("listitem")
     await expect(rows).to_have_count(1)
-    for text in ("Account Leader cannot trade: autotrading_off", "critical", "autotrading_off"):
+    for text in ("Account Leader cannot trade: the terminal does not let experts trade", "critical"):
         await expect(rows).to_contain_text(text)
     await expect(verdict(page)).to_have_attribute("data-tone", "bad")
     await expect(verdict(page)).to_contain_text("One unread critical alert")

@@ -1,5 +1,6 @@
 import { amount, plural } from "../lib/format";
 import type { Account, BoardData } from "../lib/queries";
+import { withoutCode } from "../lib/reasons";
 import { accountTone } from "../lib/tone";
 import { Age } from "./now";
 import { Empty, Panel } from "./panel";
@@ -79,7 +80,7 @@ function AccountRow({ account, open, pending, leads, follows }: Readonly<Row>) {
           {account.status === "weekend" ? "closed for the weekend" : account.status}
           {account.copy_state === "on" ? "" : `, ${account.copy_state}`}
         </Status>
-        {account.status_reason ? <span className="sub">{account.status_reason}</span> : null}
+        {account.status_reason ? <span className="sub">{withoutCode(account.status_reason)}</span> : null}
       </td>
       <td className="wide">{role.join(", ") || "–"}</td>
       <td className="number wide">{amount(account.balance)}</td>

@@ -5,6 +5,7 @@ import {
   type BoardData,
   isOperator,
   markAlertSeen,
+  markAlertsSeen,
   type Project,
   QueryFailed,
   readBoard,
@@ -22,6 +23,7 @@ import { Latency } from "./latency";
 import { Notice } from "./notice";
 import { NowProvider } from "./now";
 import { Refusals } from "./refusals";
+import { Today } from "./today";
 import { TopRow } from "./top-row";
 import { Trades } from "./trades";
 
@@ -40,6 +42,15 @@ export function Board({ project, user }: Readonly<Props>) {
   const onSeen = useCallback(
     async (alert: number) => {
       const failure = await markAlertSeen(project, alert);
+      refresh();
+      return failure;
+    },
+    [project, refresh],
+  );
+
+  const onAllSeen = useCallback(
+    async (alerts: readonly number[]) => {
+      const failure = await markAlertsSeen(project, alerts);
       refresh();
       return failure;
     },
@@ -69,7 +80,7 @@ export function Board({ project, user }: Readonly<Props>) {
       <Header user={user} live={live} operator={live.data.board.operator} onLeave={leave} />
       <main className={live.error ? "board old" : "board"}>
         <TopRow live={live} board={live.data.board} unexplained={live.data.unexplained} />
-        <Panels board={live.data.board} onSeen={onSeen} />
+        <Panels user={user} board={live.data.board} onSeen={onSeen} onAllSeen={onAllSeen} />
       </main>
     </NowProvider>
   );
@@ -122,20 +133,28 @@ function Header({
   );
 }
 
+type PanelProps = {
+  user: User;
+  board: BoardData;
+  onSeen: (alert: number) => Promise<string | null>;
+  onAllSeen: (alerts: readonly number[]) => Promise<string | null>;
+};
+
 /** The ages inside update themselves; the panels render again only when the data changes. */
-function Panels({ board, onSeen }: Readonly<{ board: BoardData; onSeen: (alert: number) => Promise<string | null> }>) {
+function Panels({ user, board, onSeen, onAllSeen }: Readonly<PanelProps>) {
   const names = useMemo(() => new Map(board.accounts.map((account) => [account.id, account.name])), [board.accounts]);
   return (
     <>
-      <Alerts board={board} names={names} onSeen={onSeen} />
+      <Alerts user={user} board={board} names={names} onSeen={onSeen} onAllSeen={onAllSeen} />
       <div className="columns">
         <Agents board={board} />
-        <Latency executions={board.executions} />
+        <Latency figures={board.figures} executions={board.executions} />
       </div>
+      <Today figures={board.figures} />
       <Accounts board={board} />
       <Trades trades={board.trades} names={names} />
       <Executions executions={board.executions} names={names} />
-      <Refusals board={board} names={names} />
+      <Refusals figures={board.figures} names={names} />
     </>
   );
 }

@@ -68,7 +68,17 @@ export function Executions({ executions, names }: Readonly<{ executions: readonl
 function Rate({ executions }: Readonly<{ executions: readonly Execution[] }>) {
   const now = useNow();
   const recent = executions.filter((execution) => Date.parse(execution.queued_at) > now - 60_000);
-  return <>newest first · {atMost(recent.length, EXECUTIONS)} in the last minute</>;
+  return (
+    <>
+      the last {executions.length} orders, newest first · {atMost(recent.length, EXECUTIONS)} of them in the last minute
+    </>
+  );
+}
+
+/** A close shows what it closed. */
+function volumeOf({ action, status, lots: ordered, filled_lots }: Execution): number {
+  const closed = status === "completed" && (action === "close" || action === "reduce");
+  return closed ? (filled_lots ?? ordered) : ordered;
 }
 
 function ExecutionRow({ execution, follower }: Readonly<{ execution: Execution; follower: string }>) {
@@ -77,7 +87,7 @@ function ExecutionRow({ execution, follower }: Readonly<{ execution: Execution; 
     <tr data-execution={execution.id}>
       <th scope="row">
         <span className="order">
-          {execution.action} <span className={execution.side}>{execution.side}</span> {lots(execution.lots)}{" "}
+          {execution.action} <span className={execution.side}>{execution.side}</span> {lots(volumeOf(execution))}{" "}
           {execution.symbol}
         </span>
         <span className="sub narrow">

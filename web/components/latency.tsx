@@ -1,29 +1,32 @@
+import { type CopyFigures, PERCENTILES } from "../lib/copy-figures";
 import { measured, STAGES, spread } from "../lib/figures";
 import { milliseconds } from "../lib/format";
 import type { Execution } from "../lib/queries";
 import { Empty, Panel } from "./panel";
 
+type Props = { figures: CopyFigures; executions: readonly Execution[] };
+
 /** Total latency, and the median of each stage as one bar. */
-export function Latency({ executions }: Readonly<{ executions: readonly Execution[] }>) {
+export function Latency({ figures, executions }: Readonly<Props>) {
   const times = measured(executions);
-  const total = spread(times.map((one) => one.total));
-  if (!total) {
+  const { latency, latest } = figures;
+  if (!latency) {
     return (
       <Panel title="Latency">
-        <Empty>No trade was copied yet.</Empty>
+        <Empty>No trade was copied yet today.</Empty>
       </Panel>
     );
   }
   const stages = STAGES.map((stage) => ({ ...stage, p50: spread(times.map((one) => one[stage.key]))?.p50 ?? 0 }));
   const sum = stages.reduce((so_far, stage) => so_far + stage.p50, 0) || 1;
   return (
-    <Panel title="Latency" aside={total.n === 1 ? "the last copy" : `the last ${total.n} copies`}>
+    <Panel title="Latency" aside={population(latency.n, latest, figures.zone)}>
       <dl className="percentiles">
-        {(["p50", "p95", "p99", "max"] as const).map((name) => (
+        {PERCENTILES.map((name) => (
           <div key={name}>
             <dt>{name}</dt>
             <dd>
-              {milliseconds(total[name])}
+              <span data-figure={name}>{milliseconds(latency[name])}</span>
               <span className="unit"> ms</span>
             </dd>
           </div>
@@ -44,4 +47,9 @@ export function Latency({ executions }: Readonly<{ executions: readonly Executio
       <p className="fine">From the detection of the master's change to sending the follower's order to the broker.</p>
     </Panel>
   );
+}
+
+function population(n: number, latest: number, zone: string): string {
+  if (n === 1) return `the only order of today in ${zone}`;
+  return n >= latest ? `the last ${n} orders` : `the ${n} orders of today in ${zone}`;
 }

@@ -3,19 +3,13 @@
 import { useState } from "react";
 import { amount, atMost, lots, milliseconds, price } from "../lib/format";
 import { TRADES, type Trade } from "../lib/queries";
-import { explain, explainWarning } from "../lib/reasons";
-import { type Tone, tradeTone } from "../lib/tone";
+import { explain, explainWarning, resultWords } from "../lib/reasons";
+import { tradeTone } from "../lib/tone";
 import { Age } from "./now";
 import { Empty, Panel } from "./panel";
 import { Status } from "./tone";
 
 const SHOWN = 12;
-const OUTCOMES: Readonly<Record<string, string>> = {
-  copied: "copied",
-  partly: "partly copied",
-  in_flight: "in flight",
-  not_copied: "not copied",
-};
 
 type Names = ReadonlyMap<string, string>;
 
@@ -24,13 +18,18 @@ export function Trades({ trades, names }: Readonly<{ trades: readonly Trade[]; n
   const [all, setAll] = useState(false);
   const shown = all ? trades : trades.slice(0, SHOWN);
   return (
-    <Panel title="Trades" aside={`newest first · ${atMost(trades.length, TRADES)} of the last trades`}>
+    <Panel title="Trades" aside={`the last ${atMost(trades.length, TRADES)} trades, newest first`}>
       {trades.length ? (
         <>
           <table className="trades">
             <thead>
               <tr>
-                <th scope="col">Master</th>
+                <th
+                  scope="col"
+                  title="What the master did, and its lots afterwards; of a close or a reduction the lots that the copy closed"
+                >
+                  Trade
+                </th>
                 <th scope="col" className="wide">
                   Follower
                 </th>
@@ -82,29 +81,31 @@ export function Trades({ trades, names }: Readonly<{ trades: readonly Trade[]; n
 
 function TradeRow({ trade, follower }: Readonly<{ trade: Trade; follower: string }>) {
   const reason = trade.reason ? explain(trade.reason, trade.orders ? "execution" : "decision") : null;
-  const quiet = trade.status === "not_copied" && reason?.origin === "nothing";
-  const tone: Tone = quiet ? "idle" : tradeTone(trade.status);
+  // the master's lots are 0 after a close, and say nothing of the copy
+  const closes = trade.event === "closed" || trade.event === "reduced";
+  const volume = closes ? trade.closed_lots : trade.master_lots;
   return (
     <tr data-trade={`${trade.event_id}:${trade.copier_id}`}>
       <th scope="row">
         <span className="order">
           {trade.event} <span className={trade.master_side ?? undefined}>{trade.master_side}</span>{" "}
-          {lots(trade.master_lots)} {trade.master_symbol}
+          {volume === null ? "" : `${lots(volume)} `}
+          {trade.master_symbol}
         </span>
         <span className="sub narrow">{follower}</span>
       </th>
       <td className="wide">{follower}</td>
       <td>
-        <Status tone={tone}>{quiet ? "nothing to do" : (OUTCOMES[trade.status ?? ""] ?? trade.status)}</Status>
+        <Status tone={tradeTone(trade.status)}>{resultWords(trade.status)}</Status>
         {reason ? (
-          <span className="sub" title={trade.detail ?? trade.message ?? undefined}>
-            <code>{reason.code}</code> {reason.what}
+          <span className="sub" title={trade.detail ?? trade.message ?? undefined} data-code={reason.code}>
+            {reason.what}
             {reason.todo ? `; ${reason.todo}` : ""}
           </span>
         ) : null}
         {trade.warnings?.map((code) => (
-          <span className="sub" key={code}>
-            <code>{code}</code> {explainWarning(code)}
+          <span className="sub" key={code} data-code={code}>
+            {explainWarning(code)}
           </span>
         ))}
       </td>

@@ -3,7 +3,7 @@ import { createClient, type SupabaseClient } from "@supabase/supabase-js";
 import type { Database } from "../../supabase/database.types";
 import { ServerClock } from "./clock";
 import type { Config } from "./config";
-import { NOTHING_TO_DO } from "./reasons";
+import { copyFigures } from "./copy-figures";
 import { type Verdict, verdictOf } from "./verdict";
 
 export type Project = { client: SupabaseClient<Database>; clock: ServerClock };
@@ -15,8 +15,6 @@ const DAY_MS = 86_400_000;
 export const EXECUTIONS = 150;
 /** Number of trades (one per follower) that the board shows. */
 export const TRADES = 60;
-/** Number of refusals and failures of the last day that are counted; more are shown as "200+". */
-export const REFUSALS = 200;
 /** Number of unread alerts that the board shows. */
 export const ALERTS = 50;
 
@@ -82,15 +80,14 @@ export async function isOperator({ client }: Project, user: User): Promise<boole
 
 /** Reads everything that the board shows. `operator` extends the queries from the user's own rows to all rows. */
 export async function readBoard(project: Project, user: User, operator: boolean) {
-  const [[accounts, assignments, vpses, positions, copiers], verdict, alerts, trades, executions, failures, refusals] =
+  const [[accounts, assignments, vpses, positions, copiers], verdict, alerts, trades, executions, figures] =
     await Promise.all([
       readFarm(project, user, operator),
       readVerdict(project, operator),
       readAlerts(project, user, operator),
       readTrades(project, user, operator),
       readExecutions(project, user, operator),
-      readFailures(project, user, operator),
-      readRefusals(project, user, operator),
+      readFigures(project, operator),
     ]);
   return {
     operator,
@@ -103,8 +100,7 @@ export async function readBoard(project: Project, user: User, operator: boolean)
     alerts,
     trades,
     executions,
-    failures,
-    refusals,
+    figures,
   };
 }
 
@@ -114,8 +110,6 @@ export type Vps = BoardData["vpses"][number];
 export type Alert = BoardData["alerts"][number];
 export type Trade = BoardData["trades"][number];
 export type Execution = BoardData["executions"][number];
-export type Failure = BoardData["failures"][number];
-export type Refusal = BoardData["refusals"][number];
 
 // The policies allow "own rows, or operator": an index on user_id is used only if the query filters by user, too.
 async function readFarm({ client }: Project, user: User, operator: boolean) {
@@ -174,7 +168,7 @@ async function readVerdict({ client }: Project, operator: boolean): Promise<Verd
 function readAlerts({ client }: Project, user: User, operator: boolean) {
   const question = client
     .from("alerts")
-    .select("id, account_id, vps_id, kind, reason, severity, message, times, created_at, updated_at")
+    .select("id, user_id, account_id, vps_id, kind, reason, severity, message, times, created_at, updated_at")
     .is("seen_at", null)
     .order("created_at", { ascending: false })
     .limit(ALERTS);
@@ -187,12 +181,25 @@ export async function markAlertSeen({ client }: Project, alert: number): Promise
   return error ? `The alert could not be marked as seen: ${error.message}. Try again.` : null;
 }
 
+/** Marks several of the user's own alerts as seen. Returns null, or the error message for the user. */
+export async function markAlertsSeen({ client }: Project, alerts: readonly number[]): Promise<string | null> {
+  const { error } = await client.rpc("mark_alerts_seen", { p_request: { alert_ids: [...alerts] } });
+  return error ? `The alerts could not be marked as seen: ${error.message}. Try again.` : null;
+}
+
+/** What was copied today in the reader's zone, counted by the database. */
+async function readFigures({ client }: Project, operator: boolean) {
+  const zone = Intl.DateTimeFormat().resolvedOptions().timeZone;
+  const request = { time_zone: zone, all: operator };
+  return copyFigures(await rows("The figures of today", client.rpc("copy_figures", { p_request: request })));
+}
+
 /** The results of the newest trades, by copier. */
 function readTrades({ client }: Project, user: User, operator: boolean) {
   const question = client
     .from("copied_trades")
     .select(
-      "event_id, copier_id, follower_account_id, decided_at, event, master_symbol, master_side, master_lots, status, reason, detail, message, warnings, orders, filled_lots, fill_price, slippage_points, slippage_money, currency, total_ms",
+      "event_id, copier_id, follower_account_id, decided_at, event, master_symbol, master_side, master_lots, status, reason, detail, message, warnings, orders, filled_lots, closed_lots, fill_price, slippage_points, slippage_money, currency, total_ms",
     )
     .order("decided_at", { ascending: false })
     .limit(TRADES);
@@ -210,45 +217,6 @@ function readExecutions({ client }: Project, user: User, operator: boolean) {
     ? question.order("id", { ascending: false })
     : question.eq("user_id", user.id).order("queued_at", { ascending: false }).order("id", { ascending: false });
   return rows("Executions", newest);
-}
-
-/** Executions of the last day that ended without a fill. */
-function readFailures({ client, clock }: Project, user: User, operator: boolean) {
-  const question = client
-    .from("trade_execution_queue")
-    .select("id, account_id, action, symbol, side, lots, status, reason, message, finalized_at, updated_at")
-    .in("status", ["rejected", "expired", "cancelled"])
-    .gte("updated_at", new Date(clock.now() - DAY_MS).toISOString())
-    .order("updated_at", { ascending: false })
-    .limit(REFUSALS);
-  return rows("Failed executions", operator ? question : question.eq("user_id", user.id));
-}
-
-/** Trades of the last day that were not copied, each with its event. */
-async function readRefusals({ client, clock }: Project, user: User, operator: boolean) {
-  const since = new Date(clock.now() - DAY_MS).toISOString();
-  const question = client
-    .from("copy_outcomes")
-    .select("event_id, copier_id, reason, detail, decided_at")
-    .not("reason", "is", null)
-    .not("reason", "in", `(${NOTHING_TO_DO.join(",")})`)
-    .gte("decided_at", since)
-    .order("decided_at", { ascending: false })
-    .limit(REFUSALS);
-  const outcomes = await rows("Refusals", operator ? question : question.eq("user_id", user.id));
-  const ids = [...new Set(outcomes.map((outcome) => outcome.event_id))];
-  const events = ids.length
-    ? await rows(
-        "Trade events",
-        client
-          .from("trade_events")
-          .select("id, type, symbol, side, lots")
-          .in("id", ids)
-          .gte("received_at", new Date(clock.now() - 2 * DAY_MS).toISOString()),
-      )
-    : [];
-  const byId = new Map(events.map((event) => [event.id, event]));
-  return outcomes.map((outcome) => ({ ...outcome, event: byId.get(outcome.event_id) ?? null }));
 }
 
 /** (event, copier) pairs of the last day with neither copy nor reason, each a bug. A slow query: run it rarely. */

@@ -3,9 +3,12 @@
 /** Every reason code: [what happened, what to do]. */
 export const REASONS = {
   rule: {
-    below_min: ["the size is under the follower's minimum", "raise the multiplier, or choose the policy force_min"],
+    below_min: [
+      "the size is under the follower's minimum",
+      "raise the multiplier, or let small copies be raised to the minimum",
+    ],
     risk_coefficient: [
-      "the minimum would be more than max_risk_coefficient times the wanted size",
+      "the minimum would be more times the wanted size than the copier allows",
       "raise the coefficient, or accept that small trades are not copied",
     ],
     no_stop_loss: [
@@ -14,10 +17,10 @@ export const REASONS = {
     ],
     max_leverage: [
       "the trade would exceed the copier's leverage limit",
-      "raise max_leverage, or choose the policy shrink",
+      "raise the limit, or let copies be made smaller instead",
     ],
     sanity: [
-      "the exposure per equity would be more than sanity_factor times the master's",
+      "the exposure per equity would be more times the master's than the copier allows",
       "check the sizing; raise or remove the factor if this size is intended",
     ],
     stale_funds: [
@@ -25,24 +28,24 @@ export const REASONS = {
       "the detail says which: wait until both accounts are connected, or let a broker show the pair that it names",
     ],
     symbol_unmapped: [
-      "no symbol of the follower, or more than one, matches the master's symbol, or it was not told before max_age_ms was over",
+      "no symbol of the follower, or more than one, matches the master's symbol, or it was not told before the trade was too old",
       "map the symbol in the copier",
     ],
     symbol_unproven: [
       "the follower has the master's symbol under another name, but no current quotes prove it, or they contradict it: before the first trade both prices must agree within 5 %",
-      "map the symbol in the copier if it is right, or resync the copier once quotes have arrived: a trade waits for them until max_age_ms is over",
+      "map the symbol in the copier if it is right, or resync the copier once quotes have arrived: a trade waits for them until it is too old",
     ],
-    symbol_off: ["the copier's mapping of the symbol is off or closes_only", "set its mode to on to open in it again"],
+    symbol_off: ["the copier's mapping of the symbol is off, or only closes", "set its mode to on to open in it again"],
     trade_disabled: ["the broker does not allow opening the follower's symbol in this direction", "ask the broker"],
-    side_filtered: ["the copier copies only trades of the other side", "change sides"],
-    symbol_filtered: ["the master's symbol is not in symbols_only, or is in symbols_except", "change the lists"],
-    magic_filtered: ["the trade's magic number is excluded by the copier", "change magic_only or magic_except"],
-    comment_filtered: ["the trade's comment is excluded by the copier", "change comment_only or comment_except"],
+    side_filtered: ["the copier copies only trades of the other side", "change the copier's sides"],
+    symbol_filtered: ["the copier leaves the master's symbol out", "change its lists of symbols"],
+    magic_filtered: ["the trade's magic number is excluded by the copier", "change its lists of magic numbers"],
+    comment_filtered: ["the trade's comment is excluded by the copier", "change its lists of comments"],
     outside_hours: [
       "the copier does not open on this weekday or at this time of day",
-      "change weekdays, open_from, open_until or time_zone",
+      "change its weekdays, hours or time zone",
     ],
-    min_equity: ["the follower's equity is below min_equity, or unknown", "add funds, or lower the limit"],
+    min_equity: ["the follower's equity is below the copier's minimum, or unknown", "add funds, or lower the limit"],
     max_open_positions: ["the copier holds the maximum number of open positions", "raise the limit"],
     max_open_lots: [
       "with this trade the copier would hold more than the maximum number of lots",
@@ -50,15 +53,15 @@ export const REASONS = {
     ],
     max_trades_per_day: ["the copier has opened the maximum number of trades for today", "raise the limit"],
     slippage: [
-      "the follower's price stayed worse than the master's by more than max_slippage_points until the open was too old",
+      "the follower's price stayed worse than the master's by more than the copier allows until the open was too old",
       "raise the limit, or accept that such trades are not copied",
     ],
     too_old: [
-      "the master's trade was older than max_age_ms when it was detected, or the order waited too long",
+      "the master's trade was older than the copier allows when it was detected, or the order waited too long",
       "none: late trades are not opened; resync the copier if you want this one",
     ],
     price_moved: [
-      "the price is further from the master's open price than copy_existing_points, or the limit of the resync, allows",
+      "the price is further from the master's open price than the copier, or the limit of the resync, allows",
       "none: the position is not copied; allow more points in a resync",
     ],
     no_quote: [
@@ -72,14 +75,14 @@ export const REASONS = {
     follower_offline: ["the follower's agent was offline", "check the VPS; the trade is not opened later"],
     follower_unassigned: ["the follower is not assigned to a VPS", "wait until a VPS has capacity, or ask an operator"],
     account_halted: [
-      "the follower is halted (account_mismatch: its terminal shows another account; or its login was refused)",
+      "the follower is halted: its terminal shows another account, or its login was refused",
       "check the account's status and connect it again",
     ],
     account_removed: ["the follower was removed", "none"],
     account_flattening: ["the follower is being flattened", "switch the account on again afterwards"],
     flat_by: [
-      "the account must be flat until the time that its flat_by says",
-      "none: copying goes on by itself then; change set_flat_by if the time is wrong",
+      "it is the time at which the account must be flat",
+      "none: copying goes on by itself afterwards; change the time if it is wrong",
     ],
     news_window: [
       "a quiet window lasts for the symbol, its currency or everything, with the account's minutes before and after",
@@ -92,15 +95,15 @@ export const REASONS = {
       "read its alert; switch the account on again to continue, or wait where the alert says until when",
     ],
     would_breach: [
-      "its stop, hit together with those already open, would cross a limit of a protection rule of the follower; the copy of a pending order is cancelled if its master's change of price or stop would do that (alert order_withdrawn)",
-      "trade smaller or with a nearer stop, close something, or set would_breach of the rule to shrink or ignore",
+      "its stop, hit together with those already open, would cross a limit of a protection rule of the follower; the copy of a pending order is cancelled if its master's change of price or stop would do that",
+      "trade smaller or with a nearer stop, close something, or let the rule shrink or ignore such trades",
     ],
     copier_off: ["the copier is off, or in mode monitor (it only closes)", "switch it on"],
     copier_monitor: ["the copier is off, or in mode monitor (it only closes)", "switch it on"],
     held_already: ["the follower still holds a copy of this master position", "adopt that copy, or close it first"],
     not_adoptable: [
       "the position to adopt is closed, belongs to another copy, has an order in flight, or has another symbol or side",
-      "choose a position that copier_drift lists as adoptable",
+      "choose a position that is listed as adoptable",
     ],
     copier_removed: [
       "the copier is being removed and no longer opens trades",
@@ -128,7 +131,7 @@ export const REASONS = {
     market_closed: ["the symbol's market is closed", "retried until the copier's retry window ends"],
     too_many_requests: ["the broker limits orders per second", "retried later"],
     not_connected: ["the account was not connected, so nothing was sent", "retried once it is connected"],
-    no_money: ["not enough free margin", "tried once more (no_money_policy); add funds or copy smaller sizes"],
+    no_money: ["not enough free margin", "tried once more; add funds or copy smaller sizes"],
     invalid_volume: [
       "the volume is outside the symbol's limits or not a multiple of its step",
       "tried once more with the symbol's current limits; check them at the broker",
@@ -221,7 +224,7 @@ export const REASONS = {
       "none",
     ],
     symbols_loading: [
-      "the symbol of the copy, or the quote that proves its name, is not told yet and was asked for: it is decided when it is told, and refused when max_age_ms is over",
+      "the symbol of the copy, or the quote that proves its name, is not told yet and was asked for: it is decided when it is told, and refused when the trade is too old",
       "none",
     ],
     coalesced: ["a step is in flight; when it ends, the position's latest state is copied", "none"],
@@ -240,7 +243,7 @@ export const REASONS = {
       "none",
     ],
     master_never_filled: [
-      "the copied pending order was filled and the master then cancelled its own; because early_fill_policy is keep, the position now belongs to the user",
+      "the copied pending order was filled and the master then cancelled its own; the copier keeps such copies, so the position now belongs to the user",
       "none",
     ],
     order_expired: ["the copied pending order expired with the master's, or was cancelled at that time", "none"],
@@ -263,14 +266,15 @@ export const WARNINGS = {
   risk_capped: "a limit of the copier or of the symbol made the copy smaller than the sizing mode's result",
   leverage_shrunk: "a limit of the copier or of the symbol made the copy smaller than the sizing mode's result",
   breach_shrunk:
-    "a protection rule with would_breach shrink made the copy smaller, so that the stops of all that is open cannot cross its limit",
+    "a protection rule made the copy smaller, so that the stops of all that is open cannot cross its limit",
   forced_min: "the copy was raised to the follower's minimum",
   split: "the copy exceeds the maximum volume of one order and was split into several orders",
-  contract_sizes_differ: "the contract sizes of master and follower differ, and contract_alignment is off",
-  risk_unknown: "the trade has no stop loss that limits its risk, so max_risk_percent could not be applied",
+  contract_sizes_differ: "the contract sizes of master and follower differ, and the copier does not align them",
+  risk_unknown: "the trade has no stop loss that limits its risk, so the copier's limit of risk could not be applied",
   at_par:
-    "the size depends on the value of a stablecoin that no broker of the two accounts quotes: it counts as what the table currency_units says (USDT as 1 USD)",
-  sanity_unchecked: "an equity or an exchange rate is unknown, so sanity_factor could not be applied",
+    "the size depends on the value of a stablecoin that no broker of the two accounts quotes: it counts at its fixed value, USDT as 1 USD",
+  sanity_unchecked:
+    "an equity or an exchange rate is unknown, so the copy could not be compared with the master's exposure",
   netting_sltp_virtual:
     "several copies share one net position, so none of their stop loss and take profit levels is set on it",
   sl_adjusted: "the level was inside the broker's stops or freeze level; the nearest allowed level was sent",

@@ -18,7 +18,7 @@ export function vpsTone(status: string, leaseOver: boolean): Tone {
 /** The tone of a trade's result, by `status` of copied_trades. */
 export function tradeTone(status: string | null): Tone {
   if (status === "copied") return "ok";
-  return status === "in_flight" ? "idle" : "warn";
+  return status === "in_flight" || status === "nothing_to_do" ? "idle" : "warn";
 }
 
 export function executionTone(status: string): Tone {

@@ -50,6 +50,13 @@ $$;
 comment on function private.refuse_unknown(jsonb, text, text[]) is
   'Raises TC001 unless the request is an object, and TC301 with the names of unknown keys.';
 
+-- Agents and the database put a code before the words of a status, so that programs can read it; people need the words.
+create function private.without_code(p_text text) returns text
+language sql immutable
+set search_path = ''
+as $$ select regexp_replace(p_text, '^[a-z][a-z0-9_]{1,39}: ', '') $$;
+comment on function private.without_code(text) is 'The words of "code: words".';
+
 -- People and brokers write the same name in different ways: "ABC " and "abc" are the same server, or the same login.
 create function private.plain_name(p_name text) returns text
 language sql immutable strict parallel safe

@@ -60,7 +60,7 @@ begin
       '%s of %s cannot be read, such as ticket %s: %s. It counts as open and unknown: it is neither copied nor closed '
       'until it can be read. Look at it in the terminal; if it is right there, tell the operators.',
       case v_new.number when 1 then 'An entry' else v_new.number || ' entries' end, p_account.name, v_new.ticket,
-      v_new.error), jsonb_build_object('ticket', v_new.ticket, 'number', v_new.number));
+      replace(v_new.error, '_', ' ')), jsonb_build_object('ticket', v_new.ticket, 'number', v_new.number));
   end if;
   update public.positions m set session = p_session, seq = p_seq, absent_snapshots = 0
   from private.unread_entries u

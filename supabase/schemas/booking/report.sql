@@ -137,7 +137,8 @@ begin
     next_attempt_at = n.next_at, adopted = x.adopted or coalesce((r ->> 'adopted')::boolean, false),
     filled_lots = coalesce((r ->> 'filled_lots')::numeric, x.filled_lots),
       fill_price = coalesce((r ->> 'price')::numeric, x.fill_price),
-    (point_size, point_money) = (select coalesce(w.size, x.point_size), coalesce(w.money, x.point_money)
+    (point_size, point_money, spread) = (select coalesce(w.size, x.point_size), coalesce(w.money, x.point_money),
+        coalesce(w.spread, x.spread)
       from private.point_worth(v_account.id, v_account.currency, x.symbol, (r ->> 'filled_lots')::numeric) w),
     received_at = coalesce((r ->> 'received_at')::timestamptz, x.received_at),
       sent_at = coalesce((r ->> 'sent_at')::timestamptz, x.sent_at),

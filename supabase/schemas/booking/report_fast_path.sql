@@ -79,7 +79,7 @@ begin
       from private.link_legs g where g.link_id = q.link_id
     ) h on true
   ), usual as materialized (
-    select k.*, w.size as point_size, w.money as point_money
+    select k.*, w.size as point_size, w.money as point_money, w.spread
     from looks k left join lateral private.point_worth(k.follower, k.currency, k.symbol, k.filled_lots) w on true
     -- the planner of Postgres expects one row here, so what is joined is looked up by its key, even in a small table
     where k.verdict = 'usual'
@@ -111,7 +111,8 @@ begin
       message = left(u.message #>> '{}', 500), next_attempt_at = null,
       adopted = x.adopted or coalesce(u.adopted::boolean, false), filled_lots = coalesce(u.filled_lots, x.filled_lots),
       fill_price = coalesce(u.price, x.fill_price), point_size = coalesce(u.point_size, x.point_size),
-      point_money = coalesce(u.point_money, x.point_money), received_at = coalesce(u.received_at, x.received_at),
+      point_money = coalesce(u.point_money, x.point_money), spread = coalesce(u.spread, x.spread),
+      received_at = coalesce(u.received_at, x.received_at),
       sent_at = coalesce(u.sent_at, x.sent_at), done_at = coalesce(u.done_at, x.done_at), finalized_at = p_now,
         updated_at = p_now
     from usual u where x.id = u.execution_id

@@ -179,11 +179,11 @@ begin
     ) s);
 end $$;
 
--- The size of a symbol's point in price units, and the present value of one point of one lot in the account's currency.
--- Null: not known. No exchange rate is needed in the usual case, where the symbol's profit is in the account's
--- currency. If p_filled is null or 0, nothing was filled and both results are null.
+-- The size of a symbol's point in price units, the present value of one point of one lot in the account's currency, and
+-- the present spread in price units. Null: not known. No exchange rate is needed in the usual case, where the symbol's
+-- profit is in the account's currency. If p_filled is null or 0, nothing was filled and all results are null.
 create function private.point_worth(p_account uuid, p_currency text, p_symbol text, p_filled numeric, out size numeric,
-  out money numeric)
+  out money numeric, out spread numeric)
 language plpgsql stable security definer set search_path = '' as $$
 declare
   s public.account_symbols;
@@ -192,6 +192,7 @@ begin
   if coalesce(p_filled, 0) = 0 then return; end if;
   select * into s from public.account_symbols x where x.account_id = p_account and x.name = p_symbol;
   size := 10::numeric ^ (-s.digits);
+  spread := case when s.ask >= s.bid then s.ask - s.bid end;
   money := size * s.contract_size;
   if s.profit_currency <> p_currency then
     v_rate := private.profit_fraction(s, p_currency, private.quoted_rates(array[p_account],

@@ -60,7 +60,8 @@ declare
 begin
   if v_reason is not null then
     perform private.raise_alert(new.id, 'account', v_reason, 'critical',
-      format('Account %s cannot trade: %s', new.name, coalesce(new.status_reason, 'the broker refused its login')),
+      format('Account %s cannot trade: %s', new.name, coalesce(private.without_code(new.status_reason),
+        'the broker refused its login')),
       jsonb_build_object('status', new.status));
   end if;
   return null;

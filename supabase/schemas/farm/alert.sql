@@ -34,7 +34,8 @@ comment on column public.alerts.kind is 'What raised it: protection, stop_out, â
 comment on column public.alerts.reason is
   'What happened, as a code: the kind of a protection rule, a reason of docs/errors.md, â€¦';
 comment on column public.alerts.severity is
-  'info; warning; critical = positions were closed, or money is at risk until somebody looks.';
+  'info; warning; critical = positions were closed, or money is at risk until somebody looks. Of a removed account: '
+  'info, for there is nothing left to do.';
 comment on column public.alerts.message is 'What happened, to what, and what to do.';
 comment on column public.alerts.detail is 'The figures behind the message.';
 comment on column public.alerts.times is 'How often it has happened since it was last seen.';
@@ -77,8 +78,8 @@ declare
   v_id bigint;
 begin
   insert into public.alerts as x (user_id, account_id, kind, reason, severity, message, detail)
-  select a.user_id, a.id, p_kind, p_reason, p_severity, left(p_message, 1000),
-    private.short_detail(coalesce(p_detail, '{}'))
+  select a.user_id, a.id, p_kind, p_reason, case when a.removed_at is null then p_severity else 'info' end,
+    left(p_message, 1000), private.short_detail(coalesce(p_detail, '{}'))
   from public.trading_accounts a where a.id = p_account
   on conflict (account_id, vps_id, kind, reason) where seen_at is null
   do update set times = x.times + 1,
@@ -94,6 +95,21 @@ $$;
 comment on function private.raise_alert(uuid, text, text, text, text, jsonb) is
   'Raises an alert for the account''s user: (account, kind, reason, severity, message, detail). If the same alert is '
   'still unseen, it is counted there instead, and what a milder one says does not replace what a graver one said.';
+
+create function private.calm_alerts() returns trigger
+language plpgsql security definer
+set search_path = ''
+as $$
+begin
+  update public.alerts x set severity = 'info'
+  where x.account_id = new.id and x.seen_at is null and x.severity <> 'info';
+  return null;
+end
+$$;
+comment on function private.calm_alerts() is
+  'Trigger: what was said about an account is for information only once its user has removed it.';
+create trigger calm_alerts after update of removed_at on public.trading_accounts for each row
+  when (old.removed_at is null and new.removed_at is not null) execute function private.calm_alerts();
 
 -- Security definer: it is called in many places, also on behalf of an agent.
 create function private.alert_operators(p_vps uuid, p_kind text, p_reason text, p_severity text, p_message text,
@@ -168,3 +184,79 @@ Answer:
 Errors: TC001 TC105 TC106 TC108 TC301
 Example: {"alert_id": 42} -> {"alert_id": 42, "seen_at": "2026-12-01T09:30:00.000000Z"}';
 grant execute on function private.mark_alert_seen(jsonb), public.mark_alert_seen(jsonb) to authenticated;
+
+-- A list of at most 1,000 ids; null: none was given.
+create function private.alert_ids(p_ids jsonb) returns bigint[]
+language plpgsql immutable
+set search_path = ''
+as $$
+begin
+  if coalesce(jsonb_typeof(p_ids), 'null') = 'null' then
+    return null;
+  end if;
+  if jsonb_typeof(p_ids) <> 'array' or jsonb_array_length(case jsonb_typeof(p_ids) when 'array' then p_ids
+      else '[]' end) > 1000
+    or exists (select from jsonb_array_elements(case jsonb_typeof(p_ids) when 'array' then p_ids else '[]' end) e
+      where jsonb_typeof(e) <> 'number' or not pg_input_is_valid(e #>> '{}', 'bigint')) then
+    raise exception using errcode = 'TC001', message = 'alert_ids: expected a list of at most 1000 whole numbers';
+  end if;
+  return array(select (e #>> '{}')::bigint from jsonb_array_elements(p_ids) e);
+end
+$$;
+comment on function private.alert_ids(jsonb) is 'The ids of a request, TC001 if they are no list of whole numbers.';
+
+-- {"alert_ids"} or {"until"} -> {"alert_ids"}. Marks only what was not seen yet; a second call marks nothing.
+create function private.mark_alerts_seen(p_request jsonb) returns jsonb
+language plpgsql security definer
+set search_path = ''
+as $$
+declare
+  v_user uuid := private.require_user();
+  v_operator boolean := private.is_operator();
+  v_until timestamptz := private.time_of(p_request, 'until');
+  v_ids bigint[];
+  v_strange bigint;
+begin
+  perform private.refuse_unknown(p_request, 'mark_alerts_seen', array['alert_ids', 'until']);
+  if (coalesce(jsonb_typeof(p_request -> 'alert_ids'), 'null') = 'null') = (v_until is null) then
+    raise exception using errcode = 'TC001',
+      message = 'mark_alerts_seen: alert_ids or until must be given, and not both',
+      hint = 'Pass the ids of the alerts that were shown, or the time at which they were read.';
+  end if;
+  v_ids := private.alert_ids(p_request -> 'alert_ids');
+  select i into v_strange from unnest(v_ids) i
+  where not exists (select from public.alerts a where a.id = i
+    and (a.user_id = v_user or a.user_id is null and v_operator)) limit 1;
+  if v_strange is not null then
+    raise exception using errcode = 'TC106',
+      message = format('mark_alerts_seen: alert %s does not exist or is not yours; none was marked', v_strange),
+      hint = 'Check the ids.';
+  end if;
+  with marked as (
+    update public.alerts a set seen_at = clock_timestamp()
+    where a.seen_at is null and (a.id = any (v_ids) or a.updated_at <= v_until)
+      and (a.user_id = v_user or a.user_id is null and v_operator)
+    returning a.id
+  )
+  select array_agg(m.id order by m.id) into v_ids from marked m;
+  return jsonb_build_object('alert_ids', to_jsonb(coalesce(v_ids, '{}')));
+end
+$$;
+comment on function private.mark_alerts_seen(jsonb) is
+  'Users: {"alert_ids"} or {"until"} -> {"alert_ids"}: those that were marked now.';
+
+create function public.mark_alerts_seen(p_request jsonb) returns jsonb
+language sql
+set search_path = ''
+as $$ select private.mark_alerts_seen(p_request) $$;
+comment on function public.mark_alerts_seen(jsonb) is
+  'Users: marks several of the caller''s own alerts as seen, by their ids or all until a time; an
+  operator''s own include those for operators. All or none. A second call marks nothing.
+Request:
+- alert_ids (list of integers; required unless until is given; up to 1000): alerts of the caller
+- until (time; required unless alert_ids is given): all that happened last at this time or before
+Answer:
+- alert_ids (list of integers): the alerts that were marked now
+Errors: TC001 TC105 TC106 TC108 TC301
+Example: {"alert_ids": [42, 43]} -> {"alert_ids": [42, 43]}';
+grant execute on function private.mark_alerts_seen(jsonb), public.mark_alerts_seen(jsonb) to authenticated;

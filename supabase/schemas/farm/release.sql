@@ -50,7 +50,8 @@ begin
   on conflict (vps_id, account_id) do update set reason = excluded.reason, released_at = excluded.released_at;
   perform private.raise_alert(p_account, 'account', substring(p_reason from '^[a-z_]+'), 'critical',
     format('Account %s was released by its VPS: %s',
-      (select a.name from public.trading_accounts a where a.id = p_account), left(p_reason, 500)),
+      (select a.name from public.trading_accounts a where a.id = p_account),
+      private.without_code(left(p_reason, 500))),
     jsonb_build_object('vps_id', p_vps));
 end
 $$;

@@ -5,7 +5,7 @@ language plpgsql security definer set search_path = '' as $$
 begin
   perform private.raise_alert(q.account_id, 'copy', 'no_money', 'warning',
     format('%s lots of %s were not opened: the broker says that the free margin does not suffice. Add funds, copy '
-      'smaller, or set no_money_policy to shrink.',
+      'smaller, or let the copier open less when money is short.',
       trim_scale(q.lots), q.symbol), jsonb_build_object('execution_id', q.id::text, 'copier_id', q.copier_id, 'symbol',
         q.symbol, 'lots', trim_scale(q.lots)::text));
 end $$;
@@ -26,7 +26,8 @@ begin
       perform private.raise_alert(q.account_id, 'levels', 'protection_dropped', 'critical', format(
         'The broker refused stop loss %s and take profit %s of the copy %s (%s) three times: %s. Set them by hand, or '
         'close the position.',
-        coalesce(q.sl::text, 'none'), coalesce(q.tp::text, 'none'), q.ticket, q.symbol, coalesce(q.message, q.reason)),
+        coalesce(q.sl::text, 'none'), coalesce(q.tp::text, 'none'), q.ticket, q.symbol, coalesce(q.message,
+          private.reason_words(q.reason))),
         jsonb_build_object('link_id', q.link_id::text, 'ticket', q.ticket, 'symbol', q.symbol, 'sl', q.sl::text, 'tp',
           q.tp::text));
     end if;

@@ -403,7 +403,7 @@ begin
         when pair.verdict is not null then
           private.refusal_words(pair.copier, pair.opened, pair.follower, pair.symbol, pair.reason, p_now)
         when pair.reason = 'max_open_lots' then
-          format('max_open_lots is %s: %s lots are held or under way, and this would be %s more.',
+          format('The limit of open lots is %s: %s are held or under way, and this would be %s more.',
             trim_scale((pair.copier).max_open_lots), trim_scale(pair.held_lots),
             (select trim_scale(sum(lots)) from unnest((pair.size).orders) lots))
         when pair.reason is not null then array_to_string((pair.size).explain, ' ')

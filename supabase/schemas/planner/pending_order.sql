@@ -328,9 +328,9 @@ begin
       wanted_lots = null, wanted_until = null
     where l.id = p_link.id and not 'order_not_filled' = any (l.warnings);
     perform private.raise_alert(p_link.follower_account_id, 'pending', 'order_not_filled', 'warning', format(
-      'The master''s order in %s has filled at %s, its copy of %s lots has not, and the market is not taken instead '
-      '(%s). The copy''s order stays.',
-      p_link.symbol, v_master.price, private.plain(p_orders), v_why),
+      'The master''s order in %s has filled at %s, its copy of %s lots has not, and the market is not taken instead: '
+      '%s. The copy''s order stays.',
+      p_link.symbol, v_master.price, private.plain(p_orders), private.reason_words(v_why)),
         jsonb_build_object('link_id', p_link.id::text, 'why', v_why));
     return '{}';
   end if;

@@ -31,6 +31,16 @@ begin
     when 'equity_target' then 'Equity target' else 'Margin use' end;
 end $$;
 
+-- What a rule does when it triggers.
+create function private.action_words(p_action text) returns text
+language plpgsql immutable set search_path = '' as $$
+begin
+  return case p_action when 'notify' then 'it tells you again' when 'monitor' then 'it opens nothing more'
+    when 'close_all' then 'it closes everything'
+    when 'close_all_until_next_day' then 'it closes everything and opens nothing until the next day'
+    else 'it closes everything and switches the account off' end;
+end $$;
+
 -- The message of a rule that has triggered.
 create function private.protection_message(r public.protection_rules, p_currency text, p_initial numeric,
   p_look private.look) returns text
@@ -66,9 +76,11 @@ create function private.warn_of_rule(r public.protection_rules, p_initial numeri
 language plpgsql security definer set search_path = '' as $$
 begin
   perform private.raise_alert(r.account_id, 'protection_near', r.kind, 'warning',
-    format('%s: %s %% of the allowance is used: equity is %s, margin %s, and the limit is %s. Close or reduce '
-      'positions if the rule must not act (%s).', private.rule_title(r), trim_scale(r.warn_percent), p_look.equity,
-      coalesce(p_look.margin::text, 'unknown'), private.limit_words(r, p_initial), private.rule_action(r)),
+    format('%s: %s %% of the allowance is used: equity is %s, margin %s, and the limit is %s. There %s. '
+      'Close or reduce positions if that must not happen.', private.rule_title(r), trim_scale(r.warn_percent),
+      p_look.equity,
+      coalesce(p_look.margin::text, 'unknown'), private.limit_words(r, p_initial),
+      private.action_words(private.rule_action(r))),
     jsonb_build_object('rule_id', r.id, 'action', private.rule_action(r), 'warn_percent', r.warn_percent::text,
       'limit', private.rule_limit(r, p_initial)::text, 'equity', p_look.equity::text, 'at',
       private.rfc3339(p_look.at)));

@@ -22,7 +22,7 @@ create function private.no_order(p_reason text, p_raw numeric, p_warnings text[]
 language plpgsql immutable set search_path = '' as $$
 begin
   return row('{}'::numeric[], p_raw, p_reason, p_warnings,
-    p_explain || ('Nothing is placed: ' || p_reason || '.'))::private.sizing;
+    p_explain || 'Nothing is placed.'::text)::private.sizing;
 end $$;
 
 -- What a limit needs to value a trade at: the price without its sign. Null near 0, where prices may be negative:

@@ -52,7 +52,7 @@ end $$;
 create function private.told_late_words(p_copier public.copiers, p_name text) returns text
 language plpgsql immutable set search_path = '' as $$
 begin
-  return format('%s was told too late: max_age_ms allows %s s. Resync the copier to copy the trade now.', p_name,
+  return format('%s was told too late: the copier allows %s s. Resync the copier to copy the trade now.', p_name,
     trim_scale(p_copier.max_age_ms / 1000.0));
 end $$;
 

@@ -48,6 +48,7 @@ create table public.trade_execution_queue (
   fill_price numeric,
   point_size numeric,
   point_money numeric,
+  spread numeric,
   -- times
   detected_at timestamptz,
   queued_at timestamptz not null,
@@ -92,6 +93,8 @@ comment on column public.trade_execution_queue.point_size is
 comment on column public.trade_execution_queue.point_money is
   'value of one point of one lot when the order was filled, in the account''s currency; null = no exchange rate was '
   'known';
+comment on column public.trade_execution_queue.spread is
+  'ask less bid of the symbol when the order was filled, in price units; null = no quote was known';
 comment on column public.trade_execution_queue.retry_until is 'only for opens: no new attempt after this';
 
 -- Only these indexes begin with a column that the planner looks up by; Postgres might choose another one while the

@@ -283,8 +283,8 @@ begin
   perform private.alert_operators(null, 'database', 'restored', 'critical', format(
     'The database has gone back in time (%s): a backup was put back. Execution numbers go on at %s, %s accounts begin '
     'anew, trading is %s: nothing is '
-    'opened. Check what docs/operations.md lists under "Restore", then switch trading on with set_trading.', p_reason,
-      v_number, v_accounts, v_trading), v_did || p_detail);
+    'opened. Check what docs/operations.md lists under "Restore", then switch trading on again.',
+      replace(p_reason, '_', ' '), v_number, v_accounts, v_trading), v_did || p_detail);
   perform realtime.send('{}', 'assignments', 'vps:' || v.id, true) from public.vps_instances v
     where v.retired_at is null;
   return v_did;

@@ -60,10 +60,9 @@ begin
   end if;
   perform private.store_outcomes(array(
     select row(e.id, c.id, c.user_id, l.id, null, case
-        when v_trading = 'off' then 'trading_stopped'
-        when c.mode = 'off' and c.removal is null then 'copier_off'
-        when fa.copy_state = 'off' then 'account_off'
-        when l.id is null and c.removal is not null then 'copier_removed'
+        -- a pause withholds openings and changes of copies; of a trade without a copy it withholds nothing more
+        when withheld.by is not null and (l.state = 'live' or e.type in ('opened', 'ordered')) then withheld.by
+        when l.id is null and c.removal is not null and e.type in ('opened', 'ordered') then 'copier_removed'
         when l.id is null and m.closed_at is not null and e.type in ('opened', 'ordered') then 'already_closed'
         when l.id is null and m.closed_at is null and exists (select from private.symbol_waits w
           where w.copier_id = c.id and w.master_account_id = p_account and w.ticket = e.ticket
@@ -83,6 +82,12 @@ begin
     from unnest(p_events, p_types, p_tickets) as e (id, type, ticket)
     join public.copiers c on c.master_account_id = p_account and c.removed_at is null
     join public.trading_accounts fa on fa.id = c.follower_account_id
+    cross join lateral (
+      select case
+        when v_trading = 'off' then 'trading_stopped'
+        when c.mode = 'off' and c.removal is null then 'copier_off'
+        when fa.copy_state = 'off' then 'account_off' end as by
+    ) withheld
     left join lateral (  -- an order and a position may carry this number; a filled order has none of the type's kind
       select i.* from public.positions i where i.account_id = p_account and i.ticket = e.ticket
       order by (i.kind = 'order') = (e.type in ('ordered', 'amended', 'cancelled')) desc limit 1

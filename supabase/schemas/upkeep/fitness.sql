@@ -90,7 +90,7 @@ begin
   where v.id = p_vps.id;
   if v_unfit is not null then
     perform private.alert_operators(p_vps.id, 'vps', v_unfit, case when v_holds then 'warning' else 'critical' end,
-      format('VPS %s is unfit (%s): %s. %s', p_vps.name, v_unfit, private.unfit_words(v_unfit),
+      format('VPS %s is unfit: %s. %s', p_vps.name, private.unfit_words(v_unfit),
         case when v_holds then 'It goes on working, because no other VPS can take its accounts.'
           else 'Its lease is not renewed; its accounts move to other VPSes that can take them.' end),
       jsonb_build_object('goes_on', v_holds));
@@ -207,7 +207,8 @@ begin
       perform private.release_account(p_vps, v_said.id, v_said.error);
     elsif not v_said.alerted and not private.closed_for_weekend(v_said.id, clock_timestamp()) then
       perform private.raise_alert(v_said.id, 'account', 'broker_unreachable', 'critical',
-        format('Account %s is not traded, and no other VPS can take it now: %s', v_said.name, left(v_said.error, 500)),
+        format('Account %s is not traded, and no other VPS can take it now: %s', v_said.name,
+          private.without_code(left(v_said.error, 500))),
         jsonb_build_object('vps_id', p_vps));
     end if;
   end loop;

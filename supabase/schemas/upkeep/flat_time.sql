@@ -31,11 +31,11 @@ begin
       else 'warning' end,
     case p_reason
       when 'flat_by_soon' then format('Flat by: everything on %s is closed at %s. Nothing is opened on it until %s; '
-        'then copying goes on. To keep what it holds, change or remove its flat_by before.', a.name, v_at, v_until)
+        'then copying goes on. To keep what it holds, change or remove its flat time before.', a.name, v_at, v_until)
       when 'flat_by_missed' then format('Flat by: %s was not closed at %s, because the database did not run until %s. '
         'Close by hand what must not be held.', a.name, v_at, v_until)
-      else format('Flat by: everything on %s is being closed, as its flat_by says (%s). Nothing is opened on it until '
-        '%s; then copying goes on by itself.', a.name, v_at, v_until) end,
+      else format('Flat by: everything on %s is being closed, as its flat time says (%s). Nothing is opened on it '
+        'until %s; then copying goes on by itself.', a.name, v_at, v_until) end,
     jsonb_build_object('flat_from', private.rfc3339(a.flat_from), 'flat_until', private.rfc3339(a.flat_until)));
 end $$;
 

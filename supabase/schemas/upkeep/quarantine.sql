@@ -185,7 +185,7 @@ exception when others then
       when 'changes' then 'the changes that its own copies made' when 'explain'
         then format('the reasons of position %s', p_subject)
       when 'offer' then format('handing out execution %s', p_subject)
-        else format('the upkeep of the account (%s)', p_kind) end,
+        else format('the upkeep of the account (%s)', replace(p_kind, '_', ' ')) end,
     sqlerrm, v_context, p_now);
   return null;
 end $$;

@@ -92,22 +92,22 @@ begin
       where s.account_id = p_copier.follower_account_id and s.lots_min > p_copier.max_lots order by s.name limit 5) x;
     if v_small is not null then
       v_warnings := v_warnings ||
-        format('max_lots is %s, below the smallest volume of %s: nothing of it will be copied.',
+        format('The maximum of %s lots is below the smallest volume of %s: nothing of it will be copied.',
         private.plain(p_copier.max_lots), v_small);
     end if;
     if p_copier.sizing_mode = 'fixed' and p_copier.sizing_value > p_copier.max_lots then
       v_warnings := v_warnings ||
-        format('sizing_value is %s fixed lots and max_lots %s: every copy is cut to max_lots.',
+        format('The fixed size of %s lots is above the maximum of %s: every copy is cut to the maximum.',
         private.plain(p_copier.sizing_value), private.plain(p_copier.max_lots));
     end if;
   end if;
   if p_copier.sizing_mode = 'risk_percent' and p_copier.sizing_value > p_copier.max_risk_percent then
     v_warnings := v_warnings ||
-      format('sizing_value is %s %% of risk and max_risk_percent %s %%: every copy is cut to max_risk_percent.',
+      format('The size of %s %% of risk is above the limit of %s %%: every copy is cut to the limit.',
       private.plain(p_copier.sizing_value), private.plain(p_copier.max_risk_percent));
   end if;
   if '*' = any (p_copier.symbols_except) then
-    v_warnings := v_warnings || 'symbols_except has "*": nothing will be opened.'::text;
+    v_warnings := v_warnings || 'The list of symbols that are left out has "*": nothing will be opened.'::text;
   end if;
   return to_jsonb(v_warnings);
 end $$;

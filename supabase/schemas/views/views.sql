@@ -28,16 +28,18 @@ select o.event_id, o.copier_id, o.user_id, o.link_id, o.decided_at,
   coalesce(x.symbol, l.symbol) as symbol, coalesce(case when x.parts is null then x.side end, l.side) as side,
   case
     when o.reason = 'symbols_loading' then 'in_flight'
-    when x.id is null then 'not_copied'
+    when x.id is null then case when o.reason = any (private.nothing_to_do()) then 'nothing_to_do'
+      else 'not_copied' end
     when d.waiting > 0 then 'in_flight'
     when d.failed = 0 and not d.short and t.reason is null then 'copied'
     when d.filled_lots > 0 or d.short and d.filled_lots is null then 'partly'
     when d.failed < d.orders then 'copied'
+    when d.refused = 0 and t.reason is null then 'nothing_to_do'
     else 'not_copied' end as status,
   coalesce(o.reason, d.reason, t.reason) as reason, o.detail, d.message,
   array(select distinct w from unnest(coalesce(x.warnings, '{}') || coalesce(l.warnings, '{}')) w
     order by w) as warnings,
-  d.orders, d.attempts, d.filled_lots, d.fill_price,
+  d.orders, d.attempts, d.filled_lots, d.closed_lots, d.fill_price,
   round(d.slippage_points, 2) as slippage_points, round(d.slippage_money, 4) as slippage_money, fa.currency,
   e.detect_ms, d.decide_ms, d.transport_ms, d.lane_ms, d.broker_ms, d.total_ms
 from public.copy_outcomes o
@@ -59,15 +61,22 @@ left join lateral (
     -- an order that was refused or partly filled is no failure if another order has completed the step since
     count(*) filter (where q.status in ('rejected', 'expired', 'cancelled')
       and q.step_id >= coalesce(q.done_step, 0)) as failed,
+    -- and none if nothing was left to do
+    count(*) filter (where q.status in ('rejected', 'expired', 'cancelled') and q.step_id >= coalesce(q.done_step, 0)
+      and q.reason <> all (private.nothing_to_do())) as refused,
     coalesce(bool_or(q.finalized_at is not null and q.filled_lots < q.lots
       and q.action in ('open', 'increase', 'reduce', 'close')
       and q.status = 'completed' and q.step_id >= coalesce(q.done_step, 0)), false) as short,
     max(q.attempt) as attempts,
-    (array_agg(q.reason order by q.finalized_at is null desc, q.id desc) filter (where q.reason is not null
-      and q.step_id >= coalesce(q.done_step, 0)))[1] as reason,
-    (array_agg(q.message order by q.finalized_at is null desc, q.id desc) filter (where q.reason is not null
-      and q.step_id >= coalesce(q.done_step, 0)))[1] as message,
-    sum(f.lots) as filled_lots, sum(f.lots * q.fill_price) / nullif(sum(f.lots), 0) as fill_price,
+    (array_agg(q.reason order by q.finalized_at is null desc, q.reason = any (private.nothing_to_do()), q.id desc)
+      filter (where q.reason is not null and q.step_id >= coalesce(q.done_step, 0)))[1] as reason,
+    (array_agg(q.message order by q.finalized_at is null desc, q.reason = any (private.nothing_to_do()), q.id desc)
+      filter (where q.reason is not null and q.step_id >= coalesce(q.done_step, 0)))[1] as message,
+    sum(f.lots) as filled_lots,
+    -- one fill that is not known: what was closed is not known
+    case when bool_and(c.lots is not null) filter (where c.closes) then sum(c.lots) filter (where c.closes) end
+      as closed_lots,
+    sum(f.lots * q.fill_price) / nullif(sum(f.lots), 0) as fill_price,
     -- null if one fill cannot be compared: the sum would be too small
     case when bool_and(s.points is not null) filter (where f.lots > 0)
       then sum(f.lots * s.points) / nullif(sum(f.lots), 0) end
@@ -94,6 +103,7 @@ left join lateral (
   left join lateral (
     select case when (p.value ->> 'lots')::numeric < 0 then -1 else 1 end * case p.value ->> 'side' when 'buy'
       then 1 else -1 end as direction,
+      (p.value ->> 'lots')::numeric < 0 as closes, abs((p.value ->> 'lots')::numeric) as ordered,
       case when jsonb_array_length(q.parts) = 1 then q.filled_lots when q.filled_lots = q.lots
         then abs((p.value ->> 'lots')::numeric) end as lots
     from jsonb_array_elements(q.parts) p where p.value ->> 'link_id' = o.link_id::text
@@ -104,10 +114,19 @@ left join lateral (
         else case q.side when 'buy' then 1 else -1 end * case
           when q.action in ('open', 'increase') then 1 else -1 end end as direction
   ) f
+  -- what it closes: of a final order what was filled, of another what was ordered
   cross join lateral (
-    select f.direction * (q.fill_price
-      - coalesce(e.deal_price, case when q.action = 'open' and q.parts is null
-        then q.master_price end)) / q.point_size as points
+    select case when q.parts is null then q.action in ('reduce', 'close') else part.closes end as closes,
+      case when q.finalized_at is not null and q.status <> 'completed' then coalesce(f.lots, 0)
+        when q.finalized_at is not null then f.lots when q.parts is null then q.lots else part.ordered end as lots
+  ) c
+  -- Points = (direction × (fill − master's price) − spread of a reverse copy) / point; direction: 1 buys, −1 sells. A
+  -- reverse copy deals on the other side of the market: where the master buys at the ask it sells at the bid, which is
+  -- a spread lower without being any worse.
+  cross join lateral (
+    select (f.direction * (q.fill_price
+      - coalesce(e.deal_price, case when q.action = 'open' and q.parts is null then q.master_price end))
+      - case when l.side <> l.master_side then q.spread else 0 end) / q.point_size as points
   ) s
   where q.parts is null or part.direction is not null
 ) d on x.id is not null;
@@ -116,12 +135,14 @@ comment on view public.copied_trades is
   'master''s price; or the one reason why not.';
 comment on column public.copied_trades.event is
   'what the master did: opened, increased, reduced, modified, closed, ordered, amended, cancelled';
-comment on column public.copied_trades.master_lots is 'lots of the master''s position after the event';
+comment on column public.copied_trades.master_lots is
+  'lots of the master''s position after the event; 0 = it closed. closed_lots says what the copy closed';
 comment on column public.copied_trades.master_price is 'price of the master''s deal; null = not reported, or no deal';
 comment on column public.copied_trades.symbol is 'the follower''s symbol';
 comment on column public.copied_trades.side is 'side of the follower''s position';
 comment on column public.copied_trades.status is
-  'copied; partly (less was filled than ordered); in_flight; not_copied (see reason)';
+  'copied; partly (less was filled than ordered); in_flight; not_copied (refused, see reason); nothing_to_do (nothing '
+  'was refused, see reason)';
 comment on column public.copied_trades.reason is
   'code of docs/errors.md: why nothing, or only a part, was copied, or what the order waits for';
 comment on column public.copied_trades.detail is 'the steps of the size calculation, in words';
@@ -131,10 +152,13 @@ comment on column public.copied_trades.warnings is
 comment on column public.copied_trades.orders is 'number of orders for the copy';
 comment on column public.copied_trades.filled_lots is
   'lots traded at the follower; null = not known (a partly filled netting deal of several copies)';
+comment on column public.copied_trades.closed_lots is
+  'the part of it that closed or reduced the copy; while an order is in flight: what it is to close. null = the trade '
+  'closes nothing, or it is not known';
 comment on column public.copied_trades.fill_price is 'average price of the fills, weighted by lots';
 comment on column public.copied_trades.slippage_points is
   'points of the follower''s symbol between the master''s deal and the fills, weighted by lots; above 0 = worse for '
-  'the follower';
+  'the follower. A reverse copy deals on the other side of the market: the follower''s spread at the fill is left out';
 comment on column public.copied_trades.slippage_money is
   'the same for all lots in the follower''s currency, by the exchange rate at the fill; above 0 = lost. Without '
   'commission and swap';

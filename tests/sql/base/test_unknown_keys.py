@@ -23,7 +23,9 @@ USERS: dict[str, dict[str, Any]] = {
     "set_quiet_times": {"account_id": None},
     "save_copier": {"master_account_id": None, "follower_account_id": None},
     "save_protection_rule": {"account_id": None, "kind": "daily_loss", "threshold": "5"},
+    "copy_figures": {"time_zone": "UTC"},
     "mark_alert_seen": {"alert_id": 1},
+    "mark_alerts_seen": {"alert_ids": [1]},
     "preview_copy": {"copier": {}, "master": {}, "follower": {}, "trade": {}},
 }
 OPERATORS: dict[str, dict[str, Any]] = {

@@ -152,8 +152,8 @@ def test_a_refusal_quotes_the_beginning_of_a_long_list(world: NettingWorld) -> N
     world.copy("M", "F", symbols_only=entries("symbols_only", 500))
     world.opened("M")
     detail = world.one("select detail from public.copy_outcomes where reason = 'symbol_filtered'")
-    assert detail.startswith("EURUSD is not among symbols_only (*NONE0, *NONE1, ")
-    assert detail.endswith(" and 490 more).")
+    assert detail.startswith("EURUSD is not among the symbols that the copier copies: *NONE0, *NONE1, ")
+    assert detail.endswith(" and 490 more.")
 
 
 def test_mappings_that_stay_are_not_written_again(world: NettingWorld) -> None:

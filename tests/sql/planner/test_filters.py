@@ -81,7 +81,7 @@ def test_no_copy_makes_it_more_lots_than_the_limit(world: World, mode: str) -> N
     world.copy("M", "X", max_open_lots="1.00")
     world.opened("M", "1.01")
     assert world.executions("X") == []
-    detail = "max_open_lots is 1: 0 lots are held or under way, and this would be 1.01 more."
+    detail = "The limit of open lots is 1: 0 are held or under way, and this would be 1.01 more."
     assert world.one("select detail from public.copy_outcomes") == detail
     p = world.opened("M", "0.60")
     world.settle()

@@ -256,7 +256,8 @@ def test_after_a_daily_limit_nothing_is_opened_until_the_next_day_begins(
     world.opened("M")
     assert world.reasons("F") == {"account_protected": 1}
     says = world.one("select detail from public.copy_outcomes where reason = 'account_protected'")
-    assert says == f"{kind} has stopped the account; copying goes on by itself at 2026-01-15 22:00 UTC."
+    rule = kind.replace("_", " ")
+    assert says == f'The rule "{rule}" has stopped the account; copying goes on by itself at 2026-01-15 22:00 UTC.'
     world.look_at(at("2026-01-15T21:59:59.999+00:00"), "97000")
     assert world.copy_state() == "monitor"
     world.look_at(at("2026-01-15T22:00:00+00:00"), "97000")

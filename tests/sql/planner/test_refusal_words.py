@@ -17,19 +17,21 @@ def detail(world: NettingWorld, reason: str) -> str:
 @pytest.mark.parametrize(
     ("settings", "trade", "reason", "words"),
     [
-        ({"sides": "buy"}, {"side": "sell"}, "side_filtered", "The master's side is sell; sides is buy."),
-        ({"symbols_except": ["EUR*", "X"]}, {}, "symbol_filtered", "EURUSD is left out by symbols_except (EUR*, X)."),
-        ({"symbols_only": ["GBPUSD"]}, {}, "symbol_filtered", "EURUSD is not among symbols_only (GBPUSD)."),
+        ({"sides": "buy"}, {"side": "sell"}, "side_filtered", "The master's side is sell; the copier copies buy only."),
+        ({"symbols_except": ["EUR*", "X"]}, {}, "symbol_filtered",
+         "EURUSD is among the symbols that the copier leaves out: EUR*, X."),
+        ({"symbols_only": ["GBPUSD"]}, {}, "symbol_filtered",
+         "EURUSD is not among the symbols that the copier copies: GBPUSD."),
         ({"magic_only": ["7", "8"]}, {"magic": "9"}, "magic_filtered",
-         "The magic number is 9; magic_only is (7, 8), magic_except is ()."),
+         "The magic number is 9; the copier copies only 7, 8."),
         ({"comment_except": ["grid*"]}, {"comment": "grid 3"}, "comment_filtered",
-         'The comment is "grid 3"; comment_only is (), comment_except is (grid*).'),
+         'The comment is "grid 3"; the copier copies all, but not grid*.'),
         ({"max_trades_per_day": 1}, {}, "max_trades_per_day",
-         "max_trades_per_day is 1, and so many trades were opened since midnight in UTC."),
+         "The limit of trades a day is 1, and so many were opened since midnight in UTC."),
         ({"max_open_positions": 1}, {}, "max_open_positions",
-         "max_open_positions is 1, and so many copies are held or under way."),
+         "The limit of open positions is 1, and so many are held or under way."),
         ({"max_open_lots": "0.5"}, {}, "max_open_lots",
-         "max_open_lots is 0.5, and so many lots are held or under way."),
+         "The limit of open lots is 0.5, and so many are held or under way."),
     ],
 )  # fmt: skip
 def test_a_filter_tells_the_trade_and_its_setting(
@@ -64,14 +66,14 @@ def test_equity_is_told_with_its_age(world: NettingWorld) -> None:
         "select to_char(max(funds_at) at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS \"UTC\"') from public.trading_accounts"
     )
     world.opened("M")
-    assert detail(world, "min_equity") == f"The equity is 10000 USD (reported {told}); min_equity is 10000.5."
+    assert detail(world, "min_equity") == f"The equity is 10000 USD (reported {told}); the copier needs 10000.5."
 
 
 def test_an_old_trade_tells_how_old(world: NettingWorld) -> None:
     world.copy("M", "F", max_age_ms=2500)
     world.send("M", world.event("opened", world.position(), age_s=60))
     assert detail(world, "too_old").startswith("The account was last seen without the trade 6")
-    assert detail(world, "too_old").endswith(" s ago; max_age_ms allows 2.5 s.")
+    assert detail(world, "too_old").endswith(" s ago; the copier allows 2.5 s.")
 
 
 def test_a_closed_symbol_is_named_as_the_follower_calls_it(world: NettingWorld) -> None:

@@ -231,15 +231,15 @@ def test_what_is_allowed_but_surprises_is_said(world: World) -> None:
 
     assert warnings() == []
     assert warnings(max_lots="0.05") == [
-        "max_lots is 0.05, below the smallest volume of US30: nothing of it will be copied."
+        "The maximum of 0.05 lots is below the smallest volume of US30: nothing of it will be copied."
     ]
     assert warnings(sizing_mode="fixed", sizing_value="2", max_lots="1") == [
-        "sizing_value is 2 fixed lots and max_lots 1: every copy is cut to max_lots."
+        "The fixed size of 2 lots is above the maximum of 1: every copy is cut to the maximum."
     ]
     assert warnings(sizing_mode="risk_percent", sizing_value="2", max_risk_percent="1") == [
-        "sizing_value is 2 % of risk and max_risk_percent 1 %: every copy is cut to max_risk_percent."
+        "The size of 2 % of risk is above the limit of 1 %: every copy is cut to the limit."
     ]
-    assert warnings(symbols_except=["*"]) == ['symbols_except has "*": nothing will be opened.']
+    assert warnings(symbols_except=["*"]) == ['The list of symbols that are left out has "*": nothing will be opened.']
 
 
 @pytest.mark.parametrize("setting", ["max_lots", "max_leverage", "sanity_factor", "max_open_lots", "min_equity"])

@@ -10,6 +10,8 @@ import psycopg
 import pytest
 from netting_harness import NettingWorld
 
+from agent.stack.schema import project_root
+
 LATENCIES = ("detect_ms", "decide_ms", "transport_ms", "lane_ms", "broker_ms", "total_ms")
 
 
@@ -59,8 +61,10 @@ FIGURES = ("filled_lots", "fill_price", "slippage_points", "slippage_money", "cu
         ("buy", False, "1.09995", "-5", "-2.5"),  # bought cheaper than the master: better
         ("sell", False, "1.09990", "10", "5"),
         ("sell", False, "1.10004", "-4", "-2"),
-        ("buy", True, "1.09985", "15", "7.5"),  # the master buys, the copy sells: lower is worse
-        ("sell", True, "1.10020", "20", "10"),
+        # the master buys, the copy sells: lower is worse, but for the spread of 10 points
+        ("buy", True, "1.09985", "5", "2.5"),
+        ("buy", True, "1.09993", "-3", "-1.5"),
+        ("sell", True, "1.10020", "10", "5"),
     ],
 )
 def test_slippage_is_positive_where_the_follower_is_worse_off(
@@ -90,6 +94,167 @@ def test_a_close_is_compared_with_the_masters_closing_deal(
         "closed", "copied", "1.105", "0", "0.1",
     )  # fmt: skip
     assert shown(closed, "filled_lots", "slippage_points", "slippage_money") == ("0.1", points, f"{int(points) / 10:g}")
+
+
+def quote(world: NettingWorld, account: str, bid: str | None, ask: str | None) -> None:
+    world.db.execute(
+        "update public.account_symbols set bid = %s, ask = %s where account_id = %s",
+        (bid, ask, world.accounts[account]),
+    )
+
+
+def test_the_spread_is_no_slippage_of_a_reverse_copy(world: NettingWorld) -> None:
+    """Open and close: the copy deals at the other side of the same market, and loses nothing by it."""
+    world.copy("M", "F", reverse=True)
+    quote(world, "F", "1.09980", "1.10000")
+    p = world.opened("M", "1.00")  # the master buys at the ask
+    dealt(world, world.open_executions("F")[0], "1.09980")  # the copy sells at the bid
+    quote(world, "F", "1.10500", "1.10535")
+    world.send("M", world.event("closed", p | {"lots": "0"}, deal_price="1.10500"))  # the master sells at the bid
+    dealt(world, world.open_executions("F")[0], "1.10535")  # the copy buys back at the ask
+    quote(world, "F", "1.00000", "1.20000")  # what is stored does not change with the quotes
+    opened, closed = trades(world)
+    assert shown(opened, "side", "slippage_points", "slippage_money") == ("sell", "0", "0")
+    assert shown(closed, "event", "slippage_points", "slippage_money") == ("closed", "0", "0")
+
+
+def test_without_a_quote_the_slippage_of_a_reverse_copy_is_not_known(world: NettingWorld) -> None:
+    world.copy("M", "F", reverse=True)
+    world.opened("M", "1.00")
+    quote(world, "F", None, None)
+    dealt(world, world.open_executions("F")[0], "1.10000")
+    assert shown(trades(world)[0], "status", "filled_lots", "slippage_points") == ("copied", "1", None)
+
+
+@pytest.mark.parametrize(("follower", "factor"), [("F", "0.5"), ("N", "0.5"), ("F", "1"), ("N", "2")])
+def test_a_close_shows_the_lots_that_were_closed(world: NettingWorld, follower: str, factor: str) -> None:
+    """Neither the master's lots, nor the 0 that it holds afterwards."""
+    world.copy("M", follower, sizing_value=factor)
+    p = world.opened("M", "1.00")
+    world.settle_both()
+    world.send("M", world.event("reduced", p | {"lots": "0.40"}, deal_price="1.10000"))
+    assert shown(trades(world, follower)[1], "status", "closed_lots") == (
+        "in_flight", f"{Decimal(factor) * Decimal('0.6'):f}".rstrip("0"),
+    )  # fmt: skip
+    world.settle_both()
+    world.send("M", world.event("closed", p | {"lots": "0"}, deal_price="1.10000"))
+    world.settle_both()
+    opened, reduced, closed = trades(world, follower)
+    assert opened["closed_lots"] is None
+    assert reduced["closed_lots"] == Decimal(factor) * Decimal("0.6")
+    assert closed["closed_lots"] == Decimal(factor) * Decimal("0.4")
+
+
+def test_a_close_that_was_filled_in_part_shows_that_part(world: NettingWorld) -> None:
+    world.copy("M", "F")
+    p = world.opened("M", "1.00")
+    dealt(world, world.open_executions("F")[0], "1.10000")
+    world.send("M", world.event("closed", p | {"lots": "0"}, deal_price="1.10000"))
+    (close,) = world.open_executions("F")
+    world.report(close, "rejected", reason="trade_disabled")
+    assert trades(world)[1]["closed_lots"] == 0
+    world.come_due()
+    dealt(world, world.open_executions("F")[0], "1.10000", lots="0.30")
+    assert trades(world)[1]["closed_lots"] == 1  # 0.30 closed, 0.70 on the way
+    dealt(world, world.open_executions("F")[0], "1.10000")
+    assert trades(world)[1]["closed_lots"] == 1
+
+
+def test_a_flip_shows_the_lots_that_it_closed(world: NettingWorld) -> None:
+    world.copy("M", "F")
+    p = world.opened("M", "1.00")
+    world.settle()
+    world.send("M", world.event("opened", p | {"side": "sell", "lots": "0.50", "price": "1.10200"}))
+    world.settle()
+    assert shown(trades(world)[1], "filled_lots", "closed_lots") == ("1.5", "1")
+
+
+def listed() -> set[str]:
+    """The codes of docs/errors.md under "Nothing to do"."""
+    page = (project_root() / "docs" / "errors.md").read_text()
+    section = page.partition("\n### Nothing to do")[2].split("\n#", 1)[0]
+    return set(re.findall(r"^\| `(\w+)`", section, re.MULTILINE))
+
+
+def test_the_codes_that_mean_nothing_to_do_are_those_of_the_documentation(world: NettingWorld) -> None:
+    assert set(world.one("select private.nothing_to_do()")) == listed()
+
+
+def test_a_reason_of_each_kind_has_the_status_of_its_kind(world: NettingWorld) -> None:
+    world.copy("M", "F", sizing_value="0.0001")
+    world.opened("M", "0.50")
+    for code in sorted(listed() | {"below_min", "account_off", "too_old"}):
+        world.db.execute("update public.copy_outcomes set reason = %s where true", (code,))
+        expected = "in_flight" if code == "symbols_loading" else "nothing_to_do" if code in listed() else "not_copied"
+        assert trades(world)[0]["status"] == expected, code
+
+
+def test_an_order_that_nothing_was_left_to_do_for_was_not_refused(world: NettingWorld) -> None:
+    """The master closes while the open waits for another attempt."""
+    world.copy("M", "F")
+    p = world.opened("M", "1.00")
+    (execution,) = world.open_executions("F")
+    world.report(execution, "rejected", reason="market_closed", retryable=True, message="Market closed")
+    world.send("M", world.event("closed", p | {"lots": "0"}))
+    world.settle()
+    opened, closed = trades(world)
+    assert shown(opened, "status", "reason", "orders") == ("nothing_to_do", "already_closed", "1")
+    assert closed["status"] == "nothing_to_do"
+
+
+def flattened(world: NettingWorld, state: str) -> dict[str, Any]:
+    world.copy("M", "F")
+    p = world.opened("M", "1.00")
+    world.settle()
+    world.as_user("flatten_account", {"account_id": world.accounts["F"]})
+    for _ in range(3):
+        world.settle()
+        world.send("F", world.event("snapshot", positions=[]))
+    world.as_user("pause_account", {"account_id": world.accounts["F"], "state": state})
+    return p
+
+
+@pytest.mark.parametrize("state", ["off", "monitor", "on"])
+@pytest.mark.parametrize("event", ["closed", "reduced", "modified"])
+def test_what_the_master_does_to_a_copy_that_was_flattened_is_nothing_to_do(
+    world: NettingWorld, state: str, event: str
+) -> None:
+    p = flattened(world, state)
+    change = {"closed": {"lots": "0"}, "reduced": {"lots": "0.4"}, "modified": {"sl": "1.05"}}[event]
+    world.send("M", world.event(event, p | change))
+    row = trades(world)[1]
+    assert (row["event"], row["status"]) == (event, "nothing_to_do"), row["reason"]
+
+
+@pytest.mark.parametrize("event", ["closed", "reduced", "increased", "modified"])
+@pytest.mark.parametrize("pause", ["account", "copier", "trading"])
+def test_what_the_master_does_to_a_trade_that_was_never_copied_is_nothing_to_do(
+    world: NettingWorld, pause: str, event: str
+) -> None:
+    copier = world.copy("M", "F", sizing_value="0.0001")
+    p = world.opened("M", "0.50")
+    match pause:
+        case "account":
+            world.as_user("pause_account", {"account_id": world.accounts["F"], "state": "off"})
+        case "copier":
+            world.as_user("set_copier_mode", {"copier_id": copier, "mode": "off"})
+        case _:
+            world.db.execute("update public.trading_switch set state = 'off', reason = 'a test' where true")
+    change = {"closed": {"lots": "0"}, "reduced": {"lots": "0.4"}, "increased": {"lots": "0.6"},
+              "modified": {"sl": "1.05"}}[event]  # fmt: skip
+    world.send("M", world.event(event, p | change))
+    opened, later = trades(world)
+    assert shown(opened, "status", "reason") == ("not_copied", "below_min")
+    assert shown(later, "event", "status", "reason") == (event, "nothing_to_do", "not_copied")
+
+
+def test_a_close_that_a_pause_withholds_from_a_copy_is_still_not_copied(world: NettingWorld) -> None:
+    world.copy("M", "F")
+    p = world.opened("M", "1.00")
+    world.settle()
+    world.as_user("pause_account", {"account_id": world.accounts["F"], "state": "off"})
+    world.send("M", world.event("closed", p | {"lots": "0"}))
+    assert shown(trades(world)[1], "status", "reason") == ("not_copied", "account_off")
 
 
 def test_what_cannot_be_compared_is_null_and_not_zero(world: NettingWorld) -> None:
