@@ -1392,6 +1392,31 @@ export type Database = {
         };
         Relationships: [];
       };
+      server_requests: {
+        Row: {
+          created_at: string;
+          name: string;
+          name_key: string;
+          platform: string;
+          user_id: string;
+        };
+        ComputedFields: never;
+        Insert: {
+          created_at?: string;
+          name: string;
+          name_key?: never;
+          platform: string;
+          user_id: string;
+        };
+        Update: {
+          created_at?: string;
+          name?: string;
+          name_key?: never;
+          platform?: string;
+          user_id?: string;
+        };
+        Relationships: [];
+      };
       symbol_aliases: {
         Row: {
           instrument: string;
@@ -2212,6 +2237,7 @@ export type Database = {
       create_enrollment_token: { Args: { p_request: Json }; Returns: Json };
       drain_vps: { Args: { p_request: Json }; Returns: Json };
       enroll_vps: { Args: { p_request: Json }; Returns: Json };
+      equity_curve: { Args: { p_request: Json }; Returns: Json };
       flatten_account: { Args: { p_request: Json }; Returns: Json };
       grant_operator: { Args: { p_email: string; p_user_id?: string }; Returns: Json };
       import_quiet_windows: { Args: { p_request: Json }; Returns: Json };
@@ -2219,6 +2245,7 @@ export type Database = {
       maintain: { Args: Record<PropertyKey, never>; Returns: Json };
       mark_alert_seen: { Args: { p_request: Json }; Returns: Json };
       mark_alerts_seen: { Args: { p_request: Json }; Returns: Json };
+      my_session: { Args: { p_request: Json }; Returns: Json };
       note_restored: { Args: { p_request: Json }; Returns: Json };
       open_session: { Args: { p_request: Json }; Returns: Json };
       operator_candidate: { Args: { p_email: string }; Returns: Json };
@@ -2234,6 +2261,7 @@ export type Database = {
       remove_quiet_windows: { Args: { p_request: Json }; Returns: Json };
       report_account_state: { Args: { p_state: Json }; Returns: Json };
       report_executions: { Args: { p_reports: Json }; Returns: Json };
+      request_server: { Args: { p_request: Json }; Returns: Json };
       reset_protection: { Args: { p_request: Json }; Returns: Json };
       resync_copier: { Args: { p_request: Json }; Returns: Json };
       retire_vps: { Args: { p_request: Json }; Returns: Json };
@@ -2241,6 +2269,7 @@ export type Database = {
       save_copier: { Args: { p_copier: Json }; Returns: Json };
       save_protection_rule: { Args: { p_rule: Json }; Returns: Json };
       save_quiet_windows: { Args: { p_request: Json }; Returns: Json };
+      search_servers: { Args: { p_request: Json }; Returns: Json };
       set_copier_mode: { Args: { p_request: Json }; Returns: Json };
       set_currency_unit: { Args: { p_request: Json }; Returns: Json };
       set_flat_by: { Args: { p_request: Json }; Returns: Json };

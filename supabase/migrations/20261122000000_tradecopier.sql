@@ -683,7 +683,7 @@ create table public.system_config (
   updated_at timestamptz not null default now(),
   constraint key_is_snake_case check (key ~ '^[a-z][a-z0-9_.]{1,62}$'),
   constraint description_says_something check (length(description) >= 10),
-  constraint type_is_known check (type in ('integer', 'number', 'platforms')),
+  constraint type_is_known check (type in ('integer', 'number', 'platforms', 'weekend')),
   constraint unit_is_named check (length(unit) between 1 and 20),
   -- a number without a range could stop the farm, so every new row needs one
   constraint numbers_have_a_range check (case when type in ('integer', 'number')
@@ -697,7 +697,8 @@ comment on column public.system_config.key is 'Name of the setting; the name end
 comment on column public.system_config.value is
   'The value; always of this row''s type and within its range.';
 comment on column public.system_config.type is
-  'integer (a whole number), number (at most six decimals), or the name of a structure that is checked (platforms).';
+  'integer (a whole number), number (at most six decimals), or the name of a structure that is checked (platforms, '
+  'weekend).';
 comment on column public.system_config.minimum is
   'The smallest allowed value; no allowed value stops the farm by itself. Null for structures.';
 comment on column public.system_config.maximum is
@@ -765,10 +766,12 @@ begin
         left(v_name, 100));
     end if;
     if jsonb_typeof(v_rules) <> 'object' or jsonb_typeof(v_rules -> 'password') is distinct from 'boolean'
-      or jsonb_typeof(coalesce(v_rules -> 'address', 'true')) <> 'boolean' or v_rules - 'password' - 'address' <> '{}'
+      or jsonb_typeof(coalesce(v_rules -> 'address', 'true')) <> 'boolean'
+      or jsonb_typeof(coalesce(v_rules -> 'vps', 'true')) <> 'boolean'
+      or v_rules - array['password', 'address', 'vps'] <> '{}'
     then
-      return format('has %s for %s, but must have {"password": true} or {"password": false}, and may have "address" as '
-        'well', left(v_rules::text, 100), v_name);
+      return format('has %s for %s, but must have {"password": true} or {"password": false}, and may have "address" '
+        'and "vps" as well', left(v_rules::text, 100), v_name);
     end if;
   end loop;
   return null;
@@ -780,7 +783,7 @@ comment on function private.platforms_error(jsonb) is
 -- The value as it is stored: of the row's type, within its range, without trailing zeros (a cast of 15.0 to integer
 -- would fail).
 create function private.checked_setting(p_row public.system_config) returns jsonb
-language plpgsql immutable
+language plpgsql stable
 set search_path = ''
 as $$
 declare
@@ -788,8 +791,12 @@ declare
   v_number numeric;
   v_error text;
 begin
-  if p_row.type = 'platforms' then
-    v_error := private.platforms_error(coalesce(p_row.value, 'null'));
+  if p_row.type in ('platforms', 'weekend') then
+    if p_row.type = 'platforms' then
+      v_error := private.platforms_error(coalesce(p_row.value, 'null'));
+    else
+      v_error := private.weekend_error(coalesce(p_row.value, 'null'));
+    end if;
     if v_error is not null then
       raise exception using errcode = 'TC302', message = format('setting %s: %s', p_row.key, v_error),
         hint = 'Give the value in that form.';
@@ -1005,6 +1012,55 @@ set search_path = ''
 as $$ select exists (select from private.time_zones z where z.name = p_name) $$;
 comment on function private.is_time_zone(text) is 'Whether a time zone of exactly this name exists.';
 
+-- A time in messages: 2026-11-29 12:30:05 UTC.
+create function private.utc_words(p_at timestamptz) returns text
+language sql immutable
+set search_path = ''
+as $$ select to_char(p_at at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"') $$;
+
+-- base/weekend.sql
+-- What the setting weekend may be: when the markets that rest at the end of the week are closed. Its row stands in
+-- trade/weekend_watch.sql.
+
+create function private.weekend_error(p_value jsonb) returns text
+language plpgsql stable
+set search_path = ''
+as $$
+declare
+  v_keys text[] := array['weekday', 'time', 'until_weekday', 'until_time', 'time_zone'];
+begin
+  if jsonb_typeof(p_value) <> 'object' or not p_value ?& v_keys or p_value - v_keys <> '{}' then
+    return 'must be an object such as {"weekday": 5, "time": "17:00", "until_weekday": 7, "until_time": "17:00", '
+      '"time_zone": "America/New_York"}';
+  elsif not (p_value ->> 'weekday' ~ '^[1-7]$' and p_value ->> 'until_weekday' ~ '^[1-7]$'
+    and jsonb_typeof(p_value -> 'weekday') = 'number' and jsonb_typeof(p_value -> 'until_weekday') = 'number') then
+    return 'must name its days from 1 (Monday) to 7 (Sunday)';
+  elsif not (p_value ->> 'time' ~ '^([01]\d|2[0-3]):[0-5]\d$'
+    and p_value ->> 'until_time' ~ '^([01]\d|2[0-3]):[0-5]\d$') then
+    return 'must name its times from "00:00" to "23:59"';
+  elsif not coalesce(private.is_time_zone(p_value ->> 'time_zone'), false) then
+    return format('names the time zone %s, but it must be one like America/New_York or UTC',
+      left(coalesce(p_value ->> 'time_zone', 'null'), 100));
+  elsif private.weekend_minutes(p_value) not between 1 and 5760 then
+    return 'must end after it begins, and last at most four days: while it lasts, silence of an account that rests at '
+      'weekends raises no alert';
+  end if;
+  return null;
+end
+$$;
+comment on function private.weekend_error(jsonb) is
+  'One sentence about what is wrong with a value of the setting weekend; null: nothing is.';
+
+create function private.weekend_minutes(p_value jsonb) returns integer
+language sql immutable
+set search_path = ''
+as $$
+  select mod(10080 + ((p_value ->> 'until_weekday')::integer - (p_value ->> 'weekday')::integer) * 1440
+    + (extract(epoch from (p_value ->> 'until_time')::time - (p_value ->> 'time')::time) / 60)::integer, 10080)
+$$;
+comment on function private.weekend_minutes(jsonb) is
+  'How long the weekend lasts in minutes, if no clock changes meanwhile; 0: it begins when it ends.';
+
 -- farm/vps.sql
 -- vps_instances: the machines of the farm, one agent on each. Also enrolment tokens, secrets, health and doorbells.
 
@@ -1202,7 +1258,8 @@ comment on column private.clockwork.last_xmin is
 comment on column private.clockwork.last_error is 'What went wrong in the last run; null: nothing.';
 alter table private.clockwork enable row level security;
 
-insert into private.clockwork (name) values ('maintain'), ('doorbells'), ('health'), ('partitions'), ('retention');
+insert into private.clockwork (name) values ('maintain'), ('doorbells'), ('health'), ('partitions'), ('retention'),
+  ('weekend');
 
 create table private.doorbells (
   topic text primary key,
@@ -2908,6 +2965,45 @@ $$;
 comment on function private.release_unreadable(uuid, jsonb) is
   'Releases the accounts of the VPS whose entries in the last answer its agent could not read: p_accounts, an array.';
 
+-- The explanations of the codes in docs/errors.md, for alerts.
+create function private.unfit_words(p_unfit text) returns text
+language sql immutable
+set search_path = ''
+as $$
+  select case p_unfit
+    when 'journal_unwritable'
+      then 'its agent cannot write its journal: free disk space, or check the owner of its data directory'
+    when 'loop_stalled' then
+      'its agent stood still for over two seconds three times in a minute: see what else runs on the machine'
+    when 'low_disk' then 'it has under 50 MB of disk left where its agent keeps the journal: free some'
+    when 'low_memory' then 'it has under 50 MB of memory left: see what uses it'
+    when 'clock_drift' then 'its wall clock drifts by over a second a minute: see its time service'
+  end
+$$;
+comment on function private.unfit_words(text) is
+  'What is wrong with an agent that is unfit for this reason, and what to do; null: there is no such reason.';
+
+-- farm/server_request.sql
+-- server_requests: servers that people looked for and did not find. Operators list them, or not.
+
+create table public.server_requests (
+  user_id uuid not null references auth.users (id) on delete cascade,
+  platform text not null,
+  name text not null,
+  name_key text not null generated always as (private.plain_name(name)) stored,
+  created_at timestamptz not null default now(),
+  constraint names_are_short check (length(platform) between 1 and 50 and length(name) between 1 and 100),
+  constraint asked_for_once primary key (user_id, platform, name_key)
+);
+comment on table public.server_requests is
+  'Broker servers that people miss in broker_servers, one row per person and name.';
+comment on column public.server_requests.name is 'The server''s name, as it was typed.';
+comment on column public.server_requests.name_key is 'The name without differences of case and blanks.';
+alter table public.server_requests enable row level security;
+create policy "own requests are readable" on public.server_requests for select to authenticated
+  using (user_id = (select auth.uid()) or (select private.is_operator()));
+grant select on public.server_requests to authenticated, service_role;
+
 -- farm/topic.sql
 -- Realtime topics and who may listen to them. There is no policy for insert, so only the database can publish.
 
@@ -3422,6 +3518,53 @@ create trigger compile_filters_again after update of symbols_only, symbols_excep
     is distinct from (new.symbols_only, new.symbols_except, new.comment_only,
       new.comment_except)) execute function private.compile_filters();
 
+-- copier/crypto_currency.sql
+-- Crypto currencies: their markets never close, so silence at the weekend tells of a fault.
+
+create table public.crypto_currencies (
+  currency text primary key,
+  word text,
+  constraint currencies_are_codes check (currency ~ '^[A-Z0-9]{2,10}$' and word ~ '^[A-Z]{4,20}$')
+);
+comment on table public.crypto_currencies is
+  'Crypto currencies. A symbol of one trades at weekends, until a weekend was watched in which it stood still.';
+comment on column public.crypto_currencies.currency is 'The code, as brokers write it, in capital letters.';
+comment on column public.crypto_currencies.word is
+  'A word for it that stands in the names of symbols (BITCOIN), in capital letters; null: none.';
+alter table public.crypto_currencies enable row level security;
+create policy "crypto currencies are no secret" on public.crypto_currencies for select to authenticated using (true);
+grant select on public.crypto_currencies to authenticated, service_role;
+
+insert into public.crypto_currencies (currency, word) values
+  ('BTC', 'BITCOIN'), ('XBT', null), ('ETH', 'ETHEREUM'), ('LTC', 'LITECOIN'), ('XRP', 'RIPPLE'), ('BCH', null),
+  ('BSV', null), ('ETC', null), ('DOGE', 'DOGECOIN'), ('SHIB', null), ('PEPE', null), ('BONK', null),
+  ('ADA', 'CARDANO'),
+  ('SOL', 'SOLANA'), ('DOT', 'POLKADOT'), ('AVAX', 'AVALANCHE'), ('MATIC', 'POLYGON'), ('POL', null),
+  ('LINK', 'CHAINLINK'), ('UNI', 'UNISWAP'), ('ATOM', 'COSMOS'), ('XLM', 'STELLAR'), ('XMR', 'MONERO'),
+  ('ZEC', 'ZCASH'), ('DASH', null), ('NEO', null), ('EOS', null), ('IOTA', null), ('TRX', 'TRON'), ('XTZ', 'TEZOS'),
+  ('ALGO', 'ALGORAND'), ('FIL', 'FILECOIN'), ('AAVE', null), ('BNB', 'BINANCE'), ('TON', 'TONCOIN'), ('SUI', null),
+  ('APT', null), ('ARB', 'ARBITRUM'), ('NEAR', null), ('ICP', null), ('HBAR', 'HEDERA'), ('VET', 'VECHAIN'),
+  ('XEM', null), ('QTUM', null), ('SUSHI', null), ('COMP', null), ('MKR', null), ('GRT', null), ('SAND', null),
+  ('MANA', null), ('AXS', null), ('CRV', null), ('RUNE', null), ('INJ', null), ('FTM', null), ('TIA', null),
+  ('WIF', null), ('HYPE', null), ('LDO', null), ('IMX', null), ('STX', null), ('EGLD', null), ('KSM', null),
+  ('USDT', 'TETHER'), ('USDC', null), ('BUSD', null), ('FDUSD', null), ('TUSD', null), ('DAI', null), ('WBTC', null);
+
+-- Whether a symbol's name, or one of its currencies, is of a crypto currency: BTCUSD, ETHBTC.x, #Bitcoin, XRP/EUR. In
+-- doubt it is one: then silence is told.
+create function private.is_crypto(p_name text, p_currencies text[]) returns boolean
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_name text := regexp_replace(upper(p_name), '[^A-Z0-9]', '', 'g');
+begin
+  return exists (
+    select from public.crypto_currencies c
+    where c.currency = any (p_currencies) or starts_with(v_name, c.currency) or position(c.word in v_name) > 0
+      or c.currency like '%USD%' and right(v_name, length(c.currency)) = c.currency  -- quoted in a stablecoin
+      or v_name ~ (c.currency || '(USD|EUR|GBP|JPY|AUD|CAD|CHF|NZD|SGD|HKD|TRY|ZAR|BRL|INR|KRW|BTC|ETH)'));
+end $$;
+comment on function private.is_crypto(text, text[]) is
+  'Whether a symbol (its name, its profit and margin currency) is of a crypto currency.';
+
 -- copier/currency.sql
 -- Exchange rates between currencies, from the accounts' own quotes, and the value of a symbol's point. A pair is known
 -- by its symbol's name: brokers name base and margin currencies wrongly (AUD for every pair).
@@ -3816,24 +3959,32 @@ begin
   return case when v_at > p_after then v_at else (v_day + 7 + p_time) at time zone p_zone end;
 end $$;
 
--- The period of a flat time that lasts now, else the next. Of two equal times of day, at the end of summer time, it
--- begins at the first.
-create function private.flat_period(r public.flat_times, p_now timestamptz, out begins timestamptz,
-  out ends timestamptz)
+-- A weekly period that lasts at p_now, else the next. Of two equal times of day, at the end of summer time, it begins
+-- at the first.
+create function private.weekly_period(p_weekday integer, p_time time, p_zone text, p_until_weekday integer,
+  p_until_time time, p_until_zone text, p_now timestamptz, out begins timestamptz, out ends timestamptz)
 language plpgsql stable set search_path = '' as $$
 declare
   v_after timestamptz := p_now - interval '8 days';
 begin
   loop
-    begins := private.next_weekly(v_after, r.weekday, r.flat_at, r.time_zone);
+    begins := private.next_weekly(v_after, p_weekday, p_time, p_zone);
     v_after := begins;
-    if (begins - interval '1 hour') at time zone r.time_zone = begins at time zone r.time_zone then
+    if (begins - interval '1 hour') at time zone p_zone = begins at time zone p_zone then
       begins := begins - interval '1 hour';
     end if;
-    ends := private.next_weekly(begins, r.until_weekday, r.until_at, r.until_time_zone);
+    ends := private.next_weekly(begins, p_until_weekday, p_until_time, p_until_zone);
     exit when ends > p_now;
   end loop;
 end $$;
+
+-- The period of a flat time that lasts now, else the next.
+create function private.flat_period(r public.flat_times, p_now timestamptz, out begins timestamptz,
+  out ends timestamptz)
+language sql stable set search_path = '' as $$
+  select * from private.weekly_period(r.weekday, r.flat_at, r.time_zone, r.until_weekday, r.until_at,
+    r.until_time_zone, p_now)
+$$;
 
 -- A time as its user writes it: "Friday 16:45 (America/New_York)".
 create function private.weekly_words(p_weekday integer, p_time time, p_zone text) returns text
@@ -4546,6 +4697,175 @@ begin
     when p_removal is not null then 'copier_removed'
     when p_mode = 'off' then 'copier_off'
     when p_mode = 'monitor' then 'copier_monitor' end;
+end $$;
+
+-- trade/account_status.sql
+-- What an account's status is when it is read. The stored status is what an agent said last; whether that agent still
+-- works the account, its lease and its heartbeats tell. So nothing has to run for a dead copier to read as dead.
+
+-- Whether accounts of a platform are worked by a VPS.
+create function private.needs_vps(p_platform text) returns boolean
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return coalesce((private.setting('platforms') -> p_platform ->> 'vps')::boolean, true);
+end $$;
+
+-- Whether a VPS in service, online or not, can run the platform.
+create function private.has_vps_for(p_platform text) returns boolean
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return exists (select from public.vps_instances v where v.retired_at is null and p_platform = any (v.platforms));
+end $$;
+
+-- What an account without a VPS waits for.
+create function private.vps_waited_for(p_platform text) returns text
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_online bigint;
+  v_fit bigint;
+  v_room bigint;
+begin
+  if not private.has_vps_for(p_platform) then
+    return format('no VPS of this farm can run %s', p_platform);
+  end if;
+  select count(*), count(*) filter (where v.unfit is null), count(*) filter (where v.unfit is null
+      and v.capacity > (select count(*) from public.account_vps_assignments s where s.vps_id = v.id))
+  into v_online, v_fit, v_room
+  from public.vps_instances v
+  where v.status = 'online' and v.lease_expires_at > clock_timestamp() and p_platform = any (v.platforms);
+  return case when v_online = 0 then format('every VPS that can run %s is offline', p_platform)
+    when v_fit = 0 then format('every VPS that can run %s is unfit', p_platform)
+    when v_room = 0 then format('every VPS that can run %s is full', p_platform)
+    else 'it is given a place on a VPS within seconds' end;
+end $$;
+comment on function private.vps_waited_for(text) is
+  'What an account of this platform that has no VPS waits for, in words.';
+
+-- Until when the agent of a VPS may trade by its own last heartbeat. The upkeep may extend leases after an outage of
+-- the database, so that the farm does not move; that says nothing about the agent.
+create function private.lease_end(v public.vps_instances) returns timestamptz
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return least(v.lease_expires_at, v.last_heartbeat_at + private.setting_s('lease_s'));
+end $$;
+
+-- Since when an account that is stored as connecting or disconnected has not been connected. Each attempt to log in
+-- changes its status, so status_at does not tell; the history does.
+create function private.not_connected_since(a public.trading_accounts) returns timestamptz
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_left record;
+begin
+  select h.at, h.previous_status into v_left from public.connection_health_logs h
+  where h.account_id = a.id and h.kind = 'state' and h.previous_status not in ('connecting', 'disconnected')
+  order by h.at desc limit 1;
+  return least(a.status_at, v_left.at,
+    case when v_left.previous_status is null or v_left.previous_status in ('connected', 'degraded') then a.seen_at end);
+end $$;
+
+-- What is wrong with an account that is stored as connected or degraded; null: nothing is. "Connected" is what its
+-- agent claims: it counts with a session of the VPS that works the account, whose first snapshot was applied, and while
+-- the agent goes on showing it.
+create function private.unproven_connection(a public.trading_accounts, p_vps uuid, p_assigned_at timestamptz,
+  p_now timestamptz, out status text, out reason text, out since timestamptz)
+language plpgsql immutable set search_path = '' as $$
+declare
+  v_seen timestamptz := greatest(a.seen_at, a.funds_at);
+begin
+  if a.session = 0 or a.session_vps_id <> p_vps then
+    status := 'connecting';
+    reason := 'its agent has opened no session for it';
+    since := p_assigned_at;
+  elsif a.snapshot_session <> a.session then
+    status := 'connecting';
+    reason := 'it is logged in; its positions are not read yet';
+    since := a.session_opened_at;
+  end if;
+  if v_seen < p_now - interval '30 seconds' then
+    status := 'disconnected';
+    reason := coalesce('not_seen: ' || reason, 'not_seen: its agent has not shown it as connected for over 30 s');
+    since := v_seen;
+  end if;
+end $$;
+
+-- Security definer: everybody may read what his accounts' status is, but only operators the VPSes that it depends on.
+create function private.account_status_now(a public.trading_accounts, p_now timestamptz, out status text,
+  out reason text, out waits_for text, out since timestamptz)
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v record;
+  f record;
+begin
+  status := a.status;
+  reason := a.status_reason;
+  since := a.status_at;
+  if a.removed_at is not null or a.claim = 'ended' or a.status = 'halted' then return; end if;
+  if not private.needs_vps(a.platform) then
+    status := case a.status when 'pending' then 'connected' else a.status end;
+    return;
+  end if;
+  select s.vps_id, s.assigned_at, private.lease_end(o) as lease_end, o.unfit into v
+  from public.account_vps_assignments s join public.vps_instances o on o.id = s.vps_id where s.account_id = a.id;
+  if v.vps_id is null then
+    waits_for := private.vps_waited_for(a.platform);
+    if a.status <> 'pending' then
+      status := 'disconnected';
+      reason := 'vps_lost: no VPS works it; ' || waits_for;
+      since := private.not_connected_since(a);
+    end if;
+  elsif v.lease_end <= p_now then
+    status := 'disconnected';
+    since := least(greatest(v.lease_end, v.assigned_at), case a.status when 'disconnected' then a.status_at end);
+    if a.status <> 'disconnected' or reason is null then
+      reason := coalesce(v.unfit, 'vps_lost') || ': ' || coalesce(private.unfit_words(v.unfit),
+        'its VPS sends no heartbeats') || '; no other VPS works the account';
+    end if;
+  elsif a.status = 'pending' then
+    waits_for := 'its agent has not logged in yet';
+  elsif a.status in ('connected', 'degraded') then
+    f := private.unproven_connection(a, v.vps_id, v.assigned_at, p_now);
+    if f.status is not null then
+      status := f.status;
+      reason := f.reason;
+      since := f.since;
+    end if;
+  else
+    since := private.not_connected_since(a);
+    if a.status = 'connecting' and a.seen_at is not null and since < p_now - interval '30 seconds' then
+      status := 'disconnected';
+      reason := coalesce(reason, 'its agent tries to log in again');
+    end if;
+    -- an agent that works cannot reach the broker: at the weekend that may be rest. A lost agent never is
+    if private.closed_for_weekend(a.id, p_now) then
+      status := 'weekend';
+      reason := 'closed for the weekend until ' || private.weekend_end_words(p_now);
+      since := (private.weekend_at(p_now)).begins;
+    end if;
+  end if;
+end $$;
+comment on function private.account_status_now(public.trading_accounts, timestamptz) is
+  'What an account''s status is at this moment, by its agent''s lease and heartbeats: pending, connecting, connected, '
+  'degraded, disconnected, halted, or weekend (closed for the weekend); why; what it waits for; since when.';
+
+-- The end of the weekend that lasts now, as people read it: "Sunday 17:00 (America/New_York)".
+create function private.weekend_end_words(p_now timestamptz) returns text
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_weekend jsonb := private.setting('weekend');
+begin
+  return private.weekly_words((v_weekend ->> 'until_weekday')::integer, (v_weekend ->> 'until_time')::time,
+    v_weekend ->> 'time_zone');
+end $$;
+
+-- The present status of a user's accounts; p_user null: of all.
+create function private.account_statuses(p_user uuid, p_now timestamptz) returns table (account_id uuid, user_id uuid,
+  name text, status text, reason text, waits_for text, since timestamptz)
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return query
+  select a.id, a.user_id, a.name, s.status, s.reason, s.waits_for, s.since
+  from public.trading_accounts a cross join lateral private.account_status_now(a, p_now) s
+  where a.removed_at is null and (p_user is null or a.user_id = p_user);
 end $$;
 
 -- trade/broker_text.sql
@@ -6438,6 +6758,137 @@ language sql volatile security definer set search_path = '' as $$
   order by u.unseen_at limit 1
 $$;
 
+-- trade/weekend_watch.sql
+-- Weekends: whether an account's symbols stood still while they were watched, and whether the account is therefore
+-- closed for the weekend: its silence raises no alert.
+
+-- Here, because its check is made after base/setting.sql.
+insert into public.system_config (key, value, type, minimum, maximum, unit, description) values
+  ('weekend', '{"weekday": 5, "time": "17:00", "until_weekday": 7, "until_time": "17:00", "time_zone": '
+    '"America/New_York"}', 'weekend', null, null, 'period',
+   'When markets rest at the end of the week. An account whose symbols all stood still then raises no alert for its '
+   'silence; 15 minutes before the end everything is as on other days.');
+
+create table private.weekend_watches (
+  account_id uuid not null references public.trading_accounts (id) on delete cascade,
+  symbol text not null,
+  begins timestamptz not null,
+  bid numeric not null,
+  ask numeric not null,
+  looked_at timestamptz not null,
+  watched interval not null default '0',
+  moved boolean not null default false,
+  primary key (account_id, symbol, begins)
+);
+comment on table private.weekend_watches is
+  'Whether the quote of a held or copied symbol moved during a weekend. Only time in which the account''s agent told '
+  'current quotes counts as watched. Written by maintain(), a row per weekend until a later one is watched.';
+comment on column private.weekend_watches.begins is 'Beginning of the weekend.';
+comment on column private.weekend_watches.looked_at is 'The last look; bid and ask are the quote of that look.';
+comment on column private.weekend_watches.watched is 'For how long quotes were told, in all.';
+comment on column private.weekend_watches.moved is 'Whether two looks showed different quotes.';
+alter table private.weekend_watches enable row level security;
+
+-- The weekend that lasts at p_now, else the next.
+create function private.weekend_at(p_now timestamptz, out begins timestamptz, out ends timestamptz)
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  w jsonb := private.setting('weekend');
+begin
+  select p.begins, p.ends into begins, ends
+  from private.weekly_period((w ->> 'weekday')::integer, (w ->> 'time')::time, w ->> 'time_zone',
+    (w ->> 'until_weekday')::integer, (w ->> 'until_time')::time, w ->> 'time_zone', p_now) p;
+end $$;
+
+-- The symbols that an account holds now: their quotes are told by its agent.
+create function private.symbols_held(p_account uuid) returns table (symbol text)
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return query
+  select p.symbol from public.positions p where p.account_id = p_account and p.closed_at is null
+  union
+  select l.symbol from public.position_links l where l.follower_account_id = p_account and l.state = 'live';
+end $$;
+
+-- The symbols that an account holds or copies, each with the account whose quotes tell about it: its own of the last
+-- weeks (closed positions are kept for retention_days.positions), and those that its masters hold.
+create function private.symbols_at_stake(p_account uuid) returns table (account_id uuid, symbol text)
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return query
+  select p_account, h.symbol from private.symbols_held(p_account) h
+  union
+  select p.account_id, p.symbol from public.positions p where p.account_id = p_account
+  union
+  select p.account_id, p.symbol from public.copiers c
+  join public.positions p on p.account_id = c.master_account_id and p.closed_at is null
+  where c.follower_account_id = p_account and c.removed_at is null;
+end $$;
+
+-- Whether a symbol trades at weekends: it moved in this one, or in the last one that was watched; never watched: it is
+-- of a crypto currency. A weekend without movement counts as watched from half its length on.
+create function private.trades_at_weekends(p_account uuid, p_symbol text, p_begins timestamptz, p_ends timestamptz)
+returns boolean
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_moved boolean;
+begin
+  select w.moved into v_moved from private.weekend_watches w
+  where w.account_id = p_account and w.symbol = p_symbol and w.begins <= p_begins
+    and (w.moved or w.begins < p_begins and w.watched >= (p_ends - p_begins) / 2)
+  order by w.begins desc limit 1;
+  return coalesce(v_moved, private.is_crypto(p_symbol, (
+    select array[s.profit_currency, s.margin_currency] from public.account_symbols s
+    where s.account_id = p_account and s.name = p_symbol)));
+end $$;
+
+-- Until 15 minutes before the end: then everything must be connected again.
+create function private.closed_for_weekend(p_account uuid, p_now timestamptz) returns boolean
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  w record := private.weekend_at(p_now);
+begin
+  return p_now >= w.begins and p_now < w.ends - interval '15 minutes' and coalesce((
+    select not bool_or(private.trades_at_weekends(s.account_id, s.symbol, w.begins, w.ends))
+    from private.symbols_at_stake(p_account) s), false);  -- an account without symbols says nothing about rest
+end $$;
+comment on function private.closed_for_weekend(uuid, timestamptz) is
+  'Whether the account is closed for the weekend: everything that it holds or copies stood still in the last weekend '
+  'that was watched.';
+
+-- One look of the weekend that lasts now. Its first and last 15 minutes do not count: markets close late and open
+-- early. Only current quotes of accounts that their agents see count, so that silence is never taken for rest.
+create function private.watch_weekend() returns void
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_now timestamptz := clock_timestamp();
+  v_weekend record := private.weekend_at(v_now);
+begin
+  if v_now < v_weekend.begins + interval '15 minutes' or v_now >= v_weekend.ends - interval '15 minutes' then
+    return;
+  end if;
+  insert into private.weekend_watches as w (account_id, symbol, begins, bid, ask, looked_at)
+  select k.account_id, k.name, v_weekend.begins, k.bid, k.ask, v_now
+  from public.trading_accounts a
+  cross join lateral private.symbols_held(a.id) s
+  join public.account_symbols k on k.account_id = a.id and k.name = s.symbol
+  where a.removed_at is null and a.status in ('connected', 'degraded') and a.seen_at > v_now - interval '30 seconds'
+    and k.quoted_at > v_now - private.setting_s('symbol_quote_max_age_s') and k.bid is not null
+    and k.ask is not null
+  on conflict (account_id, symbol, begins) do update set looked_at = excluded.looked_at, bid = excluded.bid,
+    ask = excluded.ask, moved = w.moved or (w.bid, w.ask) <> (excluded.bid, excluded.ask),
+    -- a gap was not watched
+    watched = w.watched + case when excluded.looked_at - w.looked_at between interval '0' and interval '3 minutes'
+      then excluded.looked_at - w.looked_at else interval '0' end;
+  delete from private.weekend_watches w
+  where w.begins < v_weekend.begins and exists (
+    select from private.weekend_watches n
+    where n.account_id = w.account_id and n.symbol = w.symbol and n.begins > w.begins and n.begins < v_weekend.begins
+      and (n.moved or n.watched >= (v_weekend.ends - v_weekend.begins) / 2));
+end $$;
+comment on function private.watch_weekend() is
+  'Notes which symbols move during the weekend that lasts now; maintain() calls it once a minute.';
+
 -- trade/witness.sql
 -- What agents prove as witnesses of a database that has gone back in time (trade/generation.sql).
 
@@ -7402,6 +7853,204 @@ begin
   end loop;
   return v_cut;
 end $$;
+
+-- ledger/open_copy.sql
+-- Open copies, as alerts and the verdict name them.
+
+-- "EURUSD buy 0.3, XAUUSD sell 0.1 and 2 more": what these links hold; null: nothing.
+create function private.copies_words(p_links bigint[]) returns text
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_all text[] := array(
+    select format('%s %s %s', l.symbol, l.side, trim_scale(sum(g.lots)))
+    from public.position_links l join private.link_legs g on g.link_id = l.id
+    where l.id = any (p_links) group by l.id order by l.symbol, l.id);
+begin
+  return nullif(array_to_string(v_all[:5], ', '), '')
+    || case when cardinality(v_all) > 5 then format(' and %s more', cardinality(v_all) - 5) else '' end;
+end $$;
+
+-- A sentence about the copies that depend on an account: those that it holds, and those of its positions elsewhere.
+create function private.open_copies_sentence(p_account uuid) returns text
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_held text := private.copies_words(array(select l.id from public.position_links l
+    where l.follower_account_id = p_account and l.state = 'live'));
+  v_led text := private.copies_words(array(select l.id from public.position_links l
+    where l.master_account_id = p_account and l.state = 'live'));
+begin
+  return coalesce(' Open copies on it, which nobody can close meanwhile: ' || v_held || '.', '')
+    || coalesce(' Open copies of its positions, whose closes nobody sees meanwhile: ' || v_led || '.', '');
+end $$;
+
+-- Masters that nobody has seen for 30 s, with the copies of their positions that are open: a row per follower and
+-- master. p_user: whose followers; null: everybody's. A weekend on which the master rests does not count.
+create function private.unseen_masters(p_user uuid, p_now timestamptz) returns table (account_id uuid, user_id uuid,
+  account text, master_account_id uuid, master text, copies bigint, words text, since timestamptz)
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return query
+  with unseen as materialized (
+    select a.id, a.user_id, a.name, s.since
+    from public.trading_accounts a cross join lateral private.account_status_now(a, p_now) s
+    where a.removed_at is null
+      and (a.status <> 'connected' or greatest(a.seen_at, a.funds_at) < p_now - interval '30 seconds'
+        or not exists (select from public.account_vps_assignments h join public.vps_instances v on v.id = h.vps_id
+          where h.account_id = a.id and v.lease_expires_at > p_now))
+      and s.status not in ('connected', 'degraded', 'weekend') and s.since <= p_now - interval '30 seconds'
+  ), copied as (
+    select l.follower_account_id, u.id as master_id, array_agg(l.id) as links, min(u.since) as since,
+      min(u.name) as name, min(u.user_id::text) as owner
+    from unseen u join public.position_links l on l.master_account_id = u.id and l.state = 'live'
+    where (p_user is null or l.user_id = p_user) and exists (select from private.link_legs g where g.link_id = l.id)
+    group by l.follower_account_id, u.id
+  )
+  select f.id, f.user_id, f.name, c.master_id,
+    -- the name of another user's account is his own
+    case when c.owner = f.user_id::text then c.name else 'a master' end, cardinality(c.links)::bigint,
+    private.copies_words(c.links), c.since
+  from copied c join public.trading_accounts f on f.id = c.follower_account_id and f.removed_at is null;
+end $$;
+comment on function private.unseen_masters(uuid, timestamptz) is
+  'Masters unseen for 30 s whose positions have open copies, per follower account.';
+
+-- ledger/overdue_close.sql
+-- What should have been closed and is not: closes, reductions, cancels and flattening that were not filled within 10 s.
+
+-- What the reason of an order that is not filled means, in words.
+create function private.waiting_words(p_status text, p_reason text, p_message text) returns text
+language sql immutable set search_path = '' as $$
+  select coalesce(case p_reason
+      when 'market_closed' then 'the market is closed'
+      when 'no_quotes' then 'the broker has no price'
+      when 'not_connected' then 'the account is not connected to its broker'
+      when 'trade_disabled' then 'the broker does not allow trading'
+      when 'autotrading_off' then 'automated trading is switched off'
+      when 'investor_password' then 'the account is connected with the read-only password'
+      when 'too_many_requests' then 'the broker limits orders per second'
+      when 'requote' then 'the broker offers other prices'
+      when 'price_changed' then 'the price moves too fast'
+      when 'fifo' then 'the broker closes older positions first'
+      when 'too_late' then 'its agent could not send it in time'
+      when 'expired' then 'its agent could not send it in time'
+      when 'lease_over' then 'its agent lost its lease'
+      when 'stale_epoch' then 'the account has moved to another agent'
+      when 'before_begin' then 'an earlier agent of the account may still trade'
+      when 'journal_failed' then 'its agent cannot write its journal'
+      when 'unknown' then 'the broker did not answer'
+      when 'account_unreadable' then 'the account cannot be read at the broker' end,
+    'the broker says: ' || nullif(left(p_message, 120), ''), replace(p_reason, '_', ' '),
+    case p_status when 'unknown' then 'nobody knows whether the broker carried it out; its agent looks for it'
+      when 'retrying' then 'it is tried again' else 'its agent has not answered' end)
+$$;
+comment on function private.waiting_words(text, text, text) is
+  'Why an order is not filled, in words: its status, the code of its reason, the message of broker or agent.';
+
+-- Orders in flight that close something. Of a netting deal, the part that closes.
+create function private.overdue_orders(p_user uuid, p_now timestamptz) returns table (account_id uuid, user_id uuid,
+  act text, symbol text, lots numeric, why text, since timestamptz)
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return query
+  select q.account_id, q.user_id, q.action, q.symbol,
+    coalesce((select sum(-(e.value ->> 'lots')::numeric) from jsonb_array_elements(q.parts) e
+      where (e.value ->> 'lots')::numeric < 0), q.lots),
+    private.waiting_words(q.status, q.reason, q.message),
+    -- an order that was queued again after a refusal: since its master closed
+    least(q.queued_at, case when l.close_failures > 0 then m.closed_at end)
+  from public.trade_execution_queue q
+  left join public.position_links l on l.id = q.link_id
+  left join public.positions m on m.account_id = l.master_account_id and m.ticket = l.master_ticket
+    and m.kind = l.master_kind
+  where q.in_flight and (p_user is null or q.user_id = p_user)
+    and (q.action in ('close', 'reduce', 'cancel') or exists (select from jsonb_array_elements(q.parts) e
+      where (e.value ->> 'lots')::numeric < 0))
+    and least(q.queued_at, case when l.close_failures > 0 then m.closed_at end) <= p_now - interval '10 seconds';
+end $$;
+
+-- Copies whose close or reduction was refused and waits for its next attempt.
+create function private.overdue_links(p_user uuid, p_now timestamptz) returns table (account_id uuid, user_id uuid,
+  act text, symbol text, lots numeric, why text, since timestamptz)
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return query
+  select s.follower_account_id, s.user_id, case when s.doomed then 'close' else 'reduce' end, s.symbol,
+    case when s.doomed then s.position_lots + s.order_lots else s.position_lots - s.target_lots end,
+    private.waiting_words('retrying', f.reason, f.message), coalesce(f.since, s.created_at)
+  from public.position_links w
+  join private.link_states s on s.id = w.id and s.ended_at is null and not s.frozen and s.executions = 0
+    and (s.doomed and s.legs > 0 or s.position_lots - s.target_lots >= s.lots_min)
+  left join lateral (
+    select (array_agg(q.reason order by q.id desc))[1] as reason, (array_agg(q.message order by q.id desc))[1]
+      as message, min(q.queued_at) filter (where q.queued_at > done.at) as since
+    from public.trade_execution_queue q
+    cross join lateral (
+      select coalesce(max(d.finalized_at), '-infinity') as at from public.trade_execution_queue d
+      where d.user_id = w.user_id and d.link_id = w.id and d.status = 'completed'
+        and d.action in ('close', 'reduce', 'cancel')
+        and d.queued_at > p_now - interval '1 hour') done
+    where q.user_id = w.user_id and q.link_id = w.id and q.action in ('close', 'reduce', 'cancel')
+      and q.status <> 'completed' and q.queued_at > p_now - interval '1 hour'
+  ) f on true
+  where w.state = 'live' and w.replan_at is not null and w.close_failures > 0
+    and (p_user is null or w.user_id = p_user)
+    and coalesce(f.since, s.created_at) <= p_now - interval '10 seconds';
+end $$;
+
+-- What a flattening should have closed and no copy holds. What copies hold has an order of its own.
+create function private.overdue_flattening(p_user uuid, p_now timestamptz) returns table (account_id uuid,
+  user_id uuid, act text, symbol text, lots numeric, why text, since timestamptz)
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return query
+  select p.account_id, p.user_id, case p.kind when 'order' then 'cancel' else 'flatten' end, p.symbol, p.lots,
+    'it is closed as soon as its agent works the account', greatest(a.flattened_at, p.first_seen_at)
+  from public.trading_accounts a
+  join public.positions p on p.account_id = a.id and p.closed_at is null
+    and (a.flatten_manual or a.mode = 'hedging' and p.tag is not null and not p.released)
+  where a.copy_state = 'flattening' and a.removed_at is null and (p_user is null or a.user_id = p_user)
+    and greatest(a.flattened_at, p.first_seen_at) <= p_now - interval '10 seconds'
+    and not exists (select from public.trade_execution_queue q
+      where q.account_id = p.account_id and q.symbol = p.symbol and q.in_flight)
+    and not exists (select from public.position_links l
+      where l.follower_account_id = p.account_id and l.symbol = p.symbol and l.state = 'live');
+end $$;
+
+-- Everything that should have been closed over 10 s ago, the longest wait first; p_user null: of all users. While all
+-- trading is off nothing is closed, by decision of the operators.
+create function private.overdue_closes(p_user uuid, p_now timestamptz) returns table (account_id uuid, user_id uuid,
+  account text, status text, act text, symbol text, lots numeric, why text, since timestamptz)
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  if private.trading_state() = 'off' then return; end if;
+  return query
+  select o.account_id, o.user_id, a.name, s.status, o.act, o.symbol, trim_scale(o.lots),
+    case s.status when 'disconnected' then 'the account is not connected' when 'halted' then 'the account is halted'
+      when 'weekend' then 'the market is closed for the weekend' else o.why end, o.since
+  from (
+    select * from private.overdue_orders(p_user, p_now)
+    union all
+    select * from private.overdue_links(p_user, p_now)
+    union all
+    select * from private.overdue_flattening(p_user, p_now)
+  ) o
+  join public.trading_accounts a on a.id = o.account_id and a.removed_at is null
+  cross join lateral private.account_status_now(a, p_now) s
+  order by o.since, a.name, o.symbol;
+end $$;
+comment on function private.overdue_closes(uuid, timestamptz) is
+  'Closes, reductions, cancels and flattening that were not filled within 10 s: account, its status, what, symbol, '
+  'lots, why, since when.';
+
+-- The sentence about one of them.
+create function private.overdue_words(p_account text, p_act text, p_symbol text, p_lots numeric, p_why text,
+  p_since timestamptz, p_now timestamptz) returns text
+language sql immutable set search_path = '' as $$
+  select format('%s: the %s of %s %s is not filled after %s s, %s; close it at the broker if you cannot wait',
+    p_account, case p_act when 'reduce' then 'reduction' when 'cancel' then 'cancelling'
+      when 'flatten' then 'flattening' else 'close' end,
+    p_symbol, trim_scale(p_lots), floor(extract(epoch from p_now - p_since)), p_why)
+$$;
 
 -- planner/levels.sql
 -- Levels: which stop loss and take profit a copy should have, and which of them its broker accepts now. The wanted
@@ -13027,6 +13676,114 @@ end $$;
 comment on function private.note_account_days() is
   'Adds the newest funds of every account to its day in account_days.';
 
+-- upkeep/alarm.sql
+-- Alarms: what the verdict computes when it is read, stored as alerts. Each is raised once for as long as it lasts.
+
+-- Whether the account has an alert of this kind and reason (null: any) that was raised at or after p_since.
+create function private.is_alerted(p_account uuid, p_kind text, p_reasons text[], p_since timestamptz,
+  p_detail jsonb) returns boolean
+language plpgsql stable security definer
+set search_path = ''
+as $$
+begin
+  return exists (select from public.alerts l
+    where l.account_id = p_account and l.kind = p_kind and l.reason = any (p_reasons) and l.updated_at >= p_since
+      and l.detail @> p_detail);
+end
+$$;
+
+-- Accounts that have not been connected for 30 s, whoever is to blame.
+create function private.alert_disconnected(p_now timestamptz) returns void
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_account record;
+  v_copies text;
+begin
+  for v_account in
+    select a.id, a.name, s.reason, s.since
+    from public.trading_accounts a cross join lateral private.account_status_now(a, p_now) s
+    where a.removed_at is null and a.claim <> 'ended'
+      and (a.status in ('connecting', 'disconnected') or a.status in ('connected', 'degraded')
+        and coalesce(greatest(a.seen_at, a.funds_at) < p_now - interval '30 seconds', true))
+      and s.status = 'disconnected' and s.since <= p_now - interval '30 seconds'
+    order by a.id
+  loop
+    continue when private.is_alerted(v_account.id, 'account', array['disconnected', 'vps_lost', 'journal_unwritable',
+      'loop_stalled', 'low_disk', 'low_memory', 'clock_drift'], v_account.since, '{}');
+    v_copies := private.open_copies_sentence(v_account.id);
+    perform private.raise_alert(v_account.id, 'account', 'disconnected',
+      case when v_copies = '' then 'warning' else 'critical' end,
+      format('Account %s has not been connected since %s: %s.%s', v_account.name, private.utc_words(v_account.since),
+        left(coalesce(v_account.reason, 'its agent cannot reach the broker'), 300),
+        case when v_copies = '' then ' It has no open copies.' else v_copies end),
+      jsonb_build_object('since', private.rfc3339(v_account.since)));
+  end loop;
+end
+$$;
+
+create function private.alert_unseen_masters(p_now timestamptz) returns void
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_follower record;
+begin
+  for v_follower in
+    select u.account_id, u.account, min(u.since) as since, jsonb_agg(u.master_account_id order by u.master_account_id)
+      as masters, string_agg(format('%s has not been seen since %s (%s)', u.master,
+        private.utc_words(u.since), u.words),
+        '; ' order by u.since) as words
+    from private.unseen_masters(null, p_now) u group by u.account_id, u.account order by u.account_id
+  loop
+    continue when private.is_alerted(v_follower.account_id, 'master_unseen', array['master_unseen'], v_follower.since,
+      jsonb_build_object('masters', v_follower.masters));
+    perform private.raise_alert(v_follower.account_id, 'master_unseen', 'master_unseen', 'critical', format(
+      'Open copies on %s follow a master that nobody sees: %s. What it closes meanwhile stays open here until it is '
+      'seen again; close it at the broker if you cannot wait.', v_follower.account, left(v_follower.words, 700)),
+      jsonb_build_object('masters', v_follower.masters));
+  end loop;
+end
+$$;
+
+create function private.alert_overdue_closes(p_now timestamptz) returns void
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_account record;
+begin
+  for v_account in
+    select o.account_id, min(o.since) as since, jsonb_agg(distinct o.act || ' ' || o.symbol) as closes,
+      string_agg(private.overdue_words(o.account, o.act, o.symbol, o.lots, o.why, o.since, p_now), '. '
+        order by o.since) as words
+    from private.overdue_closes(null, p_now) o where o.status <> 'weekend' group by o.account_id order by o.account_id
+  loop
+    continue when private.is_alerted(v_account.account_id, 'close_overdue', array['close_overdue'], v_account.since,
+      jsonb_build_object('closes', v_account.closes));
+    perform private.raise_alert(v_account.account_id, 'close_overdue', 'close_overdue', 'critical',
+      left(v_account.words, 1000), jsonb_build_object('closes', v_account.closes));
+  end loop;
+end
+$$;
+
+create function private.raise_alarms() returns void
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_now timestamptz := clock_timestamp();
+begin
+  perform private.alert_overdue_closes(v_now);
+  perform private.alert_unseen_masters(v_now);
+  perform private.alert_disconnected(v_now);
+end
+$$;
+comment on function private.raise_alarms() is
+  'Stores as alerts what is wrong for so long that somebody must know: closes that are overdue, masters that nobody '
+  'sees, accounts that are not connected.';
+
 -- upkeep/doorbell.sql
 -- Doorbells and ticks: empty broadcasts that say "read again". They are only hints; the rows are authoritative.
 
@@ -13297,24 +14054,6 @@ end $$;
 -- With low memory, low disk or a drifting clock the agent keeps its lease while no other fit VPS can take one of its
 -- accounts. If most VPSes differ from the database's clock at the same time, the database's clock is wrong.
 
--- The explanations of the codes in docs/errors.md, for alerts.
-create function private.unfit_words(p_unfit text) returns text
-language sql immutable
-set search_path = ''
-as $$
-  select case p_unfit
-    when 'journal_unwritable'
-      then 'its agent cannot write its journal: free disk space, or check the owner of its data directory'
-    when 'loop_stalled' then
-      'its agent stood still for over two seconds three times in a minute: see what else runs on the machine'
-    when 'low_disk' then 'it has under 50 MB of disk left where its agent keeps the journal: free some'
-    when 'low_memory' then 'it has under 50 MB of memory left: see what uses it'
-    when 'clock_drift' then 'its wall clock drifts by over a second a minute: see its time service'
-  end
-$$;
-comment on function private.unfit_words(text) is
-  'What is wrong with an agent that is unfit for this reason, and what to do; null: there is no such reason.';
-
 create function private.unfit_of(p_heartbeat jsonb) returns text
 language plpgsql stable
 set search_path = ''
@@ -13516,7 +14255,7 @@ begin
   loop
     if private.has_room_elsewhere(v_said.id, p_vps) then
       perform private.release_account(p_vps, v_said.id, v_said.error);
-    elsif not v_said.alerted then
+    elsif not v_said.alerted and not private.closed_for_weekend(v_said.id, clock_timestamp()) then
       perform private.raise_alert(v_said.id, 'account', 'broker_unreachable', 'critical',
         format('Account %s is not traded, and no other VPS can take it now: %s', v_said.name,
           private.without_code(left(v_said.error, 500))),
@@ -13551,10 +14290,12 @@ begin
       where b.removed_at is null and b.status not in ('disconnected', 'halted')
         and o.status in ('offline', 'draining', 'retired') and o.lease_expires_at < clock_timestamp()
       for no key update of b skip locked))
-    returning a.id, a.name, w.code, w.words
+    returning a.id, a.name, w.code, w.words, v.last_heartbeat_at
   loop
+    continue when private.is_alerted(v_account.id, 'account', array['disconnected'], v_account.last_heartbeat_at, '{}');
     perform private.raise_alert(v_account.id, 'account', v_account.code, 'critical',
-      format('Account %s is not traded: %s', v_account.name, v_account.words), '{}');
+      format('Account %s is not traded: %s.%s', v_account.name, v_account.words,
+        private.open_copies_sentence(v_account.id)), '{}');
   end loop;
 end
 $$;
@@ -13699,6 +14440,7 @@ set search_path = ''
 as $$
 declare
   v_lease interval := private.setting_s('lease_s');
+  v_lost record;
 begin
   -- If the clock was set back: no lease may last longer than lease_s from now.
   update public.vps_instances v set lease_expires_at = clock_timestamp() + v_lease
@@ -13715,15 +14457,25 @@ begin
       for no key update skip locked));
     return;
   end if;
-  update public.vps_instances v set status = 'offline'
-  where v.id = any (array(
-    select w.id from public.vps_instances w
-    where w.status = 'online' and w.lease_expires_at < clock_timestamp()
-    for no key update skip locked));
+  for v_lost in
+    update public.vps_instances v set status = 'offline'
+    where v.id = any (array(
+      select w.id from public.vps_instances w
+      where w.status = 'online' and w.lease_expires_at < clock_timestamp()
+      for no key update skip locked))
+    returning v.id, v.name, v.last_heartbeat_at,
+      (select count(*) from public.account_vps_assignments s where s.vps_id = v.id) as accounts
+  loop
+    perform private.alert_operators(v_lost.id, 'vps', 'vps_lost', 'critical', format(
+      'VPS %s lost its lease, its last heartbeat came at %s: its %s accounts move to other VPSes that can take them. '
+      'See whether the machine and its agent run.', v_lost.name, coalesce(private.utc_words(v_lost.last_heartbeat_at),
+        'no time'), v_lost.accounts), jsonb_build_object('accounts', v_lost.accounts));
+  end loop;
 end
 $$;
 comment on function private.judge_leases(interval) is
-  'Marks VPSes offline whose lease is over; after a gap in the runs it extends the leases instead.';
+  'Marks VPSes offline whose lease is over and alerts operators; after a gap in the runs it extends the leases '
+  'instead.';
 
 -- upkeep/maintain.sql
 -- maintain(): scheduled work of the farm. pg_cron runs it; a heartbeat runs it if pg_cron did not (on hosted Supabase
@@ -13813,6 +14565,11 @@ begin
     when 'retention' then
       perform private.delete_expired();
       perform private.note_run('retention', null);
+    when 'alarms' then
+      perform private.raise_alarms();
+    when 'weekend' then
+      perform private.watch_weekend();
+      perform private.note_run('weekend', null);
     when 'fitness' then
       perform private.watch_database_clock();
       perform private.alert_stranded();
@@ -13870,6 +14627,9 @@ begin
   v_errors := v_errors || private.run_part('claims', null);
   v_errors := v_errors || private.run_part('fitness', null);
   v_errors := v_errors || private.run_part('ticks', null);
+  if private.is_due('weekend', '1 minute') then
+    v_errors := v_errors || private.run_part('weekend', null);
+  end if;
   if private.is_due('health', '15 seconds') then
     v_errors := v_errors || private.run_part('health', null);
     v_errors := v_errors || private.run_part('account days', null);
@@ -13889,6 +14649,7 @@ begin
     v_errors := v_errors || private.run_part('resumes', null);
   end if;
   v_errors := v_errors || private.run_part('removals', null);
+  v_errors := v_errors || private.run_part('alarms', null);
   v_errors := array_remove(v_errors, null);
   perform private.note_run('maintain', nullif(array_to_string(v_errors, '; '), ''));
   return jsonb_build_object('ran', true, 'moved', v_moved, 'errors', to_jsonb(v_errors));
@@ -16177,6 +16938,22 @@ $$;
 comment on function private.initial_balance_of(text, jsonb) is
   'The initial_balance of a request, or null; TC303 if it is out of range.';
 
+-- Nobody's password is taken for a platform that no VPS can run, online or not.
+create function private.refuse_unserved(p_function text, p_platform text) returns void
+language plpgsql stable
+set search_path = ''
+as $$
+begin
+  if private.needs_vps(p_platform) and not private.has_vps_for(p_platform) then
+    raise exception using errcode = 'TC228',
+      message = format('%s: no VPS of this farm can run %s', p_function, p_platform),
+      hint = format('An operator must first enrol a VPS that names the platform %s.', p_platform);
+  end if;
+end
+$$;
+comment on function private.refuse_unserved(text, text) is
+  'Raises TC228 if the platform needs a VPS and no VPS in service names it.';
+
 -- Security definer: it writes trading_accounts and Vault.
 create function private.connect_account(p_account jsonb) returns jsonb
 language plpgsql security definer
@@ -16230,6 +17007,7 @@ begin
     perform private.refuse_claimed('connect_account', v_platform, v_listed.server, v_login);
   end if;
   perform private.require_free_claim(v_user);
+  perform private.refuse_unserved('connect_account', v_platform);
 
   insert into public.trading_accounts (user_id, platform, server, login, name, mode, currency, settings,
     initial_balance)
@@ -16400,7 +17178,7 @@ Request:
 Answer:
 - account_id (uuid): the new account
 - vps_id (uuid or null): VPS that it was placed on; null: it is placed as soon as a VPS can take it
-Errors: TC001 TC105 TC107 TC108 TC202 TC203 TC204 TC207 TC220 TC222 TC223 TC301 TC303
+Errors: TC001 TC105 TC107 TC108 TC202 TC203 TC204 TC207 TC220 TC222 TC223 TC228 TC301 TC303
 Example: {"platform": "mt5", "server": "Broker-Demo", "login": "51234567", "password": "trading password", "name":
   "Master"}
 -> {"account_id": "0b9f4a52-6c1d-4e0b-9a57-2f6f0c8e1a01", "vps_id": "c2a1e6d0-58f7-4b3c-8d1e-7a90b4f3d201"}';
@@ -19701,6 +20479,87 @@ Example: {"copier_id": "7d3c0e11-94b2-4f6a-8c55-1e2d3f4a5b01", "items": [{"kind"
 revoke all on function public.resync_copier(jsonb) from public, anon;
 grant execute on function public.resync_copier(jsonb), private.resync_copier(jsonb) to authenticated;
 
+-- users/server_request.sql
+-- Finding a broker's server by name, and asking operators for one that is not listed.
+
+create function private.search_servers(p_request jsonb) returns jsonb
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_platform text := private.name_of(p_request, 'platform', 50);
+  v_query text := coalesce(private.plain_name(private.name_of(p_request, 'query', 100)), '');
+begin
+  perform private.require_user();
+  perform private.refuse_unknown(p_request, 'search_servers', array['platform', 'query']);
+  perform private.platform_rules(v_platform);
+  return jsonb_build_object('servers', coalesce((
+    select jsonb_agg(jsonb_build_object('server', found.server, 'title', found.title) order by found.rank,
+      found.server_key)
+    from (
+      select b.server, b.title, b.server_key,
+        case when starts_with(b.server_key, v_query) then 0 else 1 end as rank
+      from public.broker_servers b
+      where b.platform = v_platform
+        and (strpos(b.server_key, v_query) > 0 or strpos(private.plain_name(b.title), v_query) > 0)
+      order by rank, b.server_key limit 20
+    ) found), '[]'));
+end $$;
+
+create function public.search_servers(p_request jsonb) returns jsonb
+language sql stable security invoker set search_path = '' as $$ select private.search_servers(p_request) $$;
+comment on function public.search_servers(jsonb) is
+  'Users: the listed servers of a platform whose name or title contains a text; 20 at most, best first.
+Request:
+- platform (text; required; a platform of the setting platforms): the platform
+- query (text; at most 100 characters): part of the name, in any case; left out: all
+Answer:
+- servers (list of objects): each with server, its name, and title, what people call it
+Errors: TC001 TC105 TC108 TC301
+Example: {"platform": "mt5", "query": "broker"} -> {"servers": [{"server": "Broker-Demo", "title": "The broker"}]}';
+
+create function private.request_server(p_request jsonb) returns jsonb
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_user uuid := private.require_user();
+  v_platform text := private.name_of(p_request, 'platform', 50);
+  v_name text := private.name_of(p_request, 'name', 100);
+begin
+  perform private.refuse_unknown(p_request, 'request_server', array['platform', 'name']);
+  perform private.platform_rules(v_platform);
+  if v_name is null then
+    raise exception using errcode = 'TC001', message = 'request_server: name is required',
+      hint = 'Give the server''s name as the terminal shows it, such as Broker-Live3.';
+  end if;
+  if (private.broker_server(v_platform, v_name)).server is not null then
+    return jsonb_build_object('listed', true);
+  end if;
+  if (select count(*) from public.server_requests r where r.user_id = v_user) >= 50 and not exists (
+    select from public.server_requests r
+    where r.user_id = v_user and r.platform = v_platform and r.name_key = private.plain_name(v_name)) then
+    raise exception using errcode = 'TC235',
+      message = 'request_server: you have asked for 50 servers, which is as many as one person may',
+      hint = 'Ask the operators for those that you need.';
+  end if;
+  insert into public.server_requests (user_id, platform, name) values (v_user, v_platform, v_name)
+  on conflict on constraint asked_for_once do nothing;
+  return jsonb_build_object('listed', false);
+end $$;
+
+create function public.request_server(p_request jsonb) returns jsonb
+language sql volatile security invoker set search_path = '' as $$ select private.request_server(p_request) $$;
+comment on function public.request_server(jsonb) is
+  'Users: asks the operators to list a broker''s server. Asking again changes nothing.
+Request:
+- platform (text; required; a platform of the setting platforms): the platform
+- name (text; required; at most 100 characters): the server''s name, as the terminal shows it
+Answer:
+- listed (boolean): true: the server is listed already, nothing was asked for
+Errors: TC001 TC105 TC108 TC235 TC301
+Example: {"platform": "mt5", "name": "Broker-Live3"} -> {"listed": false}';
+revoke all on function public.search_servers(jsonb), public.request_server(jsonb) from public, anon;
+grant execute on function public.search_servers(jsonb), private.search_servers(jsonb), public.request_server(jsonb),
+  private.request_server(jsonb)
+to authenticated;
+
 -- users/symbol.sql
 -- Functions for symbols: what is chosen for a master's symbol, the alternatives, and what to save.
 
@@ -20350,6 +21209,30 @@ comment on column public.copied_trades.broker_ms is 'ms that the broker took to 
 comment on column public.copied_trades.total_ms is 'ms from the detection until the order was sent';
 grant select on public.copied_trades to authenticated, service_role;
 
+-- views/account_status.sql
+-- The status of accounts as it is now, not as an agent said it last.
+
+create view public.account_status with (security_invoker = true) as
+select a.id as account_id, a.user_id, a.name, a.platform, s.status, s.reason, s.waits_for, s.since, a.seen_at
+from public.trading_accounts a
+cross join lateral private.account_status_now(a, clock_timestamp()) s
+where a.removed_at is null;
+comment on view public.account_status is
+  'The status of every account, computed when it is read: an account whose agent has lost its lease, or does not show '
+  'it, reads as disconnected although nothing has noticed it yet.';
+comment on column public.account_status.status is
+  'pending (not connected yet: see waits_for), connecting, connected, degraded, disconnected, halted, or weekend '
+  '(closed for the weekend: its silence is no fault)';
+comment on column public.account_status.reason is
+  'why, in words; a code of docs/errors.md may precede them';
+comment on column public.account_status.waits_for is
+  'why an account that is pending, or that nobody works, has to wait, in words';
+comment on column public.account_status.since is 'since when';
+comment on column public.account_status.seen_at is 'when its agent last showed it as connected';
+grant select on public.account_status to authenticated, service_role;
+grant execute on function private.account_status_now(public.trading_accounts, timestamptz) to authenticated,
+  service_role;
+
 -- views/copy_figures.sql
 -- Figures of copying: one count of trades, orders and times for the terminal, the dashboard and the JSON of a run, so
 -- that they cannot contradict each other. Each figure comes with its population.
@@ -20485,3 +21368,421 @@ Example: {"time_zone": "Europe/Berlin"} -> {"since": "2026-11-30T23:00:00.000000
 "expired": 0, "cancelled": 0, "open": 0}, "success_rate": 1.0, "latency_ms": {"p50": 6.4, "p95": 6.4, "p99": 6.4,
 "max": 6.4, "n": 1}, "time_zone": "Europe/Berlin", "server_time": "2026-12-01T09:30:00.000000Z"}';
 grant execute on function private.copy_figures(jsonb), public.copy_figures(jsonb) to authenticated;
+
+-- views/verdict.sql
+-- The verdict: is anything wrong now, and what? The first line of the board, of the terminal and of JSON. Everything in
+-- it is computed when it is read, so it is right even if nothing runs any more.
+
+create function private.counted(p_count bigint, p_one text, p_most bigint default null) returns text
+language sql immutable set search_path = '' as $$
+  select format('%s%s %s%s', least(p_count, p_most), case when p_count > p_most then '+' else '' end, p_one,
+    case when p_count = 1 then '' else 's' end)
+$$;
+comment on function private.counted(bigint, text, bigint) is
+  'A count with its noun: "1 account", "3 accounts"; more than p_most: "50+ alerts".';
+
+-- A finding: rank (0: the first line), tone (bad or warn), code, words, since when.
+create type private.finding as (rank integer, tone text, code text, words text, since timestamptz);
+
+create function private.findings_of_closes(p_user uuid, p_now timestamptz) returns setof private.finding
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return query
+  select case o.status when 'weekend' then 4 else 0 end, case o.status when 'weekend' then 'warn' else 'bad' end,
+    'close_overdue', private.overdue_words(o.account, o.act, o.symbol, o.lots, o.why, o.since, p_now), o.since
+  from private.overdue_closes(p_user, p_now) o limit 20;
+  return query
+  select 1, 'bad', 'master_unseen', format('%s has not been seen for %s s; open on %s: %s', u.master,
+    floor(extract(epoch from p_now - u.since)), u.account, u.words), u.since
+  from private.unseen_masters(p_user, p_now) u order by u.since limit 20;
+end $$;
+
+create function private.findings_of_farm(p_user uuid, p_now timestamptz) returns setof private.finding
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return query
+  select case t.state when 'off' then 2 else 4 end, case t.state when 'off' then 'bad' else 'warn' end,
+    'trading_' || t.state, format('%s by the operators: %s',
+      case t.state when 'off' then 'All trading is stopped' else 'Opening trades is stopped' end, t.reason),
+    t.changed_at
+  from public.trading_switch t where t.state <> 'on';
+  return query
+  select 2, 'bad', 'vps_lost', case when count(*) = 1 then format('Agent %s is offline', min(v.name))
+      else format('%s agents are offline: %s', count(*), private.listed(array_agg(v.name order by v.name))) end,
+    min(v.last_heartbeat_at)
+  from public.vps_instances v
+  where p_user is null and v.retired_at is null
+    and (v.status = 'offline' or v.status <> 'enrolled' and private.lease_end(v) <= p_now)
+  having count(*) > 0;
+end $$;
+
+create function private.findings_of_accounts(p_user uuid, p_now timestamptz) returns setof private.finding
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return query
+  with accounts as materialized (
+    select s.name, s.status, s.reason, s.waits_for, s.since from private.account_statuses(p_user, p_now) s
+  )
+  select 2, 'bad', 'not_connected', case when count(*) = 1
+      then format('%s is %s%s', min(a.name), min(a.status), 
+        coalesce(': ' || min(regexp_replace(left(a.reason, 200), '^[a-z][a-z_]+: ', '')), ''))
+      else format('%s accounts are not connected: %s', count(*), private.listed(array_agg(a.name order by a.name))) end,
+    min(a.since)
+  from accounts a where a.status in ('disconnected', 'halted') having count(*) > 0
+  union all
+  select 4, 'warn', 'unstable', case when count(*) = 1 then format('%s is %s', min(a.name), min(a.status))
+      else format('%s accounts are connecting or degraded', count(*)) end, min(a.since)
+  from accounts a where a.status in ('connecting', 'degraded') having count(*) > 0
+  union all
+  select 4, 'warn', 'pending', format('%s pending: %s',
+      case when count(*) = 1 then min(a.name) || ' is'
+        else format('%s accounts are', count(*)) end, a.waits_for), min(a.since)
+  from accounts a where a.status = 'pending' group by a.waits_for;
+end $$;
+
+create function private.findings_of_alerts(p_user uuid) returns setof private.finding
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return query
+  select case u.severity when 'critical' then 3 else 5 end, case u.severity when 'critical' then 'bad' else 'warn' end,
+    'alerts', case when count(*) = 1 then 'One unread ' || min(u.word)
+      else private.counted(count(*), 'unread ' || min(u.word), 50) end, min(u.created_at)
+  from (
+    select l.severity, l.created_at, case l.severity when 'critical' then 'critical alert' else 'alert' end as word
+    from public.alerts l
+    where l.seen_at is null and l.severity in ('critical', 'warning') and (p_user is null or l.user_id = p_user)
+    limit 1000
+  ) u group by u.severity;
+end $$;
+
+create function private.findings_of_orders(p_user uuid, p_now timestamptz) returns setof private.finding
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return query
+  select 3, 'bad', 'unknown', case when count(*) = 1
+      then 'One order has an unknown outcome; the agent is looking for it'
+      else format('%s have an unknown outcome; the agent is looking for them', private.counted(count(*), 'order', 200))
+    end, min(q.queued_at)
+  from public.trade_execution_queue q
+  where q.in_flight and q.status = 'unknown' and (p_user is null or q.user_id = p_user) having count(*) > 0;
+  return query  -- what closes has findings of its own, sooner
+  select 3, 'bad', 'stuck', case when count(*) = 1 then 'One execution is stuck past the deadline'
+      else private.counted(count(*), 'execution', 200) || ' are stuck past the deadline' end, min(q.queued_at)
+  from public.trade_execution_queue q
+  where q.in_flight and q.status <> 'unknown' and (p_user is null or q.user_id = p_user)
+    and q.action not in ('close', 'reduce', 'cancel')
+    and case when q.status = 'retrying' then q.next_attempt_at else q.send_before end < p_now - interval '5 seconds'
+  having count(*) > 0;
+  return query
+  select 5, 'warn', 'rejected', case when count(*) = 1 then 'One order was rejected within the last hour'
+      else private.counted(count(*), 'order', 200) || ' were rejected within the last hour' end, max(r.at)
+  from (
+    select coalesce(q.finalized_at, q.updated_at) as at from public.trade_execution_queue q
+    where q.status = 'rejected' and q.updated_at > p_now - interval '1 hour'
+      and coalesce(q.finalized_at, q.updated_at) > p_now - interval '1 hour' and (p_user is null or q.user_id = p_user)
+    limit 201
+  ) r having count(*) > 0;
+end $$;
+
+-- What is said when nothing is wrong. It is "ok" only if every account is connected.
+create function private.calm_words(p_user uuid, p_now timestamptz, out tone text, out words text)
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_all bigint;
+  v_connected bigint;
+  v_resting bigint;
+  v_on bigint;
+  v_agents bigint;
+begin
+  select count(*), count(*) filter (where s.status = 'connected'), count(*) filter (where s.status = 'weekend')
+  into v_all, v_connected, v_resting from private.account_statuses(p_user, p_now) s;
+  select count(*) into v_agents from public.vps_instances v
+  where p_user is null and v.retired_at is null and v.status <> 'enrolled';
+  select count(*) into v_on from public.copiers c
+  where c.mode = 'on' and c.removal is null and c.removed_at is null and (p_user is null or c.user_id = p_user);
+  tone := case when v_all > 0 and v_connected = v_all then 'ok' else 'idle' end;
+  words := case
+    when v_all = 0 and v_agents > 0 then 'Nothing is wrong; no account is connected yet'
+    when v_all = 0 then 'No account is connected yet'
+    else format('All is well:%s %s of %s connected%s, %s on',
+      case when p_user is null then ' ' || private.counted(v_agents, 'agent') || ' online,' else '' end, v_connected,
+      private.counted(v_all, 'account'), case when v_resting > 0 then format(', %s closed for the weekend', v_resting)
+        else '' end, private.counted(v_on, 'copier')) end;
+end $$;
+
+-- p_user null: of the whole installation, as operators and the terminal see it.
+create function private.verdict_of(p_user uuid) returns jsonb
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_now timestamptz := clock_timestamp();
+  v_found private.finding[] := array(
+    select row(f.rank, f.tone, f.code, f.words, f.since)::private.finding from (
+      select * from private.findings_of_closes(p_user, v_now)
+      union all
+      select * from private.findings_of_farm(p_user, v_now)
+      union all
+      select * from private.findings_of_accounts(p_user, v_now)
+      union all
+      select * from private.findings_of_alerts(p_user)
+      union all
+      select * from private.findings_of_orders(p_user, v_now)
+    ) f order by f.rank, f.since, f.words);
+  v_tone text := v_found[1].tone;
+  v_words text := v_found[1].words;
+begin
+  if cardinality(v_found) = 0 then
+    select c.tone, c.words into v_tone, v_words from private.calm_words(p_user, v_now) c;
+  elsif cardinality(v_found) > 1 then
+    v_words := format('%s, and %s', v_words, private.counted(cardinality(v_found) - 1, 'more problem'));
+  end if;
+  return jsonb_build_object(
+    'tone', v_tone,
+    'text', v_words,
+    'since', private.rfc3339(case cardinality(v_found) when 1 then v_found[1].since end),
+    'findings', (select coalesce(jsonb_agg(jsonb_build_object('tone', f.tone, 'code', f.code, 'text', f.words, 'since',
+      private.rfc3339(f.since)) order by n), '[]') from unnest(v_found) with ordinality as f (rank, tone, code, words,
+        since, n)),
+    'server_time', private.rfc3339(v_now));
+end $$;
+comment on function private.verdict_of(uuid) is
+  'Is anything wrong now with this user''s accounts (null: with the installation)? See verdict().';
+
+create function private.verdict(p_request jsonb) returns jsonb
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_user uuid := private.require_user();
+begin
+  perform private.refuse_unknown(p_request, 'verdict', array['all']);
+  if coalesce(jsonb_typeof(p_request -> 'all'), 'null') not in ('null', 'boolean') then
+    raise exception using errcode = 'TC001', message = 'verdict: all must be true or false';
+  elsif (p_request ->> 'all')::boolean then
+    perform private.require_operator();
+    v_user := null;
+  end if;
+  return private.verdict_of(v_user);
+end $$;
+comment on function private.verdict(jsonb) is
+  'Users: {"all"?} -> {"tone", "text", "since", "findings", "server_time"}.';
+
+create function public.verdict(p_request jsonb) returns jsonb
+language sql stable
+set search_path = ''
+as $$ select private.verdict(p_request) $$;
+comment on function public.verdict(jsonb) is
+  'Users: is anything wrong now, and what? Computed when it is called, so it is right even if agents and upkeep stand
+  still.
+Request:
+- all (boolean): only operators: of the whole installation; left out or null: of the caller''s own accounts
+Answer:
+- tone (text; ok, idle, warn or bad): ok: every account is connected and nothing is wrong; idle: nothing is wrong, but
+  not every account is connected; warn: look soon; bad: look now
+- text (text): the verdict in one sentence, without a full stop
+- since (time or null): since when, if there is a single finding
+- findings (list of objects): what is wrong, the most urgent first: tone, code, text and since of each
+- server_time (time): the database''s clock
+Errors: TC001 TC105 TC107 TC108 TC301
+Example: {} -> {"tone": "bad", "text": "prop-1 is disconnected: its VPS sends no heartbeats", "since":
+  "2026-12-01T09:30:00.000000Z", "findings": [{"tone": "bad", "code": "not_connected", "text":
+  "prop-1 is disconnected: its VPS sends no heartbeats", "since": "2026-12-01T09:30:00.000000Z"}], "server_time":
+  "2026-12-01T09:31:00.000000Z"}';
+grant execute on function private.verdict(jsonb), public.verdict(jsonb) to authenticated;
+
+-- pages/reader.sql
+-- Who reads a page. A page function answers one page in one call: jsonb in, jsonb out, lots and money as texts, times
+-- in RFC 3339, and server_time, the database's clock, by which the page tells the age of what it shows.
+
+-- Security definer: only so can an agent be told from a person.
+create function private.page_user() returns uuid
+language sql stable security definer set search_path = '' as $$ select private.require_user() $$;
+comment on function private.page_user() is
+  'The signed-in person who reads a page; TC108 if nobody is signed in, TC105 if the caller is an agent.';
+
+create function private.page_reader(p_request jsonb) returns uuid
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_user uuid := private.require_user();
+begin
+  if coalesce(jsonb_typeof(p_request -> 'all'), 'null') not in ('null', 'boolean') then
+    raise exception using errcode = 'TC001', message = 'all: expected true or false';
+  end if;
+  if p_request -> 'all' = 'true' then
+    perform private.require_operator();
+    return null;
+  end if;
+  return v_user;
+end $$;
+comment on function private.page_reader(jsonb) is
+  'The user whose rows a page shows: the caller; null = everybody''s, for an operator who asks with "all": true (TC107 '
+  'from others).';
+
+create function private.server_time() returns text
+language sql volatile set search_path = '' as $$ select private.rfc3339(clock_timestamp()) $$;
+comment on function private.server_time() is 'The database''s clock now, for server_time of a page.';
+grant execute on function private.page_user(), private.page_reader(jsonb), private.server_time() to authenticated;
+
+-- What page functions call with their reader's rights.
+grant execute on function private.refuse_unknown(jsonb, text, text[]), private.uuid_of(jsonb, text),
+  private.text_of(jsonb, text, integer), private.name_of(jsonb, text, integer),
+  private.int_of(jsonb, text, bigint, bigint), private.time_of(jsonb, text), private.is_plain(text),
+  private.plain(numeric), private.plain_name(text), private.rfc3339(timestamptz), private.require_user(),
+  private.own_account(uuid, boolean)
+to authenticated;
+
+-- pages/equity_curve.sql
+-- equity_curve: equity and balance of an account over time, thinned so that no low or high is lost.
+
+-- Security definer: users may not read settings.
+create function private.curve_bucket(p_from timestamptz, p_to timestamptz, p_points bigint) returns interval
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return greatest((p_to - p_from) / p_points, private.setting_s('snapshot_every_s'));
+end $$;
+comment on function private.curve_bucket(timestamptz, timestamptz, bigint) is
+  'The width of a bucket: as many as asked for, but none shorter than the distance of two snapshots.';
+
+-- Long buckets are made of days, because a year has half a million snapshots.
+create function private.curve_points(p_account uuid, p_from timestamptz, p_to timestamptz, p_bucket interval)
+returns table (at timestamptz, first_equity numeric, min_equity numeric, max_equity numeric, last_equity numeric,
+  last_balance numeric)
+language plpgsql stable security invoker set search_path = '' as $$
+begin
+  if p_bucket >= interval '1 day' then
+    return query
+      select date_bin(p_bucket, d.first_at, p_from), (array_agg(d.first_equity order by d.day))[1], min(d.min_equity),
+        max(d.max_equity), (array_agg(d.last_equity order by d.day desc))[1],
+        (array_agg(d.last_balance order by d.day desc))[1]
+      from public.account_days d
+      where d.account_id = p_account and d.day between p_from::date - 1 and p_to::date + 1
+        and d.first_at >= p_from and d.first_at < p_to
+      group by 1;
+    return;
+  end if;
+  return query
+    select date_bin(p_bucket, s.at, p_from), (array_agg(s.equity order by s.at))[1], min(s.equity), max(s.equity),
+      (array_agg(s.equity order by s.at desc))[1], (array_agg(s.balance order by s.at desc))[1]
+    from public.account_snapshots s
+    where s.account_id = p_account and s.at >= p_from and s.at < p_to
+    group by 1;
+end $$;
+comment on function private.curve_points(uuid, timestamptz, timestamptz, interval) is
+  'First, lowest, highest and last equity, and last balance, of each bucket that has figures.';
+
+create function private.equity_curve(p_request jsonb) returns jsonb
+language plpgsql stable security invoker set search_path = '' as $$
+declare
+  v_user uuid := private.page_user();
+  v_account public.trading_accounts := private.own_account(private.uuid_of(p_request, 'account_id'), true);
+  v_to timestamptz := coalesce(private.time_of(p_request, 'to'), now());
+  v_from timestamptz := coalesce(private.time_of(p_request, 'from'), v_to - interval '1 day');
+  v_points bigint := coalesce(private.int_of(p_request, 'points', 2, 500), 300);
+  v_bucket interval;
+begin
+  perform private.refuse_unknown(p_request, 'equity_curve', array['account_id', 'from', 'to', 'points']);
+  if v_from >= v_to or v_to - v_from > interval '20 years' then
+    raise exception using errcode = 'TC303',
+      message = format('equity_curve: from is %s and to is %s', private.rfc3339(v_from), private.rfc3339(v_to)),
+      hint = 'from must be before to, by at most 20 years.';
+  end if;
+  v_bucket := private.curve_bucket(v_from, v_to, v_points);
+  return jsonb_build_object(
+    'server_time', private.server_time(),
+    'account_id', v_account.id,
+    'currency', v_account.currency,
+    'from', private.rfc3339(v_from),
+    'to', private.rfc3339(v_to),
+    'bucket_s', round(extract(epoch from v_bucket)),
+    'points', coalesce((
+      select jsonb_agg(jsonb_build_object('at', private.rfc3339(p.at),
+        'equity', jsonb_build_array(private.plain(p.first_equity), private.plain(p.min_equity),
+          private.plain(p.max_equity), private.plain(p.last_equity)),
+        'balance', private.plain(p.last_balance)) order by p.at)
+      from private.curve_points(v_account.id, v_from, v_to, v_bucket) p), '[]'));
+end $$;
+
+create function public.equity_curve(p_request jsonb) returns jsonb
+language sql stable security invoker set search_path = '' as $$ select private.equity_curve(p_request) $$;
+comment on function public.equity_curve(jsonb) is
+  'Users and operators: equity and balance of an account over time.
+Request:
+- account_id (uuid; required): account of the caller; operators: any account
+- from (time): left out: a day before to
+- to (time): left out: now
+- points (integer; 2 to 500): into how many buckets the time is divided at most; left out: 300
+Answer:
+- server_time (time): the database''s clock
+- account_id (uuid): the account
+- currency (text): currency of the amounts
+- from, to (time): the time that was asked for
+- bucket_s (integer): seconds of a bucket; from a day on they are made of the days of account_days
+- points (list of objects): the buckets that have figures, in order; in a gap nothing was measured
+- points[].at (time): when the bucket begins
+- points[].equity (list of 4 texts): first, lowest, highest and last measured equity
+- points[].balance (text): last measured balance
+Errors: TC001 TC105 TC106 TC108 TC301 TC303
+Example: {"account_id": "0b9f4a52-6c1d-4e0b-9a57-2f6f0c8e1a02", "from": "2026-12-01T00:00:00Z",
+"to": "2026-12-02T00:00:00Z", "points": 2}
+-> {"server_time": "2026-12-02T09:30:00.000000Z", "account_id": "0b9f4a52-6c1d-4e0b-9a57-2f6f0c8e1a02",
+"currency": "USD", "from": "2026-12-01T00:00:00.000000Z", "to": "2026-12-02T00:00:00.000000Z", "bucket_s": 43200,
+"points": [{"at": "2026-12-01T00:00:00.000000Z", "equity": ["1000", "990.5", "1010", "1004"], "balance": "1000"}]}';
+revoke all on function public.equity_curve(jsonb) from public, anon;
+grant execute on function public.equity_curve(jsonb), private.equity_curve(jsonb),
+  private.curve_bucket(timestamptz, timestamptz, bigint),
+  private.curve_points(uuid, timestamptz, timestamptz, interval)
+to authenticated;
+
+-- pages/session.sql
+-- my_session: what every page shows around its content.
+
+create function private.my_session(p_request jsonb) returns jsonb
+language plpgsql stable security invoker set search_path = '' as $$
+declare
+  v_user uuid := private.page_user();
+  v_kept public.user_preferences;
+  v_switch public.trading_switch;
+begin
+  perform private.refuse_unknown(p_request, 'my_session', '{}');
+  select p.* into v_kept from public.user_preferences p where p.user_id = v_user;
+  select t.* into v_switch from public.trading_switch t where t.one;
+  return jsonb_build_object(
+    'server_time', private.server_time(),
+    'user_id', v_user,
+    'email', auth.jwt() ->> 'email',
+    'operator', private.is_operator(),
+    'preferences', jsonb_build_object('time_zone', v_kept.time_zone, 'theme', coalesce(v_kept.theme, 'system'),
+      'tour', coalesce(v_kept.tour, 'open')),
+    'trading', jsonb_build_object('state', v_switch.state, 'reason', v_switch.reason,
+      'changed_at', private.rfc3339(v_switch.changed_at)),
+    'unseen_alerts', (
+      select jsonb_build_object('critical', count(*) filter (where a.severity = 'critical'),
+        'warning', count(*) filter (where a.severity = 'warning'),
+        'info', count(*) filter (where a.severity = 'info'))
+      from public.alerts a where a.user_id = v_user and a.seen_at is null),
+    'counts', jsonb_build_object(
+      'accounts', (select count(*) from public.trading_accounts a where a.user_id = v_user and a.removed_at is null),
+      'copiers', (select count(*) from public.copiers c where c.user_id = v_user and c.removed_at is null),
+      'open_positions', (select count(*) from public.positions p where p.user_id = v_user and p.kind = 'position'
+        and p.closed_at is null)));
+end $$;
+
+create function public.my_session(p_request jsonb) returns jsonb
+language sql stable security invoker set search_path = '' as $$ select private.my_session(p_request) $$;
+comment on function public.my_session(jsonb) is
+  'Users: what every page of the dashboard shows around its content.
+Request: none
+Answer:
+- server_time (time): the database''s clock
+- user_id (uuid): the caller
+- email (text or null): the caller''s address
+- operator (boolean): whether the caller is an operator
+- preferences (object): time_zone (text or null), theme and tour, as set_preferences keeps them
+- trading (object): state (on, monitor or off), reason and changed_at of the switch for everybody
+- unseen_alerts (object): number of the caller''s unseen alerts: critical, warning, info
+- counts (object): number of the caller''s accounts, copiers and open_positions
+Errors: TC001 TC105 TC108 TC301
+Example: {} -> {"server_time": "2026-12-01T09:30:00.000000Z", "user_id": "0b9f4a52-6c1d-4e0b-9a57-2f6f0c8e1a02",
+"email": "ann@example.com", "operator": false, "preferences": {"time_zone": "Europe/Berlin", "theme": "system",
+"tour": "open"}, "trading": {"state": "on", "reason": "", "changed_at": "2026-12-01T09:30:00.000000Z"},
+"unseen_alerts": {"critical": 0, "warning": 1, "info": 0}, "counts": {"accounts": 2, "copiers": 1,
+"open_positions": 3}}';
+revoke all on function public.my_session(jsonb) from public, anon;
+grant execute on function public.my_session(jsonb), private.my_session(jsonb) to authenticated;
