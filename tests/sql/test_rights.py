@@ -143,13 +143,8 @@ verdict                  42501     ok    ok         TC105 TC105       TC105     
 vps_heartbeat            42501     TC101 TC101      ok    ok          TC102         TC101    42501
 """
 
-<<<<<<< HEAD
 # Beside the twins of the functions above: what policies (the first two), page functions
-# and a view call in the reader's name.
-=======
-# Beside the twins of the functions above: what policies (the first two), views (the last) and page functions call in
-# the reader's name.
->>>>>>> bb075ab (Regenerate what is derived from the schema)
+# and views call in the reader's name.
 PRIVATE_GRANTS: Final = {
     name: {"authenticated"}
     for name in (

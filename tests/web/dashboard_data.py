@@ -203,7 +203,7 @@ class Desk:
         )
         return str(position["ticket"])
 
-    async def closes(self, follower: Account, execution: Json, ticket: str) -> None:
+    async def takes_off(self, follower: Account, execution: Json, ticket: str) -> None:
         """The follower's broker closes the whole position."""
         left = {key: execution[key] for key in ("symbol", "side")}
         position = left | {"ticket": ticket, "kind": "position", "lots": "0", "price": "1.10010"}

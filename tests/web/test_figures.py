@@ -40,7 +40,7 @@ async def test_a_close_shows_what_the_copy_closed(desk: Desk, open_page: Opener)
         {"type": "closed", "unchanged_at": None, "evidence": "deal", "deal_price": "1.1",
          "position": position | {"lots": "0"}},
     )  # fmt: skip
-    await desk.closes(follower, closed["executions"][0], ticket)
+    await desk.takes_off(follower, closed["executions"][0], ticket)
 
     page = await open_page()
     await sign_in(page, owner)
