@@ -30,7 +30,7 @@ def require_origin(url: str, name: str, code: str) -> str:
     except ValueError as error:
         raise Failure(
             f"{name} {url!r} is wrong: {error}",
-            "give the project's own address (Project Settings → API); plain http only for a stack on this machine",
+            "give the project's own address (Project Settings → Data API); plain http only for a stack on this machine",
             code=code,
         ) from error
 

@@ -20,7 +20,7 @@ FILE_NAME: Final = "agent.json"
 
 #: for each key: what it is, or how to get it
 HOW_TO_GET: Final[Mapping[str, str]] = {
-    "url": "the address of the Supabase project, for example https://<ref>.supabase.co (Project Settings → API)",
+    "url": "the address of the Supabase project, for example https://<ref>.supabase.co (Project Settings → Data API)",
     "publishable_key": "the publishable (anon) key of the project (Project Settings → API keys); not the secret one",
     "vps_id": "run `tradecopier agent enroll --url U --token T` with a token from an operator",
     "agent_secret": "run `tradecopier agent enroll --url U --token T` with a token from an operator",

@@ -24,8 +24,11 @@ from agent.bench.tenants import Sizes, tenants_figures
 from agent.command_group import CommandGroup
 from agent.testbed import figures_file
 from agent.testbed.testbed import Testbed
+from agent.testbed.waiting import Steps
 
 Figures = dict[str, object]
+#: says what is being done, on standard error; standard output contains only the results
+_say = Steps()
 
 _json = click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the figures to this file.")
 
@@ -246,13 +249,10 @@ async def burst_figures(
 def _run(work: Coroutine[object, object, Figures], json_file: Path | None) -> None:
     try:
         figures_file.check_writable(json_file)
-        figures = asyncio.run(work)
+        with _say:
+            figures = asyncio.run(work)
     finally:
         work.close()
     if json_file is not None:
         figures_file.write(json_file, figures)
     click.echo(report(figures))
-
-
-def _say(text: str) -> None:
-    click.echo(f"… {text}", err=True)

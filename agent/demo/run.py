@@ -9,7 +9,7 @@ import sys
 import time
 import webbrowser
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Final
 
@@ -26,6 +26,7 @@ from agent.testbed.figures import Copying, measure
 from agent.testbed.quiescence import Hanging, Worked
 from agent.testbed.supabase_client import Person
 from agent.testbed.testbed import Testbed
+from agent.testbed.waiting import Steps, shown
 
 VPS_NAMES: Final = ("vps-a", "vps-b", "vps-c")
 EMAIL: Final = "demo@tradecopier.test"
@@ -109,20 +110,13 @@ async def run_demo(
 
 @asynccontextmanager
 async def _scene(cast: Cast, out: Console) -> AsyncIterator[Scene]:
-    with out.status("starting") as status:
-
-        def say(text: str) -> None:
-            if out.is_terminal:
-                status.update(text)
-            else:
-                out.print(f"… {text}", highlight=False, markup=False)
-
+    with Steps(out) as say:
         async with Testbed.open("demo", say=say) as testbed:
             scene = await _put_up(testbed, cast, out, say)
-            status.stop()
+            say.end()
             _invite(scene)
             yield scene
-            say("ending")
+            out.print("ending", highlight=False)
 
 
 async def _put_up(testbed: Testbed, cast: Cast, out: Console, say: Callable[[str], None]) -> Scene:
@@ -262,7 +256,9 @@ async def _follow(scene: Scene, replay: Replay, options: Options) -> None:
 
 async def _settle(scene: Scene) -> None:
     try:
-        await scene.testbed.farm.observer.wait_quiet(scene.accounts, limit_s=SETTLE_S)
+        # elsewhere the line above has said it
+        async with shown("all copies are complete", SETTLE_S) if scene.console.is_terminal else nullcontext():
+            await scene.testbed.farm.observer.wait_quiet(scene.accounts, limit_s=SETTLE_S)
     except Hanging as error:
         scene.console.print(f"still in flight after {SETTLE_S:.0f} s: {error}", highlight=False, markup=False)
 

@@ -56,8 +56,10 @@ def _sentence(figures: Mapping[str, object]) -> str:
     if done < asked:
         carried_out = f"{done} of {asked} orders were carried out; below is what became of the others."
     else:
-        carried_out = f"All {asked} orders were carried out." if asked > 1 else "The only order was carried out."
-    return f"{carried_out} None was made twice, and every follower holds what it should."
+        carried_out = (
+            f"All {asked} orders were carried out, none twice." if asked > 1 else "The only order was carried out."
+        )
+    return f"{carried_out} Every follower holds what it should."
 
 
 def _times(figures: Mapping[str, object]) -> list[str]:

@@ -16,8 +16,8 @@ from agent.paper.client import PaperClient, PaperLost, PaperRefused
 from agent.paper.records import BookView, Request
 from agent.practice import running
 from agent.practice.farm import PLATFORM, SERVER
-from agent.practice.waiting import wait_for
 from agent.testbed.supabase_client import Backend
+from agent.testbed.waiting import wait_for
 
 CONNECT_S: Final = 60.0
 NOT_FOUND: Final = "TC671"
@@ -224,10 +224,12 @@ class Desk:
         found = [one for one in held if ticket in (None, one.ticket)]
         if len(found) == 1:
             return found[0]
-        listed = "; ".join(f"{one.ticket} {one.side} {one.lots} {one.symbol}" for one in held) or "nothing"
-        what = f"no position {ticket}" if ticket is not None else f"{len(found) or 'no'} positions"
-        fix = "name one by its number" if held else f"open one with `tradecopier paper buy {account.name} EURUSD 0.10`"
-        raise Failure(f"{account.name} has {what}; it holds {listed}", fix, code=NOT_FOUND)
+        if not held:
+            fix = f"open one with `tradecopier paper buy {account.name} EURUSD 0.10`"
+            raise Failure(f"{account.name} holds no position", fix, code=NOT_FOUND)
+        which = f"no position {ticket}, but" if ticket is not None else f"{len(held)} positions:"
+        listed = "; ".join(f"{one.ticket} {one.side} {one.lots} {one.symbol}" for one in held)
+        raise Failure(f"{account.name} holds {which} {listed}", "name one by its number", code=NOT_FOUND)
 
     # --- what became of it ------------------------------------------------------------------------------------
 

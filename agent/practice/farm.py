@@ -54,7 +54,7 @@ class PracticeFarm:
         self._broker = PaperProcess(token=self.token, data=self._paper)
         await self._start_broker(self._broker)
         self._progress("agent")
-        async with Backend(self._stack.url, self._stack.publishable_key, self._stack.secret_key) as backend:
+        async with self._backend() as backend:
             await backend.rpc("save_broker_server", "p_request", {
                 "platform": PLATFORM, "server": SERVER, "title": "Practice accounts", "address": self._broker.address,
             })  # fmt: skip
@@ -68,6 +68,8 @@ class PracticeFarm:
             await self._start_broker(self._broker)
             restarted = True
         if self._child is not None and not self._child.running and time.monotonic() > self._child_began + RESTART_S:
+            async with self._backend() as backend:
+                await self._identify(backend)  # somebody may have retired its VPS
             await asyncio.to_thread(self._start_agent)
             restarted = True
         return restarted
@@ -79,6 +81,9 @@ class PracticeFarm:
             await asyncio.to_thread(child.stop)
         if self._broker is not None:
             await self._broker.stop()
+
+    def _backend(self) -> Backend:
+        return Backend(self._stack.url, self._stack.publishable_key, self._stack.secret_key)
 
     async def _start_broker(self, broker: PaperProcess) -> None:
         """Start the broker and let its prices move. Raises `Failure` (TC674)."""

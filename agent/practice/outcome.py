@@ -1,10 +1,11 @@
 """What became of a trade at the master: a line per copier, as soon as each has ended."""
 
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Final
 
 from agent.practice.desk import Desk, PracticeAccount
-from agent.practice.waiting import wait_for
+from agent.testbed.waiting import wait_for
 
 COPIED_S: Final = 15.0
 #: statuses of copied_trades in which something may still change
@@ -52,8 +53,8 @@ def describe(follower: str, row: Mapping[str, object] | None) -> str:
 
 
 def _done(row: Mapping[str, object]) -> str:
-    traded = f"{row['filled_lots']} {row['symbol']}"
-    price = "" if row["fill_price"] is None else f" at {row['fill_price']}"
+    traded = f"{_plain(row['filled_lots'])} {row['symbol']}"
+    price = "" if row["fill_price"] is None else f" at {_plain(row['fill_price'])}"
     match str(row["event"]):
         case "opened" | "increased":
             return f"{'bought' if row['side'] == 'buy' else 'sold'} {traded}{price}"
@@ -61,3 +62,8 @@ def _done(row: Mapping[str, object]) -> str:
             return f"closed {traded}{price}"
         case _:
             return f"levels of {row['symbol']} set"
+
+
+def _plain(value: object) -> str:
+    """A number without zeros at its end; an average has many."""
+    return f"{Decimal(str(value)).normalize():f}" if value is not None else "?"

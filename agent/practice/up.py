@@ -4,13 +4,12 @@ import asyncio
 import contextlib
 import json
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from agent import private_file
 from agent.practice import running
@@ -19,12 +18,14 @@ from agent.practice.running import RunningStack
 from agent.stack.lock import first_free_folder
 from agent.stack.passwords import OWNER
 from agent.stack.stack import Stack
+from agent.testbed.waiting import Steps, shown
 
 LOOK_SECONDS: Final = 1.0
 TRADER: Final = "trader@example.com"
 OPERATOR: Final = "operator@example.com"
 #: parts whose start is shown: Postgres, schema, gateway, logins, practice broker, agent
 PARTS: Final = 6
+STOP_SECONDS: Final = 30.0
 
 
 @click.command()
@@ -131,8 +132,8 @@ async def _serve(folder: Path, port: int | None, *, as_json: bool, durable: bool
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stopped.set)
     console = Console(stderr=True)
-    with _bar(console) as progress:
-        served = _Up(folder, port, durable=durable, practice=practice, progress=progress)
+    with Steps(console, total=PARTS if practice else PARTS - 2) as begin:
+        served = _Up(folder, port, durable=durable, practice=practice, progress=lambda part: begin(f"starting {part}"))
         starting = asyncio.create_task(served.start())
         interrupted = asyncio.create_task(stopped.wait())
         try:
@@ -155,27 +156,8 @@ async def _serve(folder: Path, port: int | None, *, as_json: bool, durable: bool
             if not stopped.is_set() and await served.restart_ended_parts():
                 console.print("a part of the stack stopped unexpectedly and was restarted")
     finally:
-        with console.status("stopping"):
+        async with shown("everything has ended", STOP_SECONDS):
             await served.close()
-
-
-@contextlib.contextmanager
-def _bar(console: Console) -> Iterator[Callable[[str], None]]:
-    """A progress bar over the parts that start; without a terminal, a line for each part."""
-    if not console.is_terminal:
-        yield lambda part: click.echo(f"… starting {part}", err=True)
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed} of {task.total}"))
-    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as bar:
-        task = bar.add_task("starting", total=PARTS)
-        begun = 0
-
-        def progress(part: str) -> None:
-            nonlocal begun
-            bar.update(task, description=f"starting {part}", completed=min(begun, PARTS))
-            begun += 1
-
-        yield progress
 
 
 async def demo_logins(stack: Stack) -> dict[str, str]:

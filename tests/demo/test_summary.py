@@ -22,7 +22,7 @@ FIGURES: dict[str, object] = {
 
 def test_a_clean_run_ends_in_a_sentence_and_a_table() -> None:
     assert summary(FIGURES).splitlines() == [
-        "All 100 orders were carried out. None was made twice, and every follower holds what it should.",
+        "All 100 orders were carried out, none twice. Every follower holds what it should.",
         "",
         "master's trades    18",
         "trades             105 (one per follower): 99 copied, 6 nothing to do",
