@@ -83,3 +83,8 @@ def test_pages_exist() -> None:
     names = "account|copier|trade|alert|settings|vps|monitoring"
     page = rf"(?:on|in|to|under|see|open) (?:(?:the|your|its|an?) )?(?:{names})s?(?:'s)? page\b"
     assert missing(page, lambda _: False) == []
+
+
+def test_pages_of_supabases_dashboard_exist() -> None:
+    """Project Settings has General, Data API (the address), API Keys, …; there is no page called just API."""
+    assert missing(r"Project Settings → API(?! keys)", lambda _: False) == []

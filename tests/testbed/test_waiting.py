@@ -22,8 +22,8 @@ async def test_a_wait_ends_with_what_was_found_and_says_nothing_if_it_is_short(
     assert capsys.readouterr().err == ""
 
 
-async def test_a_wait_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def look() -> None:
+async def test_a_wait_has_a_limit() -> None:
+    async def look() -> str | None:
         return None
 
     assert await wait_for("nothing", look, 0) is None
@@ -61,7 +61,12 @@ def test_without_a_terminal_a_line_says_what_begins() -> None:
 
 def test_a_step_that_failed_is_not_called_done() -> None:
     terminal = Console(file=io.StringIO(), force_terminal=True, width=80, color_system=None)
-    with pytest.raises(ZeroDivisionError), Steps(terminal) as begin:
-        begin("starting one")
-        raise ZeroDivisionError
+
+    def fail() -> None:
+        with Steps(terminal) as begin:
+            begin("starting one")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert "✓" not in terminal.file.getvalue()  # type: ignore[attr-defined]
