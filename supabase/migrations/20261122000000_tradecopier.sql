@@ -7886,7 +7886,7 @@ end $$;
 -- Masters that nobody has seen for 30 s, with the copies of their positions that are open: a row per follower and
 -- master. p_user: whose followers; null: everybody's. A weekend on which the master rests does not count.
 create function private.unseen_masters(p_user uuid, p_now timestamptz) returns table (account_id uuid, user_id uuid,
-  account text, master_account_id uuid, master text, copies bigint, words text, since timestamptz)
+  account text, master_account_id uuid, master text, links bigint[], since timestamptz)
 language plpgsql stable security definer set search_path = '' as $$
 begin
   return query
@@ -7907,12 +7907,11 @@ begin
   )
   select f.id, f.user_id, f.name, c.master_id,
     -- the name of another user's account is his own
-    case when c.owner = f.user_id::text then c.name else 'a master' end, cardinality(c.links)::bigint,
-    private.copies_words(c.links), c.since
+    case when c.owner = f.user_id::text then c.name else 'a master' end, c.links, c.since
   from copied c join public.trading_accounts f on f.id = c.follower_account_id and f.removed_at is null;
 end $$;
 comment on function private.unseen_masters(uuid, timestamptz) is
-  'Masters unseen for 30 s whose positions have open copies, per follower account.';
+  'Masters unseen for 30 s whose positions have open copies, per follower account, with the links of these copies.';
 
 -- ledger/overdue_close.sql
 -- What should have been closed and is not: closes, reductions, cancels and flattening that were not filled within 10 s.
@@ -13708,10 +13707,10 @@ begin
       and (a.status in ('connecting', 'disconnected') or a.status in ('connected', 'degraded')
         and coalesce(greatest(a.seen_at, a.funds_at) < p_now - interval '30 seconds', true))
       and s.status = 'disconnected' and s.since <= p_now - interval '30 seconds'
-    order by a.id
+      and not private.is_alerted(a.id, 'account', array['disconnected', 'vps_lost', 'journal_unwritable',
+        'loop_stalled', 'low_disk', 'low_memory', 'clock_drift'], s.since, '{}')
+    order by a.id limit 200  -- the others by the next run
   loop
-    continue when private.is_alerted(v_account.id, 'account', array['disconnected', 'vps_lost', 'journal_unwritable',
-      'loop_stalled', 'low_disk', 'low_memory', 'clock_drift'], v_account.since, '{}');
     v_copies := private.open_copies_sentence(v_account.id);
     perform private.raise_alert(v_account.id, 'account', 'disconnected',
       case when v_copies = '' then 'warning' else 'critical' end,
@@ -13731,14 +13730,24 @@ declare
   v_follower record;
 begin
   for v_follower in
-    select u.account_id, u.account, min(u.since) as since, jsonb_agg(u.master_account_id order by u.master_account_id)
-      as masters, string_agg(format('%s has not been seen since %s (%s)', u.master,
-        private.utc_words(u.since), u.words),
-        '; ' order by u.since) as words
-    from private.unseen_masters(null, p_now) u group by u.account_id, u.account order by u.account_id
+    with unseen as materialized (select * from private.unseen_masters(null, p_now)),
+    followers as (
+      select u.account_id, u.account, min(u.since) as since,
+        -- no more than an alert's detail holds
+        jsonb_path_query_array(jsonb_agg(u.master_account_id order by u.master_account_id), '$[0 to 19]') as masters
+      from unseen u group by u.account_id, u.account
+    ), new as (
+      select f.* from followers f
+      where not private.is_alerted(f.account_id, 'master_unseen', array['master_unseen'], f.since,
+        jsonb_build_object('masters', f.masters))
+      order by f.account_id limit 200  -- the others by the next run
+    )
+    select n.account_id, n.account, n.masters, (
+      select string_agg(format('%s has not been seen since %s (%s)', u.master, private.utc_words(u.since),
+        private.copies_words(u.links)), '; ' order by u.since)
+      from unseen u where u.account_id = n.account_id) as words
+    from new n
   loop
-    continue when private.is_alerted(v_follower.account_id, 'master_unseen', array['master_unseen'], v_follower.since,
-      jsonb_build_object('masters', v_follower.masters));
     perform private.raise_alert(v_follower.account_id, 'master_unseen', 'master_unseen', 'critical', format(
       'Open copies on %s follow a master that nobody sees: %s. What it closes meanwhile stays open here until it is '
       'seen again; close it at the broker if you cannot wait.', v_follower.account, left(v_follower.words, 700)),
@@ -13755,15 +13764,16 @@ declare
   v_account record;
 begin
   for v_account in
-    select o.account_id, min(o.since) as since, jsonb_agg(distinct o.act || ' ' || o.symbol) as closes,
-      string_agg(private.overdue_words(o.account, o.act, o.symbol, o.lots, o.why, o.since, p_now), '. '
-        order by o.since) as words
+    select o.account_id, min(o.since) as since, 
+      jsonb_path_query_array(jsonb_agg(distinct o.act || ' ' || o.symbol), '$[0 to 19]') as closes,
+      left(string_agg(private.overdue_words(o.account, o.act, o.symbol, o.lots, o.why, o.since, p_now), '. '
+        order by o.since), 1000) as words
     from private.overdue_closes(null, p_now) o where o.status <> 'weekend' group by o.account_id order by o.account_id
   loop
     continue when private.is_alerted(v_account.account_id, 'close_overdue', array['close_overdue'], v_account.since,
       jsonb_build_object('closes', v_account.closes));
     perform private.raise_alert(v_account.account_id, 'close_overdue', 'close_overdue', 'critical',
-      left(v_account.words, 1000), jsonb_build_object('closes', v_account.closes));
+      v_account.words, jsonb_build_object('closes', v_account.closes));
   end loop;
 end
 $$;
@@ -14625,6 +14635,7 @@ begin
     v_moved := private.place_part();
   end if;
   v_errors := v_errors || private.run_part('claims', null);
+  v_errors := v_errors || private.run_part('alarms', null);
   v_errors := v_errors || private.run_part('fitness', null);
   v_errors := v_errors || private.run_part('ticks', null);
   if private.is_due('weekend', '1 minute') then
@@ -14649,7 +14660,6 @@ begin
     v_errors := v_errors || private.run_part('resumes', null);
   end if;
   v_errors := v_errors || private.run_part('removals', null);
-  v_errors := v_errors || private.run_part('alarms', null);
   v_errors := array_remove(v_errors, null);
   perform private.note_run('maintain', nullif(array_to_string(v_errors, '; '), ''));
   return jsonb_build_object('ran', true, 'moved', v_moved, 'errors', to_jsonb(v_errors));
@@ -21393,8 +21403,8 @@ begin
   from private.overdue_closes(p_user, p_now) o limit 20;
   return query
   select 1, 'bad', 'master_unseen', format('%s has not been seen for %s s; open on %s: %s', u.master,
-    floor(extract(epoch from p_now - u.since)), u.account, u.words), u.since
-  from private.unseen_masters(p_user, p_now) u order by u.since limit 20;
+    floor(extract(epoch from p_now - u.since)), u.account, private.copies_words(u.links)), u.since
+  from (select * from private.unseen_masters(p_user, p_now) m order by m.since, m.account limit 20) u;
 end $$;
 
 create function private.findings_of_farm(p_user uuid, p_now timestamptz) returns setof private.finding

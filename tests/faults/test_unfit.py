@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 
@@ -33,6 +34,9 @@ FIT_AGAIN_S = 30 + 15
 #: half a minute without the broker, the longest pause between two attempts, a lease, and a margin for move and close
 REROUTED_S = 30 + 60 + 15 + 20
 
+#: a minute of tomorrow
+WORKING_DAY = '{{"weekday": {day}, "time": "12:00", "until_weekday": {day}, "until_time": "12:01", "time_zone": "UTC"}}'
+DISCONNECTED = "select message from public.alerts where account_id = %(account)s::uuid and reason = 'disconnected'"
 UNFIT = "select unfit, unfit_works, status from public.vps_instances where id = %(vps)s::uuid"
 ALERTS = "select reason from public.alerts where vps_id = %(vps)s::uuid or account_id = any(%(accounts)s::uuid[])"
 ACCOUNT = "select status, status_reason from public.trading_accounts where id = %(account)s::uuid"
@@ -67,13 +71,13 @@ sys.addaudithook(hook)
 """
 
 
-async def vps_behind(ground: Ground, closed: Path) -> Vps:
+async def vps_behind(ground: Ground, closed: Path, name: str = "behind") -> Vps:
     """A VPS whose agent has no route to the broker while the file `closed` is there."""
     port = int(str(await ground.one(BROKER)).rpartition(":")[2])
     (closed.parent / "sitecustomize.py").write_text(NO_ROUTE.format(port=port, closed=str(closed)))
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("PYTHONPATH", str(closed.parent), prepend=os.pathsep)
-        return await ground.vps("behind")
+        return await ground.vps(name)
 
 
 @asynccontextmanager
@@ -227,3 +231,34 @@ async def test_an_account_whose_vps_lost_its_route_to_the_broker_is_worked_by_on
         closed_route.unlink()
         await desk.close(later)
         await desk.assert_money_laws()
+
+
+async def test_while_the_broker_is_away_its_user_is_told_what_is_open(ground: Ground, tmp_path: Path) -> None:
+    """The agent lives and says so; the account is away for 30 s, and no other VPS can take it."""
+    closed_route = tmp_path / "closed"
+    home, cut_off = await ground.vps("home"), await vps_behind(ground, closed_route, "cut-off")
+    [usual] = await ground.rows("select value::text from public.system_config where key = 'weekend'")
+    await ground.setting("weekend", WORKING_DAY.format(day=datetime.now(UTC).isoweekday() % 7 + 1))
+    async with ground.desk(home, [cut_off], ratio=Decimal("0.5")) as desk:
+        ticket = await desk.open(lots="0.40")
+        await desk.holds(1)
+        await desk.assert_money_laws()
+        await ground.rows(FILL, vps=cut_off.vps_id)
+        closed_route.touch()
+        assert await ground.paper.disconnect(desk.follower.login) == 1
+
+        async def told() -> bool:
+            rows = await ground.rows(DISCONNECTED, account=desk.follower.account_id)
+            return bool(rows) and "EURUSD buy 0.2" in str(rows[0]["message"])
+
+        await until(told, "the alert that names the open copy", limit_s=60)
+        said = await ground.testbed.call_as(ground.owner.user_id, "verdict", "p_request", {})
+        assert isinstance(said, dict)
+        assert said["tone"] == "bad"
+        assert await ground.one(UNFIT, vps=cut_off.vps_id) is None, "the agent is well"
+        closed_route.unlink()
+        await desk.close(ticket)
+        await until(lambda: closed(ground, desk.follower), "the close to be copied", limit_s=REROUTED_S)
+        await desk.assert_money_laws()
+        await ground.rows(ROOM)
+    await ground.setting("weekend", usual["value"])

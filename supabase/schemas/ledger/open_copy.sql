@@ -29,7 +29,7 @@ end $$;
 -- Masters that nobody has seen for 30 s, with the copies of their positions that are open: a row per follower and
 -- master. p_user: whose followers; null: everybody's. A weekend on which the master rests does not count.
 create function private.unseen_masters(p_user uuid, p_now timestamptz) returns table (account_id uuid, user_id uuid,
-  account text, master_account_id uuid, master text, copies bigint, words text, since timestamptz)
+  account text, master_account_id uuid, master text, links bigint[], since timestamptz)
 language plpgsql stable security definer set search_path = '' as $$
 begin
   return query
@@ -50,9 +50,8 @@ begin
   )
   select f.id, f.user_id, f.name, c.master_id,
     -- the name of another user's account is his own
-    case when c.owner = f.user_id::text then c.name else 'a master' end, cardinality(c.links)::bigint,
-    private.copies_words(c.links), c.since
+    case when c.owner = f.user_id::text then c.name else 'a master' end, c.links, c.since
   from copied c join public.trading_accounts f on f.id = c.follower_account_id and f.removed_at is null;
 end $$;
 comment on function private.unseen_masters(uuid, timestamptz) is
-  'Masters unseen for 30 s whose positions have open copies, per follower account.';
+  'Masters unseen for 30 s whose positions have open copies, per follower account, with the links of these copies.';

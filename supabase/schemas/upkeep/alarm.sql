@@ -29,10 +29,10 @@ begin
       and (a.status in ('connecting', 'disconnected') or a.status in ('connected', 'degraded')
         and coalesce(greatest(a.seen_at, a.funds_at) < p_now - interval '30 seconds', true))
       and s.status = 'disconnected' and s.since <= p_now - interval '30 seconds'
-    order by a.id
+      and not private.is_alerted(a.id, 'account', array['disconnected', 'vps_lost', 'journal_unwritable',
+        'loop_stalled', 'low_disk', 'low_memory', 'clock_drift'], s.since, '{}')
+    order by a.id limit 200  -- the others by the next run
   loop
-    continue when private.is_alerted(v_account.id, 'account', array['disconnected', 'vps_lost', 'journal_unwritable',
-      'loop_stalled', 'low_disk', 'low_memory', 'clock_drift'], v_account.since, '{}');
     v_copies := private.open_copies_sentence(v_account.id);
     perform private.raise_alert(v_account.id, 'account', 'disconnected',
       case when v_copies = '' then 'warning' else 'critical' end,
@@ -52,14 +52,24 @@ declare
   v_follower record;
 begin
   for v_follower in
-    select u.account_id, u.account, min(u.since) as since, jsonb_agg(u.master_account_id order by u.master_account_id)
-      as masters, string_agg(format('%s has not been seen since %s (%s)', u.master,
-        private.utc_words(u.since), u.words),
-        '; ' order by u.since) as words
-    from private.unseen_masters(null, p_now) u group by u.account_id, u.account order by u.account_id
+    with unseen as materialized (select * from private.unseen_masters(null, p_now)),
+    followers as (
+      select u.account_id, u.account, min(u.since) as since,
+        -- no more than an alert's detail holds
+        jsonb_path_query_array(jsonb_agg(u.master_account_id order by u.master_account_id), '$[0 to 19]') as masters
+      from unseen u group by u.account_id, u.account
+    ), new as (
+      select f.* from followers f
+      where not private.is_alerted(f.account_id, 'master_unseen', array['master_unseen'], f.since,
+        jsonb_build_object('masters', f.masters))
+      order by f.account_id limit 200  -- the others by the next run
+    )
+    select n.account_id, n.account, n.masters, (
+      select string_agg(format('%s has not been seen since %s (%s)', u.master, private.utc_words(u.since),
+        private.copies_words(u.links)), '; ' order by u.since)
+      from unseen u where u.account_id = n.account_id) as words
+    from new n
   loop
-    continue when private.is_alerted(v_follower.account_id, 'master_unseen', array['master_unseen'], v_follower.since,
-      jsonb_build_object('masters', v_follower.masters));
     perform private.raise_alert(v_follower.account_id, 'master_unseen', 'master_unseen', 'critical', format(
       'Open copies on %s follow a master that nobody sees: %s. What it closes meanwhile stays open here until it is '
       'seen again; close it at the broker if you cannot wait.', v_follower.account, left(v_follower.words, 700)),
@@ -76,15 +86,16 @@ declare
   v_account record;
 begin
   for v_account in
-    select o.account_id, min(o.since) as since, jsonb_agg(distinct o.act || ' ' || o.symbol) as closes,
-      string_agg(private.overdue_words(o.account, o.act, o.symbol, o.lots, o.why, o.since, p_now), '. '
-        order by o.since) as words
+    select o.account_id, min(o.since) as since, 
+      jsonb_path_query_array(jsonb_agg(distinct o.act || ' ' || o.symbol), '$[0 to 19]') as closes,
+      left(string_agg(private.overdue_words(o.account, o.act, o.symbol, o.lots, o.why, o.since, p_now), '. '
+        order by o.since), 1000) as words
     from private.overdue_closes(null, p_now) o where o.status <> 'weekend' group by o.account_id order by o.account_id
   loop
     continue when private.is_alerted(v_account.account_id, 'close_overdue', array['close_overdue'], v_account.since,
       jsonb_build_object('closes', v_account.closes));
     perform private.raise_alert(v_account.account_id, 'close_overdue', 'close_overdue', 'critical',
-      left(v_account.words, 1000), jsonb_build_object('closes', v_account.closes));
+      v_account.words, jsonb_build_object('closes', v_account.closes));
   end loop;
 end
 $$;

@@ -145,6 +145,7 @@ begin
     v_moved := private.place_part();
   end if;
   v_errors := v_errors || private.run_part('claims', null);
+  v_errors := v_errors || private.run_part('alarms', null);
   v_errors := v_errors || private.run_part('fitness', null);
   v_errors := v_errors || private.run_part('ticks', null);
   if private.is_due('weekend', '1 minute') then
@@ -169,7 +170,6 @@ begin
     v_errors := v_errors || private.run_part('resumes', null);
   end if;
   v_errors := v_errors || private.run_part('removals', null);
-  v_errors := v_errors || private.run_part('alarms', null);
   v_errors := array_remove(v_errors, null);
   perform private.note_run('maintain', nullif(array_to_string(v_errors, '; '), ''));
   return jsonb_build_object('ran', true, 'moved', v_moved, 'errors', to_jsonb(v_errors));

@@ -21,8 +21,8 @@ begin
   from private.overdue_closes(p_user, p_now) o limit 20;
   return query
   select 1, 'bad', 'master_unseen', format('%s has not been seen for %s s; open on %s: %s', u.master,
-    floor(extract(epoch from p_now - u.since)), u.account, u.words), u.since
-  from private.unseen_masters(p_user, p_now) u order by u.since limit 20;
+    floor(extract(epoch from p_now - u.since)), u.account, private.copies_words(u.links)), u.since
+  from (select * from private.unseen_masters(p_user, p_now) m order by m.since, m.account limit 20) u;
 end $$;
 
 create function private.findings_of_farm(p_user uuid, p_now timestamptz) returns setof private.finding
