@@ -38,6 +38,10 @@ begin
     where (e ->> 'lots')::numeric > 0 and m.lots > 0
     on conflict (link_id, ticket, ticket_kind) do nothing;
     get diagnostics v_legs = row_count;
+    update public.position_links l set symbol = m.symbol  -- its broker has renamed it meanwhile
+    from private.link_legs g
+    join public.positions m on m.account_id = g.account_id and m.ticket = g.ticket and m.kind = g.ticket_kind
+    where v_legs > 0 and g.link_id = q.link_id and l.id = q.link_id and m.symbol <> l.symbol;
     if v_legs > 0 and exists (select 1 from private.link_legs g
       where g.link_id = q.link_id and g.kind = 'position') then
       update public.position_links l set base_master_lots = coalesce(q.master_lots, l.base_master_lots),

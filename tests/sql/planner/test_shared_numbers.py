@@ -263,3 +263,42 @@ def test_a_kind_that_does_not_exist_never_refuses_the_event(world: World, wrong:
     answer = world.send("M", world.event("opened", p))
     assert answer["results"][0]["status"] == "accepted"
     assert copies(world) == [("position", "8", "EURUSD")]
+
+
+@pytest.mark.covers("P19")
+@pytest.mark.parametrize("symbol", ["EURUSD", "EURUSD.r"])
+def test_a_copied_order_that_has_filled_before_its_placing_is_reported_is_the_position(
+    world: World, symbol: str
+) -> None:
+    """The report was sent before the fill, which names nothing, and comes after it; meanwhile the broker may have given
+    the symbol another name."""
+    world.copy("M", "F")
+    world.send("M", world.event("ordered", order(world)))
+    (place,) = world.open_executions("F")
+    said = order(world, "900", tag=str(place["id"]))
+    report = {"positions": [said], "filled_lots": "1.00", "price": "1.09000"}
+    filled = world.position(ticket="900", price="1.09000", tag=str(place["id"]), symbol=symbol)
+    world.send("F", world.event("opened", filled, seq=9002))
+    world.report(place, seq=9001, **report)
+    assert held(world, "F") == [("position", symbol, "900", "1.00")]
+    assert world.rows("select ticket, kind from private.link_legs") == [{"ticket": "900", "kind": "position"}]
+    assert world.one("select symbol from public.position_links") == symbol
+    world.send("M", world.event("cancelled", order(world, lots="0")))
+    assert [(e["action"], e["ticket"]) for e in world.open_executions("F")] == [("close", "900")]
+
+
+@pytest.mark.covers("P19")
+def test_a_masters_order_that_is_told_of_after_its_fill_is_not_placed(world: World) -> None:
+    world.copy("M", "F")
+    world.send("M", world.event("opened", world.position(ticket="7", price="1.09000"), seq=9002))
+    world.send("M", world.event("ordered", order(world), seq=9001))
+    assert acts(world) == [("open", "EURUSD")]
+    assert held(world, "M") == [("position", "EURUSD", "7", "1.00")]
+
+
+@pytest.mark.covers("P18")
+def test_an_order_that_is_told_of_after_another_trade_of_its_number_is_placed(world: World) -> None:
+    world.copy("M", "F")
+    world.send("M", world.event("opened", world.position("0.30", "sell", "7", symbol="GBPUSD"), seq=9002))
+    world.send("M", world.event("ordered", order(world), seq=9001))
+    assert acts(world) == [("open", "GBPUSD"), ("place", "EURUSD")]

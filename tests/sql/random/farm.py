@@ -44,7 +44,17 @@ OF_MASTERS += ["reticket", "hold", "deliver", "repeat", "snapshot", "blink", "mo
 OF_NUMBERS = ["twin", "twin"]
 OF_AGENTS = ["done"] * 9 + ["partial", "refuse", "refuse_for_now", "expire", "after_all", "lose", "found"]
 OF_AGENTS += ["late", "late_in", "report_again", "time", "time"]
-OF_FOLLOWERS = ["blink_there", "move_there", "pause", "flatten", "trading", "part", "quiet", "rename_there"]
+OF_FOLLOWERS = [
+    "blink_there",
+    "move_there",
+    "pause",
+    "flatten",
+    "trading",
+    "part",
+    "quiet",
+    "rename_there",
+    "rename_there",
+]
 OF_USERS = {"H": ["order_fills", "user_trims", "user_closes", "user_opens"], "N": ["user_deals"], "C": []}
 
 

@@ -86,7 +86,7 @@ class Followers:
         old = self.brokers.symbols[name]
         known = "select count(*) from public.positions where account_id = %s and symbol = %s and closed_at is null"
         shown = [p for p in self.brokers.book(name) if p["symbol"] == old]
-        if c < 5 or new == old or name in self.masters.untold or not shown:
+        if c < 4 or new == old or name in self.masters.untold or not shown:
             return
         if self.world.one(known, self.world.accounts[name], old):
             self.world.tell_renamed(name, old, new)

@@ -10,7 +10,7 @@ from masters import Masters
 from quiet_world import MASTERS, Discrepancies, Pair, QuietWorld
 from settings import BALANCES, Setting
 
-FLOOR = Decimal(7000)
+FLOOR = Decimal(8900)
 ROOM = BALANCES["H"] - FLOOR
 BID, ASK = Decimal("1.1"), Decimal("1.1001")
 #: of one lot
@@ -25,13 +25,15 @@ HELD = """
     from public.positions p where p.account_id = %s and p.closed_at is null
 """
 COMING = """
-    select q.id, q.side, q.lots, q.sl, q.price, q.action = 'place' as waits, null::numeric as wider, q.warnings
+    select q.id, q.side, q.lots, q.sl, q.price, q.action = 'place' as waits, null::numeric as wider, q.warnings,
+      a.name as master, l.master_kind, l.master_ticket
     from public.trade_execution_queue q
+    join public.position_links l on l.id = q.link_id join public.trading_accounts a on a.id = l.master_account_id
     where q.account_id = %s and q.in_flight and q.action in ('open', 'increase', 'place')
 """
 LINKS = """
     select l.id, l.state, l.reason, l.seen_master_lots as seen, l.side, l.master_side, l.master_kind, l.master_ticket,
-      a.name as master, 'breach_shrunk' = any (l.warnings) as shrunk, m.sl, m.tp, m.price
+      a.name as master, m.sl, m.tp, m.price
     from public.position_links l join public.trading_accounts a on a.id = l.master_account_id
     join public.positions m on m.account_id = l.master_account_id and m.ticket = l.master_ticket
       and m.kind = l.master_kind
@@ -69,6 +71,7 @@ class Guard:
         self.shrink = shrink
         self._links: dict[int, Row] = {}
         self._last = masters.last_execution()
+        masters.stops = True
         rule = {"account_id": world.accounts["H"], "kind": "equity_floor", "threshold": str(FLOOR)}
         world.as_user("save_protection_rule", rule | {"would_breach": "shrink" if shrink else "refuse"})
 
@@ -81,6 +84,7 @@ class Guard:
             if row["id"] > self._last and can_lose(row, row["sl"]) > 0:
                 assert least < ROOM, f"execution {row['id']} crosses the limit: {least} can be lost, not {ROOM}"
                 if "breach_shrunk" in row["warnings"]:
+                    self._doubt(row)
                     assert most + CENT * can_lose(row, row["sl"]) >= ROOM, f"execution {row['id']} is too small"
         self._last = max([self._last, *(row["id"] for row in coming)])
         for link in self.world.rows(LINKS, account):
@@ -101,14 +105,11 @@ class Guard:
 
     def _judge(self, link: Row, before: Row, most: Decimal) -> None:
         """A link that has changed: was it right to refuse the open, or the increase?"""
-        refused = link["reason"] == "would_breach" != before.get("reason")
-        if not refused and not link["shrunk"]:
+        if link["reason"] != "would_breach" or before.get("reason") == "would_breach":
             return
-        pair = Pair(link["master"], "H", self.masters.root[link["master_kind"], link["master_ticket"]])
-        self.doubts.pairs.update({pair, pair._replace(root=self.masters.joined.get(pair.root, pair.root))})
-        withdrawn = before.get("state") == "live" and (link["state"] == "ended" or link["master_kind"] == "order")
-        if not refused or withdrawn:
-            return
+        pair = self._doubt(link)
+        if before.get("state") == "live" and (link["state"] == "ended" or link["master_kind"] == "order"):
+            return  # an order that was withdrawn, or the market was not taken for it
         setting = self.settings[pair[:2]]
         wanted = setting.size(link["seen"] - before.get("seen", Decimal(0)), link["master_side"])
         sl, _ = setting.levels(link["sl"], link["tp"])
@@ -117,3 +118,9 @@ class Guard:
         assert most + lots * one >= ROOM, (
             f"link {link['id']} was refused: {most} can be lost, and {lots * one} more, of {ROOM}"
         )
+
+    def _doubt(self, row: Row) -> Pair:
+        """Its pair may hold less."""
+        pair = Pair(row["master"], "H", self.masters.root[row["master_kind"], row["master_ticket"]])
+        self.doubts.pairs.update({pair, pair._replace(root=self.masters.joined.get(pair.root, pair.root))})
+        return pair

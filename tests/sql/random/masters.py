@@ -35,6 +35,8 @@ class Masters:
         #: orders, and positions of two new tickets since, that were told of after what became of them: new ones until
         #: it is known whose lineage they began
         self.belated: set[str] = set()
+        #: every open has a stop
+        self.stops = False
         #: what each master's broker calls the symbol now
         self.symbols = dict.fromkeys(MASTERS, "EURUSD")
         self.tickets = itertools.count(5000)
@@ -158,7 +160,7 @@ class Masters:
 
     def open(self, a: int, b: int, c: int) -> None:
         side = ("buy", "sell")[c % 2]
-        sl = None if c < 4 else STOP[side]
+        sl = STOP[side] if self.stops or c >= 4 else None
         self._tell(MASTERS[a % 2], "opened", self._begin(MASTERS[a % 2], STEP * (b % 4 + 1), side, sl=sl))
 
     def twin(self, a: int, b: int, c: int) -> None:

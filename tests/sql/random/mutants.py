@@ -5,7 +5,7 @@ import random
 import re
 from dataclasses import dataclass
 
-from farm import Step, how_many_choices, verbs
+from farm import GUARDED, Step, how_many_choices, verbs
 from quiet_world import QuietWorld
 
 OPEN: Step = ("open", 0, 0, 0)
@@ -41,7 +41,7 @@ class Mutant:
     sizing: tuple[int, int] = (0, 0)
     #: a handful of random plays is enough to meet it
     common: bool = False
-    #: the first choice, which is about the followers' symbols
+    #: the first choice, which is about the followers' symbols and limits
     symbols: int = 0
 
     @property
@@ -132,6 +132,25 @@ MUTANTS = [
     Mutant("a quiet window stops no new copy", "decide_kinds",
            (("v_quiet boolean := private.any_quiet(p_now)", "v_quiet boolean := false"),), "H",
            [("quiet", 0, 0, 4), OPEN], common=True),
+    # an order and a position of one number
+    Mutant("a position of an order's number counts as decided", "undecided",
+           (("and pl.master_kind = m.kind", ""),), "H", [("order", 0, 0, 0), ("twin", 0, 0, 0)], common=True),
+    Mutant("an order that has filled under its number waits still", "has_filled",
+           (("(m.session, m.seq) > (p_session, p_seq)", "false"),), "H",
+           [("order", 0, 0, 0), ("late", 0, 0, 0), DONE, ("order_fills", 0, 0, 0)]),
+    # a follower's broker renames the symbol
+    Mutant("a copy keeps the old name of its symbol", "rename_copies",
+           (("where l.id = any (v_links) and l.symbol = p_old", "where false"),), "H",
+           [OPEN, DONE, ("rename_there", 0, 0, 4)], common=True),
+    # a limit that no open may cross
+    Mutant("an open past a limit is not judged", "held_to_limits", (("x.triggered_at is null", "false"),), "H",
+           [("open", 0, 3, 0)], symbols=GUARDED, common=True),
+    Mutant("what is on its way does not count", "held_with_stops",
+           (("and q.in_flight and private.opens(q)", "and false"),), "H",
+           [("open", 0, 1, 0), OPEN], symbols=GUARDED, common=True),
+    Mutant("an open is refused that fits", "lots_in_room", (("p_room - p_one * p_lots > 0 or", "false or"),
+           ("case when p_room - p_one * p_lots > 0 then p_lots end", "null")), "H",
+           [OPEN], symbols=GUARDED),
 ]  # fmt: skip
 
 
