@@ -6266,6 +6266,24 @@ begin
     else '{}' end;
 end $$;
 
+-- Whether an order that is told of for the first time has become the position of its number: news of that position is
+-- newer, and has the same tag, or the same symbol and side. Then the order is history, and what was said of it belongs
+-- to the position.
+create function private.has_filled(p_account public.trading_accounts, p_session bigint, p_seq bigint, p jsonb,
+  p_now timestamptz) returns boolean
+language plpgsql security definer set search_path = '' as $$
+begin
+  insert into public.positions (account_id, ticket, user_id, kind, symbol, side, lots, price, session, seq, unseen_at,
+    detected_at, first_seen_at, changed_at, closed_at, close_reason, replaced_by, replaced_by_kind)
+  select m.account_id, m.ticket, m.user_id, 'order', m.symbol, m.side, 0, (p ->> 'price')::numeric, p_session, p_seq,
+    m.unseen_at, m.detected_at, p_now, p_now, p_now, 'replaced', m.ticket, m.kind
+  from public.positions m
+  where m.account_id = p_account.id and m.ticket = p ->> 'ticket' and m.kind = 'position'
+    and (m.session, m.seq) > (p_session, p_seq)
+    and (m.tag = (p ->> 'tag')::bigint or m.symbol = p ->> 'symbol' and m.side = p ->> 'side');
+  return found;
+end $$;
+
 -- Applies one position. p_unseen: the last read in which the change was absent. p_existing: it is the first snapshot
 -- ever.
 create function private.apply_position(
@@ -6291,6 +6309,9 @@ begin
   if o.ticket is null then
     v_from := private.continued(p_account.id, p);
     o := v_from;
+    if o.ticket is null and p ->> 'kind' = 'order' and private.has_filled(p_account, p_session, p_seq, p, p_now) then
+      return row(false, null, 0)::private.change;
+    end if;
   end if;
   if p_account.has_unread and o.ticket is null then
     select u.unseen_at, u.existing into v_unread
@@ -7287,6 +7308,10 @@ begin
     where (e ->> 'lots')::numeric > 0 and m.lots > 0
     on conflict (link_id, ticket, ticket_kind) do nothing;
     get diagnostics v_legs = row_count;
+    update public.position_links l set symbol = m.symbol  -- its broker has renamed it meanwhile
+    from private.link_legs g
+    join public.positions m on m.account_id = g.account_id and m.ticket = g.ticket and m.kind = g.ticket_kind
+    where v_legs > 0 and g.link_id = q.link_id and l.id = q.link_id and m.symbol <> l.symbol;
     if v_legs > 0 and exists (select 1 from private.link_legs g
       where g.link_id = q.link_id and g.kind = 'position') then
       update public.position_links l set base_master_lots = coalesce(q.master_lots, l.base_master_lots),
