@@ -276,10 +276,9 @@ def test_a_copied_order_that_has_filled_before_its_placing_is_reported_is_the_po
     world.send("M", world.event("ordered", order(world)))
     (place,) = world.open_executions("F")
     said = order(world, "900", tag=str(place["id"]))
-    report = {"positions": [said], "filled_lots": "1.00", "price": "1.09000"}
     filled = world.position(ticket="900", price="1.09000", tag=str(place["id"]), symbol=symbol)
     world.send("F", world.event("opened", filled, seq=9002))
-    world.report(place, seq=9001, **report)
+    world.report(place, positions=[said], filled_lots="1.00", price="1.09000", seq=9001)
     assert held(world, "F") == [("position", symbol, "900", "1.00")]
     assert world.rows("select ticket, kind from private.link_legs") == [{"ticket": "900", "kind": "position"}]
     assert world.one("select symbol from public.position_links") == symbol
