@@ -51,3 +51,7 @@ def test_every_fact_is_listed_once() -> None:
     ids = [fact.id for fact in FACTS]
     assert len(ids) == len(set(ids))
     assert all(fact.only in {None, *CLIENTS} for fact in FACTS)
+
+
+def test_pytest_takes_it_as_a_plugin_for_several_folders() -> None:
+    assert hash(Collector()), "pytest puts plugins into sets"

@@ -28,7 +28,7 @@ FACTS = (*REALTIME, *API)
 Cell = tuple[str, Client]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Collector:
     """A pytest plugin that records which test shows which fact, and the test's result."""
 

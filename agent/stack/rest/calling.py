@@ -5,7 +5,9 @@ import orjson
 from agent.stack.connection_pool import JsonBody
 from agent.stack.function_catalog import WHOLE_BODY, Routine
 from agent.stack.rest.fragment import NOTHING, Sql, identifier, joined, value
+from agent.stack.rest.plan import Node
 from agent.stack.rest.query import Query
+from agent.stack.rest.reading import needed_columns
 from agent.stack.rest.refusal import Refused
 
 
@@ -28,15 +30,15 @@ def called_arguments(
     return (frozenset(parsed) if isinstance(parsed, dict) else None), text
 
 
-def call(routine: Routine, names: frozenset[str] | None, body: bytes) -> Sql:
-    """A SELECT of the function's rows; a scalar is the column `pgrst_scalar`."""
+def call(routine: Routine, names: frozenset[str] | None, body: bytes, node: Node) -> Sql:
+    """A SELECT of the function's rows, with the columns that `node` needs; a scalar is the column `pgrst_scalar`."""
     source, arguments = _arguments(routine, names, body)
     function = identifier(routine.schema, routine.name) + "(" + arguments + ")"
     scalar = routine.shape in ("value", "values", "void")
     called = "LATERAL (SELECT " + function + " AS pgrst_scalar) pgrst_call" if scalar else \
         "LATERAL " + function + " pgrst_call"  # fmt: skip
-    selected = "pgrst_call.pgrst_scalar" if scalar else "pgrst_call.*"
-    return f"SELECT {selected} FROM " + source + called
+    selected = Sql("pgrst_call.pgrst_scalar") if scalar else joined(needed_columns(node, ("pgrst_call",)))
+    return "SELECT " + selected + " FROM " + source + called
 
 
 def _arguments(routine: Routine, names: frozenset[str] | None, body: bytes) -> tuple[Sql, Sql]:

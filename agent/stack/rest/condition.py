@@ -72,11 +72,11 @@ def group(text: str, operator: str, *, negated: bool) -> Group:
 
 def _members(scanner: Scanner) -> tuple[Condition | Group, ...]:
     scanner.spaces()
-    scanner.need("(")
+    scanner.deeper()
     members = [_member(scanner)]
     while scanner.take(","):
         members.append(_member(scanner))
-    scanner.need(")")
+    scanner.higher()
     scanner.spaces()
     return tuple(members)
 

@@ -180,7 +180,9 @@ class TableEndpoint:
                 "Function must return SETOF or TABLE when max-affected preference is used with handling=strict",
             )  # fmt: skip
         read_only = routine.read_only or method in READS
-        result = await self._run(asked, call(routine, arguments, body), node, read_only=read_only, routine=routine)
+        result = await self._run(
+            asked, call(routine, arguments, body, node), node, read_only=read_only, routine=routine
+        )
         if routine.shape == "void":
             return web.Response(status=204, headers=_applied(asked))
         return _of_rows(asked, node, result)

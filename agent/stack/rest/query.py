@@ -254,9 +254,9 @@ def _embed(scanner: Scanner, name: str, alias: str | None, *, spread: bool) -> E
             join = "inner"
         elif word != "left":
             hint = word
-    scanner.need("(")
+    scanner.deeper()
     select = _items(scanner)
-    scanner.need(")")
+    scanner.higher()
     scanner.spaces()
     return Embed(name, select, alias, hint, join, spread)
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from agent.stack.rest.condition import IS_VALUES, Condition, Group, write
+from agent.stack.rest.condition import IS_VALUES, Condition, Group, columns_of, write
 from agent.stack.rest.fragment import NOTHING, Sql, identifier, joined, literal, value
 from agent.stack.rest.plan import Node
 from agent.stack.rest.query import Field, Order
@@ -111,6 +111,29 @@ def output_name(field: Field) -> str:
         return field.aggregate
     keys = [str(key) for _, key in field.path if isinstance(key, str)]
     return keys[-1] if keys else field.name
+
+
+def needed_columns(node: Node, qualifier: tuple[str, ...]) -> list[Sql]:
+    """The columns of a root that its answer needs: selected, tested, ordered by, or leading to what is embedded.
+
+    Computed ones (functions of a row) are asked for by name, because `*` lacks them.
+    """
+    names = dict.fromkeys(one.name for one in node.fields)
+    whole = not names or "*" in names
+    for child in node.children:
+        if child.link is None:
+            continue
+        whole = whole or child.link.function is not None
+        pairs = child.link.junction.source if child.link.junction is not None else child.link.columns
+        names.update((own, None) for own, _ in pairs)
+    for condition in node.conditions:
+        names.update((name, None) for name in columns_of(condition) if node.child(name) is None)
+    names.update((term.name, None) for term in node.order if term.of is None)
+    names.pop("*", None)
+    if not whole:
+        return [identifier(*qualifier, name) for name in names]
+    stored = node.relation.columns if node.relation is not None else names
+    return [identifier(*qualifier) + ".*", *(identifier(*qualifier, name) for name in names if name not in stored)]
 
 
 def _item(node: Node, field: Field) -> Sql:

@@ -10,6 +10,9 @@ _QUOTED: Final = re.compile(r'"((?:[^"\\]|\\.)*)"', re.DOTALL)
 _INDEX: Final = re.compile(r"(-?\d+)(?=->|::|[.,)]|\Z)")
 _IDENTIFIER: Final = re.compile(r"[\w $]+")
 
+#: levels of parentheses: each is a call of a function here, and a subquery in Postgres
+DEEPEST: Final = 30
+
 #: steps of a JSON path: (`->` or `->>`, key or index)
 JsonPath = tuple[tuple[str, str | int], ...]
 
@@ -20,6 +23,7 @@ class Scanner:
     def __init__(self, text: str, what: str) -> None:
         self.text = text
         self.at = 0
+        self._depth = 0
         self._what = what
 
     def fail(self, expected: str) -> NoReturn:
@@ -31,6 +35,18 @@ class Scanner:
             f'"failed to parse {self._what} ({self.text})" (line 1, column {self.at + 1})',
             details=f"unexpected {found} expecting {expected}",
         )
+
+    def deeper(self) -> None:
+        """Read an opening parenthesis. Refuses nesting that no honest request has."""
+        self.need("(")
+        self._depth += 1
+        if self._depth > DEEPEST:
+            self.fail(f"at most {DEEPEST} levels of parentheses")
+
+    def higher(self) -> None:
+        """Read the closing parenthesis."""
+        self.need(")")
+        self._depth -= 1
 
     @property
     def done(self) -> bool:

@@ -10,7 +10,7 @@ from agent.stack.connection_pool import JsonBody
 from agent.stack.rest.fragment import NOTHING, Sql, identifier, joined, literal, value
 from agent.stack.rest.plan import Node
 from agent.stack.rest.query import Query
-from agent.stack.rest.reading import write_condition
+from agent.stack.rest.reading import needed_columns, write_condition
 from agent.stack.rest.refusal import Refused
 from agent.stack.rest.relation import Column, Relation
 
@@ -137,20 +137,7 @@ def returning_of(node: Node | None) -> Sql:
     """RETURNING with the columns that the answer shows; `1` when it shows none."""
     if node is None:
         return Sql(" RETURNING 1")
-    needed: dict[str, None] = {}
-    computed = False
-    for one in node.fields:
-        needed[one.name] = None
-    for child in node.children:
-        if child.link is None:
-            continue
-        computed = computed or child.link.function is not None
-        pairs = child.link.junction.source if child.link.junction is not None else child.link.columns
-        needed.update((own, None) for own, _ in pairs)
-    needed.update((term.name, None) for term in node.order if term.of is None)
-    if "*" in needed or computed or not needed:
-        return " RETURNING " + identifier(*node.table) + ".*"
-    return " RETURNING " + joined(identifier(*node.table, name) for name in needed)
+    return " RETURNING " + joined(needed_columns(node, node.table))
 
 
 def _from_body(body: Body, columns: Sequence[Column], *, defaults: bool) -> Sql:

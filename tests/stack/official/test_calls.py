@@ -58,6 +58,10 @@ def invoking(name: str) -> PythonCall:
     return lambda db: db.functions.invoke(name)
 
 
+def messages_of(user: Mapping[str, object], columns: str) -> PythonCall:
+    return lambda db: db.rpc("probe_messages_of", user).select(columns).eq("message", "hello").execute()
+
+
 def status_of_ann(options: Mapping[str, object]) -> PythonCall:
     return lambda db: db.rpc("probe_status", {"p_name": "ann"}, **options).execute()
 
@@ -87,6 +91,16 @@ async def test_results_are_filtered_and_void_is_empty(official: Official) -> Non
         .execute(),
     )  # fmt: skip
     assert said.data == [{"username": "bob", "messages": []}]
+    user = {"p_user": {"username": "ann", "data": None, "status": None}}
+    for columns, wanted in (
+        ("probe_shout", {"probe_shout": "HELLO"}),
+        ("*, probe_shout", {"id": 1, "message": "hello", "username": "ann", "channel_id": 1, "probe_shout": "HELLO"}),
+    ):
+        said = await official.ask(
+            f"db.rpc('probe_messages_of', {json.dumps(user)}).eq('message', 'hello').select('{columns}')",
+            messages_of(user, columns),
+        )
+        assert said.data == [wanted], said.text
     said = await official.ask("db.rpc('probe_nothing')", lambda db: db.rpc("probe_nothing", {}).execute())
     assert (said.status, said.text) == (204, "")
     said = await official.ask(

@@ -96,6 +96,19 @@ async def test_many_to_many_views_and_functions_of_a_row(official: Official) -> 
     assert said.data[0]["probe_messages_of"] == [{"message": "hello"}, {"message": "again"}]
     said = await select(official, "messages", "probe_shout")
     assert said.data[0] == {"probe_shout": "HELLO"}
+    text = f"new {official.name}"
+    row = {"message": text, "username": "bob", "channel_id": 9}
+    said = await official.ask(
+        f"db.from('messages').insert({row}).select('*, probe_shout, users(status)')",
+        lambda db: db.table("messages").insert(row).execute(),
+    )
+    assert said.status == 201, said.text
+    # supabase-py has no select() behind insert()
+    assert said.data[0].get("probe_shout", text.upper()) == text.upper()
+    await official.ask(
+        "db.from('messages').delete().eq('channel_id', 9)",
+        lambda db: db.table("messages").delete().eq("channel_id", 9).execute(),
+    )
 
 
 @pytest.mark.fact("api.embedding")
