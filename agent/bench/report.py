@@ -40,9 +40,9 @@ def _sentence(figures: Figures) -> str:
 
 def _copy(figures: Figures) -> str:
     times = _first_spread(figures)
-    return f"{figures['orders']} orders were copied: half of them within {_ms(times, 'p50')}, 95 % within" + (
-        f" {_ms(times, 'p95')}."
-    )
+    half, most = _ms(times, "p50"), _ms(times, "p95")
+    count = figures["orders"]
+    return f"{count} orders were copied: half were sent within {half} of the change at the master, 95 % within {most}."
 
 
 def _fanout(figures: Figures) -> str:

@@ -83,20 +83,34 @@ class Desk:
     # --- accounts -------------------------------------------------------------------------------------------
 
     async def accounts(self) -> list[PracticeAccount]:
+        """The accounts at the practice broker, the oldest first, with their status as it is now."""
         query = {
-            "select": "id,name,login,status,status_reason", "platform": f"eq.{PLATFORM}", "server": f"eq.{SERVER}",
-            "removed_at": "is.null", "order": "created_at",
+            "select": "id,name,login", "platform": f"eq.{PLATFORM}", "server": f"eq.{SERVER}", "removed_at": "is.null",
+            "order": "created_at",
         }  # fmt: skip
-        return [
-            PracticeAccount(
-                account_id=str(row["id"]),
-                name=str(row["name"]),
-                login=str(row["login"]),
-                status=str(row["status"]),
-                status_reason=None if row["status_reason"] is None else str(row["status_reason"]),
-            )
-            for row in await self._rows("trading_accounts", query)
-        ]
+        rows = await self._rows("trading_accounts", query)
+        query = {"select": "account_id,status,reason,waits_for", "platform": f"eq.{PLATFORM}"}
+        now = {str(row["account_id"]): row for row in await self._rows("account_status", query)}
+        found = []
+        for row in rows:
+            state = now.get(str(row["id"]))
+            if state is not None:  # else it was removed between the two
+                why = state["reason"] or state["waits_for"]
+                found.append(
+                    PracticeAccount(
+                        account_id=str(row["id"]),
+                        name=str(row["name"]),
+                        login=str(row["login"]),
+                        status=str(state["status"]),
+                        status_reason=None if why is None else str(why),
+                    )
+                )
+        return found
+
+    async def verdict(self) -> str:
+        """Whether anything is wrong now: the sentence that the page begins with."""
+        answer = await self._backend.rpc("verdict", "p_request", {}, token=self._token)
+        return f"{answer['text']}."
 
     async def account(self, name: str) -> PracticeAccount:
         """The account of this name, in upper or lower case. Raises `Failure` (TC671)."""

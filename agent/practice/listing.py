@@ -9,7 +9,7 @@ from agent.testbed.text_table import text_table
 
 
 async def account_lines(desk: Desk) -> list[str]:
-    """A table of the accounts, and one of their positions if there are any."""
+    """The verdict, a table of the accounts, and one of their positions if there are any."""
     accounts = await desk.accounts()
     if not accounts:
         return ["There is no practice account yet. Open one: tradecopier paper account add master"]
@@ -19,7 +19,7 @@ async def account_lines(desk: Desk) -> list[str]:
     rows = [account_row(account, books[account.name], copiers, names) for account in accounts]
     lines = text_table(["account", "copies", "state", "balance", "equity"], rows, left=3)
     held = [(name, position) for name, book in books.items() for position in book.positions]
-    return [*lines, "", *position_lines(held)]
+    return [await desk.verdict(), "", *lines, "", *position_lines(held)]
 
 
 def account_row(

@@ -59,7 +59,7 @@ def test_a_report_begins_with_a_sentence_and_shows_no_raw_value(name: str) -> No
 
 def test_times_stand_in_one_table() -> None:
     assert report({"benchmark": "copy", **FIGURES["copy"], "machine": MACHINE}).splitlines()[:-4] == [
-        "300 orders were copied: half of them within 6.4 ms, 95 % within 9.0 ms.",
+        "300 orders were copied: half were sent within 6.4 ms of the change at the master, 95 % within 9.0 ms.",
         "",
         "samples  300",
         "rate     20",
