@@ -10,6 +10,7 @@ from dashboard_data import Desk, Person
 from playwright.async_api import Locator, Page, expect
 
 from agent.stack.stack import Stack
+from agent.testbed.figures import VERDICT
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -241,6 +242,14 @@ async def test_a_dead_agent_shows_though_nothing_runs_any_more(
         assert stored == [("connected",)]
         told = await own_desk.call(owner.user_id, "verdict", "p_request", {})
         await expect(verdict(page)).to_contain_text(told["text"])
+        # an operator's board says what the terminal of a run says
+        operator = await own_desk.operator()
+        farm = await open_own_page()
+        await sign_in(farm, operator)
+        terminal = await (await owner_of_all.execute(VERDICT)).fetchone()
+        assert terminal is not None
+        await expect(verdict(farm)).to_contain_text(terminal[0]["text"])
+        await expect(verdict(farm)).to_have_attribute("data-tone", terminal[0]["tone"])
 
 
 async def test_an_account_that_waits_says_what_for_and_is_not_green(desk: Desk, open_page: Opener) -> None:

@@ -31,14 +31,14 @@ comment on function private.waiting_words(text, text, text) is
 
 -- Orders in flight that close something. Of a netting deal, the part that closes.
 create function private.overdue_orders(p_user uuid, p_now timestamptz) returns table (account_id uuid, user_id uuid,
-  act text, symbol text, lots numeric, why text, since timestamptz)
+  act text, symbol text, lots numeric, why text, closed boolean, since timestamptz)
 language plpgsql stable security definer set search_path = '' as $$
 begin
   return query
   select q.account_id, q.user_id, q.action, q.symbol,
     coalesce((select sum(-(e.value ->> 'lots')::numeric) from jsonb_array_elements(q.parts) e
       where (e.value ->> 'lots')::numeric < 0), q.lots),
-    private.waiting_words(q.status, q.reason, q.message),
+    private.waiting_words(q.status, q.reason, q.message), coalesce(q.reason in ('market_closed', 'no_quotes'), false),
     -- an order that was queued again after a refusal: since its master closed
     least(q.queued_at, case when l.close_failures > 0 then m.closed_at end)
   from public.trade_execution_queue q
@@ -53,13 +53,14 @@ end $$;
 
 -- Copies whose close or reduction was refused and waits for its next attempt.
 create function private.overdue_links(p_user uuid, p_now timestamptz) returns table (account_id uuid, user_id uuid,
-  act text, symbol text, lots numeric, why text, since timestamptz)
+  act text, symbol text, lots numeric, why text, closed boolean, since timestamptz)
 language plpgsql stable security definer set search_path = '' as $$
 begin
   return query
   select s.follower_account_id, s.user_id, case when s.doomed then 'close' else 'reduce' end, s.symbol,
     case when s.doomed then s.position_lots + s.order_lots else s.position_lots - s.target_lots end,
-    private.waiting_words('retrying', f.reason, f.message), coalesce(f.since, s.created_at)
+    private.waiting_words('retrying', f.reason, f.message),
+    coalesce(f.reason in ('market_closed', 'no_quotes'), false), coalesce(f.since, s.created_at)
   from public.position_links w
   join private.link_states s on s.id = w.id and s.ended_at is null and not s.frozen and s.executions = 0
     and (s.doomed and s.legs > 0 or s.position_lots - s.target_lots >= s.lots_min)
@@ -82,12 +83,12 @@ end $$;
 
 -- What a flattening should have closed and no copy holds. What copies hold has an order of its own.
 create function private.overdue_flattening(p_user uuid, p_now timestamptz) returns table (account_id uuid,
-  user_id uuid, act text, symbol text, lots numeric, why text, since timestamptz)
+  user_id uuid, act text, symbol text, lots numeric, why text, closed boolean, since timestamptz)
 language plpgsql stable security definer set search_path = '' as $$
 begin
   return query
   select p.account_id, p.user_id, case p.kind when 'order' then 'cancel' else 'flatten' end, p.symbol, p.lots,
-    'it is closed as soon as its agent works the account', greatest(a.flattened_at, p.first_seen_at)
+    'it is closed as soon as its agent works the account', false, greatest(a.flattened_at, p.first_seen_at)
   from public.trading_accounts a
   join public.positions p on p.account_id = a.id and p.closed_at is null
     and (a.flatten_manual or a.mode = 'hedging' and p.tag is not null and not p.released)
@@ -107,8 +108,8 @@ language plpgsql stable security definer set search_path = '' as $$
 begin
   if private.trading_state() = 'off' then return; end if;
   return query
-  select o.account_id, o.user_id, a.name, s.status, o.act, o.symbol, trim_scale(o.lots),
-    case s.status when 'disconnected' then 'the account is not connected' when 'halted' then 'the account is halted'
+  select o.account_id, o.user_id, a.name, r.status, o.act, o.symbol, trim_scale(o.lots),
+    case r.status when 'disconnected' then 'the account is not connected' when 'halted' then 'the account is halted'
       when 'weekend' then 'the market is closed for the weekend' else o.why end, o.since
   from (
     select * from private.overdue_orders(p_user, p_now)
@@ -119,6 +120,9 @@ begin
   ) o
   join public.trading_accounts a on a.id = o.account_id and a.removed_at is null
   cross join lateral private.account_status_now(a, p_now) s
+  -- a broker that calls its market closed at a weekend at which it rests: as if the account rested
+  cross join lateral (select case when o.closed and private.closed_for_weekend(a.id, p_now) then 'weekend'
+    else s.status end as status) r
   order by o.since, a.name, o.symbol;
 end $$;
 comment on function private.overdue_closes(uuid, timestamptz) is

@@ -37,7 +37,7 @@ begin
     perform private.raise_alert(v_account.id, 'account', 'disconnected',
       case when v_copies = '' then 'warning' else 'critical' end,
       format('Account %s has not been connected since %s: %s.%s', v_account.name, private.utc_words(v_account.since),
-        left(coalesce(v_account.reason, 'its agent cannot reach the broker'), 300),
+        left(coalesce(private.without_code(v_account.reason), 'its agent cannot reach the broker'), 300),
         case when v_copies = '' then ' It has no open copies.' else v_copies end),
       jsonb_build_object('since', private.rfc3339(v_account.since)));
   end loop;

@@ -53,7 +53,7 @@ begin
   )
   select 2, 'bad', 'not_connected', case when count(*) = 1
       then format('%s is %s%s', min(a.name), min(a.status), 
-        coalesce(': ' || min(regexp_replace(left(a.reason, 200), '^[a-z][a-z_]+: ', '')), ''))
+        coalesce(': ' || min(left(private.without_code(a.reason), 200)), ''))
       else format('%s accounts are not connected: %s', count(*), private.listed(array_agg(a.name order by a.name))) end,
     min(a.since)
   from accounts a where a.status in ('disconnected', 'halted') having count(*) > 0

@@ -68,6 +68,27 @@ def test_a_lost_agent_is_no_rest(weekend: World) -> None:
     assert weekend.as_user("verdict", {})["tone"] == "bad"
 
 
+@pytest.mark.parametrize(("reason", "tone"), [("market_closed", "warn"), ("trade_disabled", "bad")])
+def test_a_close_that_waits_for_the_market_to_open_is_no_alarm(world: World, reason: str, tone: str) -> None:
+    """Only while the broker itself calls the market closed."""
+    world.set_weekend(-timedelta(days=1), timedelta(days=1))
+    world.copy("M", "F")
+    position = world.opened("M", "0.30")
+    world.settle()
+    world.send("M", world.event("closed", position | {"lots": "0"}))
+    (close,) = world.open_executions("F")
+    held = world.position("0.30", "buy", close["ticket"])
+    world.report(close, "rejected", [held], reason=reason, retryable=True, message="no")
+    world.db.execute(
+        "update public.trade_execution_queue set queued_at = now() - interval '1 hour' where finalized_at is null"
+    )
+    said = world.as_user("verdict", {})
+    assert (said["tone"], said["findings"][0]["code"]) == (tone, "close_overdue")
+    assert alerts(world) == ([] if tone == "warn" else ["close_overdue"])
+    world.set_weekend(timedelta(days=2), timedelta(days=3))
+    assert world.as_user("verdict", {})["tone"] == "bad"
+
+
 def test_an_account_without_symbols_says_nothing_about_rest(weekend: World) -> None:
     go_silent(weekend, "M2")
     assert status_of(weekend, "M2") == "disconnected"
