@@ -273,9 +273,12 @@ class Execution:
     expires_at: datetime | None
     comment: str
     investigate: bool
+    #: tells orders under one number apart; never used as a time
     detected_at: datetime | None
     queued_at: datetime
     send_before: datetime
+    #: when the database had planned it, if the message that brought it first said so; reported back
+    planned_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -312,6 +315,7 @@ class Report:
     positions: tuple[Position, ...] = ()
     #: the market price when the broker refused the levels
     quote: Quote | None = None
+    planned_at: datetime | None = None
     received_at: datetime | None = None
     sent_at: datetime | None = None
     done_at: datetime | None = None

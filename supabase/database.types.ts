@@ -1525,18 +1525,20 @@ export type Database = {
           code: string | null;
           deal_price: number | null;
           dealt_at: string | null;
-          decide_ms: number | null;
-          decided_at: string | null;
           detect_ms: number | null;
           detected_at: string | null;
           error: string | null;
           event_key: string | null;
           id: number;
           kind: string | null;
+          lock_ms: number | null;
+          locked_at: string | null;
           lots: number | null;
           payload: Json | null;
           previous_lots: number | null;
           received_at: string;
+          request_ms: number | null;
+          requested_at: string;
           seq: number | null;
           session: number | null;
           side: string | null;
@@ -1554,18 +1556,20 @@ export type Database = {
           code?: string | null;
           deal_price?: number | null;
           dealt_at?: string | null;
-          decide_ms?: never;
-          decided_at?: string | null;
           detect_ms?: never;
           detected_at?: string | null;
           error?: string | null;
           event_key?: string | null;
           id?: never;
           kind?: string | null;
+          lock_ms?: never;
+          locked_at?: string | null;
           lots?: number | null;
           payload?: Json | null;
           previous_lots?: number | null;
           received_at?: string;
+          request_ms?: never;
+          requested_at?: string;
           seq?: number | null;
           session?: number | null;
           side?: string | null;
@@ -1582,18 +1586,20 @@ export type Database = {
           code?: string | null;
           deal_price?: number | null;
           dealt_at?: string | null;
-          decide_ms?: never;
-          decided_at?: string | null;
           detect_ms?: never;
           detected_at?: string | null;
           error?: string | null;
           event_key?: string | null;
           id?: never;
           kind?: string | null;
+          lock_ms?: never;
+          locked_at?: string | null;
           lots?: number | null;
           payload?: Json | null;
           previous_lots?: number | null;
           received_at?: string;
+          request_ms?: never;
+          requested_at?: string;
           seq?: number | null;
           session?: number | null;
           side?: string | null;
@@ -1639,6 +1645,7 @@ export type Database = {
           offered_at: string | null;
           order_type: string;
           parts: Json | null;
+          planned_at: string | null;
           point_money: number | null;
           point_size: number | null;
           price: number | null;
@@ -1695,6 +1702,7 @@ export type Database = {
           offered_at?: string | null;
           order_type?: string;
           parts?: Json | null;
+          planned_at?: string | null;
           point_money?: number | null;
           point_size?: number | null;
           price?: number | null;
@@ -1750,6 +1758,7 @@ export type Database = {
           offered_at?: string | null;
           order_type?: string;
           parts?: Json | null;
+          planned_at?: string | null;
           point_money?: number | null;
           point_size?: number | null;
           price?: number | null;
@@ -2134,8 +2143,8 @@ export type Database = {
           copier: string | null;
           copier_id: string;
           currency: string | null;
-          decide_ms: number | null;
           decided_at: string;
+          deliver_ms: number | null;
           detail: string | null;
           detect_ms: number | null;
           event: string | null;
@@ -2145,6 +2154,7 @@ export type Database = {
           follower_account_id: string | null;
           lane_ms: number | null;
           link_id: number | null;
+          lock_ms: number | null;
           master_account_id: string | null;
           master_lots: number | null;
           master_previous_lots: number | null;
@@ -2154,16 +2164,18 @@ export type Database = {
           master_ticket: string | null;
           message: string | null;
           orders: number | null;
+          ours_ms: number | null;
+          plan_ms: number | null;
           reason: string | null;
+          request_ms: number | null;
           side: string | null;
           slippage_money: number | null;
           slippage_points: number | null;
           status: string | null;
           symbol: string | null;
-          total_ms: number | null;
-          transport_ms: number | null;
           user_id: string;
           warnings: string[] | null;
+          whole_ms: number | null;
         };
         ComputedFields: never;
         Relationships: [
@@ -2196,6 +2208,27 @@ export type Database = {
             referencedColumns: ["id"];
           },
         ];
+      };
+      execution_latencies: {
+        Row: {
+          account_id: string;
+          broker_ms: number | null;
+          deliver_ms: number | null;
+          detect_ms: number | null;
+          event_id: number | null;
+          id: number;
+          lane_ms: number | null;
+          lock_ms: number | null;
+          measured: boolean | null;
+          ours_ms: number | null;
+          plan_ms: number | null;
+          queued_at: string;
+          request_ms: number | null;
+          user_id: string;
+          whole_ms: number | null;
+        };
+        ComputedFields: never;
+        Relationships: [];
       };
       unexplained_pairs: {
         Row: {

@@ -12,15 +12,18 @@ from agent.bench.copying import (
     allow_accounts,
     prepare,
     run_events,
+    run_trades,
     summarise,
     summarise_last,
 )
 from agent.bench.floods import FLOODS, flooding
+from agent.bench.histogram import describe
 from agent.bench.history import history_figures
 from agent.bench.machine import machine
 from agent.bench.queueing import Contest, queue_figures
 from agent.bench.report import report
 from agent.bench.tenants import Sizes, tenants_figures
+from agent.bench.true_clock import offsets, ours_by_true_clock
 from agent.command_group import CommandGroup
 from agent.testbed import figures_file
 from agent.testbed.testbed import Testbed
@@ -177,10 +180,18 @@ async def copy_figures(samples: int, rate: float, say: Callable[[str], None] | N
         about = await machine(testbed.farm.observer)
         field = await add_followers(testbed, await prepare(testbed, 2, progress), 1, progress, beside=False)
         progress(f"{samples} events at {rate:g} per second")
-        orders = await run_events(
+        trades, orders = await run_trades(
             testbed, field, events=samples, warm_up=max(2, min(100, samples // 2 * 2)), per_second=rate
         )
-        return {"benchmark": "copy", "samples": samples, "rate": rate, **summarise(orders), "machine": about}
+        return {
+            "benchmark": "copy",
+            "samples": samples,
+            "rate": rate,
+            **summarise(orders),
+            "ours_true_clock_ms": describe(await ours_by_true_clock(testbed, field, trades, orders)),
+            "clock_offsets_ms": await offsets(testbed),
+            "machine": about,
+        }
 
 
 async def flood_figures(

@@ -4,7 +4,7 @@ order)."""
 import asyncio
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
@@ -17,6 +17,7 @@ from agent.model import Rejected
 from agent.paper.client import ticket_of
 from agent.paper.specs import DEFAULT_PRICES
 from agent.testbed.farm import Opening
+from agent.testbed.figures import STAGES
 from agent.testbed.quiescence import Hanging, Worked
 from agent.testbed.supabase_client import Person
 from agent.testbed.testbed import Testbed
@@ -27,8 +28,9 @@ SETTLE_S = 60.0
 LIMITS_OF_A_USER = ("accounts_per_user_max", "copiers_per_user_max")
 
 ORDERS = """
-  select l.master_ticket, q.action, q.status, q.detected_at, q.queued_at, q.received_at, q.sent_at, q.done_at
+  select l.master_ticket, q.action, q.status, q.sent_at, t.*
   from public.trade_execution_queue q join public.position_links l on l.id = q.link_id
+  join public.execution_latencies t on t.id = q.id
   where q.account_id = any(%(followers)s::uuid[]) order by q.id"""
 
 FINISHED = """
@@ -88,15 +90,17 @@ def _refused(number: int, result: Rejected) -> Failure:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """One order of a follower, in ms from the moment when the master's agent detected the change; `due`: from the
-    schedule."""
+    """One completed order of a follower; times in ms. All of them are None for an order that was completed without
+    being sent, such as a close of what was gone already."""
 
+    number: int
     event: int
-    sent: float
-    due: float
-    decide: float
-    transport: float
-    broker: float
+    #: seen to sent, and from the master's fill to the follower's
+    ours: float | None
+    whole: float | None
+    #: from the moment at which the event was due until the order was sent
+    due: float | None
+    stages: Mapping[str, float | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,9 +150,17 @@ async def allow_accounts(testbed: Testbed, count: int) -> None:
 
 
 async def run_events(testbed: Testbed, field: Field, *, events: int, warm_up: int, per_second: float) -> list[Order]:
+    """`run_trades`, only the orders."""
+    _, orders = await run_trades(testbed, field, events=events, warm_up=warm_up, per_second=per_second)
+    return orders
+
+
+async def run_trades(
+    testbed: Testbed, field: Field, *, events: int, warm_up: int, per_second: float
+) -> tuple[Trades, list[Order]]:
     """Warm up, then make `events` changes on a fixed schedule.
 
-    Returns all orders; `Failure` if one is missing or extra.
+    Returns the changes and all orders; `Failure` if one is missing or extra.
     """
     warm = Trades(testbed, field.master, per_second)
     await arrive(warm_up, per_second, warm.action)
@@ -167,7 +179,7 @@ async def run_events(testbed: Testbed, field: Field, *, events: int, warm_up: in
             "discard this result and look for the cause with `tradecopier demo`",
             code="TC660",
         )
-    return orders
+    return trades, orders
 
 
 async def settle(testbed: Testbed, field: Field) -> str | None:
@@ -211,46 +223,43 @@ async def orders_of(testbed: Testbed, field: Field, trades: Trades, arrivals: Ma
     found = []
     for row in rows:
         event = trades.events.get((str(row["master_ticket"]), str(row["action"])))
-        if event is not None and event in arrivals and row["status"] == "completed" and row["sent_at"]:
-            found.append(_order(row, event, arrivals[event].due_at))
+        if event is not None and event in arrivals and row["status"] == "completed":
+            found.append(order_of(row, event, arrivals[event].due_at))
     return found
 
 
-def _order(row: Mapping[str, object], event: int, due_at: datetime) -> Order:
-    detected, queued, received, sent, done = (
-        _time(row[name]) for name in ("detected_at", "queued_at", "received_at", "sent_at", "done_at")
-    )
+def order_of(row: Mapping[str, object], event: int, due_at: datetime) -> Order:
+    """`row`: of ORDERS."""
+    sent_at = row["sent_at"]
     return Order(
+        number=int(str(row["id"])),
         event=event,
-        sent=_ms(detected, sent),
-        due=_ms(due_at, sent),
-        decide=_ms(detected, queued),
-        transport=_ms(queued, received),
-        broker=_ms(sent, done),
+        ours=_ms(row["ours_ms"]),
+        whole=_ms(row["whole_ms"]),
+        due=max(0.0, (sent_at - due_at).total_seconds() * 1000) if isinstance(sent_at, datetime) else None,
+        stages={stage: _ms(row[f"{stage}_ms"]) for stage in STAGES},
     )
 
 
-def _time(value: object) -> datetime:
-    if not isinstance(value, datetime):
-        raise TypeError(f"a time was expected, the database gave {value!r}")
-    return value
+def _ms(value: object) -> float | None:
+    return None if value is None else float(str(value))
 
 
-def _ms(before: datetime, after: datetime) -> float:
-    return max(0.0, (after - before).total_seconds() * 1000)
+def known(values: Iterable[float | None]) -> list[float]:
+    return [value for value in values if value is not None]
 
 
 def summarise(orders: Sequence[Order]) -> dict[str, object]:
-    """Per order: time from detection and from the schedule to sending, and each stage."""
+    """Per order: both sums, the time from the schedule to sending, and each stage. `unsent`: orders without times."""
+    ours = describe(known(order.ours for order in orders))
     return {
         "orders": len(orders),
-        "latency_ms": describe(order.sent for order in orders),
-        "from_schedule_ms": describe(order.due for order in orders),
-        "stages_ms": {
-            "decide": describe(order.decide for order in orders),
-            "transport": describe(order.transport for order in orders),
-            "broker": describe(order.broker for order in orders),
-        },
+        "unsent": sum(1 for order in orders if order.due is None),
+        "latency_ms": ours,
+        "ours_ms": ours,
+        "whole_ms": describe(known(order.whole for order in orders)),
+        "from_schedule_ms": describe(known(order.due for order in orders)),
+        "stages_ms": {stage: describe(known(order.stages[stage] for order in orders)) for stage in STAGES},
     }
 
 
@@ -258,10 +267,10 @@ def summarise_last(orders: Sequence[Order]) -> dict[str, object]:
     """Per event: time until the last of its orders was sent."""
     last: dict[int, Order] = {}
     for order in orders:
-        if order.event not in last or order.sent > last[order.event].sent:
+        if order.event not in last or (order.ours or 0) > (last[order.event].ours or 0):
             last[order.event] = order
     return {
         "events": len(last),
-        "last_sent_ms": describe(order.sent for order in last.values()),
-        "last_sent_from_schedule_ms": describe(order.due for order in last.values()),
+        "last_sent_ms": describe(known(order.ours for order in last.values())),
+        "last_sent_from_schedule_ms": describe(known(order.due for order in last.values())),
     }

@@ -56,7 +56,7 @@ FILL: Final = {
         cross join lateral (select now() - n * interval '10 s' as at) t""",
     "events": """
         insert into public.trade_events (account_id, user_id, session, seq, event_key, type, status, ticket, symbol,
-          side, lots, payload, detected_at, received_at, decided_at)
+          side, lots, payload, detected_at, received_at, locked_at)
         select c.master_account_id, c.user_id, 1, -n, '1:-' || n, 'opened', 'accepted', 'old' || n, 'EURUSD', 'buy',
           1, '{}', t.at, t.at, t.at
         from generate_series(1, %(rows)s) n join pg_temp.farm c on c.number = n %% %(followers)s

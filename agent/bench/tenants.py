@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from agent.bench.arrivals import arrive
-from agent.bench.copying import BALANCE, Field, Order, Trades, add_followers, allow_accounts, prepare, run_events
+from agent.bench.copying import BALANCE, Field, Order, Trades, add_followers, allow_accounts, known, prepare, run_events
 from agent.bench.histogram import describe
 from agent.bench.loads import (
     RULES,
@@ -87,7 +87,7 @@ async def _measure(testbed: Testbed, quiet: Field, sizes: Sizes, say: Say, what:
     say(what)
     orders = await run_events(testbed, quiet, events=sizes.samples, warm_up=2, per_second=sizes.rate)
     closes = closes_of(orders, Trades(testbed, quiet.master, sizes.rate))
-    return describe(order.due for order in closes)
+    return describe(known(order.due for order in closes))
 
 
 def closes_of(orders: Sequence[Order], trades: Trades) -> list[Order]:

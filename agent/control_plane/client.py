@@ -121,7 +121,7 @@ class ControlPlane:
         argument = {"account_id": account_id, "epoch": epoch, "events": encoded, **self._claims()}
         raw = await self._deliver("queue_trade_copy", "p_events", argument, len(events), account_id)
         return QueueAnswer(
-            results=encode.event_results(raw.get("results")), executions=decode.executions(raw.get("executions"))
+            results=encode.event_results(raw.get("results")), executions=decode.executions_of_answer(raw)
         )
 
     async def report_executions(self, reports: Sequence[Report]) -> ReportAnswer:
@@ -129,7 +129,7 @@ class ControlPlane:
         argument = {"reports": [encode.report_to_json(report) for report in reports], **self._claims()}
         raw = await self._deliver("report_executions", "p_reports", argument, len(reports), reports[0].account_id)
         return ReportAnswer(
-            results=encode.report_results(raw.get("results")), executions=decode.executions(raw.get("executions"))
+            results=encode.report_results(raw.get("results")), executions=decode.executions_of_answer(raw)
         )
 
     async def _deliver(

@@ -12,6 +12,8 @@ from datetime import datetime
 from typing import Final, TypeVar, cast, get_args
 
 from agent.control_plane.json_fields import (
+    Json,
+    WireError,
     as_list,
     as_object,
     decimal,
@@ -84,6 +86,7 @@ def execution_from_json(value: object) -> Execution:
         detected_at=optional_instant(raw, "detected_at"),
         queued_at=instant(raw, "queued_at"),
         send_before=instant(raw, "send_before"),
+        planned_at=_time_or_none(raw, "planned_at"),
     )
 
 
@@ -91,6 +94,36 @@ def executions(value: object) -> tuple[Offered, ...]:
     """The executions of a message. One that cannot be decoded becomes `Unreadable`, which is reported as rejected. An
     entry without an execution number is logged and dropped."""
     return _tolerant(value, "executions", _offered)
+
+
+def executions_of_broadcast(payload: Json) -> tuple[Offered, ...]:
+    """The executions of a broadcast; the transaction that planned them ended with its `planned_at`."""
+    return executions(_planned(payload.get("executions"), payload.get("planned_at")))
+
+
+def executions_of_answer(answer: Json) -> tuple[Offered, ...]:
+    """The executions of an answer to events or reports. Those that this call planned have its time of sending; one that
+    is handed out again was planned by an earlier call."""
+    offered, received_at = answer.get("executions"), _time_or_none(answer, "received_at")
+    return executions(offered if received_at is None else _planned(offered, answer.get("sent_at"), since=received_at))
+
+
+def _planned(offered: object, planned_at: object, since: datetime | None = None) -> object:
+    """Adds to each execution that was queued at `since` or later when it was planned, as its message says."""
+    for item in offered if isinstance(offered, list) else ():
+        if isinstance(item, dict):
+            queued_at = None if since is None else _time_or_none(item, "queued_at")
+            if since is None or (queued_at is not None and queued_at >= since):
+                item["planned_at"] = planned_at
+    return offered
+
+
+def _time_or_none(raw: Json, name: str) -> datetime | None:
+    """A time that is only shown: one that cannot be read counts as not given."""
+    try:
+        return optional_instant(raw, name)
+    except WireError:
+        return None
 
 
 def _offered(value: object) -> Offered:

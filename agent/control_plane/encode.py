@@ -76,6 +76,7 @@ def report_to_json(report: Report) -> dict[str, object]:
         "price": report.price,
         "positions": [position_to_json(position) for position in report.positions],
         "quote": None if report.quote is None else quote_to_json(report.quote),
+        "planned_at": report.planned_at,
         "received_at": report.received_at,
         "sent_at": report.sent_at,
         "done_at": report.done_at,

@@ -30,8 +30,9 @@ LAST = """
   select a.name, q.action, q.side, q.symbol, q.status, q.reason,
     trim_scale(case when q.action in ('close', 'reduce') and q.status = 'completed'
       then coalesce(q.filled_lots, q.lots) else q.lots end) as lots,
-    greatest(0, extract(epoch from q.sent_at - q.detected_at) * 1000)::double precision as ms
+    t.ours_ms::double precision as ms
   from public.trade_execution_queue q join public.trading_accounts a on a.id = q.account_id
+  join public.execution_latencies t on t.id = q.id
   order by q.id desc limit %(rows)s"""
 
 #: no other tone is green
@@ -52,6 +53,9 @@ class Picture:
     p50: float | None
     p95: float | None
     last: Sequence[Row]
+    #: from the master's fill to the follower's; the two above are from seen to sent
+    whole_p50: float | None = None
+    whole_p95: float | None = None
     verdict: str = ""
     tone: str = "idle"
 
@@ -59,7 +63,7 @@ class Picture:
 async def take(observer: Observer, *, rows: int = 8) -> Picture:
     said = await verdict(observer)
     counted = await copy_figures(observer, FIGURES)
-    orders, times = mapping(counted["orders"]), mapping(counted["latency_ms"])
+    orders, ours, whole = (mapping(counted[name]) for name in ("orders", "ours_ms", "whole_ms"))
     rejected = sum(counts(orders["rejected"]).values())
     return Picture(
         verdict=said["text"],
@@ -68,8 +72,10 @@ async def take(observer: Observer, *, rows: int = 8) -> Picture:
         trades={name: n for name, n in counts(counted["trades"]).items() if name != "all"},
         orders=counts({name: n for name, n in orders.items() if name != "rejected"}) | {"rejected": rejected},
         reasons=counts(counted["not_copied"]),
-        p50=_time(times["p50"]),
-        p95=_time(times["p95"]),
+        p50=_time(ours["p50"]),
+        p95=_time(ours["p95"]),
+        whole_p50=_time(whole["p50"]),
+        whole_p95=_time(whole["p95"]),
         last=await observer.rows(LAST, {"rows": rows}),
     )
 
@@ -121,8 +127,8 @@ def _copies(picture: Picture) -> Table:
     table.add_row("orders", listed(picture.orders) or "none yet")
     table.add_row(
         "latency",
-        f"p50 {_unit(picture.p50, 'ms', 1)}, p95 {_unit(picture.p95, 'ms', 1)}"
-        " (last 500 orders, from detection to sending)",
+        f"ours p50 {_unit(picture.p50, 'ms', 1)}, p95 {_unit(picture.p95, 'ms', 1)};"
+        f" whole p50 {_unit(picture.whole_p50, 'ms', 1)}, p95 {_unit(picture.whole_p95, 'ms', 1)} (last 500 orders)",
     )
     table.add_row("not copied", listed(picture.reasons) or "nothing")
     return table

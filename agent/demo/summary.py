@@ -7,7 +7,7 @@ from agent.testbed.text_table import milliseconds, text_table
 
 _WIDTH: Final = 19
 #: distributions of times among the figures, by key
-TIMES: Final[Mapping[str, str]] = {"latency_ms": "detected → sent"}
+TIMES: Final[Mapping[str, str]] = {"whole_ms": "whole, fill → fill", "ours_ms": "ours, seen → sent"}
 PERCENTILES: Final = ("p50", "p95", "p99", "max")
 
 

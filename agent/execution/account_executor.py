@@ -344,6 +344,7 @@ class AccountExecutor:
             price=outcome.price,
             positions=outcome.positions,
             quote=outcome.quote,
+            planned_at=execution.planned_at,
             received_at=work.received_at,
             sent_at=work.sent_at,
             done_at=max(work.sent_at or work.received_at, self._clock.now()),

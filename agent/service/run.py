@@ -17,7 +17,7 @@ from agent.clock import DatabaseClock, Lease
 from agent.connection.connection import Parts
 from agent.connection.connections import VPSConnectionManager
 from agent.control_plane.client import ControlPlane
-from agent.control_plane.decode import execution_ids, executions
+from agent.control_plane.decode import execution_ids, executions_of_broadcast
 from agent.control_plane.json_fields import WireError
 from agent.control_plane.retry import SignInRefused, Unreachable, backoff
 from agent.control_plane.witness import Witness
@@ -125,7 +125,7 @@ def _dispatch(message: Broadcast, engine: TradeCopyEngine, heartbeats: Heartbeat
     try:
         match message.event:
             case "executions":
-                offered = executions(message.payload.get("executions"))
+                offered = executions_of_broadcast(message.payload)
                 believed = witness.believable(offered)
                 engine.submit(believed)
                 if len(believed) < len(offered):

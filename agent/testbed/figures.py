@@ -6,7 +6,6 @@ Counts and times come from the database; `divergence` and `duplicates` come from
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 
 from agent.paper.client import PaperClient
 from agent.paper.records import RequestRecord
@@ -23,20 +22,15 @@ class Copying:
     settings: Settings
 
 
+#: the stages of a latency, in their order (docs/latency.md)
+STAGES = ("detect", "request", "lock", "plan", "deliver", "lane", "broker")
+
 #: of everything in the database, which is of this run alone: what the dashboard and the live table count, too
 FIGURES = "select private.figures_of(null, null, null, null, 0) as figures"
 COMPLETED = """
   select a.platform, count(*)::integer as n
   from public.trade_execution_queue q join public.trading_accounts a on a.id = q.account_id
   where q.account_id = any(%(accounts)s::uuid[]) and q.status = 'completed' group by 1"""
-TIMES = """
-  select greatest(0, extract(epoch from q.sent_at - q.detected_at) * 1000) as latency,
-    greatest(0, extract(epoch from q.queued_at - q.detected_at) * 1000) as decide,
-    greatest(0, extract(epoch from q.received_at - q.queued_at) * 1000) as transport,
-    greatest(0, extract(epoch from q.done_at - q.sent_at) * 1000) as broker
-  from public.trade_execution_queue q
-  where q.account_id = any(%(accounts)s::uuid[]) and q.status = 'completed' and not q.adopted and q.sent_at is not null
-    and q.detected_at is not null order by q.id"""
 EVENTS = """
   select count(*)::integer as n from public.trade_events e
   where e.account_id = any(%(masters)s::uuid[]) and e.status = 'accepted'
@@ -123,8 +117,7 @@ async def measure(
     masters = {copier.master.account_id: copier.master for copier in copiers}
     parameters = {"accounts": list(followers), "masters": list(masters), "all": [*followers, *masters]}
     counted = await copy_figures(observer, FIGURES)
-    times = await observer.rows(TIMES, parameters)
-    stages = {stage: spread(_floats(times, stage))["p50"] for stage in ("decide", "transport", "broker")}
+    stages = mapping(counted["stages_ms"])
     apart = await divergence(paper, copiers)
     return {
         "seconds": round(seconds, 3),
@@ -135,7 +128,9 @@ async def measure(
         "skipped": counted["skipped"],
         "success_rate": counted["success_rate"],
         "latency_ms": counted["latency_ms"],
-        "stages_ms": stages,
+        "ours_ms": counted["ours_ms"],
+        "whole_ms": counted["whole_ms"],
+        "stages_ms": {stage: stages[stage] for stage in STAGES},
         "divergence": {"missing": apart.missing, "orphan": apart.orphan, "volume_mismatch": apart.volume_mismatch},
         "duplicates": await duplicates(paper, [account.login for account in followers.values()]),
         "unexplained": await _count(observer, UNEXPLAINED, {}),
@@ -160,10 +155,6 @@ def mapping(value: object) -> Mapping[str, object]:
 def counts(value: object) -> dict[str, int]:
     """Counts by name."""
     return {name: _integer(n) for name, n in mapping(value).items()}
-
-
-def _floats(rows: Iterable[Mapping[str, object]], column: str) -> list[float]:
-    return [float(value) for row in rows if isinstance(value := row[column], Decimal | float | int)]
 
 
 async def _count(observer: Observer, statement: str, parameters: Mapping[str, object]) -> int:

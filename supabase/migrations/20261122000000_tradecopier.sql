@@ -4980,10 +4980,14 @@ create table public.trade_events (
   detected_at timestamptz,
   unchanged_at timestamptz,
   received_at timestamptz not null default clock_timestamp(),
-  decided_at timestamptz,
+  requested_at timestamptz not null default statement_timestamp(),
+  locked_at timestamptz,
   detect_ms numeric generated always as (case
     when detected_at >= dealt_at then extract(epoch from detected_at - dealt_at) * 1000 end) stored,
-  decide_ms numeric generated always as (greatest(0, extract(epoch from decided_at - detected_at) * 1000)) stored,
+  request_ms numeric generated always as (case
+    when requested_at >= detected_at then extract(epoch from requested_at - detected_at) * 1000 end) stored,
+  lock_ms numeric generated always as (case
+    when locked_at >= requested_at then extract(epoch from locked_at - requested_at) * 1000 end) stored,
   primary key (id, received_at),
   constraint status_is_known check (status in ('accepted', 'history', 'refused')),
   constraint source_is_known check (source in ('agent', 'snapshot', 'report')),
@@ -5003,9 +5007,17 @@ comment on column public.trade_events.deal_price is
   'price of the deal that made the change, which copies are compared with; null = not reported, or no deal (modified, '
   'ordered, amended)';
 comment on column public.trade_events.dealt_at is 'when the master''s broker made the deal; null = not reported';
+comment on column public.trade_events.detected_at is 'when the account''s agent saw the change';
+comment on column public.trade_events.received_at is 'when the row was written; the day''s partition is chosen by it';
+comment on column public.trade_events.requested_at is 'when the database received the call that reported the event';
+comment on column public.trade_events.locked_at is
+  'when the call held the locks of all accounts concerned, and planning began';
 comment on column public.trade_events.detect_ms is
-  'from the deal at the broker to its detection by the agent; null = not reported, or the broker''s clock is ahead';
-comment on column public.trade_events.decide_ms is 'from detection by the agent to the decision in the database';
+  'stage detect: from the deal at the broker until the agent saw it; null = not reported, or the broker''s clock is '
+  'ahead';
+comment on column public.trade_events.request_ms is
+  'stage request: from then until the database received the call; null = the clocks disagree';
+comment on column public.trade_events.lock_ms is 'stage lock: from then until all locks were held';
 create index trade_events_of_account on public.trade_events (account_id, received_at desc);
 create index trade_events_received on public.trade_events (received_at);
 create index trade_events_of_user on public.trade_events (user_id, received_at desc);
@@ -5080,13 +5092,13 @@ grant select on public.copy_outcomes to authenticated, service_role;
 create function private.record_event(
   p_account public.trading_accounts, p_id bigint, e jsonb, p_source text, p_type text, p_status text, p_code text,
     p_error text, p_position jsonb,
-  p_previous numeric, p_payload jsonb
+  p_previous numeric, p_payload jsonb, p_now timestamptz
 ) returns void
 language plpgsql security definer set search_path = '' as $$
 begin
   insert into public.trade_events (id, account_id, user_id, session, seq, event_key, source, type, status, code, error,
     ticket, kind, symbol, side,
-    lots, previous_lots, deal_price, payload, dealt_at, detected_at, unchanged_at, decided_at)
+    lots, previous_lots, deal_price, payload, dealt_at, detected_at, unchanged_at, locked_at)
   overriding system value
   values (p_id, p_account.id, p_account.user_id,
     case when pg_input_is_valid(e ->> 'session', 'bigint') then (e ->> 'session')::bigint end,
@@ -5102,7 +5114,7 @@ begin
     p_payload, case when p_status <> 'refused' then (e ->> 'dealt_at')::timestamptz end,
     case when pg_input_is_valid(e ->> 'detected_at', 'timestamptz') then (e ->> 'detected_at')::timestamptz end,
     case when pg_input_is_valid(e ->> 'unchanged_at', 'timestamptz') then (e ->> 'unchanged_at')::timestamptz end,
-      clock_timestamp());
+    p_now);
 end $$;
 
 -- trade/execution.sql
@@ -5160,6 +5172,7 @@ create table public.trade_execution_queue (
   -- times
   detected_at timestamptz,
   queued_at timestamptz not null,
+  planned_at timestamptz,
   received_at timestamptz,
   sent_at timestamptz,
   done_at timestamptz,
@@ -5189,6 +5202,15 @@ comment on column public.trade_execution_queue.parts is
   'netting deal: [{"link_id","lots"}], lots signed: + more of the link, - less of it; without a link: the account''s '
   'surplus';
 comment on column public.trade_execution_queue.master_lots is 'master volume that the size was computed from';
+comment on column public.trade_execution_queue.detected_at is
+  'when the master''s agent saw the change that this order copies; null = no event of the master caused the order (a '
+  'flattening, a resync, a correction, a close after a pause), so it has no latency';
+comment on column public.trade_execution_queue.planned_at is
+  'the last statement of the transaction that planned this attempt: the time in the message to the agent, or, before '
+  'its report, the time at which the row was written';
+comment on column public.trade_execution_queue.received_at is 'when the agent had received this attempt';
+comment on column public.trade_execution_queue.sent_at is 'when the agent sent it to the broker; null = it did not';
+comment on column public.trade_execution_queue.done_at is 'when the agent had the broker''s answer';
 comment on column public.trade_execution_queue.offered_at is
   'when an agent could have received it; from then on only that agent''s report can close it';
 comment on column public.trade_execution_queue.send_before is
@@ -5885,7 +5907,8 @@ end $$;
 
 -- An execution as agents read it (docs/protocol.md). Its queued_at is that of the present attempt: a retry after a move
 -- to another VPS was never handed out before, and an agent that took it for an old order would look for it for ever and
--- never send it.
+-- never send it. Its detected_at tells an agent two orders apart to which a restored database gave one number; an order
+-- that no event of a master caused has the time at which it was queued.
 create function private.execution_json(p public.trade_execution_queue) returns jsonb
 language plpgsql stable set search_path = '' as $$
 begin
@@ -5897,7 +5920,7 @@ begin
     'target_lots', trim_scale(p.target_lots)::text, 'ticket', p.ticket, 'price', p.price::text, 'sl', p.sl::text,
     'tp', p.tp::text, 'max_slippage_points', p.max_slippage_points, 'master_price', p.master_price::text,
     'expires_at', p.expires_at, 'comment', p.comment, 'investigate', p.status = 'unknown',
-    'detected_at', p.detected_at, 'queued_at', coalesce(p.offered_at, p.queued_at),
+    'detected_at', coalesce(p.detected_at, p.queued_at), 'queued_at', coalesce(p.offered_at, p.queued_at),
     'send_before', p.send_before);
 end $$;
 
@@ -5964,8 +5987,8 @@ begin
     if v_message.vps_id = p_caller then
       v_own := v_message.bodies;
     else
-      perform realtime.send(jsonb_build_object('executions', v_message.bodies), 'executions',
-        'vps:' || v_message.vps_id, true);
+      perform realtime.send(jsonb_build_object('executions', v_message.bodies, 'planned_at',
+        private.rfc3339(clock_timestamp())), 'executions', 'vps:' || v_message.vps_id, true);
     end if;
   end loop;
   return v_own;
@@ -6016,6 +6039,23 @@ begin
     reason = excluded.reason,
     detail = excluded.detail
   where stored.execution_id is null and not p_only_new;
+end $$;
+
+-- When the master's agent saw the change that an order of this action copies; null: no event of the master causes the
+-- order, so it has no latency (a flattening, a correction of levels, what a pause held back). An event causes what is
+-- planned in the call that brings it (p_changed_at: of the master's position), what had to wait for an earlier order
+-- ("coalesced"), and what is planned anew after a refusal or a partial fill. p_event null: only the first.
+create function private.seen_at(p_event bigint, p_copier uuid, p_action text, p_seen_at timestamptz,
+  p_changed_at timestamptz, p_now timestamptz) returns timestamptz
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  if p_changed_at = p_now then return p_seen_at; end if;
+  return (
+    select p_seen_at from public.copy_outcomes o
+    left join public.trade_execution_queue x on x.id = o.execution_id
+    where o.event_id = p_event and o.copier_id = p_copier
+      and (o.reason = 'coalesced' or x.detected_at is not null and x.action = p_action
+        and (x.status in ('rejected', 'expired', 'cancelled') or x.filled_lots < x.lots)));
 end $$;
 
 -- Gives its one reason to every (event, copier) pair that nothing else has explained. The arrays: ID, type and ticket
@@ -6492,7 +6532,8 @@ create type private.execution_draft as (
 );
 comment on type private.execution_draft is
   'What a caller of private.queue_executions says of an execution. Null: a new step_id, the lane of its link, a market '
-  'order, no comment, no warnings. send_until: an upper bound of its deadline.';
+  'order, no comment, no warnings. send_until: an upper bound of its deadline. detected_at: when the master''s change '
+  'was seen that caused it; null: no event of the master did (private.seen_at).';
 
 -- What is sent first when several executions wait: ends, then reductions, then levels, then opens. A deal of a netting
 -- symbol comes first if any of its parts reduces.
@@ -6558,6 +6599,7 @@ begin
       send_before,
       detected_at,
       queued_at,
+      planned_at,
       updated_at)
     overriding system value
     select
@@ -6599,6 +6641,7 @@ begin
       end,
       draft.detected_at,
       p_now,
+      clock_timestamp(),
       p_now
     from (
       select listed.*, nextval('public.trade_execution_queue_id_seq') as id
@@ -7104,6 +7147,8 @@ select l.*, c.mode as copier_mode, c.removal, fa.mode as account_mode, fa.copy_s
     and (c.mode = 'off' and c.removal is null or fa.copy_state = 'off'))
     or (select t.state from public.trading_switch t where t.one) = 'off' as frozen,
   m.lots as master_lots, m.last_event_id as master_event_id, m.detected_at as master_detected_at,
+  m.changed_at as master_changed_at,
+  coalesce(m.closed_at is not null or m.side <> l.master_side, false) as master_gone,
   m.price as master_price, m.expires_at as master_expires_at,
   s.lots_min, s.lots_step,
   private.wanted_level(c.sl_mode, case when c.reverse then m.tp else m.sl end, m.price, held.open_price,
@@ -9584,7 +9629,8 @@ begin
       (pair.size).warnings || (pair.levels).warnings as warnings,
       p_now + make_interval(secs => (pair.copier).retry_window_s) as retry_until,
       pair.news_at + make_interval(secs => (pair.copier).max_age_ms / 1000.0) as send_until,
-      case when pair.by_user then p_now else (pair.opened).detected_at end as detected_at
+      -- what a user asked for, or a new copier finds, no event of the master causes
+      case when p_asked is null and not pair.by_user then (pair.opened).detected_at end as detected_at
     from decided pair
     cross join lateral unnest((pair.size).orders) as an_order (lots)
     where pair.reason is null and not pair.netting
@@ -9615,7 +9661,8 @@ begin
         when pair.reason is not null then array_to_string((pair.size).explain, ' ')
       end as detail
     from decided pair
-    where (pair.reason is not null or pair.netting) and pair.event_id is not null
+    where (pair.reason is not null or pair.netting and p_asked is null and not pair.by_user)
+      and pair.event_id is not null
   ), waiting as (
     select
       (pair.copier).id as copier_id,
@@ -10465,6 +10512,8 @@ begin
       state.master_lots,
       state.master_event_id,
       state.master_detected_at,
+      state.master_changed_at,
+      state.master_gone,
       state.master_price,
       state.master_expires_at,
       state.lots_min,
@@ -10510,7 +10559,13 @@ begin
         private.levels_to_ask(choice.follower_account_id, choice.symbol, choice.side,
           case when choice.choice = 'amend' then choice.wanted_price end, choice.wanted_sl, choice.wanted_tp,
           choice.modify_failures, p_now)
-      end as levels
+      end as levels,
+      -- a close of what the master still holds, planned when no event of it came, has another cause: a flattening, a
+      -- removal, a limit
+      case
+        when choice.master_changed_at = p_now or choice.choice not in ('close', 'close_beside')
+          or choice.master_gone then choice.master_event_id
+      end as event_id
     from choices choice
     where choice.choice is not null
   ), over as materialized (
@@ -10562,7 +10617,7 @@ begin
       step.user_id,
       step.follower_account_id as account_id,
       step.master_account_id,
-      step.master_event_id as event_id,
+      step.event_id,
       an_order.action,
       step.symbol,
       step.side,
@@ -10582,7 +10637,8 @@ begin
       (step.levels).warnings,
       null::timestamptz as retry_until,
       null::timestamptz as send_until,
-      step.master_detected_at as detected_at
+      private.seen_at(step.event_id, step.copier_id, an_order.action, step.master_detected_at, step.master_changed_at,
+        p_now) as detected_at
     from steps step
     -- an order for each leg that the step concerns; beside an open, one more for whatever that leaves behind
     cross join lateral (
@@ -10841,7 +10897,9 @@ begin
     when v_opens then v_levels.warnings
   end;
   v_draft.retry_until := p_now + make_interval(secs => v_copier.retry_window_s);
-  v_draft.detected_at := v_master.detected_at;
+  v_draft.detected_at := private.seen_at(
+    case when v_action <> 'close' or v_master.lots = 0 then v_master.last_event_id end,
+    v_link.copier_id, v_action, v_master.detected_at, v_master.changed_at, p_now);
   v_new := (private.queue_executions(array[v_draft], false, p_now))[1];
   perform private.take_from_wanted(p_target.parts, p_parts);
   -- every link of the deal is explained by it; of a flip's two links, the one that it reduces
@@ -10884,7 +10942,8 @@ begin
     when (n.asked_sl, n.asked_tp) is distinct from (p_sl, p_tp) then 0 else n.modify_failures end,
     asked_sl = p_sl, asked_tp = p_tp, replan_at = null
   where n.account_id = p_account and n.symbol = p_symbol;
-  select l.id, l.copier_id, l.user_id, l.master_account_id, m.last_event_id, m.detected_at
+  select l.id, l.copier_id, l.user_id, l.master_account_id, m.last_event_id,
+    private.seen_at(m.last_event_id, l.copier_id, 'modify', m.detected_at, m.changed_at, p_now)
   into v_draft.link_id, v_draft.copier_id, v_draft.user_id, v_draft.master_account_id, v_draft.event_id,
     v_draft.detected_at
   from public.position_links l
@@ -11202,6 +11261,11 @@ begin
   v_draft.account_id := p_link.follower_account_id;
   v_draft.master_account_id := p_link.master_account_id;
   v_draft.event_id := p_event;
+  v_draft.detected_at := (
+    select private.seen_at(p_event, p_link.copier_id, 'cancel', m.detected_at, m.changed_at, p_now)
+    from public.positions m
+    where m.account_id = p_link.master_account_id and m.ticket = p_link.master_ticket
+      and m.kind = p_link.master_kind and m.last_event_id = p_event);
   v_draft.action := 'cancel';
   v_draft.symbol := p_link.symbol;
   v_draft.side := p_link.side;
@@ -11242,7 +11306,8 @@ begin
   v_draft.comment := private.copy_comment(p_copier, p_master.ticket);
   v_draft.warnings := v_levels.warnings;
   v_draft.retry_until := p_now + make_interval(secs => p_copier.retry_window_s);
-  v_draft.detected_at := p_master.detected_at;
+  v_draft.detected_at := private.seen_at(p_master.last_event_id, p_link.copier_id, 'open', p_master.detected_at,
+    p_master.changed_at, p_now);
   update public.position_links l set wanted_lots = null, wanted_until = null, asked_price = null,
     asked_sl = v_levels.sl, asked_tp = v_levels.tp, asked_unknown = false, seen_master_lots = v_draft.master_lots
   where l.id = p_link.id;
@@ -11597,6 +11662,7 @@ declare
   v_account public.trading_accounts;
   v_change jsonb;
   v_id bigint;
+  v_seen_at timestamptz;
   v_events bigint[] := '{}';
   v_tickets text[] := '{}';
   v_types text[] := '{}';
@@ -11608,10 +11674,12 @@ begin
   select * into v_account from public.trading_accounts where id = p_account;
   for v_change in select value from jsonb_array_elements(p_changes) loop
     v_id := nextval('public.trade_events_id_seq');
-    perform private.record_event(v_account, v_id, jsonb_build_object('detected_at', p_now, 'unchanged_at', p_now,
-      'deal_price', v_change -> 'price'), 'report', v_change ->> 'type',
-      'accepted', null, null, v_change -> 'position', (v_change ->> 'previous_lots')::numeric, v_change -> 'position');
-    update public.positions set last_event_id = v_id, detected_at = p_now
+    v_seen_at := least((v_change ->> 'seen_at')::timestamptz, p_now);
+    perform private.record_event(v_account, v_id, jsonb_build_object('detected_at', v_seen_at, 'unchanged_at',
+      v_seen_at, 'deal_price', v_change -> 'price'), 'report', v_change ->> 'type',
+      'accepted', null, null, v_change -> 'position', (v_change ->> 'previous_lots')::numeric, v_change -> 'position',
+      p_now);
+    update public.positions set last_event_id = v_id, detected_at = v_seen_at
     where account_id = p_account and ticket = v_change #>> '{position,ticket}'
       and kind = v_change #>> '{position,kind}';
     v_events := v_events || v_id;
@@ -12943,7 +13011,7 @@ begin
   end if;
   if v_error is not null then
     perform private.record_event(p_account, v_id, e, 'agent', null, 'refused', 'TC401', v_error, e -> 'position', null,
-      case when octet_length(e::text) < 10000 then e else to_jsonb(left(e::text, 1000)) end);
+      case when octet_length(e::text) < 10000 then e else to_jsonb(left(e::text, 1000)) end, p_now);
     return v_key || jsonb_build_object('status', 'refused', 'code', 'TC401', 'error', v_error);
   end if;
   v_session := (e ->> 'session')::bigint;
@@ -12951,7 +13019,7 @@ begin
   if v_session > p_account.session then
     v_error := format('session %s was never issued for this account; its newest is %s', v_session, p_account.session);
     perform private.record_event(p_account, v_id, e, 'agent', null, 'refused', 'TC402', v_error, e -> 'position', null,
-      e);
+      e, p_now);
     return v_key || jsonb_build_object('status', 'refused', 'code', 'TC402', 'error', v_error);
   end if;
   insert into private.event_keys (account_id, session, seq, event_id) values (p_account.id, v_session, v_seq, v_id)
@@ -12967,7 +13035,8 @@ begin
 
   if v_session < p_account.snapshot_session then  -- a newer session's snapshot was applied: history
     v_status := 'history';
-    perform private.record_event(p_account, v_id, e, 'agent', null, v_status, null, null, e -> 'position', null, e);
+    perform private.record_event(p_account, v_id, e, 'agent', null, v_status, null, null, e -> 'position', null, e,
+      p_now);
   elsif e ->> 'type' = 'snapshot' then
     v_sorted := private.sort_entries(p_account.id, e -> 'positions');
     perform private.note_unread(p_account, v_sorted.unread, v_session, v_seq, v_unseen);
@@ -12975,12 +13044,12 @@ begin
       v_unseen, v_sorted.nameless, p_now);
     perform private.forget_unread(p_account, v_sorted.unread);
     perform private.record_event(p_account, v_id, e, 'agent', 'snapshot', v_status, null, null, null, null,
-      jsonb_build_object('positions', jsonb_array_length(e -> 'positions')));
+      jsonb_build_object('positions', jsonb_array_length(e -> 'positions')), p_now);
     for v_found in select value from jsonb_array_elements(v_snapshot.changes) loop
       v_id := nextval('public.trade_events_id_seq');
       perform private.record_event(p_account, v_id, e, 'snapshot', v_found ->> 'type', v_status, null, null,
         v_found -> 'position',
-        (v_found ->> 'previous_lots')::numeric, v_found -> 'position');
+        (v_found ->> 'previous_lots')::numeric, v_found -> 'position', p_now);
       update public.positions set last_event_id = v_id
       where account_id = p_account.id and ticket = v_found #>> '{position,ticket}'
         and kind = v_found #>> '{position,kind}';
@@ -13012,7 +13081,7 @@ begin
     end if;
     v_status := case when v_change.applied then 'accepted' else 'history' end;
     perform private.record_event(p_account, v_id, e, 'agent', v_change.type, v_status, null, null, v_position,
-      v_change.previous_lots, e);
+      v_change.previous_lots, e, p_now);
     if v_change.applied and e ->> 'close_reason' = 'stop_out' then
       perform private.note_stop_out(p_account, v_position, v_change.previous_lots, p_now);
     end if;
@@ -13172,6 +13241,14 @@ begin
   return v_error;
 end $$;
 
+-- When the database had planned the execution, as its message said. It is only a figure: a report whose other fields
+-- can be read is never refused for it.
+create function private.planned_at_of(r jsonb) returns timestamptz
+language plpgsql stable set search_path = '' as $$
+begin
+  return case when pg_input_is_valid(r ->> 'planned_at', 'timestamptz') then (r ->> 'planned_at')::timestamptz end;
+end $$;
+
 -- Whether a VPS may report on an execution: it works the account, or was handed the execution when it did.
 create function private.was_given(q public.trade_execution_queue, p_vps uuid) returns boolean
 language plpgsql stable security definer set search_path = '' as $$
@@ -13233,7 +13310,7 @@ begin
         null, p_now);
     if c.applied and (c.type <> 'modified' or q.action = 'modify') then
       changes := changes || jsonb_build_object('position', p, 'type', c.type, 'previous_lots', c.previous_lots, 'price',
-        r -> 'price');
+        r -> 'price', 'seen_at', r -> 'done_at');
     end if;
   end loop;
 
@@ -13268,6 +13345,7 @@ begin
     (point_size, point_money, spread) = (select coalesce(w.size, x.point_size), coalesce(w.money, x.point_money),
         coalesce(w.spread, x.spread)
       from private.point_worth(v_account.id, v_account.currency, x.symbol, (r ->> 'filled_lots')::numeric) w),
+    planned_at = coalesce(private.planned_at_of(r), x.planned_at),
     received_at = coalesce((r ->> 'received_at')::timestamptz, x.received_at),
       sent_at = coalesce((r ->> 'sent_at')::timestamptz, x.sent_at),
     done_at = coalesce((r ->> 'done_at')::timestamptz, x.done_at),
@@ -13339,9 +13417,10 @@ begin
       session bigint, seq bigint, outcome text,
       retryable jsonb, adopted jsonb, reason jsonb, message jsonb, filled_lots numeric, price numeric, positions jsonb,
         quote jsonb,
-      received_at timestamptz, sent_at timestamptz, done_at timestamptz)) with ordinality as t (account_id,
-        execution_id, attempt, session, seq, outcome,
-      retryable, adopted, reason, message, filled_lots, price, positions, quote, received_at, sent_at, done_at, n)
+      planned_at timestamptz, received_at timestamptz, sent_at timestamptz, done_at timestamptz)) with ordinality as t (
+        account_id, execution_id, attempt, session, seq, outcome,
+      retryable, adopted, reason, message, filled_lots, price, positions, quote, planned_at, received_at, sent_at,
+        done_at, n)
   ), looks as materialized (
     select t.*, q.link_id, q.master_lots, q.symbol, q.action in ('open', 'increase') as opens,
       q.action = 'close' as closes,
@@ -13431,6 +13510,7 @@ begin
       adopted = x.adopted or coalesce(u.adopted::boolean, false), filled_lots = coalesce(u.filled_lots, x.filled_lots),
       fill_price = coalesce(u.price, x.fill_price), point_size = coalesce(u.point_size, x.point_size),
       point_money = coalesce(u.point_money, x.point_money), spread = coalesce(u.spread, x.spread),
+      planned_at = coalesce(u.planned_at, x.planned_at),
       received_at = coalesce(u.received_at, x.received_at),
       sent_at = coalesce(u.sent_at, x.sent_at), done_at = coalesce(u.done_at, x.done_at), finalized_at = p_now,
         updated_at = p_now
@@ -13565,7 +13645,8 @@ begin
   perform private.fit_second_attempts(p_accounts, p_now);
   with due as (
     update public.trade_execution_queue q set status = 'queued', attempt = q.attempt + 1, next_attempt_at = null,
-      offered_at = null, updated_at = p_now
+      offered_at = null, planned_at = clock_timestamp(), received_at = null, sent_at = null, done_at = null,
+      updated_at = p_now
     where q.status = 'retrying' and q.next_attempt_at <= p_now and q.account_id = any (p_accounts)
     returning q.id
   )
@@ -15282,7 +15363,7 @@ begin
           null, p_now);
       if c.applied and (c.type <> 'modified' or q.action = 'modify') then
         v_changes := v_changes || jsonb_build_object('position', p, 'type', c.type, 'previous_lots', c.previous_lots,
-          'price', r -> 'price');
+          'price', r -> 'price', 'seen_at', r -> 'done_at');
       end if;
     end loop;
     update public.trade_execution_queue x set
@@ -16898,6 +16979,7 @@ begin
     perform private.plan(array[0], array[v_nobody], array[''], null, v_now);
     perform private.decide(array[v_nobody], array[''], null, v_now);
     perform private.explain_rest(v_nobody, array[0], array['opened'], array['']);
+    perform private.seen_at(0, v_nobody, '', v_now, null, v_now);
     perform private.book_fill(null, '{"positions": []}', v_now);
     perform private.take_reports_fast(v_nobody, '[]', v_now);
     perform private.links_to_plan(array[0], v_now);
@@ -21070,6 +21152,77 @@ grant execute on function
   public.retire_vps(jsonb)
 to authenticated, service_role;
 
+-- views/latency.sql
+-- Latency: how long each order took, stage by stage (docs/latency.md). Everything that shows a latency reads it here.
+
+-- The stages of an order follow each other without a gap, so that request to lane add up to ours_ms, and all of them to
+-- whole_ms. Where two clocks disagree, a stage is null, never negative and never 0.
+create view public.execution_latencies with (security_invoker = true) as
+select
+  execution.id,
+  execution.user_id,
+  execution.account_id,
+  execution.event_id,
+  execution.queued_at,
+  coalesce(execution.sent_at >= execution.detected_at and execution.status = 'completed' and not execution.adopted,
+    false) as measured,
+  stage.detect_ms,
+  stage.request_ms,
+  stage.lock_ms,
+  stage.plan_ms,
+  stage.deliver_ms,
+  stage.lane_ms,
+  stage.broker_ms,
+  stage.ours_ms,
+  stage.whole_ms
+from public.trade_execution_queue execution
+left join public.trade_events event on event.id = execution.event_id
+  and event.received_at > execution.queued_at - interval '7 days'
+  and event.received_at < execution.queued_at + interval '1 day'
+left join lateral (
+  select
+    event.detect_ms,
+    event.request_ms,
+    event.lock_ms,
+    case when execution.planned_at >= event.locked_at
+      then extract(epoch from execution.planned_at - event.locked_at) * 1000 end as plan_ms,
+    case when execution.received_at >= execution.planned_at
+      then extract(epoch from execution.received_at - execution.planned_at) * 1000 end as deliver_ms,
+    case when execution.sent_at >= execution.received_at
+      then extract(epoch from execution.sent_at - execution.received_at) * 1000 end as lane_ms,
+    -- of an order that was found later, only the time of finding it is known
+    case when execution.done_at >= execution.sent_at and not execution.adopted
+      then extract(epoch from execution.done_at - execution.sent_at) * 1000 end as broker_ms,
+    case when execution.sent_at >= execution.detected_at
+      then extract(epoch from execution.sent_at - execution.detected_at) * 1000 end as ours_ms,
+    case when execution.done_at >= event.dealt_at and execution.sent_at is not null and execution.status = 'completed'
+      and not execution.adopted then extract(epoch from execution.done_at - event.dealt_at) * 1000 end as whole_ms
+) stage on execution.detected_at is not null;
+comment on view public.execution_latencies is
+  'The latency of every order. All of it is null for an order that no event of a master caused: a flattening, a close '
+  'by hand, a resync, a correction. An order that was tried again has the times of its last attempt, and plan_ms '
+  'contains the attempts before.';
+comment on column public.execution_latencies.id is 'the execution';
+comment on column public.execution_latencies.measured is
+  'true: percentiles count it. It is a copy of a master''s event that was sent and completed, and was not found later';
+comment on column public.execution_latencies.detect_ms is
+  'ms from the master''s fill at its broker until its agent saw it; null = the fill''s time was not reported';
+comment on column public.execution_latencies.request_ms is 'ms from then until the database received the event';
+comment on column public.execution_latencies.lock_ms is
+  'ms from then until the accounts concerned were locked for planning';
+comment on column public.execution_latencies.plan_ms is
+  'ms from then to the last statement of the transaction that planned the order';
+comment on column public.execution_latencies.deliver_ms is
+  'ms from then until the follower''s agent had the order; the commit is in it';
+comment on column public.execution_latencies.lane_ms is 'ms that the order waited at the agent before it was sent';
+comment on column public.execution_latencies.broker_ms is
+  'ms until the broker had answered; null also if the order was found later';
+comment on column public.execution_latencies.ours_ms is
+  'ms from the moment at which the master''s agent saw the change until the order was sent: request to lane';
+comment on column public.execution_latencies.whole_ms is
+  'ms from the master''s fill to the follower''s fill: all stages; null = one of the two is not known';
+grant select on public.execution_latencies to authenticated, service_role;
+
 -- views/views.sql
 -- Views for people: Studio, the dashboard, checks.
 
@@ -21114,7 +21267,8 @@ select o.event_id, o.copier_id, o.user_id, o.link_id, o.decided_at,
     order by w) as warnings,
   d.orders, d.attempts, d.filled_lots, d.closed_lots, d.fill_price,
   round(d.slippage_points, 2) as slippage_points, round(d.slippage_money, 4) as slippage_money, fa.currency,
-  e.detect_ms, d.decide_ms, d.transport_ms, d.lane_ms, d.broker_ms, d.total_ms
+  latency.detect_ms, latency.request_ms, latency.lock_ms, latency.plan_ms, latency.deliver_ms, latency.lane_ms,
+  latency.broker_ms, latency.ours_ms, latency.whole_ms
 from public.copy_outcomes o
 left join public.copiers c on c.id = o.copier_id
 left join public.trading_accounts fa on fa.id = c.follower_account_id
@@ -21157,13 +21311,7 @@ left join lateral (
     case when bool_and(s.points * q.point_money is not null) filter (where f.lots > 0)
       then sum(f.lots * s.points * q.point_money) end
       as slippage_money,
-    max(case when q.queued_at >= q.detected_at
-      then extract(epoch from q.queued_at - q.detected_at) * 1000 end) as decide_ms,
-    max(case when q.received_at >= coalesce(q.offered_at, q.queued_at)
-      then extract(epoch from q.received_at - coalesce(q.offered_at, q.queued_at)) * 1000 end) as transport_ms,
-    max(case when q.sent_at >= q.received_at then extract(epoch from q.sent_at - q.received_at) * 1000 end) as lane_ms,
-    max(case when q.done_at >= q.sent_at then extract(epoch from q.done_at - q.sent_at) * 1000 end) as broker_ms,
-    max(case when q.sent_at >= q.detected_at then extract(epoch from q.sent_at - q.detected_at) * 1000 end) as total_ms
+    array_agg(q.id) as execution_ids
   from (
     -- the step; the open of a flip, which names the step that closed; what was queued again after a refusal
     select y.*, max(y.step_id) filter (where y.status = 'completed') over (partition by y.action) as done_step
@@ -21202,7 +21350,12 @@ left join lateral (
       - case when l.side <> l.master_side then q.spread else 0 end) / q.point_size as points
   ) s
   where q.parts is null or part.direction is not null
-) d on x.id is not null;
+) d on x.id is not null
+-- the slowest order of the copy, with its own stages
+left join lateral (
+  select t.* from public.execution_latencies t where t.id = any (d.execution_ids)
+  order by t.ours_ms desc nulls last, t.id limit 1
+) latency on d.execution_ids is not null;
 comment on view public.copied_trades is
   'The result of every trade event for every copier: what was traded, at what price, how late and how far from the '
   'master''s price; or the one reason why not.';
@@ -21237,15 +21390,18 @@ comment on column public.copied_trades.slippage_money is
   'commission and swap';
 comment on column public.copied_trades.currency is 'currency of the follower''s account';
 comment on column public.copied_trades.detect_ms is
-  'ms from the deal at the master''s broker to its detection by the agent; null = not reported';
-comment on column public.copied_trades.decide_ms is
-  'ms from the detection to the decision; for this and the following columns the slowest order counts; null = not '
-  'known';
-comment on column public.copied_trades.transport_ms is
-  'ms from the decision (or the new attempt) to the follower''s agent';
+  'ms from the master''s fill at its broker until its agent saw it. This and the following columns are those of the '
+  'slowest order of the copy (execution_latencies); null = not known, or no event of the master caused it';
+comment on column public.copied_trades.request_ms is 'ms from then until the database received the event';
+comment on column public.copied_trades.lock_ms is 'ms from then until the accounts concerned were locked for planning';
+comment on column public.copied_trades.plan_ms is 'ms from then to the last statement of the planning transaction';
+comment on column public.copied_trades.deliver_ms is
+  'ms from then until the follower''s agent had the order; the commit is in it';
 comment on column public.copied_trades.lane_ms is 'ms that the order waited at the agent before it was sent';
-comment on column public.copied_trades.broker_ms is 'ms that the broker took to answer';
-comment on column public.copied_trades.total_ms is 'ms from the detection until the order was sent';
+comment on column public.copied_trades.broker_ms is 'ms until the broker had answered';
+comment on column public.copied_trades.ours_ms is
+  'ms from the moment at which the master''s agent saw the change until the order was sent: request to lane';
+comment on column public.copied_trades.whole_ms is 'ms from the master''s fill to the follower''s fill: all stages';
 grant select on public.copied_trades to authenticated, service_role;
 
 -- views/account_status.sql
@@ -21275,6 +21431,16 @@ grant execute on function private.account_status_now(public.trading_accounts, ti
 -- views/copy_figures.sql
 -- Figures of copying: one count of trades, orders and times for the terminal, the dashboard and the JSON of a run, so
 -- that they cannot contradict each other. Each figure comes with its population.
+
+-- Percentiles by nearest rank, in ms; null is no time, so it does not count.
+create function private.spread_of(p_ms numeric[]) returns jsonb
+language plpgsql immutable set search_path = '' as $$
+begin
+  return (select jsonb_build_object('p50', round(percentile_disc(0.5) within group (order by u.ms), 3),
+    'p95', round(percentile_disc(0.95) within group (order by u.ms), 3),
+    'p99', round(percentile_disc(0.99) within group (order by u.ms), 3), 'max', round(max(u.ms), 3),
+    'n', count(u.ms)) from unnest(p_ms) as u (ms));
+end $$;
 
 -- p_user null: everybody's. p_since null: from the beginning. p_most, p_latest, p_listed: how many of the newest trades
 -- and orders are counted, of how many completed orders the times are taken, how many refused trades are listed; null:
@@ -21323,10 +21489,8 @@ begin
     ), newest as materialized (
       select q.* from latest q where q.queued_at >= $2
     ), timed as materialized (
-      select extract(epoch from q.sent_at - q.detected_at) * 1000 as ms
-      from newest q
-      where q.status = 'completed' and not q.adopted and q.event_id is not null and q.sent_at >= q.detected_at
-      order by q.id desc limit $4
+      select t.* from newest q join public.execution_latencies t on t.id = q.id
+      where t.measured order by q.id desc limit $4
     ), counts as (
       select count(*) filter (where q.status = 'completed') as completed,
         count(*) filter (where q.status = 'rejected') as rejected,
@@ -21342,16 +21506,22 @@ begin
         from (select q.reason, count(*) as orders from newest q where q.status = 'rejected' group by 1) r),
         'expired', c.expired, 'cancelled', c.cancelled, 'open', c.open),
       'success_rate', round(c.completed::numeric / nullif(c.completed + c.rejected + c.expired + c.dropped, 0), 6),
-      'latency_ms', (select jsonb_build_object('p50', round(percentile_disc(0.5) within group (order by t.ms), 3),
-        'p95', round(percentile_disc(0.95) within group (order by t.ms), 3),
-        'p99', round(percentile_disc(0.99) within group (order by t.ms), 3), 'max', round(max(t.ms), 3),
-        'n', count(*)) from timed t))
+      'ours_ms', private.spread_of(array(select t.ours_ms from timed t)),
+      'whole_ms', private.spread_of(array(select t.whole_ms from timed t)),
+      'stages_ms', (select jsonb_build_object(
+        'detect', round(percentile_disc(0.5) within group (order by t.detect_ms), 3),
+        'request', round(percentile_disc(0.5) within group (order by t.request_ms), 3),
+        'lock', round(percentile_disc(0.5) within group (order by t.lock_ms), 3),
+        'plan', round(percentile_disc(0.5) within group (order by t.plan_ms), 3),
+        'deliver', round(percentile_disc(0.5) within group (order by t.deliver_ms), 3),
+        'lane', round(percentile_disc(0.5) within group (order by t.lane_ms), 3),
+        'broker', round(percentile_disc(0.5) within group (order by t.broker_ms), 3)) from timed t))
     from counts c
   $query$, case when p_user is null then 'order by q.id desc'
     else 'where q.user_id = $1 order by q.queued_at desc, q.id desc' end)
   into v_orders using p_user, v_since, p_most, p_latest;
   return jsonb_build_object('since', private.rfc3339(p_since), 'most', p_most, 'latest', p_latest)
-    || v_trades || v_orders;
+    || v_trades || v_orders || jsonb_build_object('latency_ms', v_orders -> 'ours_ms');
 end $$;
 
 -- {"time_zone", "all"} -> the figures of today
@@ -21397,15 +21567,22 @@ Answer:
 - orders (object): completed, rejected (a number per reason), expired, cancelled and open
 - success_rate (number or null): completed orders by all that ended, without those that nothing was left to do for
 - latest (integer): the newest completed orders up to which times are taken
-- latency_ms (object): p50, p95, p99 and max in ms from the detection to the sending of an order; n: of how many orders
+- ours_ms (object): p50, p95, p99 and max in ms from the moment at which the master''s agent saw the change until the
+  order was sent; n: of how many orders
+- whole_ms (object): the same from the master''s fill to the follower''s fill
+- latency_ms (object): the same as ours_ms
+- stages_ms (object): the median of detect, request, lock, plan, deliver, lane and broker; null: not known
 - time_zone (text): the zone
 - server_time (time): when it was read
 Errors: TC001 TC105 TC107 TC108 TC301 TC303
 Example: {"time_zone": "Europe/Berlin"} -> {"since": "2026-11-30T23:00:00.000000Z", "most": 5000, "latest": 500,
 "trades": {"all": 3, "copied": 1, "partly": 0, "in_flight": 0, "nothing_to_do": 1, "not_copied": 1},
 "not_copied": {"below_min": 1}, "skipped": {"below_min": 1}, "refused": [], "orders": {"completed": 1, "rejected": {},
-"expired": 0, "cancelled": 0, "open": 0}, "success_rate": 1.0, "latency_ms": {"p50": 6.4, "p95": 6.4, "p99": 6.4,
-"max": 6.4, "n": 1}, "time_zone": "Europe/Berlin", "server_time": "2026-12-01T09:30:00.000000Z"}';
+"expired": 0, "cancelled": 0, "open": 0}, "success_rate": 1.0, "ours_ms": {"p50": 6.4, "p95": 6.4, "p99": 6.4,
+"max": 6.4, "n": 1}, "whole_ms": {"p50": 31.2, "p95": 31.2, "p99": 31.2, "max": 31.2, "n": 1}, "latency_ms":
+{"p50": 6.4, "p95": 6.4, "p99": 6.4, "max": 6.4, "n": 1}, "stages_ms": {"detect": 0.8, "request": 1.1, "lock": 0.1,
+"plan": 3.0, "deliver": 1.5, "lane": 0.7, "broker": 24.0},
+"time_zone": "Europe/Berlin", "server_time": "2026-12-01T09:30:00.000000Z"}';
 grant execute on function private.copy_figures(jsonb), public.copy_figures(jsonb) to authenticated;
 
 -- views/verdict.sql

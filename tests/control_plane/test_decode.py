@@ -7,9 +7,15 @@ from typing import Any
 import pytest
 
 from agent.control_plane import decode
-from agent.control_plane.decode import execution_ids, executions, heartbeat_from_json
+from agent.control_plane.decode import (
+    execution_ids,
+    executions,
+    executions_of_answer,
+    executions_of_broadcast,
+    heartbeat_from_json,
+)
 from agent.control_plane.json_fields import WireError, instant
-from agent.model import Unreadable
+from agent.model import Execution, Unreadable
 
 OUT_OF_RANGE = ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"]
 NOON = "2026-11-22T12:00:00Z"
@@ -122,3 +128,33 @@ def test_a_number_beyond_64_bits_is_unreadable(number: object) -> None:
     assert execution_ids([number, "3"]) == (3,)
     with pytest.raises(WireError):
         heartbeat_from_json(heartbeat(heartbeat_ms=number))
+
+
+# --- when an order was planned: only shown, never needed ----------------------------------------------------------
+
+
+def planned(offered: tuple[object, ...]) -> list[str | None]:
+    found = [one.planned_at for one in offered if isinstance(one, Execution)]
+    assert len(found) == len(offered)
+    return [None if at is None else at.isoformat().replace("+00:00", "Z") for at in found]
+
+
+def test_a_broadcast_says_when_its_orders_were_planned() -> None:
+    assert planned(executions_of_broadcast({"executions": [offer(1)], "planned_at": NOON})) == [NOON]
+
+
+def test_an_answer_ends_the_planning_of_its_own_orders_and_not_of_those_it_repeats() -> None:
+    times = {"received_at": "2026-11-22T11:59:59Z", "sent_at": "2026-11-22T12:00:01Z"}
+    repeated = offer(1, queued_at="2026-11-22T11:59:00Z")
+    assert planned(executions_of_answer({"executions": [repeated, offer(2)], **times})) == [None, times["sent_at"]]
+
+
+def test_a_heartbeat_repeats_what_was_planned_before() -> None:
+    assert planned(heartbeat_from_json(heartbeat(executions=[offer(1)])).executions) == [None]
+
+
+@pytest.mark.parametrize("moment", [None, "soon", 5, *OUT_OF_RANGE])
+def test_a_planned_at_that_cannot_be_read_costs_no_order(moment: object) -> None:
+    assert planned(executions_of_broadcast({"executions": [offer(1)], "planned_at": moment})) == [None]
+    answer = {"executions": [offer(1)], "received_at": moment, "sent_at": moment}
+    assert planned(executions_of_answer(answer)) == [None]

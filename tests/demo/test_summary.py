@@ -1,6 +1,7 @@
 """The demo's results as a sentence and a table for people."""
 
 from agent.demo.summary import summary
+from agent.testbed.figures import STAGES
 
 FIGURES: dict[str, object] = {
     "seconds": 6.0,
@@ -10,8 +11,17 @@ FIGURES: dict[str, object] = {
     "not_copied": {},
     "skipped": {},
     "success_rate": 1.0,
-    "latency_ms": {"p50": 6.412, "p95": 9.0, "p99": 11.25, "max": 1240.0, "n": 100},
-    "stages_ms": {"decide": 3.2, "transport": 1.1, "broker": 25.4},
+    "whole_ms": {"p50": 32.9, "p95": 36.0, "p99": 40.5, "max": 1260.0, "n": 98},
+    "ours_ms": {"p50": 6.412, "p95": 9.0, "p99": 11.25, "max": 1240.0, "n": 100},
+    "stages_ms": {
+        "detect": 0.8,
+        "request": 1.0,
+        "lock": 0.1,
+        "plan": 3.2,
+        "deliver": 1.1,
+        "lane": 0.7,
+        "broker": 25.4,
+    },
     "divergence": {"missing": 0, "orphan": 0, "volume_mismatch": 0},
     "duplicates": 0,
     "unexplained": 0,
@@ -34,11 +44,16 @@ def test_a_clean_run_ends_in_a_sentence_and_a_table() -> None:
         "duplicate orders   0",
         "unexplained trades 0",
         "",
-        "time in ms       p50  p95  p99    max  orders",
-        "detected → sent  6.4  9.0   11  1,240     100",
-        "  decide         3.2",
-        "  transport      1.1",
-        "  broker          25",
+        "time in ms          p50  p95  p99    max  orders",
+        "whole, fill → fill   33   36   40  1,260      98",
+        "ours, seen → sent   6.4  9.0   11  1,240     100",
+        "  detect            0.8",
+        "  request           1.0",
+        "  lock              0.1",
+        "  plan              3.2",
+        "  deliver           1.1",
+        "  lane              0.7",
+        "  broker             25",
     ]
 
 
@@ -72,8 +87,9 @@ def test_a_run_without_any_order_has_no_times() -> None:
     figures = FIGURES | {
         "executions": {"completed": 0, "rejected": {}, "expired": 0, "cancelled": 0, "open": 0},
         "success_rate": None,
-        "latency_ms": nothing,
-        "stages_ms": {"decide": None, "transport": None, "broker": None},
+        "whole_ms": nothing,
+        "ours_ms": nothing,
+        "stages_ms": dict.fromkeys(STAGES),
         "failover": {"seconds": None, "accounts": 2},
     }
     text = summary(figures)

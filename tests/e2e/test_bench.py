@@ -4,19 +4,25 @@ import json
 import os
 import subprocess
 import sys
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import pytest
 
 from agent.bench.burst import count_orders
+from agent.bench.copying import Trades, order_of, summarise, summarise_last
 from agent.bench.peers import ENVIRONMENT, peer_python
+from agent.bench.true_clock import arrivals_of, fills
 from agent.failure import Failure
-from agent.paper.records import RequestRecord
+from agent.paper.records import Deal, DealEntry, RequestRecord
 from agent.stack.schema import project_root
+from agent.testbed.figures import STAGES
 
 COMMAND = [sys.executable, "-c", "from agent.cli import main; main()"]
+DUE = datetime(2026, 1, 1, 12, tzinfo=UTC)
 SPREAD = {"p50", "p95", "p99", "max", "n", "histogram"}
 
 e2e = pytest.mark.e2e
@@ -48,7 +54,46 @@ def part(figures: dict[str, object], *names: str) -> dict[str, object]:
 def test_copy_runs_with_few_samples(tmp_path: Path) -> None:
     found = bench("copy", "--samples", "10", "--rate", "10", str(tmp_path / "copy.json"))
     assert found["orders"] == 10
-    assert {"latency_ms", "from_schedule_ms", "stages_ms", "machine"} <= set(found)
+    assert {"latency_ms", "from_schedule_ms", "machine"} <= set(found)
+    assert list(part(found, "stages_ms")) == ["detect", "request", "lock", "plan", "deliver", "lane", "broker"]
+    for name in ("ours_ms", "whole_ms", "ours_true_clock_ms"):
+        assert part(found, name)["n"] == 10
+    assert set(part(found, "clock_offsets_ms")) == {"vps-1", "vps-2"}
+
+
+def row(**changes: object) -> dict[str, object]:
+    """A row of `copying.ORDERS`."""
+    times = {f"{stage}_ms": Decimal(1) for stage in STAGES} | {"ours_ms": Decimal(5), "whole_ms": Decimal(7)}
+    return {"id": 7, "sent_at": DUE + timedelta(milliseconds=9), **times, **changes}
+
+
+def test_an_order_that_was_never_sent_counts_and_has_no_times() -> None:
+    """A close of what was gone already is completed without being sent."""
+    nothing = dict.fromkeys([*(f"{stage}_ms" for stage in STAGES), "ours_ms", "whole_ms", "sent_at"])
+    orders = [order_of(row(), 0, DUE), order_of(row(**nothing), 1, DUE)]
+    found = summarise(orders)
+    assert (found["orders"], found["unsent"]) == (2, 1)
+    assert part(found, "ours_ms") | {"histogram": None} == {
+        "p50": 5, "p95": 5, "p99": 5, "max": 5, "n": 1, "histogram": None,
+    }  # fmt: skip
+    assert [part(found, name)["n"] for name in ("whole_ms", "from_schedule_ms")] == [1, 1]
+    assert {part(found, "stages_ms", stage)["n"] for stage in STAGES} == {1}
+    assert part(summarise_last(orders), "last_sent_ms")["n"] == 1
+
+
+def test_the_true_clock_is_that_of_the_brokers() -> None:
+    """Fill at 0, seen 2 ms later, the order at its broker at 9 ms: 7 ms, whatever the agents believe."""
+    trades = Trades(cast("Any", None), cast("Any", None), 1)
+    trades.events = {("5", "open"): 0, ("5", "close"): 1}
+    deals = [deal("in", 0), deal("out", 1000), deal("balance", 5)]
+    assert fills(deals, trades) == {0: DUE, 1: DUE + timedelta(seconds=1)}
+    first, again = order(1, 11), replace(order(2, 11), at=DUE)
+    assert arrivals_of([first, again]) == {11: first.at}
+
+
+def deal(entry: DealEntry, ms: int) -> Deal:
+    ticket = None if entry == "balance" else "5"
+    return Deal(number=1, at=DUE + timedelta(milliseconds=ms), entry=entry, reason="client", ticket=ticket)
 
 
 @e2e

@@ -44,7 +44,8 @@ def test_the_demo_ends_by_itself_and_writes_its_figures(tmp_path: Path) -> None:
     assert "login" in result.stdout
     found = figures(file)
     assert set(found) == {
-        "seconds", "events", "trades", "executions", "not_copied", "skipped", "success_rate", "latency_ms", "stages_ms",
+        "seconds", "events", "trades", "executions", "not_copied", "skipped", "success_rate", "latency_ms", "ours_ms",
+        "whole_ms", "stages_ms",
         "divergence", "duplicates", "unexplained", "platforms", "vps",
     }  # fmt: skip
     assert set(cast("dict[str, object]", found["executions"])) == {
@@ -55,7 +56,11 @@ def test_the_demo_ends_by_itself_and_writes_its_figures(tmp_path: Path) -> None:
         "open",
     }
     assert set(cast("dict[str, object]", found["latency_ms"])) == {"p50", "p95", "p99", "max", "n"}
-    assert set(cast("dict[str, object]", found["stages_ms"])) == {"decide", "transport", "broker"}
+    for sum_of_stages in ("ours_ms", "whole_ms"):
+        assert set(cast("dict[str, object]", found[sum_of_stages])) == {"p50", "p95", "p99", "max", "n"}
+    stages = cast("dict[str, object]", found["stages_ms"])
+    assert list(stages) == ["detect", "request", "lock", "plan", "deliver", "lane", "broker"]
+    assert None not in stages.values()
     assert found["vps"] == 3
     assert_nothing_wrong(found)
 

@@ -36,6 +36,7 @@ public.balance_operations       -         own  own        none  none        none
 public.broker_servers           -         -    -          -     -           -             -        all
 public.connection_health_logs   -         own  own        none  none        none          all      all
 public.copied_trades            -         own  own        none  none        none          all      all
+public.execution_latencies      -         own  own        none  none        none          all      all
 public.copiers                  -         own  own        none  none        none          all      all
 public.copy_outcomes            -         own  own        none  none        none          all      all
 public.crypto_currencies        -         all  all        all   all         all           all      all

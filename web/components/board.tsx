@@ -148,7 +148,7 @@ function Panels({ user, board, onSeen, onAllSeen }: Readonly<PanelProps>) {
       <Alerts user={user} board={board} names={names} onSeen={onSeen} onAllSeen={onAllSeen} />
       <div className="columns">
         <Agents board={board} />
-        <Latency figures={board.figures} executions={board.executions} />
+        <Latency figures={board.figures} />
       </div>
       <Today figures={board.figures} />
       <Accounts board={board} />

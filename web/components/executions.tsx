@@ -1,7 +1,7 @@
 "use client";
 
 import { useState } from "react";
-import { STAGES, timesOf } from "../lib/figures";
+import { STAGES, type Times, timesOf } from "../lib/figures";
 import { atMost, lots, milliseconds } from "../lib/format";
 import { EXECUTIONS, type Execution } from "../lib/queries";
 import { explain } from "../lib/reasons";
@@ -29,14 +29,16 @@ export function Executions({ executions, names }: Readonly<{ executions: readonl
                   Follower
                 </th>
                 <th scope="col">Status</th>
-                <th scope="col" className="number">
-                  Total, ms
+                <th scope="col" className="number" title="From the master's fill to the follower's fill">
+                  Whole, ms
                 </th>
-                {STAGES.map((stage) => (
-                  <th key={stage.key} scope="col" className="number wide" title={stage.hint}>
-                    {stage.label}
-                  </th>
-                ))}
+                <th
+                  scope="col"
+                  className="number wide"
+                  title="From the moment the master's agent saw the change until the order was sent"
+                >
+                  Ours, ms
+                </th>
                 <th scope="col" className="number wide">
                   Age
                 </th>
@@ -107,15 +109,21 @@ function ExecutionRow({ execution, follower }: Readonly<{ execution: Execution; 
         ) : null}
         {execution.adopted ? <span className="sub">found at the broker and adopted</span> : null}
       </td>
-      <td className="number total">{milliseconds(times.total)}</td>
-      {STAGES.map((stage) => (
-        <td key={stage.key} className="number wide">
-          {milliseconds(times[stage.key])}
-        </td>
-      ))}
+      <td className="number total" title={stagesOf(times)}>
+        {milliseconds(times?.whole ?? null)}
+      </td>
+      <td className="number wide" title={stagesOf(times)}>
+        {milliseconds(times?.ours ?? null)}
+      </td>
       <td className="number wide">
         <Age at={execution.queued_at} />
       </td>
     </tr>
   );
+}
+
+/** The stages of one order in words; why there are none. */
+function stagesOf(times: Times | null): string {
+  if (!times) return "No event of a master caused this order, or nothing is known yet: it has no latency";
+  return STAGES.map((stage) => `${stage.key} ${milliseconds(times[stage.key])}`).join(" · ");
 }

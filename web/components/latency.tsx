@@ -1,51 +1,66 @@
-import { type CopyFigures, PERCENTILES } from "../lib/copy-figures";
-import { measured, STAGES, spread } from "../lib/figures";
+import { type CopyFigures, PERCENTILES, type Spread } from "../lib/copy-figures";
+import { STAGES } from "../lib/figures";
 import { milliseconds } from "../lib/format";
-import type { Execution } from "../lib/queries";
 import { Empty, Panel } from "./panel";
 
-type Props = { figures: CopyFigures; executions: readonly Execution[] };
-
-/** Total latency, and the median of each stage as one bar. */
-export function Latency({ figures, executions }: Readonly<Props>) {
-  const times = measured(executions);
-  const { latency, latest } = figures;
-  if (!latency) {
+/** Both latencies, and the median of each stage, to scale. */
+export function Latency({ figures }: Readonly<{ figures: CopyFigures }>) {
+  const { ours, whole, stages, latest } = figures;
+  if (!ours) {
     return (
       <Panel title="Latency">
         <Empty>No trade was copied yet today.</Empty>
       </Panel>
     );
   }
-  const stages = STAGES.map((stage) => ({ ...stage, p50: spread(times.map((one) => one[stage.key]))?.p50 ?? 0 }));
-  const sum = stages.reduce((so_far, stage) => so_far + stage.p50, 0) || 1;
   return (
-    <Panel title="Latency" aside={population(latency.n, latest, figures.zone)}>
-      <dl className="percentiles">
-        {PERCENTILES.map((name) => (
-          <div key={name}>
-            <dt>{name}</dt>
-            <dd>
-              <span data-figure={name}>{milliseconds(latency[name])}</span>
-              <span className="unit"> ms</span>
-            </dd>
-          </div>
-        ))}
-      </dl>
+    <Panel title="Latency" aside={population(ours.n, latest, figures.zone)}>
+      <Sum
+        name="whole"
+        title={whole ? "From the master's fill to your fill" : "No broker reported when it filled the master's order"}
+        found={whole}
+      />
+      <Sum
+        name="ours"
+        title="From the moment the master's agent saw the change until your order was sent"
+        found={ours}
+      />
       <div className="stages" aria-hidden="true">
-        {stages.map((stage) => (
-          <span key={stage.key} className={stage.key} style={{ flexGrow: Math.max(stage.p50 / sum, 0.01) }} />
+        {STAGES.map(({ key }) => (
+          <span key={key} className={key} style={{ flexGrow: Math.max(stages[key] ?? 0, 0.01) }} />
         ))}
       </div>
       <ul className="legend" aria-label="Median of each stage">
-        {stages.map((stage) => (
-          <li key={stage.key} title={stage.hint}>
-            <i className={`swatch ${stage.key}`} aria-hidden="true" /> {stage.label} <b>{milliseconds(stage.p50)} ms</b>
+        {STAGES.map(({ key, hint }) => (
+          <li key={key} title={stages[key] === null ? `Not known: ${hint}` : hint}>
+            <i className={`swatch ${key}`} aria-hidden="true" /> {key} <b data-stage={key}>{ms(stages[key])}</b>
           </li>
         ))}
       </ul>
-      <p className="fine">From the detection of the master's change to sending the follower's order to the broker.</p>
+      <p className="fine">
+        Medians of each stage, to scale; they do not add up to the median of the whole. Ours is request to lane.
+      </p>
     </Panel>
+  );
+}
+
+function Sum({ name, title, found }: Readonly<{ name: "whole" | "ours"; title: string; found: Spread | null }>) {
+  return (
+    <dl className={`percentiles ${name}`} title={title}>
+      {PERCENTILES.map((share) => (
+        <div key={share}>
+          <dt>
+            {name} {share}
+          </dt>
+          <dd>
+            <span data-figure={name === "ours" ? share : `whole ${share}`}>
+              {milliseconds(found ? found[share] : null)}
+            </span>
+            <span className="unit"> ms</span>
+          </dd>
+        </div>
+      ))}
+    </dl>
   );
 }
 
@@ -53,3 +68,5 @@ function population(n: number, latest: number, zone: string): string {
   if (n === 1) return `the only order of today in ${zone}`;
   return n >= latest ? `the last ${n} orders` : `the ${n} orders of today in ${zone}`;
 }
+
+const ms = (value: number | null) => (value === null ? "–" : `${milliseconds(value)} ms`);

@@ -47,9 +47,9 @@ export function Trades({ trades, names }: Readonly<{ trades: readonly Trade[]; n
                 <th
                   scope="col"
                   className="number wide"
-                  title="From the detection of the master's change to sending the order"
+                  title="From the master's fill to the follower's fill; below: from seen to sent"
                 >
-                  Total, ms
+                  Whole, ms
                 </th>
                 <th scope="col" className="number wide">
                   Age
@@ -127,7 +127,10 @@ function TradeRow({ trade, follower }: Readonly<{ trade: Trade; follower: string
           </span>
         )}
       </td>
-      <td className="number wide">{milliseconds(exact(trade.total_ms))}</td>
+      <td className="number wide">
+        {milliseconds(exact(trade.whole_ms))}
+        {trade.ours_ms === null ? null : <span className="sub">ours {milliseconds(exact(trade.ours_ms))}</span>}
+      </td>
       <td className="number wide">{trade.decided_at ? <Age at={trade.decided_at} /> : "–"}</td>
     </tr>
   );

@@ -1,5 +1,6 @@
 /** What `copy_figures` counts: the same figures as in the terminal and in the JSON of a run. */
 import type { Json } from "../../supabase/database.types";
+import { STAGES, type Stage } from "./figures";
 import { lots } from "./format";
 
 export const TRADE_RESULTS = ["copied", "partly", "in_flight", "nothing_to_do", "not_copied"] as const;
@@ -32,8 +33,13 @@ export type CopyFigures = {
   rejected: Counts;
   /** 0 to 1; null: no order has ended. */
   success: number | null;
-  latency: { p50: number; p95: number; p99: number; max: number; n: number } | null;
+  /** From seen to sent, and from the master's fill to the follower's; null: no order has that time. */
+  ours: Spread | null;
+  whole: Spread | null;
+  /** The median of each stage; null: not known. */
+  stages: Record<Stage, number | null>;
 };
+export type Spread = { p50: number; p95: number; p99: number; max: number; n: number };
 
 type Row = { readonly [key: string]: Json | undefined };
 
@@ -51,7 +57,9 @@ export function copyFigures(answer: Json): CopyFigures {
     orders: counts(orders),
     rejected: counts(rejected),
     success: row["success_rate"] == null ? null : number(row["success_rate"]),
-    latency: latency(object(row["latency_ms"])),
+    ours: spread(object(row["ours_ms"])),
+    whole: spread(object(row["whole_ms"])),
+    stages: stages(object(row["stages_ms"])),
   };
 }
 
@@ -70,10 +78,24 @@ function refused(row: Row): Refused {
   };
 }
 
-function latency(row: Row): CopyFigures["latency"] {
+function spread(row: Row): Spread | null {
   const n = number(row["n"]);
   if (!n) return null;
   return { p50: number(row["p50"]), p95: number(row["p95"]), p99: number(row["p99"]), max: number(row["max"]), n };
+}
+
+function stages(row: Row): Record<Stage, number | null> {
+  const found: Record<Stage, number | null> = {
+    detect: null,
+    request: null,
+    lock: null,
+    plan: null,
+    deliver: null,
+    lane: null,
+    broker: null,
+  };
+  for (const { key } of STAGES) found[key] = row[key] == null ? null : number(row[key]);
+  return found;
 }
 
 /** The total of counts. */

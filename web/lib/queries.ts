@@ -199,24 +199,42 @@ function readTrades({ client }: Project, user: User, operator: boolean) {
   const question = client
     .from("copied_trades")
     .select(
-      "event_id, copier_id, follower_account_id, decided_at, event, master_symbol, master_side, master_lots, status, reason, detail, message, warnings, orders, filled_lots, closed_lots, fill_price, slippage_points, slippage_money, currency, total_ms",
+      "event_id, copier_id, follower_account_id, decided_at, event, master_symbol, master_side, master_lots, status, reason, detail, message, warnings, orders, filled_lots, closed_lots, fill_price, slippage_points, slippage_money, currency, ours_ms, whole_ms",
     )
     .order("decided_at", { ascending: false })
     .limit(TRADES);
   return rows("Trades", operator ? question : question.eq("user_id", user.id));
 }
 
-function readExecutions({ client }: Project, user: User, operator: boolean) {
-  const question = client
+/** The newest executions, each with its latency. */
+async function readExecutions({ client }: Project, user: User, operator: boolean) {
+  const executions = client
     .from("trade_execution_queue")
     .select(
-      "id, account_id, action, symbol, side, lots, filled_lots, status, reason, message, attempt, adopted, detected_at, queued_at, received_at, sent_at, done_at",
+      "id, account_id, action, symbol, side, lots, filled_lots, status, reason, message, attempt, adopted, queued_at",
     )
     .limit(EXECUTIONS);
-  const newest = operator
-    ? question.order("id", { ascending: false })
-    : question.eq("user_id", user.id).order("queued_at", { ascending: false }).order("id", { ascending: false });
-  return rows("Executions", newest);
+  const latencies = client
+    .from("execution_latencies")
+    .select("id, detect_ms, request_ms, lock_ms, plan_ms, deliver_ms, lane_ms, broker_ms, ours_ms, whole_ms")
+    .limit(EXECUTIONS);
+  const last = { ascending: false };
+  const [found, times] = await Promise.all([
+    rows(
+      "Executions",
+      operator
+        ? executions.order("id", last)
+        : executions.eq("user_id", user.id).order("queued_at", last).order("id", last),
+    ),
+    rows(
+      "Latencies",
+      operator
+        ? latencies.order("id", last)
+        : latencies.eq("user_id", user.id).order("queued_at", last).order("id", last),
+    ),
+  ]);
+  const byId = new Map(times.map((one) => [one.id, one]));
+  return found.map((execution) => ({ ...execution, latency: byId.get(execution.id) ?? null }));
 }
 
 /** (event, copier) pairs of the last day with neither copy nor reason, each a bug. A slow query: run it rarely. */

@@ -22,6 +22,7 @@ begin
     perform private.plan(array[0], array[v_nobody], array[''], null, v_now);
     perform private.decide(array[v_nobody], array[''], null, v_now);
     perform private.explain_rest(v_nobody, array[0], array['opened'], array['']);
+    perform private.seen_at(0, v_nobody, '', v_now, null, v_now);
     perform private.book_fill(null, '{"positions": []}', v_now);
     perform private.take_reports_fast(v_nobody, '[]', v_now);
     perform private.links_to_plan(array[0], v_now);

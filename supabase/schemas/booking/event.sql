@@ -76,7 +76,7 @@ begin
   end if;
   if v_error is not null then
     perform private.record_event(p_account, v_id, e, 'agent', null, 'refused', 'TC401', v_error, e -> 'position', null,
-      case when octet_length(e::text) < 10000 then e else to_jsonb(left(e::text, 1000)) end);
+      case when octet_length(e::text) < 10000 then e else to_jsonb(left(e::text, 1000)) end, p_now);
     return v_key || jsonb_build_object('status', 'refused', 'code', 'TC401', 'error', v_error);
   end if;
   v_session := (e ->> 'session')::bigint;
@@ -84,7 +84,7 @@ begin
   if v_session > p_account.session then
     v_error := format('session %s was never issued for this account; its newest is %s', v_session, p_account.session);
     perform private.record_event(p_account, v_id, e, 'agent', null, 'refused', 'TC402', v_error, e -> 'position', null,
-      e);
+      e, p_now);
     return v_key || jsonb_build_object('status', 'refused', 'code', 'TC402', 'error', v_error);
   end if;
   insert into private.event_keys (account_id, session, seq, event_id) values (p_account.id, v_session, v_seq, v_id)
@@ -100,7 +100,8 @@ begin
 
   if v_session < p_account.snapshot_session then  -- a newer session's snapshot was applied: history
     v_status := 'history';
-    perform private.record_event(p_account, v_id, e, 'agent', null, v_status, null, null, e -> 'position', null, e);
+    perform private.record_event(p_account, v_id, e, 'agent', null, v_status, null, null, e -> 'position', null, e,
+      p_now);
   elsif e ->> 'type' = 'snapshot' then
     v_sorted := private.sort_entries(p_account.id, e -> 'positions');
     perform private.note_unread(p_account, v_sorted.unread, v_session, v_seq, v_unseen);
@@ -108,12 +109,12 @@ begin
       v_unseen, v_sorted.nameless, p_now);
     perform private.forget_unread(p_account, v_sorted.unread);
     perform private.record_event(p_account, v_id, e, 'agent', 'snapshot', v_status, null, null, null, null,
-      jsonb_build_object('positions', jsonb_array_length(e -> 'positions')));
+      jsonb_build_object('positions', jsonb_array_length(e -> 'positions')), p_now);
     for v_found in select value from jsonb_array_elements(v_snapshot.changes) loop
       v_id := nextval('public.trade_events_id_seq');
       perform private.record_event(p_account, v_id, e, 'snapshot', v_found ->> 'type', v_status, null, null,
         v_found -> 'position',
-        (v_found ->> 'previous_lots')::numeric, v_found -> 'position');
+        (v_found ->> 'previous_lots')::numeric, v_found -> 'position', p_now);
       update public.positions set last_event_id = v_id
       where account_id = p_account.id and ticket = v_found #>> '{position,ticket}'
         and kind = v_found #>> '{position,kind}';
@@ -145,7 +146,7 @@ begin
     end if;
     v_status := case when v_change.applied then 'accepted' else 'history' end;
     perform private.record_event(p_account, v_id, e, 'agent', v_change.type, v_status, null, null, v_position,
-      v_change.previous_lots, e);
+      v_change.previous_lots, e, p_now);
     if v_change.applied and e ->> 'close_reason' = 'stop_out' then
       perform private.note_stop_out(p_account, v_position, v_change.previous_lots, p_now);
     end if;

@@ -44,6 +44,14 @@ begin
   return v_error;
 end $$;
 
+-- When the database had planned the execution, as its message said. It is only a figure: a report whose other fields
+-- can be read is never refused for it.
+create function private.planned_at_of(r jsonb) returns timestamptz
+language plpgsql stable set search_path = '' as $$
+begin
+  return case when pg_input_is_valid(r ->> 'planned_at', 'timestamptz') then (r ->> 'planned_at')::timestamptz end;
+end $$;
+
 -- Whether a VPS may report on an execution: it works the account, or was handed the execution when it did.
 create function private.was_given(q public.trade_execution_queue, p_vps uuid) returns boolean
 language plpgsql stable security definer set search_path = '' as $$
@@ -105,7 +113,7 @@ begin
         null, p_now);
     if c.applied and (c.type <> 'modified' or q.action = 'modify') then
       changes := changes || jsonb_build_object('position', p, 'type', c.type, 'previous_lots', c.previous_lots, 'price',
-        r -> 'price');
+        r -> 'price', 'seen_at', r -> 'done_at');
     end if;
   end loop;
 
@@ -140,6 +148,7 @@ begin
     (point_size, point_money, spread) = (select coalesce(w.size, x.point_size), coalesce(w.money, x.point_money),
         coalesce(w.spread, x.spread)
       from private.point_worth(v_account.id, v_account.currency, x.symbol, (r ->> 'filled_lots')::numeric) w),
+    planned_at = coalesce(private.planned_at_of(r), x.planned_at),
     received_at = coalesce((r ->> 'received_at')::timestamptz, x.received_at),
       sent_at = coalesce((r ->> 'sent_at')::timestamptz, x.sent_at),
     done_at = coalesce((r ->> 'done_at')::timestamptz, x.done_at),

@@ -20,9 +20,10 @@ begin
       session bigint, seq bigint, outcome text,
       retryable jsonb, adopted jsonb, reason jsonb, message jsonb, filled_lots numeric, price numeric, positions jsonb,
         quote jsonb,
-      received_at timestamptz, sent_at timestamptz, done_at timestamptz)) with ordinality as t (account_id,
-        execution_id, attempt, session, seq, outcome,
-      retryable, adopted, reason, message, filled_lots, price, positions, quote, received_at, sent_at, done_at, n)
+      planned_at timestamptz, received_at timestamptz, sent_at timestamptz, done_at timestamptz)) with ordinality as t (
+        account_id, execution_id, attempt, session, seq, outcome,
+      retryable, adopted, reason, message, filled_lots, price, positions, quote, planned_at, received_at, sent_at,
+        done_at, n)
   ), looks as materialized (
     select t.*, q.link_id, q.master_lots, q.symbol, q.action in ('open', 'increase') as opens,
       q.action = 'close' as closes,
@@ -112,6 +113,7 @@ begin
       adopted = x.adopted or coalesce(u.adopted::boolean, false), filled_lots = coalesce(u.filled_lots, x.filled_lots),
       fill_price = coalesce(u.price, x.fill_price), point_size = coalesce(u.point_size, x.point_size),
       point_money = coalesce(u.point_money, x.point_money), spread = coalesce(u.spread, x.spread),
+      planned_at = coalesce(u.planned_at, x.planned_at),
       received_at = coalesce(u.received_at, x.received_at),
       sent_at = coalesce(u.sent_at, x.sent_at), done_at = coalesce(u.done_at, x.done_at), finalized_at = p_now,
         updated_at = p_now

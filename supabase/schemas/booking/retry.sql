@@ -111,7 +111,8 @@ begin
   perform private.fit_second_attempts(p_accounts, p_now);
   with due as (
     update public.trade_execution_queue q set status = 'queued', attempt = q.attempt + 1, next_attempt_at = null,
-      offered_at = null, updated_at = p_now
+      offered_at = null, planned_at = clock_timestamp(), received_at = null, sent_at = null, done_at = null,
+      updated_at = p_now
     where q.status = 'retrying' and q.next_attempt_at <= p_now and q.account_id = any (p_accounts)
     returning q.id
   )

@@ -71,6 +71,8 @@ select l.*, c.mode as copier_mode, c.removal, fa.mode as account_mode, fa.copy_s
     and (c.mode = 'off' and c.removal is null or fa.copy_state = 'off'))
     or (select t.state from public.trading_switch t where t.one) = 'off' as frozen,
   m.lots as master_lots, m.last_event_id as master_event_id, m.detected_at as master_detected_at,
+  m.changed_at as master_changed_at,
+  coalesce(m.closed_at is not null or m.side <> l.master_side, false) as master_gone,
   m.price as master_price, m.expires_at as master_expires_at,
   s.lots_min, s.lots_step,
   private.wanted_level(c.sl_mode, case when c.reverse then m.tp else m.sl end, m.price, held.open_price,

@@ -378,7 +378,8 @@ begin
       (pair.size).warnings || (pair.levels).warnings as warnings,
       p_now + make_interval(secs => (pair.copier).retry_window_s) as retry_until,
       pair.news_at + make_interval(secs => (pair.copier).max_age_ms / 1000.0) as send_until,
-      case when pair.by_user then p_now else (pair.opened).detected_at end as detected_at
+      -- what a user asked for, or a new copier finds, no event of the master causes
+      case when p_asked is null and not pair.by_user then (pair.opened).detected_at end as detected_at
     from decided pair
     cross join lateral unnest((pair.size).orders) as an_order (lots)
     where pair.reason is null and not pair.netting
@@ -409,7 +410,8 @@ begin
         when pair.reason is not null then array_to_string((pair.size).explain, ' ')
       end as detail
     from decided pair
-    where (pair.reason is not null or pair.netting) and pair.event_id is not null
+    where (pair.reason is not null or pair.netting and p_asked is null and not pair.by_user)
+      and pair.event_id is not null
   ), waiting as (
     select
       (pair.copier).id as copier_id,

@@ -164,6 +164,8 @@ begin
       state.master_lots,
       state.master_event_id,
       state.master_detected_at,
+      state.master_changed_at,
+      state.master_gone,
       state.master_price,
       state.master_expires_at,
       state.lots_min,
@@ -209,7 +211,13 @@ begin
         private.levels_to_ask(choice.follower_account_id, choice.symbol, choice.side,
           case when choice.choice = 'amend' then choice.wanted_price end, choice.wanted_sl, choice.wanted_tp,
           choice.modify_failures, p_now)
-      end as levels
+      end as levels,
+      -- a close of what the master still holds, planned when no event of it came, has another cause: a flattening, a
+      -- removal, a limit
+      case
+        when choice.master_changed_at = p_now or choice.choice not in ('close', 'close_beside')
+          or choice.master_gone then choice.master_event_id
+      end as event_id
     from choices choice
     where choice.choice is not null
   ), over as materialized (
@@ -261,7 +269,7 @@ begin
       step.user_id,
       step.follower_account_id as account_id,
       step.master_account_id,
-      step.master_event_id as event_id,
+      step.event_id,
       an_order.action,
       step.symbol,
       step.side,
@@ -281,7 +289,8 @@ begin
       (step.levels).warnings,
       null::timestamptz as retry_until,
       null::timestamptz as send_until,
-      step.master_detected_at as detected_at
+      private.seen_at(step.event_id, step.copier_id, an_order.action, step.master_detected_at, step.master_changed_at,
+        p_now) as detected_at
     from steps step
     -- an order for each leg that the step concerns; beside an open, one more for whatever that leaves behind
     cross join lateral (

@@ -211,7 +211,9 @@ begin
     when v_opens then v_levels.warnings
   end;
   v_draft.retry_until := p_now + make_interval(secs => v_copier.retry_window_s);
-  v_draft.detected_at := v_master.detected_at;
+  v_draft.detected_at := private.seen_at(
+    case when v_action <> 'close' or v_master.lots = 0 then v_master.last_event_id end,
+    v_link.copier_id, v_action, v_master.detected_at, v_master.changed_at, p_now);
   v_new := (private.queue_executions(array[v_draft], false, p_now))[1];
   perform private.take_from_wanted(p_target.parts, p_parts);
   -- every link of the deal is explained by it; of a flip's two links, the one that it reduces
@@ -254,7 +256,8 @@ begin
     when (n.asked_sl, n.asked_tp) is distinct from (p_sl, p_tp) then 0 else n.modify_failures end,
     asked_sl = p_sl, asked_tp = p_tp, replan_at = null
   where n.account_id = p_account and n.symbol = p_symbol;
-  select l.id, l.copier_id, l.user_id, l.master_account_id, m.last_event_id, m.detected_at
+  select l.id, l.copier_id, l.user_id, l.master_account_id, m.last_event_id,
+    private.seen_at(m.last_event_id, l.copier_id, 'modify', m.detected_at, m.changed_at, p_now)
   into v_draft.link_id, v_draft.copier_id, v_draft.user_id, v_draft.master_account_id, v_draft.event_id,
     v_draft.detected_at
   from public.position_links l

@@ -56,6 +56,11 @@ begin
   v_draft.account_id := p_link.follower_account_id;
   v_draft.master_account_id := p_link.master_account_id;
   v_draft.event_id := p_event;
+  v_draft.detected_at := (
+    select private.seen_at(p_event, p_link.copier_id, 'cancel', m.detected_at, m.changed_at, p_now)
+    from public.positions m
+    where m.account_id = p_link.master_account_id and m.ticket = p_link.master_ticket
+      and m.kind = p_link.master_kind and m.last_event_id = p_event);
   v_draft.action := 'cancel';
   v_draft.symbol := p_link.symbol;
   v_draft.side := p_link.side;
@@ -96,7 +101,8 @@ begin
   v_draft.comment := private.copy_comment(p_copier, p_master.ticket);
   v_draft.warnings := v_levels.warnings;
   v_draft.retry_until := p_now + make_interval(secs => p_copier.retry_window_s);
-  v_draft.detected_at := p_master.detected_at;
+  v_draft.detected_at := private.seen_at(p_master.last_event_id, p_link.copier_id, 'open', p_master.detected_at,
+    p_master.changed_at, p_now);
   update public.position_links l set wanted_lots = null, wanted_until = null, asked_price = null,
     asked_sl = v_levels.sl, asked_tp = v_levels.tp, asked_unknown = false, seen_master_lots = v_draft.master_lots
   where l.id = p_link.id;

@@ -108,6 +108,7 @@ declare
   v_account public.trading_accounts;
   v_change jsonb;
   v_id bigint;
+  v_seen_at timestamptz;
   v_events bigint[] := '{}';
   v_tickets text[] := '{}';
   v_types text[] := '{}';
@@ -119,10 +120,12 @@ begin
   select * into v_account from public.trading_accounts where id = p_account;
   for v_change in select value from jsonb_array_elements(p_changes) loop
     v_id := nextval('public.trade_events_id_seq');
-    perform private.record_event(v_account, v_id, jsonb_build_object('detected_at', p_now, 'unchanged_at', p_now,
-      'deal_price', v_change -> 'price'), 'report', v_change ->> 'type',
-      'accepted', null, null, v_change -> 'position', (v_change ->> 'previous_lots')::numeric, v_change -> 'position');
-    update public.positions set last_event_id = v_id, detected_at = p_now
+    v_seen_at := least((v_change ->> 'seen_at')::timestamptz, p_now);
+    perform private.record_event(v_account, v_id, jsonb_build_object('detected_at', v_seen_at, 'unchanged_at',
+      v_seen_at, 'deal_price', v_change -> 'price'), 'report', v_change ->> 'type',
+      'accepted', null, null, v_change -> 'position', (v_change ->> 'previous_lots')::numeric, v_change -> 'position',
+      p_now);
+    update public.positions set last_event_id = v_id, detected_at = v_seen_at
     where account_id = p_account and ticket = v_change #>> '{position,ticket}'
       and kind = v_change #>> '{position,kind}';
     v_events := v_events || v_id;

@@ -24,10 +24,14 @@ create table public.trade_events (
   detected_at timestamptz,
   unchanged_at timestamptz,
   received_at timestamptz not null default clock_timestamp(),
-  decided_at timestamptz,
+  requested_at timestamptz not null default statement_timestamp(),
+  locked_at timestamptz,
   detect_ms numeric generated always as (case
     when detected_at >= dealt_at then extract(epoch from detected_at - dealt_at) * 1000 end) stored,
-  decide_ms numeric generated always as (greatest(0, extract(epoch from decided_at - detected_at) * 1000)) stored,
+  request_ms numeric generated always as (case
+    when requested_at >= detected_at then extract(epoch from requested_at - detected_at) * 1000 end) stored,
+  lock_ms numeric generated always as (case
+    when locked_at >= requested_at then extract(epoch from locked_at - requested_at) * 1000 end) stored,
   primary key (id, received_at),
   constraint status_is_known check (status in ('accepted', 'history', 'refused')),
   constraint source_is_known check (source in ('agent', 'snapshot', 'report')),
@@ -47,9 +51,17 @@ comment on column public.trade_events.deal_price is
   'price of the deal that made the change, which copies are compared with; null = not reported, or no deal (modified, '
   'ordered, amended)';
 comment on column public.trade_events.dealt_at is 'when the master''s broker made the deal; null = not reported';
+comment on column public.trade_events.detected_at is 'when the account''s agent saw the change';
+comment on column public.trade_events.received_at is 'when the row was written; the day''s partition is chosen by it';
+comment on column public.trade_events.requested_at is 'when the database received the call that reported the event';
+comment on column public.trade_events.locked_at is
+  'when the call held the locks of all accounts concerned, and planning began';
 comment on column public.trade_events.detect_ms is
-  'from the deal at the broker to its detection by the agent; null = not reported, or the broker''s clock is ahead';
-comment on column public.trade_events.decide_ms is 'from detection by the agent to the decision in the database';
+  'stage detect: from the deal at the broker until the agent saw it; null = not reported, or the broker''s clock is '
+  'ahead';
+comment on column public.trade_events.request_ms is
+  'stage request: from then until the database received the call; null = the clocks disagree';
+comment on column public.trade_events.lock_ms is 'stage lock: from then until all locks were held';
 create index trade_events_of_account on public.trade_events (account_id, received_at desc);
 create index trade_events_received on public.trade_events (received_at);
 create index trade_events_of_user on public.trade_events (user_id, received_at desc);
@@ -124,13 +136,13 @@ grant select on public.copy_outcomes to authenticated, service_role;
 create function private.record_event(
   p_account public.trading_accounts, p_id bigint, e jsonb, p_source text, p_type text, p_status text, p_code text,
     p_error text, p_position jsonb,
-  p_previous numeric, p_payload jsonb
+  p_previous numeric, p_payload jsonb, p_now timestamptz
 ) returns void
 language plpgsql security definer set search_path = '' as $$
 begin
   insert into public.trade_events (id, account_id, user_id, session, seq, event_key, source, type, status, code, error,
     ticket, kind, symbol, side,
-    lots, previous_lots, deal_price, payload, dealt_at, detected_at, unchanged_at, decided_at)
+    lots, previous_lots, deal_price, payload, dealt_at, detected_at, unchanged_at, locked_at)
   overriding system value
   values (p_id, p_account.id, p_account.user_id,
     case when pg_input_is_valid(e ->> 'session', 'bigint') then (e ->> 'session')::bigint end,
@@ -146,5 +158,5 @@ begin
     p_payload, case when p_status <> 'refused' then (e ->> 'dealt_at')::timestamptz end,
     case when pg_input_is_valid(e ->> 'detected_at', 'timestamptz') then (e ->> 'detected_at')::timestamptz end,
     case when pg_input_is_valid(e ->> 'unchanged_at', 'timestamptz') then (e ->> 'unchanged_at')::timestamptz end,
-      clock_timestamp());
+    p_now);
 end $$;

@@ -52,6 +52,7 @@ create table public.trade_execution_queue (
   -- times
   detected_at timestamptz,
   queued_at timestamptz not null,
+  planned_at timestamptz,
   received_at timestamptz,
   sent_at timestamptz,
   done_at timestamptz,
@@ -81,6 +82,15 @@ comment on column public.trade_execution_queue.parts is
   'netting deal: [{"link_id","lots"}], lots signed: + more of the link, - less of it; without a link: the account''s '
   'surplus';
 comment on column public.trade_execution_queue.master_lots is 'master volume that the size was computed from';
+comment on column public.trade_execution_queue.detected_at is
+  'when the master''s agent saw the change that this order copies; null = no event of the master caused the order (a '
+  'flattening, a resync, a correction, a close after a pause), so it has no latency';
+comment on column public.trade_execution_queue.planned_at is
+  'the last statement of the transaction that planned this attempt: the time in the message to the agent, or, before '
+  'its report, the time at which the row was written';
+comment on column public.trade_execution_queue.received_at is 'when the agent had received this attempt';
+comment on column public.trade_execution_queue.sent_at is 'when the agent sent it to the broker; null = it did not';
+comment on column public.trade_execution_queue.done_at is 'when the agent had the broker''s answer';
 comment on column public.trade_execution_queue.offered_at is
   'when an agent could have received it; from then on only that agent''s report can close it';
 comment on column public.trade_execution_queue.send_before is

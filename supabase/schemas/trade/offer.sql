@@ -2,7 +2,8 @@
 
 -- An execution as agents read it (docs/protocol.md). Its queued_at is that of the present attempt: a retry after a move
 -- to another VPS was never handed out before, and an agent that took it for an old order would look for it for ever and
--- never send it.
+-- never send it. Its detected_at tells an agent two orders apart to which a restored database gave one number; an order
+-- that no event of a master caused has the time at which it was queued.
 create function private.execution_json(p public.trade_execution_queue) returns jsonb
 language plpgsql stable set search_path = '' as $$
 begin
@@ -14,7 +15,7 @@ begin
     'target_lots', trim_scale(p.target_lots)::text, 'ticket', p.ticket, 'price', p.price::text, 'sl', p.sl::text,
     'tp', p.tp::text, 'max_slippage_points', p.max_slippage_points, 'master_price', p.master_price::text,
     'expires_at', p.expires_at, 'comment', p.comment, 'investigate', p.status = 'unknown',
-    'detected_at', p.detected_at, 'queued_at', coalesce(p.offered_at, p.queued_at),
+    'detected_at', coalesce(p.detected_at, p.queued_at), 'queued_at', coalesce(p.offered_at, p.queued_at),
     'send_before', p.send_before);
 end $$;
 
@@ -81,8 +82,8 @@ begin
     if v_message.vps_id = p_caller then
       v_own := v_message.bodies;
     else
-      perform realtime.send(jsonb_build_object('executions', v_message.bodies), 'executions',
-        'vps:' || v_message.vps_id, true);
+      perform realtime.send(jsonb_build_object('executions', v_message.bodies, 'planned_at',
+        private.rfc3339(clock_timestamp())), 'executions', 'vps:' || v_message.vps_id, true);
     end if;
   end loop;
   return v_own;

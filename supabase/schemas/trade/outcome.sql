@@ -44,6 +44,23 @@ begin
   where stored.execution_id is null and not p_only_new;
 end $$;
 
+-- When the master's agent saw the change that an order of this action copies; null: no event of the master causes the
+-- order, so it has no latency (a flattening, a correction of levels, what a pause held back). An event causes what is
+-- planned in the call that brings it (p_changed_at: of the master's position), what had to wait for an earlier order
+-- ("coalesced"), and what is planned anew after a refusal or a partial fill. p_event null: only the first.
+create function private.seen_at(p_event bigint, p_copier uuid, p_action text, p_seen_at timestamptz,
+  p_changed_at timestamptz, p_now timestamptz) returns timestamptz
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  if p_changed_at = p_now then return p_seen_at; end if;
+  return (
+    select p_seen_at from public.copy_outcomes o
+    left join public.trade_execution_queue x on x.id = o.execution_id
+    where o.event_id = p_event and o.copier_id = p_copier
+      and (o.reason = 'coalesced' or x.detected_at is not null and x.action = p_action
+        and (x.status in ('rejected', 'expired', 'cancelled') or x.filled_lots < x.lots)));
+end $$;
+
 -- Gives its one reason to every (event, copier) pair that nothing else has explained. The arrays: ID, type and ticket
 -- of accepted events.
 create function private.explain_rest(p_account uuid, p_events bigint[], p_types text[], p_tickets text[]) returns void

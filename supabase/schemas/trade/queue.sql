@@ -34,7 +34,8 @@ create type private.execution_draft as (
 );
 comment on type private.execution_draft is
   'What a caller of private.queue_executions says of an execution. Null: a new step_id, the lane of its link, a market '
-  'order, no comment, no warnings. send_until: an upper bound of its deadline.';
+  'order, no comment, no warnings. send_until: an upper bound of its deadline. detected_at: when the master''s change '
+  'was seen that caused it; null: no event of the master did (private.seen_at).';
 
 -- What is sent first when several executions wait: ends, then reductions, then levels, then opens. A deal of a netting
 -- symbol comes first if any of its parts reduces.
@@ -100,6 +101,7 @@ begin
       send_before,
       detected_at,
       queued_at,
+      planned_at,
       updated_at)
     overriding system value
     select
@@ -141,6 +143,7 @@ begin
       end,
       draft.detected_at,
       p_now,
+      clock_timestamp(),
       p_now
     from (
       select listed.*, nextval('public.trade_execution_queue_id_seq') as id

@@ -246,7 +246,7 @@ begin
           null, p_now);
       if c.applied and (c.type <> 'modified' or q.action = 'modify') then
         v_changes := v_changes || jsonb_build_object('position', p, 'type', c.type, 'previous_lots', c.previous_lots,
-          'price', r -> 'price');
+          'price', r -> 'price', 'seen_at', r -> 'done_at');
       end if;
     end loop;
     update public.trade_execution_queue x set

@@ -1,6 +1,16 @@
 -- Figures of copying: one count of trades, orders and times for the terminal, the dashboard and the JSON of a run, so
 -- that they cannot contradict each other. Each figure comes with its population.
 
+-- Percentiles by nearest rank, in ms; null is no time, so it does not count.
+create function private.spread_of(p_ms numeric[]) returns jsonb
+language plpgsql immutable set search_path = '' as $$
+begin
+  return (select jsonb_build_object('p50', round(percentile_disc(0.5) within group (order by u.ms), 3),
+    'p95', round(percentile_disc(0.95) within group (order by u.ms), 3),
+    'p99', round(percentile_disc(0.99) within group (order by u.ms), 3), 'max', round(max(u.ms), 3),
+    'n', count(u.ms)) from unnest(p_ms) as u (ms));
+end $$;
+
 -- p_user null: everybody's. p_since null: from the beginning. p_most, p_latest, p_listed: how many of the newest trades
 -- and orders are counted, of how many completed orders the times are taken, how many refused trades are listed; null:
 -- all. The trade's status is that of copied_trades, and "nothing to do" is decided nowhere else.
@@ -48,10 +58,8 @@ begin
     ), newest as materialized (
       select q.* from latest q where q.queued_at >= $2
     ), timed as materialized (
-      select extract(epoch from q.sent_at - q.detected_at) * 1000 as ms
-      from newest q
-      where q.status = 'completed' and not q.adopted and q.event_id is not null and q.sent_at >= q.detected_at
-      order by q.id desc limit $4
+      select t.* from newest q join public.execution_latencies t on t.id = q.id
+      where t.measured order by q.id desc limit $4
     ), counts as (
       select count(*) filter (where q.status = 'completed') as completed,
         count(*) filter (where q.status = 'rejected') as rejected,
@@ -67,16 +75,22 @@ begin
         from (select q.reason, count(*) as orders from newest q where q.status = 'rejected' group by 1) r),
         'expired', c.expired, 'cancelled', c.cancelled, 'open', c.open),
       'success_rate', round(c.completed::numeric / nullif(c.completed + c.rejected + c.expired + c.dropped, 0), 6),
-      'latency_ms', (select jsonb_build_object('p50', round(percentile_disc(0.5) within group (order by t.ms), 3),
-        'p95', round(percentile_disc(0.95) within group (order by t.ms), 3),
-        'p99', round(percentile_disc(0.99) within group (order by t.ms), 3), 'max', round(max(t.ms), 3),
-        'n', count(*)) from timed t))
+      'ours_ms', private.spread_of(array(select t.ours_ms from timed t)),
+      'whole_ms', private.spread_of(array(select t.whole_ms from timed t)),
+      'stages_ms', (select jsonb_build_object(
+        'detect', round(percentile_disc(0.5) within group (order by t.detect_ms), 3),
+        'request', round(percentile_disc(0.5) within group (order by t.request_ms), 3),
+        'lock', round(percentile_disc(0.5) within group (order by t.lock_ms), 3),
+        'plan', round(percentile_disc(0.5) within group (order by t.plan_ms), 3),
+        'deliver', round(percentile_disc(0.5) within group (order by t.deliver_ms), 3),
+        'lane', round(percentile_disc(0.5) within group (order by t.lane_ms), 3),
+        'broker', round(percentile_disc(0.5) within group (order by t.broker_ms), 3)) from timed t))
     from counts c
   $query$, case when p_user is null then 'order by q.id desc'
     else 'where q.user_id = $1 order by q.queued_at desc, q.id desc' end)
   into v_orders using p_user, v_since, p_most, p_latest;
   return jsonb_build_object('since', private.rfc3339(p_since), 'most', p_most, 'latest', p_latest)
-    || v_trades || v_orders;
+    || v_trades || v_orders || jsonb_build_object('latency_ms', v_orders -> 'ours_ms');
 end $$;
 
 -- {"time_zone", "all"} -> the figures of today
@@ -122,13 +136,20 @@ Answer:
 - orders (object): completed, rejected (a number per reason), expired, cancelled and open
 - success_rate (number or null): completed orders by all that ended, without those that nothing was left to do for
 - latest (integer): the newest completed orders up to which times are taken
-- latency_ms (object): p50, p95, p99 and max in ms from the detection to the sending of an order; n: of how many orders
+- ours_ms (object): p50, p95, p99 and max in ms from the moment at which the master''s agent saw the change until the
+  order was sent; n: of how many orders
+- whole_ms (object): the same from the master''s fill to the follower''s fill
+- latency_ms (object): the same as ours_ms
+- stages_ms (object): the median of detect, request, lock, plan, deliver, lane and broker; null: not known
 - time_zone (text): the zone
 - server_time (time): when it was read
 Errors: TC001 TC105 TC107 TC108 TC301 TC303
 Example: {"time_zone": "Europe/Berlin"} -> {"since": "2026-11-30T23:00:00.000000Z", "most": 5000, "latest": 500,
 "trades": {"all": 3, "copied": 1, "partly": 0, "in_flight": 0, "nothing_to_do": 1, "not_copied": 1},
 "not_copied": {"below_min": 1}, "skipped": {"below_min": 1}, "refused": [], "orders": {"completed": 1, "rejected": {},
-"expired": 0, "cancelled": 0, "open": 0}, "success_rate": 1.0, "latency_ms": {"p50": 6.4, "p95": 6.4, "p99": 6.4,
-"max": 6.4, "n": 1}, "time_zone": "Europe/Berlin", "server_time": "2026-12-01T09:30:00.000000Z"}';
+"expired": 0, "cancelled": 0, "open": 0}, "success_rate": 1.0, "ours_ms": {"p50": 6.4, "p95": 6.4, "p99": 6.4,
+"max": 6.4, "n": 1}, "whole_ms": {"p50": 31.2, "p95": 31.2, "p99": 31.2, "max": 31.2, "n": 1}, "latency_ms":
+{"p50": 6.4, "p95": 6.4, "p99": 6.4, "max": 6.4, "n": 1}, "stages_ms": {"detect": 0.8, "request": 1.1, "lock": 0.1,
+"plan": 3.0, "deliver": 1.5, "lane": 0.7, "broker": 24.0},
+"time_zone": "Europe/Berlin", "server_time": "2026-12-01T09:30:00.000000Z"}';
 grant execute on function private.copy_figures(jsonb), public.copy_figures(jsonb) to authenticated;

@@ -41,7 +41,8 @@ select o.event_id, o.copier_id, o.user_id, o.link_id, o.decided_at,
     order by w) as warnings,
   d.orders, d.attempts, d.filled_lots, d.closed_lots, d.fill_price,
   round(d.slippage_points, 2) as slippage_points, round(d.slippage_money, 4) as slippage_money, fa.currency,
-  e.detect_ms, d.decide_ms, d.transport_ms, d.lane_ms, d.broker_ms, d.total_ms
+  latency.detect_ms, latency.request_ms, latency.lock_ms, latency.plan_ms, latency.deliver_ms, latency.lane_ms,
+  latency.broker_ms, latency.ours_ms, latency.whole_ms
 from public.copy_outcomes o
 left join public.copiers c on c.id = o.copier_id
 left join public.trading_accounts fa on fa.id = c.follower_account_id
@@ -84,13 +85,7 @@ left join lateral (
     case when bool_and(s.points * q.point_money is not null) filter (where f.lots > 0)
       then sum(f.lots * s.points * q.point_money) end
       as slippage_money,
-    max(case when q.queued_at >= q.detected_at
-      then extract(epoch from q.queued_at - q.detected_at) * 1000 end) as decide_ms,
-    max(case when q.received_at >= coalesce(q.offered_at, q.queued_at)
-      then extract(epoch from q.received_at - coalesce(q.offered_at, q.queued_at)) * 1000 end) as transport_ms,
-    max(case when q.sent_at >= q.received_at then extract(epoch from q.sent_at - q.received_at) * 1000 end) as lane_ms,
-    max(case when q.done_at >= q.sent_at then extract(epoch from q.done_at - q.sent_at) * 1000 end) as broker_ms,
-    max(case when q.sent_at >= q.detected_at then extract(epoch from q.sent_at - q.detected_at) * 1000 end) as total_ms
+    array_agg(q.id) as execution_ids
   from (
     -- the step; the open of a flip, which names the step that closed; what was queued again after a refusal
     select y.*, max(y.step_id) filter (where y.status = 'completed') over (partition by y.action) as done_step
@@ -129,7 +124,12 @@ left join lateral (
       - case when l.side <> l.master_side then q.spread else 0 end) / q.point_size as points
   ) s
   where q.parts is null or part.direction is not null
-) d on x.id is not null;
+) d on x.id is not null
+-- the slowest order of the copy, with its own stages
+left join lateral (
+  select t.* from public.execution_latencies t where t.id = any (d.execution_ids)
+  order by t.ours_ms desc nulls last, t.id limit 1
+) latency on d.execution_ids is not null;
 comment on view public.copied_trades is
   'The result of every trade event for every copier: what was traded, at what price, how late and how far from the '
   'master''s price; or the one reason why not.';
@@ -164,13 +164,16 @@ comment on column public.copied_trades.slippage_money is
   'commission and swap';
 comment on column public.copied_trades.currency is 'currency of the follower''s account';
 comment on column public.copied_trades.detect_ms is
-  'ms from the deal at the master''s broker to its detection by the agent; null = not reported';
-comment on column public.copied_trades.decide_ms is
-  'ms from the detection to the decision; for this and the following columns the slowest order counts; null = not '
-  'known';
-comment on column public.copied_trades.transport_ms is
-  'ms from the decision (or the new attempt) to the follower''s agent';
+  'ms from the master''s fill at its broker until its agent saw it. This and the following columns are those of the '
+  'slowest order of the copy (execution_latencies); null = not known, or no event of the master caused it';
+comment on column public.copied_trades.request_ms is 'ms from then until the database received the event';
+comment on column public.copied_trades.lock_ms is 'ms from then until the accounts concerned were locked for planning';
+comment on column public.copied_trades.plan_ms is 'ms from then to the last statement of the planning transaction';
+comment on column public.copied_trades.deliver_ms is
+  'ms from then until the follower''s agent had the order; the commit is in it';
 comment on column public.copied_trades.lane_ms is 'ms that the order waited at the agent before it was sent';
-comment on column public.copied_trades.broker_ms is 'ms that the broker took to answer';
-comment on column public.copied_trades.total_ms is 'ms from the detection until the order was sent';
+comment on column public.copied_trades.broker_ms is 'ms until the broker had answered';
+comment on column public.copied_trades.ours_ms is
+  'ms from the moment at which the master''s agent saw the change until the order was sent: request to lane';
+comment on column public.copied_trades.whole_ms is 'ms from the master''s fill to the follower''s fill: all stages';
 grant select on public.copied_trades to authenticated, service_role;

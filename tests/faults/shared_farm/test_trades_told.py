@@ -11,9 +11,10 @@ pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
 
 ROWS = """
   select event, status, reason, master_price, filled_lots, fill_price, slippage_points, slippage_money, currency,
-    detect_ms, decide_ms, transport_ms, lane_ms, broker_ms, total_ms
+    detect_ms, request_ms, lock_ms, plan_ms, deliver_ms, lane_ms, broker_ms, ours_ms, whole_ms
   from public.copied_trades where follower_account_id = %(account)s::uuid order by event_id"""
-PARTS = ("detect_ms", "decide_ms", "transport_ms", "lane_ms", "broker_ms")
+OURS = ("request_ms", "lock_ms", "plan_ms", "deliver_ms", "lane_ms")
+WHOLE = ("detect_ms", *OURS, "broker_ms")
 
 
 @pytest.mark.parametrize(("side", "reverse"), [("buy", False), ("sell", False), ("buy", True)])
@@ -42,6 +43,8 @@ async def test_a_trade_is_shown_as_both_brokers_booked_it(ground: Ground, side: 
             )
             assert row["slippage_points"] == worse / Decimal("0.00001")
             assert row["slippage_money"] == worse * 100_000 * follower.lots
-            told = [row[name] for name in PARTS]
-            assert None not in told
-            assert min(Decimal(str(ms)) for ms in told) >= 0
+            assert None not in [row[name] for name in WHOLE]
+            told = {name: Decimal(str(row[name])) for name in WHOLE}
+            assert min(told.values()) >= 0
+            assert sum(told.values()) == row["whole_ms"]
+            assert sum(told[name] for name in OURS) == row["ours_ms"]

@@ -19,7 +19,10 @@ TABLES = (
     "public.copy_outcomes", "public.trade_events", "public.alerts", "private.quarantine", "public.account_symbols",
 )  # fmt: skip
 #: told by the clock of the wall, or numbers of rows that are made along the way
-IGNORED = {"decided_at", "offered_at", "send_before", "decide_ms", "received_at", "created_at", "updated_at"}
+IGNORED = {
+    "decided_at", "offered_at", "send_before", "received_at", "created_at", "updated_at", "planned_at", "requested_at",
+    "request_ms", "lock_ms",
+}  # fmt: skip
 NAMES = ("F", "G", "H", "K", "N")
 ONE_BY_ONE = (
     "create or replace function private.take_reports_fast(p_vps uuid, p_reports jsonb, p_now timestamptz, out taken"

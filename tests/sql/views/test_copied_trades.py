@@ -12,7 +12,9 @@ from netting_harness import NettingWorld
 
 from agent.stack.schema import project_root
 
-LATENCIES = ("detect_ms", "decide_ms", "transport_ms", "lane_ms", "broker_ms", "total_ms")
+LATENCIES = (
+    "detect_ms", "request_ms", "lock_ms", "plan_ms", "deliver_ms", "lane_ms", "broker_ms", "ours_ms", "whole_ms",
+)  # fmt: skip
 
 
 def trades(world: NettingWorld, follower: str = "F") -> list[dict[str, Any]]:
@@ -375,7 +377,7 @@ def test_a_refusal_by_a_rule_says_why_with_the_steps(world: NettingWorld) -> Non
     (row,) = trades(world)
     assert (row["status"], row["reason"], row["orders"], row["fill_price"]) == ("not_copied", "below_min", None, None)
     assert "0.004" in row["detail"]
-    assert [row[name] for name in LATENCIES] == [None] * 6
+    assert [row[name] for name in LATENCIES] == [None] * 9
 
 
 def test_a_refusal_by_the_broker_says_why_in_its_words(world: NettingWorld) -> None:
@@ -479,21 +481,25 @@ def test_a_copy_of_a_copy_is_compared_with_the_first_copy(world: NettingWorld) -
     assert shown(trades(world, "G")[0], "master_price", "slippage_points") == ("1.1001", "2")
 
 
-def test_latencies_have_their_own_columns_and_never_negative(world: NettingWorld) -> None:
-    world.copy("M", "F")
-    world.opened("M", "1.00")
-    dealt(world, world.open_executions("F")[0], "1.10000")
-    at = "timestamptz '2026-11-02 10:00:00Z' + interval '%s ms'"
-    moments = {"detected_at": 20, "queued_at": 26, "offered_at": 26, "received_at": 30, "sent_at": 31, "done_at": 75}
+def test_the_latency_is_that_of_the_slowest_order_with_its_own_stages(world: NettingWorld) -> None:
+    world.add_account("S", vps="b", lots_max="20", balance="1000000")
+    world.copy("M", "S", max_policy="split", sanity_factor=None)
+    world.opened("M", "55")
+    for execution in world.open_executions("S"):
+        dealt(world, execution, "1.10010")
+    at = "date_trunc('second', now()) + interval '%s ms'"
+    for execution, sent in zip(world.executions("S"), (31, 45, 38), strict=True):
+        moments = {"detected_at": 20, "planned_at": 26, "received_at": 30, "sent_at": sent, "done_at": 75}
+        world.db.execute(
+            f"update public.trade_execution_queue set {', '.join(f'{k} = {at % v}' for k, v in moments.items())}"
+            " where id = %s",
+            (execution["id"],),
+        )
     world.db.execute(
-        f"update public.trade_execution_queue set {', '.join(f'{k} = {at % v}' for k, v in moments.items())}"
+        f"update public.trade_events set dealt_at = {at % 5}, detected_at = {at % 20}, requested_at = {at % 22},"
+        f" locked_at = {at % 23}"
     )
-    world.db.execute(f"update public.trade_events set dealt_at = {at % 5}, detected_at = {at % 20}")
-    assert shown(trades(world)[0], *LATENCIES) == ("15", "6", "4", "1", "44", "11")
-    # clocks that disagree: nothing is known, nothing is negative
-    world.db.execute(f"update public.trade_execution_queue set detected_at = {at % 90}, received_at = {at % 10}")
-    world.db.execute(f"update public.trade_events set dealt_at = {at % 21}")
-    assert shown(trades(world)[0], *LATENCIES) == (None, None, None, "21", "44", None)
+    assert shown(trades(world, "S")[0], *LATENCIES) == ("15", "2", "1", "3", "4", "15", "30", "25", "70")
 
 
 @pytest.mark.parametrize(
