@@ -191,8 +191,9 @@ language plpgsql security definer set search_path = '' as $$
 declare
   v_new bigint[] := '{}';
   v_words text := format('The master has changed its order in %s. With its new price and stop the copy of %s '
-    'lots could cross a limit of the account (%s), so the copy is cancelled and not placed again.', p_link.symbol,
-    private.plain(p_orders), p_why);
+    'lots %s, so the copy is cancelled and not placed again.', p_link.symbol, private.plain(p_orders),
+    case p_why when 'would_breach' then 'could cross a limit of the account'
+      else format('cannot be judged (%s)', private.reason_words(p_why)) end);
 begin
   if p_link.reason is distinct from p_why then
     perform private.raise_alert(p_link.follower_account_id, 'pending', 'order_withdrawn', 'warning', v_words,
