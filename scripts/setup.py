@@ -16,6 +16,7 @@ import platform
 import re
 import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import threading
@@ -96,8 +97,15 @@ SYMPTOMS = (
         r"|UNABLE_TO_VERIFY_LEAF_SIGNATURE|unable to verify the first certificate|SSLCertVerificationError",
         "The certificate of the package registry is signed by an authority that is not trusted here"
         " (a company's proxy?).{certificates}",
-        "add that authority to the system's certificates, or set SSL_CERT_FILE and NODE_EXTRA_CA_CERTS to a file"
-        " that contains it, then run: make setup",
+        "add that authority to the system's certificates, or set SSL_CERT_FILE to a file that contains it beside the"
+        " usual ones, then run: make setup",
+    ),
+    (
+        r"Proxy Authentication Required|\b40[137] ?(?:Unauthorized|Forbidden|Client Error|Error:)"
+        r"|npm error code E40[137]",
+        "The package registry, or the proxy before it, refuses access (is a login missing?).",
+        "give the login in HTTPS_PROXY (http://user:password@proxy) or in the configuration of pip and npm,"
+        " then run: make setup",
     ),
     (
         r"Temporary failure in name resolution|Name or service not known|Network is unreachable"
@@ -111,6 +119,12 @@ SYMPTOMS = (
         r"Permission denied|EACCES|EPERM|Read-only file system",
         "Files of this checkout cannot be written by user {user}.",
         "clone the project as {user} into a directory of their own, then run: make setup",
+    ),
+    (
+        # last: pip says this of a registry that it could not reach, too
+        r"No matching distribution found|No solution found when resolving|npm error code E404|npm error code ETARGET",
+        "The package registry that is configured here lacks a package of the lock files (a mirror that is behind?).",
+        "check the index of pip and the registry of npm, then run: make setup",
     ),
 )
 
@@ -148,6 +162,14 @@ SYSTEM_CERTIFICATES = {
 def with_system_certificates(environment):
     """`environment` with every program trusting the system's certificates; the user's own settings are kept."""
     kept = dict(environment)
+    chosen = kept.get("SSL_CERT_FILE")
+    for name in ("PIP_CERT", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS"):  # pip and Node do not read SSL_CERT_FILE
+        if chosen and Path(chosen).is_file():
+            kept.setdefault(name, chosen)
+    kept.setdefault("PIP_NO_INPUT", "1")  # it would ask for a login, and nobody could answer
+    system = ssl.get_default_verify_paths().cafile
+    if system is not None:
+        kept.setdefault("PIP_CERT", system)
     if "UV_NATIVE_TLS" in kept or "UV_SYSTEM_CERTS" in kept:  # two names of one setting
         return {**{name: value for name, value in SYSTEM_CERTIFICATES.items() if not name.startswith("UV_")}, **kept}
     return {**SYSTEM_CERTIFICATES, **kept}

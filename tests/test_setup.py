@@ -121,6 +121,11 @@ def setup_module() -> ModuleType:
         ("unable to verify the first certificate", "SSL_CERT_FILE"),
         ("Certificate verification failed: The certificate is NOT trusted.", "SSL_CERT_FILE"),
         ("Retrying: SSLError(SSLCertVerificationError(1, 'certificate verify failed')); getaddrinfo", "SSL_CERT_FILE"),
+        ("Tunnel connection failed: 407 Proxy Authentication Required", "refuses access"),
+        ("npm error code E403", "refuses access"),
+        ("ERROR: HTTP error 401 Client Error: Unauthorized for url", "refuses access"),
+        ("ERROR: No matching distribution found for uv==0.13.9", "lacks a package"),
+        ("[Errno -2] Name or service not known ERROR: No matching distribution found for uv", "cannot be reached"),
         ("npm error code EINTEGRITY", "does not match the lock file"),
         ("ERROR: THESE PACKAGES DO NOT MATCH THE HASHES\n  hash mismatch", "does not match the lock file"),
         ("PermissionError: [Errno 13] Permission denied: '.venv'", "cannot be written by user"),
@@ -146,6 +151,21 @@ def test_every_program_of_set_up_trusts_what_the_system_trusts(
     monkeypatch.setenv("UV_NATIVE_TLS", "false")
     told = json.loads(setup_module.run(show, setup_module.Step()))
     assert (told["UV_NATIVE_TLS"], told.get("UV_SYSTEM_CERTS")) == ("false", None), "two names of one setting"
+
+
+def test_one_variable_names_the_authorities_for_every_program_of_set_up(
+    setup_module: ModuleType, tmp_path: Path
+) -> None:
+    """pip reads PIP_CERT, or REQUESTS_CA_BUNDLE, and Node NODE_EXTRA_CA_CERTS: neither reads SSL_CERT_FILE."""
+    file = tmp_path / "company.pem"
+    file.write_text("")
+    names = ("PIP_CERT", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS")
+    told = setup_module.with_system_certificates({"SSL_CERT_FILE": str(file)})
+    assert [told[name] for name in names] == [str(file)] * 3
+    told = setup_module.with_system_certificates({"SSL_CERT_FILE": str(file), "PIP_CERT": "own"})
+    assert told["PIP_CERT"] == "own", "what the user has set stays"
+    told = setup_module.with_system_certificates({"SSL_CERT_FILE": str(tmp_path / "nowhere.pem")})
+    assert str(tmp_path / "nowhere.pem") not in [told.get(name) for name in names]
 
 
 def test_a_step_is_stale_when_content_changes_not_when_dates_do(setup_module: ModuleType) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from agent.failure import Failure
 from agent.practice import running
+from agent.practice.desk import Desk
 from agent.practice.running import RunningStack
 
 
@@ -75,3 +76,10 @@ def test_a_stack_that_ended_is_forgotten(base: Path, url: str) -> None:
     running.forget(base / "stack")
     with pytest.raises(Failure, match="no stack is running"):
         running.find(None)
+
+
+async def test_a_stack_without_practice_accounts_says_so(base: Path, url: str) -> None:
+    note(base / "stack", url)
+    with pytest.raises(Failure, match="runs without practice accounts"):
+        async with Desk.open(base / "stack"):
+            pass
