@@ -90,10 +90,10 @@ begin
       and k.position_key <> all (case when v_many
         then array(select d.position_key from looks d group by d.position_key having count(*) > 1) else '{}' end)
   ), seen as (
-    insert into public.positions as m (account_id, ticket, user_id, kind, symbol, side, lots, price, sl, tp, magic,
-      comment, tag, opened_at, expires_at,
+    insert into public.positions as m (account_id, ticket, user_id, kind, symbol, side, lots, grown_lots, price, sl, tp,
+      magic, comment, tag, opened_at, expires_at,
       session, seq, unseen_at, detected_at, first_seen_at, changed_at, closed_at, close_reason)
-    select u.follower, u.ticket, u.user_id, 'position', u.symbol, u.side, u.lots, u.open_price, u.sl, u.tp,
+    select u.follower, u.ticket, u.user_id, 'position', u.symbol, u.side, u.lots, u.lots, u.open_price, u.sl, u.tp,
       left(u.magic, 100), left(u.comment, 200), u.tag,
       u.opened_at, u.expires_at, u.session, u.seq, coalesce(u.sent_at, p_now), coalesce(u.done_at, p_now), p_now, p_now,
       case when u.closes then p_now end, case when u.closes then 'client' end

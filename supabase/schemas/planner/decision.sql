@@ -59,7 +59,8 @@ begin
       pair.link_id,
       pair.generation,
       pair.delta,
-      greatest(wait.lots, pair.delta) as most_lots,
+      greatest(wait.lots, pair.delta, case when p_asked is null and pair.asked_lots is null and pair.kind <> 'new'
+        then opened.grown_lots - (opened.lots - pair.delta) end) as most_lots,
       pair.close_step,
       pair.asked_lots,
       copier,

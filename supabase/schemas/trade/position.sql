@@ -9,6 +9,7 @@ create table public.positions (
   side text not null,
   order_type text,
   lots numeric not null,
+  grown_lots numeric,
   price numeric not null,
   sl numeric,
   tp numeric,
@@ -45,6 +46,8 @@ comment on table public.positions is
   'message cannot bring them back.';
 comment on column public.positions.kind is
   'belongs to the key: an order and a position of one account may carry the same number';
+comment on column public.positions.grown_lots is
+  'its lots when it last came, grew or turned round: what is decided about that later is sized for them';
 comment on column public.positions.replaced_by is
   'with replaced_by_kind: the ticket under which it continues, such as the position of a filled order';
 comment on column public.positions.session is

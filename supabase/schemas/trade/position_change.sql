@@ -114,12 +114,13 @@ begin
   v_news := v_type in ('opened', 'ordered', 'increased') or o.ticket is null;
   v_flip := coalesce(v_type = 'opened' and o.closed_at is null and o.kind = 'position', false);
 
-  insert into public.positions as m (account_id, ticket, user_id, kind, symbol, side, order_type, lots, price, sl, tp,
-    magic, comment, tag,
+  insert into public.positions as m (account_id, ticket, user_id, kind, symbol, side, order_type, lots, grown_lots,
+    price, sl, tp, magic, comment, tag,
     opened_at, expires_at, session, seq, existing, released, unseen_at, detected_at, first_seen_at, filled_at,
     changed_at, last_event_id, closed_at, close_reason)
   values (p_account.id, p ->> 'ticket', p_account.user_id, p ->> 'kind', p ->> 'symbol', p ->> 'side',
-    case when p ->> 'kind' = 'order' then p ->> 'order_type' end, v_lots, (p ->> 'price')::numeric,
+    case when p ->> 'kind' = 'order' then p ->> 'order_type' end, v_lots,
+    case when v_news or v_flip then v_lots else greatest(o.grown_lots, v_lots) end, (p ->> 'price')::numeric,
     nullif((p ->> 'sl')::numeric, 0), nullif((p ->> 'tp')::numeric, 0), left(p ->> 'magic', 100),
       left(p ->> 'comment', 200),
     coalesce((p ->> 'tag')::bigint, o.tag), (p ->> 'opened_at')::timestamptz, (p ->> 'expires_at')::timestamptz,
@@ -133,7 +134,7 @@ begin
     case when v_lots = 0 then p_now end, case when v_lots = 0 then coalesce(left(p_close_reason, 100), 'client') end)
   on conflict (account_id, ticket, kind) do update set
     symbol = excluded.symbol, side = excluded.side, order_type = excluded.order_type,
-      lots = excluded.lots,
+      lots = excluded.lots, grown_lots = excluded.grown_lots,
     price = excluded.price, sl = excluded.sl, tp = excluded.tp, magic = excluded.magic, comment = excluded.comment,
       tag = excluded.tag,
     opened_at = coalesce(excluded.opened_at, m.opened_at), expires_at = excluded.expires_at, session = excluded.session,

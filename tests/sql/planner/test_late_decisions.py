@@ -143,3 +143,46 @@ def test_an_order_that_the_market_is_taken_for_gets_the_share_that_is_left(
     world.send("M", world.event("reduced", p | {"lots": "0.05" if changed < "1.00" else "1.00"}))
     world.settle()
     assert world.book("F") == [("buy", then)]
+
+
+@pytest.mark.covers("X37")
+@pytest.mark.parametrize("follower", ["F", "N"])
+@pytest.mark.parametrize(("left", "more"), [("1.10", "0.01"), ("1.55", "0.05"), ("2.00", "0.10")])
+def test_an_increase_that_waited_for_an_order_in_flight_gets_the_share_that_is_left_of_it(
+    world: NettingWorld, follower: str, left: str, more: str
+) -> None:
+    tell(world, follower, "EURUSD")
+    world.copy("M", follower, **FIXED)
+    p = world.opened("M", "1.00")
+    world.send("M", world.event("increased", p | {"lots": "2.00"}))
+    if left < "2.00":
+        world.send("M", world.event("reduced", p | {"lots": left}))
+    world.settle_both()
+    assert opens(world, follower) == ["0.10", more]
+
+
+@pytest.mark.covers("X37")
+def test_a_turn_that_waited_for_an_order_in_flight_gets_the_share_that_is_left_of_it(world: NettingWorld) -> None:
+    tell(world, "F", "EURUSD")
+    world.copy("M", "F", **FIXED)
+    p = world.opened("M", "1.00")
+    world.settle()
+    world.send("M", world.event("modified", p | {"sl": "1.05000"}))
+    turned = p | {"side": "sell", "lots": "2.00"}
+    world.send("M", world.event("modified", turned))
+    world.send("M", world.event("reduced", turned | {"lots": "0.50"}))
+    world.settle()
+    assert opens(world) == ["0.10", "0.02"]
+    assert world.book("F") == [("sell", "0.02")]
+
+
+@pytest.mark.covers("X37")
+def test_what_grows_again_is_an_increase_of_its_own(world: NettingWorld) -> None:
+    tell(world, "F", "EURUSD")
+    world.copy("M", "F", **FIXED)
+    p = world.opened("M", "1.00")
+    for kind, lots in (("increased", "2.00"), ("reduced", "1.00"), ("increased", "1.50")):
+        world.settle()
+        world.send("M", world.event(kind, p | {"lots": lots}))
+    world.settle()
+    assert opens(world) == ["0.10", "0.10", "0.10"]
