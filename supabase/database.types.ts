@@ -1077,6 +1077,7 @@ export type Database = {
           expires_at: string | null;
           filled_at: string | null;
           first_seen_at: string;
+          grown_lots: number | null;
           kind: string;
           last_event_id: number | null;
           lots: number;
@@ -1111,6 +1112,7 @@ export type Database = {
           expires_at?: string | null;
           filled_at?: string | null;
           first_seen_at: string;
+          grown_lots?: number | null;
           kind: string;
           last_event_id?: number | null;
           lots: number;
@@ -1144,6 +1146,7 @@ export type Database = {
           expires_at?: string | null;
           filled_at?: string | null;
           first_seen_at?: string;
+          grown_lots?: number | null;
           kind?: string;
           last_event_id?: number | null;
           lots?: number;

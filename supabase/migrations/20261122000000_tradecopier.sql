@@ -6147,6 +6147,7 @@ create table public.positions (
   side text not null,
   order_type text,
   lots numeric not null,
+  grown_lots numeric,
   price numeric not null,
   sl numeric,
   tp numeric,
@@ -6183,6 +6184,8 @@ comment on table public.positions is
   'message cannot bring them back.';
 comment on column public.positions.kind is
   'belongs to the key: an order and a position of one account may carry the same number';
+comment on column public.positions.grown_lots is
+  'its lots when it last came, grew or turned round: what is decided about that later is sized for them';
 comment on column public.positions.replaced_by is
   'with replaced_by_kind: the ticket under which it continues, such as the position of a filled order';
 comment on column public.positions.session is
@@ -6363,12 +6366,13 @@ begin
   v_news := v_type in ('opened', 'ordered', 'increased') or o.ticket is null;
   v_flip := coalesce(v_type = 'opened' and o.closed_at is null and o.kind = 'position', false);
 
-  insert into public.positions as m (account_id, ticket, user_id, kind, symbol, side, order_type, lots, price, sl, tp,
-    magic, comment, tag,
+  insert into public.positions as m (account_id, ticket, user_id, kind, symbol, side, order_type, lots, grown_lots,
+    price, sl, tp, magic, comment, tag,
     opened_at, expires_at, session, seq, existing, released, unseen_at, detected_at, first_seen_at, filled_at,
     changed_at, last_event_id, closed_at, close_reason)
   values (p_account.id, p ->> 'ticket', p_account.user_id, p ->> 'kind', p ->> 'symbol', p ->> 'side',
-    case when p ->> 'kind' = 'order' then p ->> 'order_type' end, v_lots, (p ->> 'price')::numeric,
+    case when p ->> 'kind' = 'order' then p ->> 'order_type' end, v_lots,
+    case when v_news or v_flip then v_lots else greatest(o.grown_lots, v_lots) end, (p ->> 'price')::numeric,
     nullif((p ->> 'sl')::numeric, 0), nullif((p ->> 'tp')::numeric, 0), left(p ->> 'magic', 100),
       left(p ->> 'comment', 200),
     coalesce((p ->> 'tag')::bigint, o.tag), (p ->> 'opened_at')::timestamptz, (p ->> 'expires_at')::timestamptz,
@@ -6382,7 +6386,7 @@ begin
     case when v_lots = 0 then p_now end, case when v_lots = 0 then coalesce(left(p_close_reason, 100), 'client') end)
   on conflict (account_id, ticket, kind) do update set
     symbol = excluded.symbol, side = excluded.side, order_type = excluded.order_type,
-      lots = excluded.lots,
+      lots = excluded.lots, grown_lots = excluded.grown_lots,
     price = excluded.price, sl = excluded.sl, tp = excluded.tp, magic = excluded.magic, comment = excluded.comment,
       tag = excluded.tag,
     opened_at = coalesce(excluded.opened_at, m.opened_at), expires_at = excluded.expires_at, session = excluded.session,
@@ -8631,6 +8635,176 @@ begin
   return row(v_orders, v_raw, null, v_warnings, v_explain)::private.sizing;
 end $$;
 
+-- planner/net_target.sql
+-- What the links of a netting symbol want: the changes of each, and the one deal that makes them.
+
+-- The change that each live link of a netting symbol wants, in lots of the link (+ more, - less); reduced_to: the
+-- volume that its master holds.
+create function private.net_deltas(p_account uuid, p_symbol text, p_now timestamptz)
+returns table (link_id bigint, side text, delta numeric, opens boolean, wanted_sl numeric, wanted_tp numeric,
+  held numeric, reduced_to numeric, frozen boolean)
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return query
+  select s.id, s.side, case
+      when s.frozen then 0
+      when s.doomed then -s.position_lots
+      else coalesce(s.wanted_lots, 0) - case when s.base_lots is null or s.master_kind <> 'position' then 0
+        else greatest(0, s.position_lots - s.target_lots) end
+    end,
+    s.wanted_lots is not null and not s.doomed and not s.frozen, s.wanted_sl, s.wanted_tp, s.position_lots,
+    case when not s.doomed and s.master_kind = 'position' then s.master_lots end, s.frozen
+  from private.link_states s
+  where s.follower_account_id = p_account and s.symbol = p_symbol and s.state = 'live';
+end $$;
+
+-- Drops what was decided but not dealt in time, or is no longer wanted.
+create function private.drop_wanted(p_account uuid, p_symbol text, p_now timestamptz) returns void
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_link record;
+  v_reason text;
+  v_trading text := private.trading_state();
+  v_why text := (select a.copy_state_reason from public.trading_accounts a where a.id = p_account);
+begin
+  for v_link in
+    select s.id, s.copier_id, s.master_event_id, s.doomed, s.removal, x.shut, s.legs, s.master_lots, s.position_lots
+    from private.link_states s
+    cross join lateral (select coalesce(private.opening_blocked_reason(v_trading, s.copy_state, v_why, s.copier_mode,
+      s.removal), private.time_refusal(p_account, p_symbol, (select m.symbol from public.positions m
+        where m.account_id = s.master_account_id and m.ticket = s.master_ticket and m.kind = s.master_kind), p_now))
+      as shut) x
+    where s.follower_account_id = p_account and s.symbol = p_symbol and s.state = 'live' and s.wanted_lots is not null
+      and (s.doomed or x.shut is not null or s.wanted_until <= p_now)
+  loop
+    v_reason := case when v_link.doomed and v_link.removal is null
+      then 'already_closed' else coalesce(v_link.shut, 'too_old') end;
+    update public.position_links l set wanted_lots = null, wanted_until = null, rest_lots = null,
+      base_lots = case when v_link.legs > 0 then v_link.position_lots end,
+      -- one cannot divide by a closed master's 0
+      base_master_lots = coalesce(nullif(v_link.master_lots, 0), l.base_master_lots),
+      state = case when v_link.legs = 0 then 'ended' else 'live' end,
+      reason = case when v_link.legs = 0 then v_reason else l.reason end,
+      ended_at = case when v_link.legs = 0 then p_now end
+    where l.id = v_link.id;
+    update public.copy_outcomes set reason = v_reason
+    where event_id = v_link.master_event_id and copier_id = v_link.copier_id and execution_id is null
+      and reason = 'coalesced';
+  end loop;
+end $$;
+
+-- Reduces the rest of an open in several orders when its master is reduced: held volume and rest together follow the
+-- master, as if everything had been dealt at once.
+create function private.shrink_rests(p_account uuid, p_symbol text) returns void
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_link record;
+  v_rest numeric;
+  v_any boolean := false;
+begin
+  for v_link in
+    select s.id, s.rest_lots, s.wanted_lots, s.position_lots,
+      private.target_lots(s.base_lots, s.master_lots, s.base_master_lots, s.lots_step, s.lots_min, s.base_lots) as lots
+    from private.link_states s
+    where s.follower_account_id = p_account and s.symbol = p_symbol and s.state = 'live' and s.rest_lots is not null
+      and s.base_lots is not null and s.master_kind = 'position' and not s.doomed and not s.frozen
+  loop
+    v_rest := least(v_link.rest_lots, v_link.wanted_lots, greatest(0, v_link.lots - v_link.position_lots));
+    update public.position_links l set rest_lots = nullif(v_rest, 0),
+      wanted_lots = nullif(l.wanted_lots - v_link.rest_lots + v_rest, 0),
+      wanted_until = case when l.wanted_lots > v_link.rest_lots - v_rest then l.wanted_until end
+    where l.id = v_link.id and v_rest < v_link.rest_lots;
+    v_any := true;
+  end loop;
+  -- the copy may already be as small as its master
+  if v_any then perform private.mark_reductions_done(p_account, p_symbol); end if;
+end $$;
+
+-- What a deal opens is no longer wanted, nor what the wanted change reduces; the rest of a part that was cut still is.
+-- p_target: the wanted changes, p_parts: the parts of them that are dealt.
+create function private.take_from_wanted(p_target jsonb, p_parts jsonb) returns void
+language plpgsql security definer set search_path = '' as $$
+begin
+  update public.position_links l set wanted_lots = nullif(w.rest, 0), wanted_until = case
+    when w.rest > 0 then l.wanted_until end,
+    rest_lots = case when e is not null then nullif(w.rest, 0) when l.rest_lots is not null
+      then nullif(least(l.rest_lots, w.rest), 0) end
+  from jsonb_array_elements(p_target) x
+  -- no row: there was no room for it
+  left join jsonb_array_elements(p_parts) e on e ->> 'link_id' = x ->> 'link_id' and (e ->> 'lots')::numeric > 0
+  cross join lateral (select greatest((x ->> 'lots')::numeric, 0) - coalesce((e ->> 'lots')::numeric, 0) as rest) w
+  where l.id = (x ->> 'link_id')::bigint;
+end $$;
+
+-- The lots that our deals moved and no link has, as far as they can be moved back now.
+create function private.surplus_to_deal(p_account uuid, p_symbol text) returns numeric
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return coalesce((
+    select n.surplus_lots from private.net_ledgers n join public.trading_accounts a on a.id = n.account_id
+    where n.account_id = p_account and n.symbol = p_symbol and a.copy_state <> 'off'
+      and private.trading_state() <> 'off'), 0);
+end $$;
+
+create type private.net_target as (parts jsonb, sum numeric, opens boolean, shares integer, sl numeric, tp numeric,
+  virtual boolean, frozen boolean);
+comment on type private.net_target is 'What the links of a netting symbol want together.';
+
+-- What a netting symbol's links want together. parts: the changes; sum: signed lots of the deal that makes them;
+-- shares: links that will hold something; sl and tp: the levels of the position (none if it has several owners;
+-- virtual: one of them wants some); frozen: all of them are off, so the levels stay as they are.
+create function private.net_target_of(p_account uuid, p_symbol text, p_net numeric, p_now timestamptz)
+returns private.net_target
+language plpgsql security definer set search_path = '' as $$
+declare
+  w private.net_target;
+  v_after numeric;
+  v_surplus numeric := private.surplus_to_deal(p_account, p_symbol);
+begin
+  select coalesce(sum(d.delta * private.sign_of(d.side)), 0),
+    coalesce(jsonb_agg(jsonb_build_object('link_id', d.link_id::text, 'side', d.side, 'lots', d.delta::text,
+      'reduced_to', case when d.delta < 0 then d.reduced_to::text end, 'until', l.wanted_until, 'counted',
+        l.rest_lots::text,
+      'master_lots', case when l.rest_lots is not null
+        then least(l.seen_master_lots, d.reduced_to) else l.seen_master_lots end::text)
+        order by d.link_id) filter (where d.delta <> 0), '[]'),
+    coalesce(bool_or(d.delta > 0), false), count(*) filter (where d.held + d.delta > 0),
+    coalesce(sum((d.held + d.delta) * private.sign_of(d.side)), 0),
+    min(d.wanted_sl) filter (where d.held + d.delta > 0), min(d.wanted_tp) filter (where d.held + d.delta > 0),
+    coalesce(bool_and(d.frozen) filter (where d.held + d.delta > 0), false)
+  into w.sum, w.parts, w.opens, w.shares, v_after, w.sl, w.tp, w.frozen
+  from private.net_deltas(p_account, p_symbol, p_now) d join public.position_links l on l.id = d.link_id;
+  if v_surplus <> 0 then
+    w.sum := w.sum - v_surplus;
+    w.parts := w.parts || jsonb_build_object('link_id', null, 'side', case
+      when v_surplus > 0 then 'buy' else 'sell' end, 'lots', (-abs(v_surplus))::text,
+      'surplus_of', (select n.surplus_link_id::text from private.net_ledgers n
+        where n.account_id = p_account and n.symbol = p_symbol));
+  end if;
+  w.virtual := false;
+  if w.shares <> 1 or p_net + w.sum <> v_after then
+    w.virtual := w.sl is not null or w.tp is not null;
+    w.sl := null;
+    w.tp := null;
+  end if;
+  return w;
+end $$;
+
+-- A reduction of the master counts as seen once it is carried out, as in plan_links.
+create function private.mark_reductions_done(p_account uuid, p_symbol text) returns void
+language plpgsql security definer set search_path = '' as $$
+begin
+  update public.position_links l set seen_master_lots = s.master_lots
+  from private.link_states s
+  where l.follower_account_id = p_account and l.symbol = p_symbol and l.state = 'live' and s.id = l.id
+    and s.master_kind = 'position'
+    and not s.doomed and s.master_lots < l.seen_master_lots and l.base_lots is not null and l.wanted_lots is null
+    and s.position_lots <= s.target_lots
+    and not exists (select 1 from public.trade_execution_queue q
+      where q.account_id = p_account and q.symbol = p_symbol and q.in_flight
+        and (q.status <> 'retrying' or private.opens(q)));
+end $$;
+
 -- planner/balance_operation.sql
 -- Balance operations move what protection rules measure from, so that money paid in or out is neither profit nor loss.
 
@@ -9310,7 +9484,8 @@ begin
       pair.link_id,
       pair.generation,
       pair.delta,
-      greatest(wait.lots, pair.delta) as most_lots,
+      greatest(wait.lots, pair.delta, case when p_asked is null and pair.asked_lots is null and pair.kind <> 'new'
+        then opened.grown_lots - (opened.lots - pair.delta) end) as most_lots,
       pair.close_step,
       pair.asked_lots,
       copier,
@@ -10688,158 +10863,6 @@ end $$;
 -- summed to one deal, reductions first. Before planning, the difference between the broker's net position and the
 -- ledger is booked (ledger/net_ledger.sql).
 
--- The change that each live link of a netting symbol wants, in lots of the link (+ more, - less); reduced_to: the
--- volume that its master holds.
-create function private.net_deltas(p_account uuid, p_symbol text, p_now timestamptz)
-returns table (link_id bigint, side text, delta numeric, opens boolean, wanted_sl numeric, wanted_tp numeric,
-  held numeric, reduced_to numeric, frozen boolean)
-language plpgsql stable security definer set search_path = '' as $$
-begin
-  return query
-  select s.id, s.side, case
-      when s.frozen then 0
-      when s.doomed then -s.position_lots
-      else coalesce(s.wanted_lots, 0) - case when s.base_lots is null or s.master_kind <> 'position' then 0
-        else greatest(0, s.position_lots - s.target_lots) end
-    end,
-    s.wanted_lots is not null and not s.doomed and not s.frozen, s.wanted_sl, s.wanted_tp, s.position_lots,
-    case when not s.doomed and s.master_kind = 'position' then s.master_lots end, s.frozen
-  from private.link_states s
-  where s.follower_account_id = p_account and s.symbol = p_symbol and s.state = 'live';
-end $$;
-
--- Drops what was decided but not dealt in time, or is no longer wanted.
-create function private.drop_wanted(p_account uuid, p_symbol text, p_now timestamptz) returns void
-language plpgsql security definer set search_path = '' as $$
-declare
-  v_link record;
-  v_reason text;
-  v_trading text := private.trading_state();
-  v_why text := (select a.copy_state_reason from public.trading_accounts a where a.id = p_account);
-begin
-  for v_link in
-    select s.id, s.copier_id, s.master_event_id, s.doomed, s.removal, x.shut, s.legs, s.master_lots, s.position_lots
-    from private.link_states s
-    cross join lateral (select coalesce(private.opening_blocked_reason(v_trading, s.copy_state, v_why, s.copier_mode,
-      s.removal), private.time_refusal(p_account, p_symbol, (select m.symbol from public.positions m
-        where m.account_id = s.master_account_id and m.ticket = s.master_ticket and m.kind = s.master_kind), p_now))
-      as shut) x
-    where s.follower_account_id = p_account and s.symbol = p_symbol and s.state = 'live' and s.wanted_lots is not null
-      and (s.doomed or x.shut is not null or s.wanted_until <= p_now)
-  loop
-    v_reason := case when v_link.doomed and v_link.removal is null
-      then 'already_closed' else coalesce(v_link.shut, 'too_old') end;
-    update public.position_links l set wanted_lots = null, wanted_until = null, rest_lots = null,
-      base_lots = case when v_link.legs > 0 then v_link.position_lots end,
-      -- one cannot divide by a closed master's 0
-      base_master_lots = coalesce(nullif(v_link.master_lots, 0), l.base_master_lots),
-      state = case when v_link.legs = 0 then 'ended' else 'live' end,
-      reason = case when v_link.legs = 0 then v_reason else l.reason end,
-      ended_at = case when v_link.legs = 0 then p_now end
-    where l.id = v_link.id;
-    update public.copy_outcomes set reason = v_reason
-    where event_id = v_link.master_event_id and copier_id = v_link.copier_id and execution_id is null
-      and reason = 'coalesced';
-  end loop;
-end $$;
-
--- Reduces the rest of an open in several orders when its master is reduced: held volume and rest together follow the
--- master, as if everything had been dealt at once.
-create function private.shrink_rests(p_account uuid, p_symbol text) returns void
-language plpgsql security definer set search_path = '' as $$
-declare
-  v_link record;
-  v_rest numeric;
-  v_any boolean := false;
-begin
-  for v_link in
-    select s.id, s.rest_lots, s.wanted_lots, s.position_lots,
-      private.target_lots(s.base_lots, s.master_lots, s.base_master_lots, s.lots_step, s.lots_min, s.base_lots) as lots
-    from private.link_states s
-    where s.follower_account_id = p_account and s.symbol = p_symbol and s.state = 'live' and s.rest_lots is not null
-      and s.base_lots is not null and s.master_kind = 'position' and not s.doomed and not s.frozen
-  loop
-    v_rest := least(v_link.rest_lots, v_link.wanted_lots, greatest(0, v_link.lots - v_link.position_lots));
-    update public.position_links l set rest_lots = nullif(v_rest, 0),
-      wanted_lots = nullif(l.wanted_lots - v_link.rest_lots + v_rest, 0),
-      wanted_until = case when l.wanted_lots > v_link.rest_lots - v_rest then l.wanted_until end
-    where l.id = v_link.id and v_rest < v_link.rest_lots;
-    v_any := true;
-  end loop;
-  -- the copy may already be as small as its master
-  if v_any then perform private.mark_reductions_done(p_account, p_symbol); end if;
-end $$;
-
--- What a deal opens is no longer wanted, nor what the wanted change reduces; the rest of a part that was cut still is.
--- p_target: the wanted changes, p_parts: the parts of them that are dealt.
-create function private.take_from_wanted(p_target jsonb, p_parts jsonb) returns void
-language plpgsql security definer set search_path = '' as $$
-begin
-  update public.position_links l set wanted_lots = nullif(w.rest, 0), wanted_until = case
-    when w.rest > 0 then l.wanted_until end,
-    rest_lots = case when e is not null then nullif(w.rest, 0) when l.rest_lots is not null
-      then nullif(least(l.rest_lots, w.rest), 0) end
-  from jsonb_array_elements(p_target) x
-  -- no row: there was no room for it
-  left join jsonb_array_elements(p_parts) e on e ->> 'link_id' = x ->> 'link_id' and (e ->> 'lots')::numeric > 0
-  cross join lateral (select greatest((x ->> 'lots')::numeric, 0) - coalesce((e ->> 'lots')::numeric, 0) as rest) w
-  where l.id = (x ->> 'link_id')::bigint;
-end $$;
-
--- The lots that our deals moved and no link has, as far as they can be moved back now.
-create function private.surplus_to_deal(p_account uuid, p_symbol text) returns numeric
-language plpgsql stable security definer set search_path = '' as $$
-begin
-  return coalesce((
-    select n.surplus_lots from private.net_ledgers n join public.trading_accounts a on a.id = n.account_id
-    where n.account_id = p_account and n.symbol = p_symbol and a.copy_state <> 'off'
-      and private.trading_state() <> 'off'), 0);
-end $$;
-
-create type private.net_target as (parts jsonb, sum numeric, opens boolean, shares integer, sl numeric, tp numeric,
-  virtual boolean, frozen boolean);
-comment on type private.net_target is 'What the links of a netting symbol want together.';
-
--- What a netting symbol's links want together. parts: the changes; sum: signed lots of the deal that makes them;
--- shares: links that will hold something; sl and tp: the levels of the position (none if it has several owners;
--- virtual: one of them wants some); frozen: all of them are off, so the levels stay as they are.
-create function private.net_target_of(p_account uuid, p_symbol text, p_net numeric, p_now timestamptz)
-returns private.net_target
-language plpgsql security definer set search_path = '' as $$
-declare
-  w private.net_target;
-  v_after numeric;
-  v_surplus numeric := private.surplus_to_deal(p_account, p_symbol);
-begin
-  select coalesce(sum(d.delta * private.sign_of(d.side)), 0),
-    coalesce(jsonb_agg(jsonb_build_object('link_id', d.link_id::text, 'side', d.side, 'lots', d.delta::text,
-      'reduced_to', case when d.delta < 0 then d.reduced_to::text end, 'until', l.wanted_until, 'counted',
-        l.rest_lots::text,
-      'master_lots', case when l.rest_lots is not null
-        then least(l.seen_master_lots, d.reduced_to) else l.seen_master_lots end::text)
-        order by d.link_id) filter (where d.delta <> 0), '[]'),
-    coalesce(bool_or(d.delta > 0), false), count(*) filter (where d.held + d.delta > 0),
-    coalesce(sum((d.held + d.delta) * private.sign_of(d.side)), 0),
-    min(d.wanted_sl) filter (where d.held + d.delta > 0), min(d.wanted_tp) filter (where d.held + d.delta > 0),
-    coalesce(bool_and(d.frozen) filter (where d.held + d.delta > 0), false)
-  into w.sum, w.parts, w.opens, w.shares, v_after, w.sl, w.tp, w.frozen
-  from private.net_deltas(p_account, p_symbol, p_now) d join public.position_links l on l.id = d.link_id;
-  if v_surplus <> 0 then
-    w.sum := w.sum - v_surplus;
-    w.parts := w.parts || jsonb_build_object('link_id', null, 'side', case
-      when v_surplus > 0 then 'buy' else 'sell' end, 'lots', (-abs(v_surplus))::text,
-      'surplus_of', (select n.surplus_link_id::text from private.net_ledgers n
-        where n.account_id = p_account and n.symbol = p_symbol));
-  end if;
-  w.virtual := false;
-  if w.shares <> 1 or p_net + w.sum <> v_after then
-    w.virtual := w.sl is not null or w.tp is not null;
-    w.sl := null;
-    w.tp := null;
-  end if;
-  return w;
-end $$;
-
 -- Queues the deal for these parts; what it opens is no longer wanted. Returns its number.
 create function private.queue_deal(
   p_account uuid, p_symbol text, p_side text, p_lots numeric, p_net numeric, p_ticket text, p_parts jsonb,
@@ -11116,21 +11139,6 @@ begin
         p_now);
   end loop;
   return v_new;
-end $$;
-
--- A reduction of the master counts as seen once it is carried out, as in plan_links.
-create function private.mark_reductions_done(p_account uuid, p_symbol text) returns void
-language plpgsql security definer set search_path = '' as $$
-begin
-  update public.position_links l set seen_master_lots = s.master_lots
-  from private.link_states s
-  where l.follower_account_id = p_account and l.symbol = p_symbol and l.state = 'live' and s.id = l.id
-    and s.master_kind = 'position'
-    and not s.doomed and s.master_lots < l.seen_master_lots and l.base_lots is not null and l.wanted_lots is null
-    and s.position_lots <= s.target_lots
-    and not exists (select 1 from public.trade_execution_queue q
-      where q.account_id = p_account and q.symbol = p_symbol and q.in_flight
-        and (q.status <> 'retrying' or private.opens(q)));
 end $$;
 
 -- planner/order_limit.sql
@@ -13488,10 +13496,10 @@ begin
       and k.position_key <> all (case when v_many
         then array(select d.position_key from looks d group by d.position_key having count(*) > 1) else '{}' end)
   ), seen as (
-    insert into public.positions as m (account_id, ticket, user_id, kind, symbol, side, lots, price, sl, tp, magic,
-      comment, tag, opened_at, expires_at,
+    insert into public.positions as m (account_id, ticket, user_id, kind, symbol, side, lots, grown_lots, price, sl, tp,
+      magic, comment, tag, opened_at, expires_at,
       session, seq, unseen_at, detected_at, first_seen_at, changed_at, closed_at, close_reason)
-    select u.follower, u.ticket, u.user_id, 'position', u.symbol, u.side, u.lots, u.open_price, u.sl, u.tp,
+    select u.follower, u.ticket, u.user_id, 'position', u.symbol, u.side, u.lots, u.lots, u.open_price, u.sl, u.tp,
       left(u.magic, 100), left(u.comment, 200), u.tag,
       u.opened_at, u.expires_at, u.session, u.seq, coalesce(u.sent_at, p_now), coalesce(u.done_at, p_now), p_now, p_now,
       case when u.closes then p_now end, case when u.closes then 'client' end
@@ -19216,103 +19224,6 @@ begin
   end if;
 end $$;
 
--- What is wrong with how a rule measures; null: nothing.
-create function private.bad_measure(r public.protection_rules) returns text
-language plpgsql immutable set search_path = '' as $$
-begin
-  return case
-    when r.of not in ('day_start', 'high', 'initial', 'amount')
-      then 'of must be day_start, high, initial or amount'
-    when r.basis is null or r.basis not in ('equity', 'balance', 'higher')
-      then 'basis must be equity, balance or higher'
-    when r.moves_with is null or r.moves_with not in ('equity', 'day_end_balance')
-      then 'moves_with must be equity or day_end_balance'
-    when not (r.locks_at > 0 and r.locks_at < 1e12) then 'locks_at must be above 0 and below 1e12, or null'
-    when r.cushion_percent is null or not (r.cushion_percent >= 0 and r.cushion_percent < 100)
-      then 'cushion_percent must be from 0 to below 100'
-    when r.warn_percent is null or not (r.warn_percent >= 0 and r.warn_percent < 100)
-      then 'warn_percent must be from 0 (no warning) to below 100'
-    when r.would_breach not in ('refuse', 'shrink', 'ignore') then 'would_breach must be refuse, shrink or ignore'
-    when r.day_begins is null then 'day_begins must be a time of day from 00:00 to 23:59' end;
-end $$;
-
--- Raises TC306 for two settings of a rule that contradict each other; both are named.
-create function private.refuse_bad_pair(r public.protection_rules) returns void
-language plpgsql stable security definer set search_path = '' as $$
-declare
-  v_daily boolean := r.kind in ('daily_loss', 'daily_profit');
-  v_trails boolean := r.kind = 'trailing_drawdown';
-  v_pair text := case
-    when r.of = 'day_start' and not v_daily or r.of = 'high' and not v_trails
-      or r.of is not null and r.kind = 'max_margin_use' then format('of %s does not go with kind %s', r.of, r.kind)
-    when r.basis <> 'equity' and not v_daily then format('basis %s does not go with kind %s', r.basis, r.kind)
-    when r.moves_with <> 'equity' and not v_trails
-      then format('moves_with %s does not go with kind %s', r.moves_with, r.kind)
-    when r.locks_at is not null and not v_trails
-      then format('locks_at %s does not go with kind %s', trim_scale(r.locks_at), r.kind)
-    when r.cushion_percent > 0 and r.kind = 'equity_target'
-      then format('cushion_percent %s does not go with kind %s', trim_scale(r.cushion_percent), r.kind)
-    when r.action = 'close_all_until_next_day' and not v_daily
-      then format('action %s does not go with kind %s, which has no next day', r.action, r.kind)
-    when r.would_breach <> 'ignore' and r.kind not in ('daily_loss', 'trailing_drawdown', 'equity_floor')
-      then format('would_breach %s does not go with kind %s', r.would_breach, r.kind)
-    when r.warn_percent > 100 - r.cushion_percent
-      then format('warn_percent %s is above %s, where the rule acts with cushion_percent %s',
-        trim_scale(r.warn_percent), trim_scale(100 - r.cushion_percent), trim_scale(r.cushion_percent)) end;
-begin
-  if v_pair is not null then
-    raise exception using errcode = 'TC306', message = 'save_protection_rule: ' || v_pair,
-      hint = 'Change one of the two.';
-  end if;
-end $$;
-
--- What is wrong with a rule's threshold; null: nothing.
-create function private.bad_threshold(r public.protection_rules) returns text
-language plpgsql immutable set search_path = '' as $$
-declare
-  v_of text := private.rule_of(r);
-begin
-  return case
-    when r.threshold is null then 'threshold is missing'
-    when r.kind = 'max_margin_use' then case when not (r.threshold > 0 and r.threshold <= 1000)
-      then format('threshold of max_margin_use must be above 0 and at most 1000 (percent of equity), not %s',
-        r.threshold) end
-    when v_of = 'amount' then case when not (r.threshold > 0 and r.threshold < 1e12)
-      then format('threshold of %s must be above 0 and below 1e12 (money of the account), not %s', r.kind,
-        r.threshold) end
-    when r.kind in ('daily_loss', 'trailing_drawdown') then case when not (r.threshold > 0 and r.threshold < 100)
-      then format('threshold of %s must be above 0 and below 100 (percent), not %s', r.kind, r.threshold) end
-    when not (r.threshold > 0 and r.threshold <= 1000)
-      then format('threshold of %s must be above 0 and at most 1000 (percent), not %s', r.kind, r.threshold) end;
-end $$;
-
--- Raises TC303 for a wrong setting of a rule; the message says what is allowed.
-create function private.refuse_bad_rule(p_rule jsonb, r public.protection_rules) returns void
-language plpgsql stable security definer set search_path = '' as $$
-declare
-  v_what text;
-begin
-  v_what := case
-    when r.kind is null or r.kind not in ('daily_loss', 'trailing_drawdown', 'equity_floor', 'equity_target',
-      'max_margin_use', 'daily_profit')
-      then 'kind must be daily_loss, trailing_drawdown, equity_floor, equity_target, max_margin_use or daily_profit'
-    when r.action is null or r.action not in ('notify', 'monitor', 'close_all', 'close_all_until_next_day',
-      'close_all_and_off')
-      then 'action must be notify, monitor, close_all or close_all_and_off; daily_loss and daily_profit also take '
-        'close_all_until_next_day'
-    when r.confirm_ms is null or r.confirm_ms not between 250 and 60000 then 'confirm_ms must be from 250 to 60000'
-    when r.close_manual is null or r.enabled is null then 'close_manual and enabled must be true or false'
-    when r.count_balance_operations is null then 'count_balance_operations must be true or false'
-    when r.time_zone is null or not private.is_time_zone(r.time_zone)
-      then format('there is no time zone %s: time_zone must be named like Europe/Berlin, America/New_York or UTC',
-        left(coalesce(r.time_zone, 'null'), 100))
-    else coalesce(private.bad_measure(r), private.bad_threshold(r)) end;
-  if v_what is not null then
-    raise exception using errcode = 'TC303', message = 'save_protection_rule: ' || v_what,
-      hint = 'See docs/protocol.md.';
-  end if;
-end $$;
-
 -- A rule of the caller, locked together with its account's plan; TC106 if there is none.
 create function private.own_rule(p_function text, p_rule uuid) returns public.protection_rules
 language plpgsql volatile security definer set search_path = '' as $$
@@ -19328,34 +19239,6 @@ begin
       message = format('%s: rule %s does not exist or is not yours', p_function, p_rule), hint = 'Check the id.';
   end if;
   return v_rule;
-end $$;
-
--- Refuses settings of the wrong form (TC302).
-create function private.refuse_malformed_rule(p_rule jsonb) returns void
-language plpgsql stable security definer set search_path = '' as $$
-declare
-  v_wrong text;
-begin
-  select k into v_wrong from unnest(array['threshold', 'cushion_percent', 'warn_percent', 'locks_at']) k
-  where p_rule ? k and not coalesce(private.is_number(p_rule -> k), false)
-    and not (k = 'locks_at' and p_rule -> k = 'null') limit 1;
-  if v_wrong is not null then
-    raise exception using errcode = 'TC302', message = format('save_protection_rule: %s is not a number', v_wrong),
-      hint = 'Numbers are decimal strings such as "5".';
-  end if;
-  select format('%s is %s, but must be %s', e.key, left(e.value::text, 100), case e.key
-    when 'confirm_ms' then 'a whole number from 250 to 60000'
-    when 'day_begins' then 'a time of day such as "17:00"' else 'true or false' end) into v_wrong
-  from jsonb_each(p_rule) e
-  where case when e.key = 'confirm_ms' then not pg_input_is_valid(e.value #>> '{}', 'integer')
-    when e.key in ('close_manual', 'enabled', 'count_balance_operations')
-      then not pg_input_is_valid(e.value #>> '{}', 'boolean')
-    when e.key = 'day_begins' then coalesce(e.value #>> '{}', '') !~ '^([01][0-9]|2[0-3]):[0-5][0-9](:00)?$' end
-  limit 1;
-  if v_wrong is not null then
-    raise exception using errcode = 'TC302', message = 'save_protection_rule: ' || v_wrong,
-      hint = 'See docs/protocol.md.';
-  end if;
 end $$;
 
 -- A new rule of the caller's account with the default of each setting; the account's plan is locked.
@@ -19436,52 +19319,6 @@ begin
   perform private.refuse_contradiction(p_rule, v_old, v_new);
   return jsonb_build_object('rule_id', private.put_rule(v_old, v_new), 'action', v_new.action,
     'warnings', private.rule_warnings(v_new));
-end $$;
-
--- Settings that are allowed but may surprise, one sentence each.
-create function private.rule_warnings(r public.protection_rules) returns jsonb
-language plpgsql stable security definer set search_path = '' as $$
-declare
-  v_balance numeric := (select a.balance from public.trading_accounts a where a.id = r.account_id);
-  v_initial numeric := private.initial_for(r, v_balance);
-  v_allowed numeric := case
-    when r.kind not in ('daily_loss', 'trailing_drawdown') then null
-    when private.rule_of(r) = 'amount' then r.threshold
-    when private.rule_of(r) = 'initial' then v_initial * r.threshold * 0.01 end * (100 - r.cushion_percent) * 0.01;
-begin
-  return to_jsonb(array_remove(array[
-    case when v_allowed >= v_balance then format('threshold allows a loss of %s, and the balance is %s: the rule acts '
-      'only when nothing is left.', private.plain(round(v_allowed, 2)), private.plain(v_balance)) end], null));
-end $$;
-
--- Refuses a change of kind or account, and two rules that contradict each other.
-create function private.refuse_contradiction(p_rule jsonb, p_old public.protection_rules,
-  p_new public.protection_rules) returns void
-language plpgsql stable security definer set search_path = '' as $$
-declare
-  v_other numeric;
-  v_initial numeric := private.initial_balance(p_new.account_id, null);
-  v_limit numeric := private.whole_limit(p_new, v_initial);
-begin
-  if p_old.id is not null and (p_new.kind <> p_old.kind
-    or coalesce(p_rule ->> 'account_id', p_old.account_id::text) <> p_old.account_id::text) then
-    raise exception using errcode = 'TC303',
-      message = 'save_protection_rule: kind and account_id of a rule cannot be changed',
-      hint = 'Remove the rule and save another.';
-  end if;
-  -- of several, the one that is nearest: the lowest target of a floor, the highest floor of a target
-  select case p_new.kind when 'equity_floor' then min(private.whole_limit(r, v_initial))
-    else max(private.whole_limit(r, v_initial)) end into v_other
-  from public.protection_rules r
-  where r.account_id = p_new.account_id and r.kind = case p_new.kind when 'equity_floor'
-    then 'equity_target' when 'equity_target' then 'equity_floor' end;
-  if p_new.kind = 'equity_floor' and v_limit >= v_other or p_new.kind = 'equity_target' and v_limit <= v_other then
-    raise exception using errcode = 'TC306',
-      message = format('save_protection_rule: equity_floor %s is not below equity_target %s',
-        case p_new.kind when 'equity_floor' then v_limit else v_other end,
-        case p_new.kind when 'equity_floor' then v_other else v_limit end),
-      hint = 'Change one of the two first.';
-  end if;
 end $$;
 
 -- Stores a rule that passed all checks. A new rule, one that is enabled again, and one that measures another way start
@@ -19634,6 +19471,180 @@ grant execute on function public.save_protection_rule(jsonb), public.remove_prot
   public.reset_protection(jsonb),
   private.save_protection_rule(jsonb), private.remove_protection_rule(jsonb),
     private.reset_protection(jsonb) to authenticated;
+
+-- users/protection_rule_settings.sql
+-- Settings of protection rules: which are wrong, contradict each other, or may surprise.
+
+-- What is wrong with how a rule measures; null: nothing.
+create function private.bad_measure(r public.protection_rules) returns text
+language plpgsql immutable set search_path = '' as $$
+begin
+  return case
+    when r.of not in ('day_start', 'high', 'initial', 'amount')
+      then 'of must be day_start, high, initial or amount'
+    when r.basis is null or r.basis not in ('equity', 'balance', 'higher')
+      then 'basis must be equity, balance or higher'
+    when r.moves_with is null or r.moves_with not in ('equity', 'day_end_balance')
+      then 'moves_with must be equity or day_end_balance'
+    when not (r.locks_at > 0 and r.locks_at < 1e12) then 'locks_at must be above 0 and below 1e12, or null'
+    when r.cushion_percent is null or not (r.cushion_percent >= 0 and r.cushion_percent < 100)
+      then 'cushion_percent must be from 0 to below 100'
+    when r.warn_percent is null or not (r.warn_percent >= 0 and r.warn_percent < 100)
+      then 'warn_percent must be from 0 (no warning) to below 100'
+    when r.would_breach not in ('refuse', 'shrink', 'ignore') then 'would_breach must be refuse, shrink or ignore'
+    when r.day_begins is null then 'day_begins must be a time of day from 00:00 to 23:59' end;
+end $$;
+
+-- Raises TC306 for two settings of a rule that contradict each other; both are named.
+create function private.refuse_bad_pair(r public.protection_rules) returns void
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_daily boolean := r.kind in ('daily_loss', 'daily_profit');
+  v_trails boolean := r.kind = 'trailing_drawdown';
+  v_pair text := case
+    when r.of = 'day_start' and not v_daily or r.of = 'high' and not v_trails
+      or r.of is not null and r.kind = 'max_margin_use' then format('of %s does not go with kind %s', r.of, r.kind)
+    when r.basis <> 'equity' and not v_daily then format('basis %s does not go with kind %s', r.basis, r.kind)
+    when r.moves_with <> 'equity' and not v_trails
+      then format('moves_with %s does not go with kind %s', r.moves_with, r.kind)
+    when r.locks_at is not null and not v_trails
+      then format('locks_at %s does not go with kind %s', trim_scale(r.locks_at), r.kind)
+    when r.cushion_percent > 0 and r.kind = 'equity_target'
+      then format('cushion_percent %s does not go with kind %s', trim_scale(r.cushion_percent), r.kind)
+    when r.action = 'close_all_until_next_day' and not v_daily
+      then format('action %s does not go with kind %s, which has no next day', r.action, r.kind)
+    when r.would_breach <> 'ignore' and r.kind not in ('daily_loss', 'trailing_drawdown', 'equity_floor')
+      then format('would_breach %s does not go with kind %s', r.would_breach, r.kind)
+    when r.warn_percent > 100 - r.cushion_percent
+      then format('warn_percent %s is above %s, where the rule acts with cushion_percent %s',
+        trim_scale(r.warn_percent), trim_scale(100 - r.cushion_percent), trim_scale(r.cushion_percent)) end;
+begin
+  if v_pair is not null then
+    raise exception using errcode = 'TC306', message = 'save_protection_rule: ' || v_pair,
+      hint = 'Change one of the two.';
+  end if;
+end $$;
+
+-- What is wrong with a rule's threshold; null: nothing.
+create function private.bad_threshold(r public.protection_rules) returns text
+language plpgsql immutable set search_path = '' as $$
+declare
+  v_of text := private.rule_of(r);
+begin
+  return case
+    when r.threshold is null then 'threshold is missing'
+    when r.kind = 'max_margin_use' then case when not (r.threshold > 0 and r.threshold <= 1000)
+      then format('threshold of max_margin_use must be above 0 and at most 1000 (percent of equity), not %s',
+        r.threshold) end
+    when v_of = 'amount' then case when not (r.threshold > 0 and r.threshold < 1e12)
+      then format('threshold of %s must be above 0 and below 1e12 (money of the account), not %s', r.kind,
+        r.threshold) end
+    when r.kind in ('daily_loss', 'trailing_drawdown') then case when not (r.threshold > 0 and r.threshold < 100)
+      then format('threshold of %s must be above 0 and below 100 (percent), not %s', r.kind, r.threshold) end
+    when not (r.threshold > 0 and r.threshold <= 1000)
+      then format('threshold of %s must be above 0 and at most 1000 (percent), not %s', r.kind, r.threshold) end;
+end $$;
+
+-- Raises TC303 for a wrong setting of a rule; the message says what is allowed.
+create function private.refuse_bad_rule(p_rule jsonb, r public.protection_rules) returns void
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_what text;
+begin
+  v_what := case
+    when r.kind is null or r.kind not in ('daily_loss', 'trailing_drawdown', 'equity_floor', 'equity_target',
+      'max_margin_use', 'daily_profit')
+      then 'kind must be daily_loss, trailing_drawdown, equity_floor, equity_target, max_margin_use or daily_profit'
+    when r.action is null or r.action not in ('notify', 'monitor', 'close_all', 'close_all_until_next_day',
+      'close_all_and_off')
+      then 'action must be notify, monitor, close_all or close_all_and_off; daily_loss and daily_profit also take '
+        'close_all_until_next_day'
+    when r.confirm_ms is null or r.confirm_ms not between 250 and 60000 then 'confirm_ms must be from 250 to 60000'
+    when r.close_manual is null or r.enabled is null then 'close_manual and enabled must be true or false'
+    when r.count_balance_operations is null then 'count_balance_operations must be true or false'
+    when r.time_zone is null or not private.is_time_zone(r.time_zone)
+      then format('there is no time zone %s: time_zone must be named like Europe/Berlin, America/New_York or UTC',
+        left(coalesce(r.time_zone, 'null'), 100))
+    else coalesce(private.bad_measure(r), private.bad_threshold(r)) end;
+  if v_what is not null then
+    raise exception using errcode = 'TC303', message = 'save_protection_rule: ' || v_what,
+      hint = 'See docs/protocol.md.';
+  end if;
+end $$;
+
+-- Refuses settings of the wrong form (TC302).
+create function private.refuse_malformed_rule(p_rule jsonb) returns void
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_wrong text;
+begin
+  select k into v_wrong from unnest(array['threshold', 'cushion_percent', 'warn_percent', 'locks_at']) k
+  where p_rule ? k and not coalesce(private.is_number(p_rule -> k), false)
+    and not (k = 'locks_at' and p_rule -> k = 'null') limit 1;
+  if v_wrong is not null then
+    raise exception using errcode = 'TC302', message = format('save_protection_rule: %s is not a number', v_wrong),
+      hint = 'Numbers are decimal strings such as "5".';
+  end if;
+  select format('%s is %s, but must be %s', e.key, left(e.value::text, 100), case e.key
+    when 'confirm_ms' then 'a whole number from 250 to 60000'
+    when 'day_begins' then 'a time of day such as "17:00"' else 'true or false' end) into v_wrong
+  from jsonb_each(p_rule) e
+  where case when e.key = 'confirm_ms' then not pg_input_is_valid(e.value #>> '{}', 'integer')
+    when e.key in ('close_manual', 'enabled', 'count_balance_operations')
+      then not pg_input_is_valid(e.value #>> '{}', 'boolean')
+    when e.key = 'day_begins' then coalesce(e.value #>> '{}', '') !~ '^([01][0-9]|2[0-3]):[0-5][0-9](:00)?$' end
+  limit 1;
+  if v_wrong is not null then
+    raise exception using errcode = 'TC302', message = 'save_protection_rule: ' || v_wrong,
+      hint = 'See docs/protocol.md.';
+  end if;
+end $$;
+
+-- Settings that are allowed but may surprise, one sentence each.
+create function private.rule_warnings(r public.protection_rules) returns jsonb
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_balance numeric := (select a.balance from public.trading_accounts a where a.id = r.account_id);
+  v_initial numeric := private.initial_for(r, v_balance);
+  v_allowed numeric := case
+    when r.kind not in ('daily_loss', 'trailing_drawdown') then null
+    when private.rule_of(r) = 'amount' then r.threshold
+    when private.rule_of(r) = 'initial' then v_initial * r.threshold * 0.01 end * (100 - r.cushion_percent) * 0.01;
+begin
+  return to_jsonb(array_remove(array[
+    case when v_allowed >= v_balance then format('threshold allows a loss of %s, and the balance is %s: the rule acts '
+      'only when nothing is left.', private.plain(round(v_allowed, 2)), private.plain(v_balance)) end], null));
+end $$;
+
+-- Refuses a change of kind or account, and two rules that contradict each other.
+create function private.refuse_contradiction(p_rule jsonb, p_old public.protection_rules,
+  p_new public.protection_rules) returns void
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_other numeric;
+  v_initial numeric := private.initial_balance(p_new.account_id, null);
+  v_limit numeric := private.whole_limit(p_new, v_initial);
+begin
+  if p_old.id is not null and (p_new.kind <> p_old.kind
+    or coalesce(p_rule ->> 'account_id', p_old.account_id::text) <> p_old.account_id::text) then
+    raise exception using errcode = 'TC303',
+      message = 'save_protection_rule: kind and account_id of a rule cannot be changed',
+      hint = 'Remove the rule and save another.';
+  end if;
+  -- of several, the one that is nearest: the lowest target of a floor, the highest floor of a target
+  select case p_new.kind when 'equity_floor' then min(private.whole_limit(r, v_initial))
+    else max(private.whole_limit(r, v_initial)) end into v_other
+  from public.protection_rules r
+  where r.account_id = p_new.account_id and r.kind = case p_new.kind when 'equity_floor'
+    then 'equity_target' when 'equity_target' then 'equity_floor' end;
+  if p_new.kind = 'equity_floor' and v_limit >= v_other or p_new.kind = 'equity_target' and v_limit <= v_other then
+    raise exception using errcode = 'TC306',
+      message = format('save_protection_rule: equity_floor %s is not below equity_target %s',
+        case p_new.kind when 'equity_floor' then v_limit else v_other end,
+        case p_new.kind when 'equity_floor' then v_other else v_limit end),
+      hint = 'Change one of the two first.';
+  end if;
+end $$;
 
 -- users/quiet_window.sql
 -- Functions by which users, and operators for everybody, set quiet windows.
