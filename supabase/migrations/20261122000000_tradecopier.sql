@@ -13806,7 +13806,9 @@ as $$
 begin
   return exists (select from public.alerts l
     where l.account_id = p_account and l.kind = p_kind and l.reason = any (p_reasons) and l.updated_at >= p_since
-      and l.detail @> p_detail);
+      and l.detail @> p_detail
+      -- marking it as seen changes updated_at, too
+      and (l.created_at >= p_since or l.seen_at is null or l.detail ->> 'since' = private.rfc3339(p_since)));
 end
 $$;
 
@@ -13861,7 +13863,7 @@ begin
         jsonb_build_object('masters', f.masters))
       order by f.account_id limit 200  -- the others by the next run
     )
-    select n.account_id, n.account, n.masters, (
+    select n.account_id, n.account, n.masters, n.since, (
       select string_agg(format('%s has not been seen since %s (%s)', u.master, private.utc_words(u.since),
         private.copies_words(u.links)), '; ' order by u.since)
       from unseen u where u.account_id = n.account_id) as words
@@ -13870,7 +13872,7 @@ begin
     perform private.raise_alert(v_follower.account_id, 'master_unseen', 'master_unseen', 'critical', format(
       'Open copies on %s follow a master that nobody sees: %s. What it closes meanwhile stays open here until it is '
       'seen again; close it at the broker if you cannot wait.', v_follower.account, left(v_follower.words, 700)),
-      jsonb_build_object('masters', v_follower.masters));
+      jsonb_build_object('masters', v_follower.masters, 'since', private.rfc3339(v_follower.since)));
   end loop;
 end
 $$;
@@ -13892,7 +13894,7 @@ begin
     continue when private.is_alerted(v_account.account_id, 'close_overdue', array['close_overdue'], v_account.since,
       jsonb_build_object('closes', v_account.closes));
     perform private.raise_alert(v_account.account_id, 'close_overdue', 'close_overdue', 'critical',
-      v_account.words, jsonb_build_object('closes', v_account.closes));
+      v_account.words, jsonb_build_object('closes', v_account.closes, 'since', private.rfc3339(v_account.since)));
   end loop;
 end
 $$;

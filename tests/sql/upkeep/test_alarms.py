@@ -223,6 +223,17 @@ def test_an_account_that_is_away_for_thirty_seconds_is_told_with_its_open_copies
     assert len(alarms(world, "account")) == 1
 
 
+def test_the_next_outage_is_told_though_the_alert_of_the_last_was_seen_meanwhile(world: World) -> None:
+    unseen(world, "M2", 31)
+    assert len(alarms(world, "account")) == 1
+    world.db.execute(
+        "update public.alerts set created_at = now() - interval '1 hour', seen_at = now() where true"
+    )  # marked as seen now, while the next outage lasts already
+    unseen(world, "M2", 40)
+    for _ in range(2):
+        assert [alert["seen_at"] is None for alert in alarms(world, "account")] == [False, True]
+
+
 def test_a_master_that_is_away_is_told_with_the_copies_of_its_positions(world: World) -> None:
     copied(world)
     unseen(world, "M", 31)
