@@ -13797,7 +13797,7 @@ comment on function private.note_account_days() is
 -- upkeep/alarm.sql
 -- Alarms: what the verdict computes when it is read, stored as alerts. Each is raised once for as long as it lasts.
 
--- Whether the account has an alert of this kind and reason (null: any) that was raised at or after p_since.
+-- Whether the account has an alert of this kind, with one of these reasons and this detail, raised at or after p_since.
 create function private.is_alerted(p_account uuid, p_kind text, p_reasons text[], p_since timestamptz,
   p_detail jsonb) returns boolean
 language plpgsql stable security definer
