@@ -79,8 +79,11 @@ INTRODUCTION = """# The API
 <!-- Made by `make api` from the comments in supabase/schemas/. Do not edit. -->
 
 Every change is made by calling a function of the database. Tables and views are read-only, with `GET /rest/v1/<table>`:
-users see their own rows, operators see all rows. The contract between agents and the database is on a separate page,
-[protocol.md](protocol.md); this page only lists those functions.
+users see their own rows, operators see all rows. Their numbers are JSON numbers, exactly as stored; most languages read
+them as binary fractions, so ask for text where every digit counts (`?select=lots::text`).
+
+The contract between agents and the database is on a separate page, [protocol.md](protocol.md); this page only lists
+those functions.
 
 ## How to call a function
 

@@ -104,7 +104,9 @@ entrypoint = "../functions/silent.ts"
 """,
     "functions/cors.ts": """
 const headers = { "Access-Control-Allow-Origin": "https://app.example.com" };
-Deno.serve((request) => Response.json({ method: request.method }, { headers }));
+Deno.serve((request) => request.method === "OPTIONS"
+  ? new Response(null, { status: 204, headers })
+  : Response.json({ method: request.method }, { headers }));
 """,
     "functions/silent.ts": "Deno.serve((request) => Response.json({ method: request.method }));",
 }

@@ -49,7 +49,7 @@ async def test_a_function_answers_with_its_own_cors_headers_only(official: Offic
                 f"/functions/v1/{name}", headers={"Origin": "https://evil.example.com",
                 "Access-Control-Request-Method": "POST"},
             )  # fmt: skip
-        assert preflight.json() == {"method": "OPTIONS"}
+        assert (preflight.status_code, preflight.text) == ((204, "") if allowed else (200, '{"method":"OPTIONS"}'))
         for headers in (said.headers, preflight.headers):
             assert headers.get("access-control-allow-origin") == allowed
 
