@@ -46,7 +46,7 @@ def test_the_demo_ends_by_itself_and_writes_its_figures(tmp_path: Path) -> None:
     assert set(found) == {
         "seconds", "events", "trades", "executions", "not_copied", "skipped", "success_rate", "latency_ms", "ours_ms",
         "whole_ms", "stages_ms",
-        "divergence", "duplicates", "unexplained", "platforms", "vps",
+        "divergence", "duplicates", "unexplained", "platforms", "vps", "verdict",
     }  # fmt: skip
     assert set(cast("dict[str, object]", found["executions"])) == {
         "completed",
