@@ -4796,10 +4796,11 @@ declare
   v record;
   f record;
 begin
-  status := a.status;
   reason := a.status_reason;
   since := a.status_at;
-  if a.removed_at is not null or a.claim = 'ended' or a.status = 'halted' then return; end if;
+  -- another user owns it now, or a person must act: whatever agents say
+  status := case when a.claim = 'ended' then 'halted' else a.status end;
+  if a.removed_at is not null or status = 'halted' then return; end if;
   if not private.needs_vps(a.platform) then
     status := case a.status when 'pending' then 'connected' else a.status end;
     return;

@@ -242,6 +242,10 @@ async def test_a_dead_agent_shows_though_nothing_runs_any_more(
         assert stored == [("connected",)]
         told = await own_desk.call(owner.user_id, "verdict", "p_request", {})
         await expect(verdict(page)).to_contain_text(told["text"])
+        # what was bad stays bad while nothing can be read
+        await page.route("**/rest/v1/**", lambda route: route.abort())
+        await expect(verdict(page)).to_contain_text("The last refresh failed")
+        await expect(verdict(page)).to_have_attribute("data-tone", "bad")
         # an operator's board says what the terminal of a run says
         operator = await own_desk.operator()
         farm = await open_own_page()

@@ -18,7 +18,7 @@ export function TopRow({ live, board, unexplained }: Readonly<Props>) {
   const read = live.loadedAt === null ? null : new Date(live.loadedAt).toISOString();
   const stale = live.loadedAt !== null && Date.now() - live.loadedAt > STALE_MS;
   const verdict = withUnexplained(board.verdict, unexplained);
-  const tone = stale ? "bad" : live.error ? "warn" : verdict.tone;
+  const tone = stale || verdict.tone === "bad" ? "bad" : live.error ? "warn" : verdict.tone;
   const text = stale
     ? "The board is out of date: the figures below are old"
     : live.error

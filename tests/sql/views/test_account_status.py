@@ -129,6 +129,15 @@ def test_what_an_agent_claims_counts_only_with_a_session_and_a_book(
     assert owner.can("verdict", {})["tone"] == ("bad" if told == "never shown again" else "warn")
 
 
+def test_an_account_that_another_user_owns_now_is_never_green(
+    farm: Farm, owner: Actor, agent: Actor, account: UUID
+) -> None:
+    farm.rows("update public.trading_accounts set claim = 'ended' where true")
+    beat(agent, account, farm.row("select session from public.trading_accounts")["session"])
+    assert status_of(owner, account)[0] == "halted"
+    assert owner.can("verdict", {})["tone"] == "bad"
+
+
 def test_an_agent_that_tries_again_and_again_is_disconnected_not_connecting(
     farm: Farm, owner: Actor, agent: Actor, account: UUID
 ) -> None:
