@@ -18,6 +18,8 @@ from agent.stack.rest.schema_reader import read_schema
 
 SCHEMAS: Final = ("public",)
 MAX_ROWS: Final = 1000
+#: between two readings for requests that ask for something unknown
+PAUSE_SECONDS: Final = 0.5
 
 # `alter role authenticator set pgrst.…` configures hosted's API as well.
 SETTINGS: Final = """
@@ -56,6 +58,7 @@ class SchemaCache:
         self._sessions = sessions
         self._configured = settings or ApiSettings()
         self._reading = asyncio.Lock()
+        self._missing = asyncio.Lock()
         self._begun_at = 0.0
         self.settings = self._configured
         self.catalog = Catalog({}, {})
@@ -73,6 +76,21 @@ class SchemaCache:
             self._begun_at = time.monotonic()
             await self._read()
 
+    async def refresh_for_missing(self) -> None:
+        """Read everything again because a request asked for something unknown: it may have been made a moment ago, and
+        the notice of it still be on its way. Raises DatabaseAway.
+
+        All who ask meanwhile share one reading, and there are at most two in a second: a guest can ask for unknown
+        things as fast as it likes, and a reading holds the event loop for some milliseconds.
+        """
+        asked_at = time.monotonic()
+        async with self._missing:
+            wait = self._begun_at + PAUSE_SECONDS - time.monotonic()
+            if self._begun_at <= asked_at and wait > 0:
+                await asyncio.sleep(wait)
+            if self._begun_at <= asked_at:
+                await self.refresh()
+
     async def _read(self) -> None:
         async with self._sessions.lease() as connection, connection.transaction():
             # every name is then given with its schema, and means the same in requests for any schema
@@ -89,8 +107,7 @@ class SchemaCache:
         except Refused as refused:
             if refused.code != "PGRST202":
                 raise
-        # made a moment ago: the notice of it may still be on its way
-        await self.refresh()
+        await self.refresh_for_missing()
         return self.catalog.find(schema, name, names)
 
     async def _read_settings(self, connection: AsyncConnection) -> ApiSettings:

@@ -86,8 +86,7 @@ class TableEndpoint:
             except Refused as refused:
                 if refused.code not in STALE:
                     raise
-            # What is missing may have been made a moment ago, and the notice of it still be on its way.
-            await self._cache.refresh()
+            await self._cache.refresh_for_missing()
             return await serve(self._asked(request, caller, body), name)
         except AccessRefused as refused:
             return refused.response
