@@ -157,7 +157,15 @@ async def read_board(page: Page) -> dict[str, str]:
     found: dict[str, str] = {}
     for one in await page.locator("[data-figure]").all():
         found[await one.get_attribute("data-figure") or ""] = await one.inner_text()
+    for one in await page.locator("[data-stage]").all():
+        found[f"stage {await one.get_attribute('data-stage')}"] = await one.inner_text()
+    found["verdict"] = await panel(page, "Is anything wrong now?").inner_text()
     return found
+
+
+def shown_ms(value: float) -> str:
+    """A time as the board writes it."""
+    return f"{value:.1f}" if value < 10 else f"{round(value):,}".replace(",", " ")
 
 
 def counted(value: object) -> Mapping[str, int]:
@@ -216,10 +224,19 @@ async def test_terminal_board_and_json_of_one_run_agree_figure_by_figure(browser
         assert f"{count} {reason.replace('_', ' ')}" in line
         assert f"{count} {reason.replace('_', ' ')}" in table
         assert f"{count} {reason.replace('_', ' ')}" in summary(figures)
-    # percentiles: of the last 500 orders, and of the whole run if it had no more
-    latency = counted(figures["latency_ms"])
-    if latency["n"] <= 500:
-        assert f"p50 {latency['p50']:.1f} ms" in table
+    said = figures["verdict"]["text"]
+    assert said in line
+    assert said in table
+    assert said in board["verdict"]
+    success = figures["success_rate"]
+    assert board["success_rate"] == f"{success * 100:.4g} %"
+    # times: of the last 500 orders, and of the whole run if it had no more
+    ours, whole, stages = figures["ours_ms"], figures["whole_ms"], figures["stages_ms"]
+    assert ours["n"] > 0
+    if ours["n"] <= 500:
+        assert f"ours p50 {ours['p50']:.1f} ms, p95 {ours['p95']:.1f} ms" in table
         for name in ("p50", "p95", "p99", "max"):
-            value = latency[name]
-            assert board[name] == (f"{value:.1f}" if value < 10 else f"{value:,.0f}".replace(",", " ")), name
+            assert board[name] == shown_ms(ours[name]), name
+            assert board[f"whole {name}"] == shown_ms(whole[name]), name
+        for name, median in stages.items():
+            assert board[f"stage {name}"] == f"{shown_ms(median)} ms", name
