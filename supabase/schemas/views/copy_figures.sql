@@ -25,7 +25,9 @@ begin
   -- the user is compared only if there is one: each form has its index
   execute format($query$
     with newest as materialized (
-      select t.* from public.copied_trades t where %s t.decided_at >= $2
+      select t.event_id, t.copier_id, t.follower_account_id, t.decided_at, t.event, t.master_side, t.master_symbol,
+        t.master_lots, t.closed_lots, t.status, t.reason, t.detail, t.message, t.orders
+      from public.copied_trades t where %s t.decided_at >= $2
       order by t.decided_at desc, t.event_id desc, t.copier_id limit $3
     ), reasons as (
       select n.reason, count(*) as trades, count(*) filter (where n.orders is null) as skipped
