@@ -21561,7 +21561,7 @@ begin
     perform private.require_operator();
     v_user := null;
   end if;
-  return private.figures_of(v_user, date_trunc('day', now(), v_zone), 2000, 500, 200)
+  return private.figures_of(v_user, date_trunc('day', now(), v_zone), 5000, 500, 200)
     || jsonb_build_object('time_zone', v_zone, 'server_time', private.rfc3339(clock_timestamp()));
 end $$;
 
@@ -21592,7 +21592,7 @@ Answer:
 - time_zone (text): the zone
 - server_time (time): when it was read
 Errors: TC001 TC105 TC107 TC108 TC301 TC303
-Example: {"time_zone": "Europe/Berlin"} -> {"since": "2026-11-30T23:00:00.000000Z", "most": 2000, "latest": 500,
+Example: {"time_zone": "Europe/Berlin"} -> {"since": "2026-11-30T23:00:00.000000Z", "most": 5000, "latest": 500,
 "trades": {"all": 3, "copied": 1, "partly": 0, "in_flight": 0, "nothing_to_do": 1, "not_copied": 1},
 "not_copied": {"below_min": 1}, "skipped": {"below_min": 1}, "refused": [], "orders": {"completed": 1, "rejected": {},
 "expired": 0, "cancelled": 0, "open": 0}, "success_rate": 1.0, "ours_ms": {"p50": 6.4, "p95": 6.4, "p99": 6.4,
