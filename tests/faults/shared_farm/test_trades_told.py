@@ -37,7 +37,9 @@ async def test_a_trade_is_shown_as_both_brokers_booked_it(ground: Ground, side: 
         for row, master, follower in zip(rows, masters, followers, strict=True):
             # a reverse copy deals at the other side of the market, which is a spread away
             spread = Decimal("0.00010") if reverse else 0
-            worse = (follower.price - master.price) * (1 if (bought == "buy") == (row["event"] == "opened") else -1) - spread
+            worse = (follower.price - master.price) * (
+                1 if (bought == "buy") == (row["event"] == "opened") else -1
+            ) - spread
             assert (row["master_price"], row["fill_price"], row["filled_lots"]) == (
                 master.price,
                 follower.price,
