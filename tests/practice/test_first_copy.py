@@ -1,5 +1,6 @@
 """docs/first-copy.md, executed: the lines of the document itself, as a person would type them."""
 
+import asyncio
 import os
 import re
 import shlex
@@ -13,7 +14,9 @@ import psutil
 import pytest
 
 from agent import cli
+from agent.practice.desk import Desk
 from agent.stack.schema import project_root
+from agent.testbed.waiting import wait_for
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.skipif(sys.platform == "win32", reason="signals")]
 
@@ -119,6 +122,28 @@ def test_a_mistake_is_one_readable_line(
     assert shown.out in ("", "careful is connected: 10,000.00 USD, hedging\n")
     assert shown.err.count("\n") == 1
     assert re.search(said, shown.err)
+
+
+def test_an_account_that_the_broker_refuses_is_not_waited_for(
+    environment: dict[str, str], careful: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Somebody changed the password at the broker: the agent's login fails, and a trade would not be copied."""
+    assert cli.run(["paper", "account", "add", "spoilt"]) == 0
+
+    async def change_password() -> None:
+        async with Desk.open(Path(environment["TRADECOPIER_STACK_DIR"])) as desk:
+            await desk.broker.set_passwords("spoilt", password="another")
+            await desk.broker.disconnect("spoilt")
+
+            async def look() -> bool | None:
+                return (await desk.account("spoilt")).status == "halted" or None
+
+            assert await wait_for("spoilt is halted", look, 60)
+
+    asyncio.run(change_password())
+    capsys.readouterr()
+    assert cli.run(["paper", "buy", "spoilt", "EURUSD", "0.10"]) == 1
+    assert re.search(r"TC673: spoilt is halted", capsys.readouterr().err)
 
 
 def test_without_a_stack_the_commands_say_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
