@@ -73,16 +73,18 @@ begin
   return private.queue_executions(v_drafts, false, p_now);
 end $$;
 
--- Queues the market order that replaces a cancelled order.
+-- Queues the market orders that replace a cancelled order: several if it was more than one order may be.
 create function private.queue_conversion(
   p_link public.position_links, p_copier public.copiers, p_master public.positions, p_symbol public.account_symbols,
     p_now timestamptz
-) returns bigint
+) returns bigint[]
 language plpgsql security definer set search_path = '' as $$
 declare
   v_levels private.levels := private.first_levels(p_copier, p_master, p_symbol, p_link.side, null, p_now);
   v_draft private.execution_draft;
+  v_drafts private.execution_draft[];
 begin
+  v_draft.step_id := nextval('public.trade_execution_queue_id_seq');
   v_draft.link_id := p_link.id;
   v_draft.copier_id := p_link.copier_id;
   v_draft.user_id := p_link.user_id;
@@ -92,7 +94,6 @@ begin
   v_draft.action := 'open';
   v_draft.symbol := p_link.symbol;
   v_draft.side := p_link.side;
-  v_draft.lots := private.converted_lots(p_link, p_link.wanted_lots, p_master, p_symbol);
   v_draft.sl := v_levels.sent_sl;
   v_draft.tp := v_levels.sent_tp;
   v_draft.max_slippage_points := p_copier.max_slippage_points;
@@ -106,7 +107,12 @@ begin
   update public.position_links l set wanted_lots = null, wanted_until = null, asked_price = null,
     asked_sl = v_levels.sl, asked_tp = v_levels.tp, asked_unknown = false, seen_master_lots = v_draft.master_lots
   where l.id = p_link.id;
-  return (private.queue_executions(array[v_draft], false, p_now))[1];
+  foreach v_draft.lots in array private.split_orders(
+    private.converted_lots(p_link, p_link.wanted_lots, p_master, p_symbol), p_symbol)
+  loop
+    v_drafts := v_drafts || v_draft;
+  end loop;
+  return private.queue_executions(v_drafts, false, p_now);
 end $$;
 
 create function private.end_order(p_link bigint, p_reason text, p_now timestamptz) returns void
@@ -324,7 +330,7 @@ begin
   v_why := coalesce(private.no_conversion(v_copier, v_master, v_symbol, p_link.side, p_now),
     private.conversion_over_limit(p_link, v_copier, v_master, v_symbol, p_orders, p_now));
   if p_orders = 0 then
-    if v_why is null then return array[private.queue_conversion(p_link, v_copier, v_master, v_symbol, p_now)]; end if;
+    if v_why is null then return private.queue_conversion(p_link, v_copier, v_master, v_symbol, p_now); end if;
     perform private.end_order(p_link.id, v_why, p_now);
     update public.copy_outcomes o set execution_id = null, reason = v_why
     where o.event_id = v_master.last_event_id and o.copier_id = v_copier.id;

@@ -37,6 +37,24 @@ begin
   return abs(p_price);
 end $$;
 
+-- The orders of a volume that is more than one order may be; what is too little for another is left out.
+create function private.split_orders(p_lots numeric, s public.account_symbols) returns numeric[]
+language plpgsql immutable set search_path = '' as $$
+declare
+  v_cap numeric := div(s.lots_max, s.lots_step) * s.lots_step;
+  v_orders numeric[] := '{}';
+  v_order numeric;
+begin
+  while p_lots > v_cap loop
+    -- the rest must be at least one smallest order
+    v_order := least(v_cap, div(p_lots - s.lots_min, s.lots_step) * s.lots_step);
+    exit when v_order < s.lots_min;
+    v_orders := v_orders || v_order;
+    p_lots := p_lots - v_order;
+  end loop;
+  return v_orders || least(p_lots, v_cap);
+end $$;
+
 -- Size of one copy. p_side, p_price, p_sl and p_tp are the master's; p_lots is its volume or, for an increase,
 -- the increase. p_rates: exchange rates for exchange_rate(). The rules must apply in this order, therefore it is longer
 -- than forty lines.
@@ -68,8 +86,8 @@ declare
   v_cap numeric;
   v_warnings text[] := '{}';
   v_explain text[];
-  v_orders numeric[] := '{}';
-  v_order numeric;
+  v_orders numeric[];
+  v_order numeric;  -- lots of all of them
   v_par text;
 begin
   v_explain := array[format('The master trades %s lots of %s.', private.plain(p_lots), p_master_symbol.name)];
@@ -313,19 +331,13 @@ begin
     v_explain := v_explain || format('Cut to %s lots: a copy is split into 100 orders of %s at most.',
       private.plain(v_lots), private.plain(v_cap));
   end if;
-  while v_lots > v_cap loop
-    -- the rest must be at least one smallest order
-    v_order := least(v_cap, div(v_lots - s.lots_min, s.lots_step) * s.lots_step);
-    exit when v_order < s.lots_min;
-    v_orders := v_orders || v_order;
-    v_lots := v_lots - v_order;
-  end loop;
-  if v_lots > v_cap then
+  v_orders := case when v_lots > v_cap then private.split_orders(v_lots, s) else array[v_lots] end;
+  v_order := case when v_lots > v_cap then (select sum(o) from unnest(v_orders) o) else v_lots end;
+  if v_lots > v_order then
     v_warnings := array_remove(v_warnings, 'capped') || 'capped'::text;
     v_explain := v_explain || format('Cut by %s lots, which are too few for another order.',
-      private.plain(v_lots - v_cap));
+      private.plain(v_lots - v_order));
   end if;
-  v_orders := v_orders || least(v_lots, v_cap);
   if cardinality(v_orders) > 1 then
     v_warnings := v_warnings || 'split'::text;
     v_explain := v_explain || format('Split into %s orders, for one may not exceed %s.', cardinality(v_orders),

@@ -1,6 +1,7 @@
 """A copy that is decided later than its master's trade gets its share of what the master has left."""
 
 from collections.abc import Iterator
+from decimal import Decimal
 from typing import Any
 
 import psycopg
@@ -186,3 +187,21 @@ def test_what_grows_again_is_an_increase_of_its_own(world: NettingWorld) -> None
         world.send("M", world.event(kind, p | {"lots": lots}))
     world.settle()
     assert opens(world) == ["0.10", "0.10", "0.10"]
+
+
+@pytest.mark.covers("X37")
+def test_the_market_is_taken_in_orders_of_the_largest_volume(world: NettingWorld) -> None:
+    """The copy of one order was several; none of what replaces them may be larger."""
+    tell(world, "F", "EURUSD", lots_max="0.25", lots_min="0.05")
+    world.copy("M", "F", max_policy="split", pending_grace_ms=0)
+    o = world.position(kind="order", order_type="limit", price="1.09000")
+    world.send("M", world.event("ordered", o))
+    world.settle()
+    p = world.position("1.00", price="1.09000", replaces=o["ticket"])
+    world.send("M", world.event("opened", p))
+    world.send("M", world.event("reduced", p | {"lots": "0.52"}))
+    world.settle()
+    assert opens(world) == ["0.25", "0.22", "0.05"]
+    world.send("M", world.event("reduced", p | {"lots": "0.26"}))
+    world.settle()
+    assert world.held("F") == Decimal("0.26")

@@ -44,12 +44,19 @@ class Holding:
 
 class Brokers:
     def __init__(
-        self, world: QuietWorld, lots_min: Decimal = CENT, *, retickets: bool = False, shares: bool = False
+        self,
+        world: QuietWorld,
+        lots_min: Decimal = CENT,
+        lots_max: Decimal = Decimal(50),
+        *,
+        retickets: bool = False,
+        shares: bool = False,
     ) -> None:
-        """`lots_min`: the least volume H deals, other than all of a position. `retickets`: as MT4, with each partial
+        """`lots_min`: the least volume H deals, other than all of a position; `lots_max`: the most. `retickets`: as MT4, with each partial
         close. `shares`: as on MT5, an order and a position may have one number."""
         self.world = world
         self.lots_min = lots_min
+        self.lots_max = lots_max
         self.retickets = retickets
         self.shares = shares
         #: kind and number → what it began as
@@ -119,6 +126,7 @@ class Brokers:
 
     def do(self, row: Row, pair: Pair | None, share: Decimal | None = None) -> Done:
         """The broker carries it out, or only a share of it."""
+        assert row["action"] not in OPENING or row["lots"] <= self.lots_max, f"execution {row['id']} is too large"
         if row["follower"] == "N":
             return self._do_net(row, share)
         if row["action"] in OPENING:

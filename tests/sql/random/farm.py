@@ -81,7 +81,7 @@ class Farm:
             world.as_user("save_copier", {"id": world.copiers[">".join(copier)]} | setting.columns())
         self.masters = Masters(world, self.doubts, self.settings)
         symbols = choices[0] if choices else 0
-        self.brokers = Brokers(world, lots_min, retickets=symbols in (4, 6), shares=symbols != 4)
+        self.brokers = Brokers(world, lots_min, lots_max, retickets=symbols in (4, 6), shares=symbols != 4)
         self.agents = Agents(world, self.masters, self.brokers, self.doubts)
         self.followers = Followers(world, self.masters, self.brokers, self.agents, self.doubts, followers, lots_max)
         for name, of in UNTOLD.items():
