@@ -8339,6 +8339,24 @@ begin
   return abs(p_price);
 end $$;
 
+-- The orders of a volume that is more than one order may be; what is too little for another is left out.
+create function private.split_orders(p_lots numeric, s public.account_symbols) returns numeric[]
+language plpgsql immutable set search_path = '' as $$
+declare
+  v_cap numeric := div(s.lots_max, s.lots_step) * s.lots_step;
+  v_orders numeric[] := '{}';
+  v_order numeric;
+begin
+  while p_lots > v_cap loop
+    -- the rest must be at least one smallest order
+    v_order := least(v_cap, div(p_lots - s.lots_min, s.lots_step) * s.lots_step);
+    exit when v_order < s.lots_min;
+    v_orders := v_orders || v_order;
+    p_lots := p_lots - v_order;
+  end loop;
+  return v_orders || least(p_lots, v_cap);
+end $$;
+
 -- Size of one copy. p_side, p_price, p_sl and p_tp are the master's; p_lots is its volume or, for an increase,
 -- the increase. p_rates: exchange rates for exchange_rate(). The rules must apply in this order, therefore it is longer
 -- than forty lines.
@@ -8370,8 +8388,8 @@ declare
   v_cap numeric;
   v_warnings text[] := '{}';
   v_explain text[];
-  v_orders numeric[] := '{}';
-  v_order numeric;
+  v_orders numeric[];
+  v_order numeric;  -- lots of all of them
   v_par text;
 begin
   v_explain := array[format('The master trades %s lots of %s.', private.plain(p_lots), p_master_symbol.name)];
@@ -8615,19 +8633,13 @@ begin
     v_explain := v_explain || format('Cut to %s lots: a copy is split into 100 orders of %s at most.',
       private.plain(v_lots), private.plain(v_cap));
   end if;
-  while v_lots > v_cap loop
-    -- the rest must be at least one smallest order
-    v_order := least(v_cap, div(v_lots - s.lots_min, s.lots_step) * s.lots_step);
-    exit when v_order < s.lots_min;
-    v_orders := v_orders || v_order;
-    v_lots := v_lots - v_order;
-  end loop;
-  if v_lots > v_cap then
+  v_orders := case when v_lots > v_cap then private.split_orders(v_lots, s) else array[v_lots] end;
+  v_order := case when v_lots > v_cap then (select sum(o) from unnest(v_orders) o) else v_lots end;
+  if v_lots > v_order then
     v_warnings := array_remove(v_warnings, 'capped') || 'capped'::text;
     v_explain := v_explain || format('Cut by %s lots, which are too few for another order.',
-      private.plain(v_lots - v_cap));
+      private.plain(v_lots - v_order));
   end if;
-  v_orders := v_orders || least(v_lots, v_cap);
   if cardinality(v_orders) > 1 then
     v_warnings := v_warnings || 'split'::text;
     v_explain := v_explain || format('Split into %s orders, for one may not exceed %s.', cardinality(v_orders),
@@ -11287,16 +11299,18 @@ begin
   return private.queue_executions(v_drafts, false, p_now);
 end $$;
 
--- Queues the market order that replaces a cancelled order.
+-- Queues the market orders that replace a cancelled order: several if it was more than one order may be.
 create function private.queue_conversion(
   p_link public.position_links, p_copier public.copiers, p_master public.positions, p_symbol public.account_symbols,
     p_now timestamptz
-) returns bigint
+) returns bigint[]
 language plpgsql security definer set search_path = '' as $$
 declare
   v_levels private.levels := private.first_levels(p_copier, p_master, p_symbol, p_link.side, null, p_now);
   v_draft private.execution_draft;
+  v_drafts private.execution_draft[];
 begin
+  v_draft.step_id := nextval('public.trade_execution_queue_id_seq');
   v_draft.link_id := p_link.id;
   v_draft.copier_id := p_link.copier_id;
   v_draft.user_id := p_link.user_id;
@@ -11306,7 +11320,6 @@ begin
   v_draft.action := 'open';
   v_draft.symbol := p_link.symbol;
   v_draft.side := p_link.side;
-  v_draft.lots := private.converted_lots(p_link, p_link.wanted_lots, p_master, p_symbol);
   v_draft.sl := v_levels.sent_sl;
   v_draft.tp := v_levels.sent_tp;
   v_draft.max_slippage_points := p_copier.max_slippage_points;
@@ -11320,7 +11333,12 @@ begin
   update public.position_links l set wanted_lots = null, wanted_until = null, asked_price = null,
     asked_sl = v_levels.sl, asked_tp = v_levels.tp, asked_unknown = false, seen_master_lots = v_draft.master_lots
   where l.id = p_link.id;
-  return (private.queue_executions(array[v_draft], false, p_now))[1];
+  foreach v_draft.lots in array private.split_orders(
+    private.converted_lots(p_link, p_link.wanted_lots, p_master, p_symbol), p_symbol)
+  loop
+    v_drafts := v_drafts || v_draft;
+  end loop;
+  return private.queue_executions(v_drafts, false, p_now);
 end $$;
 
 create function private.end_order(p_link bigint, p_reason text, p_now timestamptz) returns void
@@ -11538,7 +11556,7 @@ begin
   v_why := coalesce(private.no_conversion(v_copier, v_master, v_symbol, p_link.side, p_now),
     private.conversion_over_limit(p_link, v_copier, v_master, v_symbol, p_orders, p_now));
   if p_orders = 0 then
-    if v_why is null then return array[private.queue_conversion(p_link, v_copier, v_master, v_symbol, p_now)]; end if;
+    if v_why is null then return private.queue_conversion(p_link, v_copier, v_master, v_symbol, p_now); end if;
     perform private.end_order(p_link.id, v_why, p_now);
     update public.copy_outcomes o set execution_id = null, reason = v_why
     where o.event_id = v_master.last_event_id and o.copier_id = v_copier.id;
