@@ -52,8 +52,9 @@ class Brokers:
         retickets: bool = False,
         shares: bool = False,
     ) -> None:
-        """`lots_min`: the least volume H deals, other than all of a position; `lots_max`: the most. `retickets`: as MT4, with each partial
-        close. `shares`: as on MT5, an order and a position may have one number."""
+        """`lots_min`: the least volume H deals, other than all of a position; `lots_max`: the most of one order.
+        `retickets`: as MT4, with each partial close. `shares`: as on MT5, an order and a position may have one
+        number."""
         self.world = world
         self.lots_min = lots_min
         self.lots_max = lots_max
