@@ -96,6 +96,7 @@ def schema(page: str) -> str:
         f"  select case p_code\n{cases}    else replace(p_code, '_', ' ') end\n$$;\n"
         "comment on function private.reason_words(text) is\n"
         "  'What a reason means, for sentences; of an unknown code its own words. Null: null.';\n"
+        "grant execute on function private.reason_words(text) to authenticated, service_role;\n"
     )
 
 

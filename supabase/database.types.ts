@@ -2170,6 +2170,7 @@ export type Database = {
           ours_ms: number | null;
           plan_ms: number | null;
           reason: string | null;
+          reason_words: string | null;
           request_ms: number | null;
           side: string | null;
           slippage_money: number | null;

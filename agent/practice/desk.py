@@ -1,5 +1,6 @@
 """Practice accounts of a running stack, as their user: through the public functions, and at the practice broker."""
 
+import re
 import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -95,14 +96,15 @@ class Desk:
         for row in rows:
             state = now.get(str(row["id"]))
             if state is not None:  # else it was removed between the two
-                why = state["reason"] or state["waits_for"]
+                # the words of "code: words"
+                why = re.sub(r"^[a-z][a-z0-9_]+: ", "", str(state["reason"] or state["waits_for"] or "")) or None
                 found.append(
                     PracticeAccount(
                         account_id=str(row["id"]),
                         name=str(row["name"]),
                         login=str(row["login"]),
                         status=str(state["status"]),
-                        status_reason=None if why is None else str(why),
+                        status_reason=why,
                     )
                 )
         return found
@@ -229,7 +231,7 @@ class Desk:
             case "no_money":
                 fix = "choose fewer lots"
             case _:
-                fix = f"see {answer.reason} in docs/errors.md"
+                fix = f"look for {answer.reason.replace('_', ' ')} in docs/errors.md"
         return Failure(f"the practice broker refused the order of {account.name}: {answer.message}", fix, code=REFUSED)
 
     async def position(self, account: PracticeAccount, ticket: str | None) -> Position:
@@ -256,7 +258,7 @@ class Desk:
     async def results(self, account: PracticeAccount, ticket: str, after: int) -> list[Mapping[str, object]]:
         """Rows of `copied_trades` about this position of the master, from events later than number `after`."""
         query = {
-            "select": "event_id,copier_id,event,status,reason,message,side,symbol,filled_lots,fill_price",
+            "select": "event_id,copier_id,event,status,reason_words,message,side,symbol,filled_lots,fill_price",
             "master_account_id": f"eq.{account.account_id}", "master_ticket": f"eq.{ticket}",
             "event_id": f"gt.{after}", "order": "event_id",
         }  # fmt: skip

@@ -42,14 +42,16 @@ def describe(follower: str, row: Mapping[str, object] | None) -> str:
     if row is None:
         return f"{follower}: nothing has come of it within {COPIED_S:.0f} s → see the page"
     if row["status"] == IN_FLIGHT:
-        return f"{follower}: still in flight after {COPIED_S:.0f} s ({row['reason'] or 'being sent'}) → see the page"
+        return (
+            f"{follower}: still in flight after {COPIED_S:.0f} s ({row['reason_words'] or 'being sent'}) → see the page"
+        )
     if row["status"] in ("copied", "partly"):
-        partly = f", only a part: {row['reason']}" if row["status"] == "partly" else ""
+        partly = f", only a part: {row['reason_words']}" if row["status"] == "partly" else ""
         return f"copied to {follower}: {_done(row)}{partly}"
     if row["status"] == "nothing_to_do":
-        return f"{follower}: nothing to do ({row['reason']})"
+        return f"{follower}: nothing to do ({row['reason_words']})"
     said = f": {row['message']}" if row["message"] else ""
-    return f"not copied to {follower}: {row['reason']}{said} (docs/errors.md explains it)"
+    return f"not copied to {follower}: {row['reason_words']}{said}"
 
 
 def _done(row: Mapping[str, object]) -> str:

@@ -596,6 +596,7 @@ as $$
 $$;
 comment on function private.reason_words(text) is
   'What a reason means, for sentences; of an unknown code its own words. Null: null.';
+grant execute on function private.reason_words(text) to authenticated, service_role;
 
 -- base/request.sql
 -- Checks for every function that takes an object: the argument must be an object, and every key must be known. A
@@ -21301,7 +21302,8 @@ select o.event_id, o.copier_id, o.user_id, o.link_id, o.decided_at,
   d.orders, d.attempts, d.filled_lots, d.closed_lots, d.fill_price,
   round(d.slippage_points, 2) as slippage_points, round(d.slippage_money, 4) as slippage_money, fa.currency,
   latency.detect_ms, latency.request_ms, latency.lock_ms, latency.plan_ms, latency.deliver_ms, latency.lane_ms,
-  latency.broker_ms, latency.ours_ms, latency.whole_ms
+  latency.broker_ms, latency.ours_ms, latency.whole_ms,
+  private.reason_words(coalesce(o.reason, d.reason, t.reason)) as reason_words
 from public.copy_outcomes o
 left join public.copiers c on c.id = o.copier_id
 left join public.trading_accounts fa on fa.id = c.follower_account_id
@@ -21404,6 +21406,7 @@ comment on column public.copied_trades.status is
   'was refused, see reason)';
 comment on column public.copied_trades.reason is
   'code of docs/errors.md: why nothing, or only a part, was copied, or what the order waits for';
+comment on column public.copied_trades.reason_words is 'the reason in words, for people';
 comment on column public.copied_trades.detail is 'the steps of the size calculation, in words';
 comment on column public.copied_trades.message is 'the message of the broker or the agent';
 comment on column public.copied_trades.warnings is

@@ -154,7 +154,9 @@ PRIVATE_GRANTS: Final = {
         "refuse_unknown", "uuid_of", "text_of", "name_of", "int_of", "time_of", "is_plain", "plain", "plain_name",
         "rfc3339", "require_user", "own_account",
     )
-} | {key: {"authenticated", "service_role"} for key in ("account_status_now", "nothing_to_do")}  # fmt: skip
+} | {
+    key: {"authenticated", "service_role"} for key in ("account_status_now", "nothing_to_do", "reason_words")
+}  # fmt: skip
 
 # Whose a row is: an expression over the row t.
 OWNER: Final[dict[str, LiteralString]] = {

@@ -225,3 +225,4 @@ as $$
 $$;
 comment on function private.reason_words(text) is
   'What a reason means, for sentences; of an unknown code its own words. Null: null.';
+grant execute on function private.reason_words(text) to authenticated, service_role;

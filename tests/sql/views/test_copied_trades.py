@@ -188,7 +188,10 @@ def test_a_reason_of_each_kind_has_the_status_of_its_kind(world: NettingWorld) -
     for code in sorted(listed() | {"below_min", "account_off", "too_old"}):
         world.db.execute("update public.copy_outcomes set reason = %s where true", (code,))
         expected = "in_flight" if code == "symbols_loading" else "nothing_to_do" if code in listed() else "not_copied"
-        assert trades(world)[0]["status"] == expected, code
+        (row,) = trades(world)
+        assert row["status"] == expected, code
+        assert len(row["reason_words"]) > 10, code
+        assert "_" not in row["reason_words"], code
 
 
 def test_an_order_that_nothing_was_left_to_do_for_was_not_refused(world: NettingWorld) -> None:
