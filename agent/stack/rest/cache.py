@@ -59,7 +59,8 @@ class SchemaCache:
         self._configured = settings or ApiSettings()
         self._reading = asyncio.Lock()
         self._missing = asyncio.Lock()
-        self._begun_at = 0.0
+        #: when the last reading that ended well had begun
+        self._known_at = 0.0
         self.settings = self._configured
         self.catalog = Catalog({}, {})
         self.schema: Schema = NO_SCHEMA
@@ -69,12 +70,7 @@ class SchemaCache:
 
         Callers that wait while another reads share the next reading.
         """
-        asked_at = time.monotonic()
-        async with self._reading:
-            if self._begun_at > asked_at:
-                return
-            self._begun_at = time.monotonic()
-            await self._read()
+        await self._refresh_since(time.monotonic())
 
     async def refresh_for_missing(self) -> None:
         """Read everything again because a request asked for something unknown: it may have been made a moment ago, and
@@ -85,11 +81,19 @@ class SchemaCache:
         """
         asked_at = time.monotonic()
         async with self._missing:
-            wait = self._begun_at + PAUSE_SECONDS - time.monotonic()
-            if self._begun_at <= asked_at and wait > 0:
+            wait = self._known_at + PAUSE_SECONDS - time.monotonic()
+            if self._known_at <= asked_at and wait > 0:
                 await asyncio.sleep(wait)
-            if self._begun_at <= asked_at:
-                await self.refresh()
+            await self._refresh_since(asked_at)
+
+    async def _refresh_since(self, asked_at: float) -> None:
+        """Return when a reading that began after this moment has ended well; otherwise read."""
+        async with self._reading:
+            if self._known_at > asked_at:
+                return
+            begun_at = time.monotonic()
+            await self._read()
+            self._known_at = begun_at
 
     async def _read(self) -> None:
         async with self._sessions.lease() as connection, connection.transaction():
