@@ -220,6 +220,37 @@ def test_a_flattening_is_not_booked_to_an_event_that_changed_nothing(world: Nett
     ]  # fmt: skip
 
 
+def test_what_a_snapshot_finds_closed_is_an_event_of_the_master(world: NettingWorld) -> None:
+    """The master's agent was away: two complete reads show that the position is gone. The copy's close has a latency,
+    from the read on."""
+    world.copy("M", "F")
+    world.opened("M")
+    world.settle()
+    for _ in range(2):
+        world.send("M", world.event("snapshot", positions=[]))
+    world.settle()
+    row = latencies(world)[1]
+    assert (row["action"], row["measured"], row["whole_ms"]) == ("close", True, None)
+    assert None not in times(row)[1:6]
+
+
+def test_a_cancel_of_the_master_has_a_latency_and_one_by_flattening_has_none(world: NettingWorld) -> None:
+    world.copy("M", "F")
+    order = world.position("1.00", kind="order", order_type="limit", price="1.05")
+    world.send("M", world.event("ordered", order))
+    world.settle()
+    world.send("M", world.event("cancelled", order | {"lots": "0"}))
+    world.settle()
+    other = world.position("1.00", kind="order", order_type="limit", price="1.05")
+    world.send("M", world.event("ordered", other))
+    world.settle()
+    world.as_user("flatten_account", {"account_id": world.accounts["F"]})
+    world.settle()
+    assert [(row["action"], row["ours_ms"] is not None) for row in latencies(world)] == [
+        ("place", True), ("cancel", True), ("place", True), ("cancel", False),
+    ]  # fmt: skip
+
+
 # --- waits and retries ------------------------------------------------------------------------------------------
 
 
