@@ -8021,7 +8021,17 @@ $$;
 comment on function private.waiting_words(text, text, text) is
   'Why an order is not filled, in words: its status, the code of its reason, the message of broker or agent.';
 
--- Orders in flight that close something. Of a netting deal, the part that closes.
+-- Whether an order makes a copy smaller, or ends it.
+create function private.shrinks(q public.trade_execution_queue, p_link bigint) returns boolean
+language plpgsql immutable set search_path = '' as $$
+begin
+  if q.parts is null then return q.link_id = p_link and q.action in ('close', 'reduce', 'cancel'); end if;
+  return exists (select from jsonb_array_elements(q.parts) e
+    where (e.value ->> 'lots')::numeric < 0 and e.value ->> 'link_id' = p_link::text);
+end $$;
+
+-- Orders in flight that close something. Of a netting deal, the part that closes; a close that waits for its open to be
+-- answered closes what that opens.
 create function private.overdue_orders(p_user uuid, p_now timestamptz) returns table (account_id uuid, user_id uuid,
   act text, symbol text, lots numeric, why text, closed boolean, since timestamptz)
 language plpgsql stable security definer set search_path = '' as $$
@@ -8029,48 +8039,83 @@ begin
   return query
   select q.account_id, q.user_id, q.action, q.symbol,
     coalesce((select sum(-(e.value ->> 'lots')::numeric) from jsonb_array_elements(q.parts) e
-      where (e.value ->> 'lots')::numeric < 0), q.lots),
+      where (e.value ->> 'lots')::numeric < 0), nullif(q.lots, 0),
+      (select sum(o.lots) from public.trade_execution_queue o where o.step_id = q.after_id), q.lots),
     private.waiting_words(q.status, q.reason, q.message), coalesce(q.reason in ('market_closed', 'no_quotes'), false),
     -- an order that was queued again after a refusal: since its master closed
-    least(q.queued_at, case when l.close_failures > 0 then m.closed_at end)
+    least(q.queued_at, case when l.close_failures > 0 or n.failures > 0 then m.closed_at end)
   from public.trade_execution_queue q
   left join public.position_links l on l.id = q.link_id
+  left join private.net_ledgers n on n.account_id = q.account_id and n.symbol = q.symbol and q.parts is not null
   left join public.positions m on m.account_id = l.master_account_id and m.ticket = l.master_ticket
     and m.kind = l.master_kind
   where q.in_flight and (p_user is null or q.user_id = p_user)
     and (q.action in ('close', 'reduce', 'cancel') or exists (select from jsonb_array_elements(q.parts) e
       where (e.value ->> 'lots')::numeric < 0))
-    and least(q.queued_at, case when l.close_failures > 0 then m.closed_at end) <= p_now - interval '10 seconds';
+    and least(q.queued_at, case when l.close_failures > 0 or n.failures > 0 then m.closed_at end)
+      <= p_now - interval '10 seconds';
 end $$;
 
--- Copies whose close or reduction was refused and waits for its next attempt.
+-- Copies that may have to shrink while no order for it is in flight: it was refused and waits for its next attempt, or
+-- another order of the copy (where positions net: of the symbol) has not been answered for 10 s.
+create function private.links_held_up(p_user uuid, p_now timestamptz) returns bigint[]
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return array(
+    select w.id from public.position_links w
+    where w.state = 'live' and w.replan_at is not null and w.close_failures > 0
+      and (p_user is null or w.user_id = p_user)
+    union
+    select w.id from private.net_ledgers n
+    join public.position_links w on w.follower_account_id = n.account_id and w.symbol = n.symbol and w.state = 'live'
+    where n.replan_at is not null and n.failures > 0 and (p_user is null or w.user_id = p_user)
+    union
+    select w.id from public.trade_execution_queue q
+    join public.trading_accounts a on a.id = q.account_id
+    join public.position_links w on w.follower_account_id = q.account_id and w.symbol = q.symbol and w.state = 'live'
+    where q.in_flight and q.queued_at <= p_now - interval '10 seconds' and (p_user is null or q.user_id = p_user)
+      and (w.id = q.link_id or a.mode = 'netting'));
+end $$;
+
+-- Copies whose close or reduction is held up. Since: the first refusal after the last success, else when the master
+-- changed or the account began to flatten.
 create function private.overdue_links(p_user uuid, p_now timestamptz) returns table (account_id uuid, user_id uuid,
   act text, symbol text, lots numeric, why text, closed boolean, since timestamptz)
 language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_links bigint[] := private.links_held_up(p_user, p_now);
 begin
+  if cardinality(v_links) = 0 then return; end if;
   return query
   select s.follower_account_id, s.user_id, case when s.doomed then 'close' else 'reduce' end, s.symbol,
     case when s.doomed then s.position_lots + s.order_lots else s.position_lots - s.target_lots end,
-    private.waiting_words('retrying', f.reason, f.message),
-    coalesce(f.reason in ('market_closed', 'no_quotes'), false), coalesce(f.since, s.created_at)
-  from public.position_links w
-  join private.link_states s on s.id = w.id and s.ended_at is null and not s.frozen and s.executions = 0
-    and (s.doomed and s.legs > 0 or s.position_lots - s.target_lots >= s.lots_min)
+    case when f.since is null then 'an earlier order of it has not been answered'
+      else private.waiting_words('retrying', f.reason, f.message) end,
+    coalesce(f.reason in ('market_closed', 'no_quotes'), false), w.since
+  from private.link_states s
+  join public.trading_accounts a on a.id = s.follower_account_id
   left join lateral (
     select (array_agg(q.reason order by q.id desc))[1] as reason, (array_agg(q.message order by q.id desc))[1]
       as message, min(q.queued_at) filter (where q.queued_at > done.at) as since
     from public.trade_execution_queue q
     cross join lateral (
       select coalesce(max(d.finalized_at), '-infinity') as at from public.trade_execution_queue d
-      where d.user_id = w.user_id and d.link_id = w.id and d.status = 'completed'
-        and d.action in ('close', 'reduce', 'cancel')
-        and d.queued_at > p_now - interval '1 hour') done
-    where q.user_id = w.user_id and q.link_id = w.id and q.action in ('close', 'reduce', 'cancel')
-      and q.status <> 'completed' and q.queued_at > p_now - interval '1 hour'
+      where d.user_id = s.user_id and d.account_id = s.follower_account_id and d.symbol = s.symbol
+        and d.status = 'completed' and d.queued_at > p_now - interval '1 hour' and private.shrinks(d, s.id)) done
+    where q.user_id = s.user_id and q.account_id = s.follower_account_id and q.symbol = s.symbol
+      and q.status <> 'completed' and q.queued_at > p_now - interval '1 hour' and private.shrinks(q, s.id)
   ) f on true
-  where w.state = 'live' and w.replan_at is not null and w.close_failures > 0
-    and (p_user is null or w.user_id = p_user)
-    and coalesce(f.since, s.created_at) <= p_now - interval '10 seconds';
+  cross join lateral (
+    select coalesce(f.since, case when s.master_gone or not s.doomed then s.master_changed_at
+      when a.copy_state = 'flattening' then a.flattened_at end,
+      (select min(q.queued_at) from public.trade_execution_queue q
+        where q.account_id = s.follower_account_id and q.symbol = s.symbol and q.in_flight), s.created_at) as since
+  ) w
+  where s.id = any (v_links) and s.ended_at is null and not s.frozen
+    and (s.doomed and s.legs > 0 or s.position_lots - s.target_lots >= s.lots_min)
+    and w.since <= p_now - interval '10 seconds'
+    and not exists (select from public.trade_execution_queue q
+      where q.account_id = s.follower_account_id and q.symbol = s.symbol and q.in_flight and private.shrinks(q, s.id));
 end $$;
 
 -- What a flattening should have closed and no copy holds. What copies hold has an order of its own.
