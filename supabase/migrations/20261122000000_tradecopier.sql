@@ -11355,8 +11355,11 @@ declare
   v_levels private.levels := private.first_levels(p_copier, p_master, p_symbol, p_link.side, null, p_now);
   v_draft private.execution_draft;
   v_drafts private.execution_draft[];
+  v_orders numeric[] := private.split_orders(private.converted_lots(p_link, p_link.wanted_lots, p_master, p_symbol),
+    p_symbol);
 begin
-  v_draft.step_id := nextval('public.trade_execution_queue_id_seq');
+  -- one order is a step of its own
+  v_draft.step_id := case when cardinality(v_orders) > 1 then nextval('public.trade_execution_queue_id_seq') end;
   v_draft.link_id := p_link.id;
   v_draft.copier_id := p_link.copier_id;
   v_draft.user_id := p_link.user_id;
@@ -11379,9 +11382,7 @@ begin
   update public.position_links l set wanted_lots = null, wanted_until = null, asked_price = null,
     asked_sl = v_levels.sl, asked_tp = v_levels.tp, asked_unknown = false, seen_master_lots = v_draft.master_lots
   where l.id = p_link.id;
-  foreach v_draft.lots in array private.split_orders(
-    private.converted_lots(p_link, p_link.wanted_lots, p_master, p_symbol), p_symbol)
-  loop
+  foreach v_draft.lots in array v_orders loop
     v_drafts := v_drafts || v_draft;
   end loop;
   return private.queue_executions(v_drafts, false, p_now);
