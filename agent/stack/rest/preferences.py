@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from agent.stack.rest.refusal import Refused
+from agent.stack.rest.scanner import whole_number
 from agent.stack.rest.writing import Resolution
 
 Count = Literal["exact", "planned", "estimated"]
@@ -23,7 +24,7 @@ TYPES: Final = {
     "application/vnd.pgrst.object": "object",
     "text/csv": "csv",
 }
-_RANGE: Final = re.compile(r"(?:items=)?(\d+)-(\d*)")
+_RANGE: Final = re.compile(r"(?:items=)?([0-9]{1,18})-([0-9]{0,18})")
 _FOR: Final = re.compile(r'for="([^"]*)"')
 
 
@@ -69,7 +70,7 @@ def read_preferences(headers: Sequence[str], *, may_roll_back: bool) -> Preferen
         missing_default=wanted.get("missing") == "default",
         rollback=wanted.get("tx") == "rollback",
         strict=strict,
-        max_affected=None if limit is None else int(limit),
+        max_affected=None if limit is None else whole_number(limit),
         applied=tuple(f"{name}={text}" for name, text in wanted.items()),
     )
 
@@ -94,7 +95,7 @@ _VALUES: Final[Mapping[str, frozenset[str]]] = {
 
 def _is_known(name: str, text: str) -> bool:
     if name == "max-affected":
-        return text.isdigit()
+        return text.isascii() and text.isdigit()
     return text in _VALUES.get(name, ()) or name == "timezone"
 
 

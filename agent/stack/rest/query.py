@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from agent.stack.rest.condition import Condition, Group, condition, group
-from agent.stack.rest.scanner import JsonPath, Scanner
+from agent.stack.rest.scanner import JsonPath, Scanner, whole_number
 
 Aggregate = Literal["count", "sum", "avg", "min", "max"]
 Join = Literal["left", "inner"]
@@ -110,11 +110,13 @@ def _read_reserved(query: Query, key: str, last: str, text: str) -> None:
         case "order":
             query.order[path] = _order(text)
         case "limit":
-            if re.fullmatch(r"-?\d+", text):
-                query.limit[path] = int(text)
+            limit = whole_number(text)
+            if limit is not None:
+                query.limit[path] = limit
         case "offset":
-            if text.isdigit():
-                query.offset[path] = int(text)
+            offset = whole_number(text)
+            if offset is not None and offset >= 0:
+                query.offset[path] = offset
         case _:
             negated = "not" in path
             path = tuple(part for part in path if part != "not")

@@ -7,7 +7,10 @@ from agent.stack.rest.refusal import Refused
 
 _NAME: Final = re.compile(r"[\w $]+(?:-(?!>)[\w $]+)*")
 _QUOTED: Final = re.compile(r'"((?:[^"\\]|\\.)*)"', re.DOTALL)
-_INDEX: Final = re.compile(r"(-?\d+)(?=->|::|[.,)]|\Z)")
+# more digits are the name of a key: no array of Postgres is so long
+_INDEX: Final = re.compile(r"(-?[0-9]{1,9})(?=->|::|[.,)]|\Z)")
+_WHOLE: Final = re.compile(r"-?[0-9]+")
+_MOST: Final = 10**18
 _IDENTIFIER: Final = re.compile(r"[\w $]+")
 
 #: levels of parentheses: each is a call of a function here, and a subquery in Postgres
@@ -129,6 +132,13 @@ class Scanner:
             index = self.match(_INDEX)
             steps.append((arrow, int(index) if index is not None else self.name()))
         return tuple(steps)
+
+
+def whole_number(text: str) -> int | None:
+    """The number, cut to what Postgres can count; None if the text is none."""
+    if _WHOLE.fullmatch(text) is None:
+        return None
+    return int(text) if len(text) <= len(str(_MOST)) else -_MOST if text.startswith("-") else _MOST
 
 
 def _unescaped(quoted: str) -> str:

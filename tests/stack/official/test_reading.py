@@ -220,3 +220,20 @@ async def test_a_request_cannot_inject_sql(api: Stack) -> None:
             said = await http.post("/rest/v1/rpc/probe_status?select=x", content=body)
             assert said.status_code in (400, 404), (body[:20], said.text)
         assert len((await http.get("/rest/v1/probe_count")).json()) == 9
+
+
+@pytest.mark.parametrize("digits", ["²", "٣", "9" * 5000])
+@pytest.mark.parametrize("asked", ["limit={}", "offset={}", "select=doc->{}", "id=eq.{}"])
+async def test_numbers_of_any_length_and_script_are_answered_in_the_form_of_the_api(
+    api: Stack, asked: str, digits: str
+) -> None:
+    query = httpx.QueryParams(dict([asked.format(digits).split("=", 1)]))
+    headers = {"apikey": api.secret_key, "authorization": f"Bearer {api.secret_key}"}
+    async with httpx.AsyncClient(base_url=api.url, headers=headers) as client:
+        said = await client.get("/rest/v1/probe_type", params=query)
+        assert (said.status_code < 500, said.headers["content-type"]) == (True, "application/json; charset=utf-8")
+        said = await client.patch(
+            "/rest/v1/probe_type?id=eq.0", json={"flag": True},
+            headers=[(b"prefer", f"handling=strict,max-affected={digits}".encode())],
+        )  # fmt: skip
+        assert said.status_code < 500, said.text
