@@ -140,7 +140,9 @@ begin
         free_margin = case when f.fresh then private.numeric_of(p_state, 'free_margin') else a.free_margin end,
         funds_at = case when f.fresh then v_measured_at else a.funds_at end
     from (select b.id, v_balance is not null and v_equity is not null
-      and v_measured_at >= coalesce(b.funds_at, '-infinity') as fresh
+      -- a time ahead of now: the database's clock was set back since
+      and v_measured_at >= coalesce(case when b.funds_at <= now() + interval '5 s' then b.funds_at end, '-infinity')
+        as fresh
           from public.trading_accounts b where b.id = v_account) f
     where a.id = f.id and (v_session is null or (v_session = a.session and a.session_vps_id = v_vps))
     returning a.id, v_session is not null and v_balance > 0 and a.initial_balance is null into v_found, v_is_first;

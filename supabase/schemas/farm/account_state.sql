@@ -39,7 +39,8 @@ begin
     join public.account_vps_assignments s on s.account_id = said.account_id
     join public.trading_accounts t on t.id = said.account_id
     where s.vps_id = p_vps and said.session = t.session and said.status in ('connected', 'degraded')
-      and t.snapshot_session = said.session and (t.seen_at is null or t.seen_at < now() - interval '1 second')
+      and t.snapshot_session = said.session
+      and (t.seen_at is null or t.seen_at not between now() - interval '1 second' and now())
     for no key update of t skip locked));
 end
 $$;

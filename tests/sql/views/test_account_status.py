@@ -206,3 +206,29 @@ def test_everybody_sees_his_own_verdict_and_only_operators_that_of_all(farm: Far
     stranger.cannot("verdict", {"all": True}, "TC107")
     owner.cannot("verdict", {"all": "yes"}, "TC001")
     owner.cannot("verdict", {"everything": True}, "TC301")
+
+
+def test_a_database_clock_that_was_set_back_hides_no_silence(
+    farm: Farm, owner: Actor, agent: Actor, account: UUID
+) -> None:
+    """What was stored before is an hour ahead: the next look replaces it, or an old equity and an old sight would count
+    as fresh for an hour."""
+    farm.rows(
+        "update public.trading_accounts set seen_at = now() + interval '1 hour', funds_at = now() + interval '1 hour',"
+        " balance = 1000, equity = 1000 where id = %s",
+        (account,),
+    )
+    session = farm.row("select session from public.trading_accounts where id = %s", (account,))["session"]
+    beat(agent, account, session)
+    agent.can(
+        "report_account_state",
+        {
+            "account_id": account, "epoch": farm.assignment(account)["epoch"], "session": session, "balance": "900",
+            "equity": "800", "measured_at": datetime.now(UTC).isoformat(),
+        },
+    )  # fmt: skip
+    stored = farm.row(
+        "select equity, seen_at <= clock_timestamp() as seen, funds_at <= clock_timestamp() as measured"
+        " from public.trading_accounts where id = %s", (account,),
+    )  # fmt: skip
+    assert (stored["equity"], stored["seen"], stored["measured"]) == (800, True, True)
