@@ -1926,7 +1926,8 @@ begin
     join public.account_vps_assignments s on s.account_id = said.account_id
     join public.trading_accounts t on t.id = said.account_id
     where s.vps_id = p_vps and said.session = t.session and said.status in ('connected', 'degraded')
-      and t.snapshot_session = said.session and (t.seen_at is null or t.seen_at < now() - interval '1 second')
+      and t.snapshot_session = said.session
+      and (t.seen_at is null or t.seen_at not between now() - interval '1 second' and now())
     for no key update of t skip locked));
 end
 $$;
@@ -15915,7 +15916,9 @@ begin
         free_margin = case when f.fresh then private.numeric_of(p_state, 'free_margin') else a.free_margin end,
         funds_at = case when f.fresh then v_measured_at else a.funds_at end
     from (select b.id, v_balance is not null and v_equity is not null
-      and v_measured_at >= coalesce(b.funds_at, '-infinity') as fresh
+      -- a time ahead of now: the database's clock was set back since
+      and v_measured_at >= coalesce(case when b.funds_at <= now() + interval '5 s' then b.funds_at end, '-infinity')
+        as fresh
           from public.trading_accounts b where b.id = v_account) f
     where a.id = f.id and (v_session is null or (v_session = a.session and a.session_vps_id = v_vps))
     returning a.id, v_session is not null and v_balance > 0 and a.initial_balance is null into v_found, v_is_first;
