@@ -3,9 +3,8 @@ terminal."""
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import psycopg
 from rich.console import Console, Group, RenderableType
@@ -18,6 +17,9 @@ from agent.testbed.quiescence import Observer
 
 REFRESH_S = 0.5
 PLAIN_EVERY_S = 5.0
+#: without an answer for so long, the database counts as away
+ANSWER_S = 5.0
+LONGEST_PAUSE_S = 30.0
 WIDE = 110
 
 AGENTS = """
@@ -59,6 +61,9 @@ class Picture:
     whole_p95: float | None = None
     verdict: str = ""
     tone: str = "idle"
+
+
+NOTHING = Picture(agents=(), trades={}, orders={}, reasons={}, p50=None, p95=None, last=())
 
 
 async def take(observer: Observer, *, rows: int = 8) -> Picture:
@@ -182,30 +187,45 @@ def plain(picture: Picture, headline: str) -> str:
 
 
 async def show(console: Console, observer: Observer, headline: Callable[[], str]) -> None:
-    """Show the display until cancelled; while the database is away, the headline says so."""
+    """Show the display until cancelled. While the database is away, the verdict says so."""
     if not console.is_terminal:
-        await _repeat(PLAIN_EVERY_S, lambda: _print_line(console, observer, headline))
+
+        def draw_line(picture: Picture) -> None:
+            console.print(plain(picture, headline()), soft_wrap=True, highlight=False, markup=False)
+
+        await _repeat(PLAIN_EVERY_S, observer, draw_line)
         return
     with Live(console=console, auto_refresh=False, transient=False) as live:
 
-        async def refresh() -> None:
-            picture = await take(observer)
+        def draw(picture: Picture) -> None:
             # one line less than the terminal has: the cursor stands below the display
             shown = render(picture, headline(), width=console.width, height=console.height - 1)
             live.update(shown, refresh=True)
 
-        await _repeat(REFRESH_S, refresh)
+        await _repeat(REFRESH_S, observer, draw)
 
 
-async def _print_line(console: Console, observer: Observer, headline: Callable[[], str]) -> None:
-    console.print(plain(await take(observer), headline()), soft_wrap=True, highlight=False, markup=False)
-
-
-async def _repeat(pause_s: float, draw: Callable[[], Awaitable[None]]) -> None:
+async def _repeat(pause_s: float, observer: Observer, draw: Callable[[Picture], None]) -> None:
     """Draw again and again. Counting the trades of a long run takes its time: at most a tenth is spent on it."""
+    picture = NOTHING
     while True:
-        begun = time.monotonic()
-        # the next refresh tries again
-        with suppress(psycopg.OperationalError):
-            await draw()
-        await asyncio.sleep(max(pause_s, 9 * (time.monotonic() - begun)))
+        begun, pause = time.monotonic(), pause_s
+        reading = asyncio.ensure_future(take(observer))
+        try:
+            while not (await asyncio.wait({reading}, timeout=ANSWER_S))[0]:
+                draw(without_database(picture))
+            picture = reading.result()
+            draw(picture)
+            pause = max(pause_s, min(9 * (time.monotonic() - begun), LONGEST_PAUSE_S))
+        except psycopg.OperationalError:  # the next look tries again
+            draw(without_database(picture))
+        finally:
+            reading.cancel()
+            await asyncio.wait({reading})
+        await asyncio.sleep(pause)
+
+
+def without_database(last: Picture) -> Picture:
+    """The last picture while the database does not answer: nobody knows whether anything is well."""
+    agents = [{**row, "status": "unknown", "age": None} for row in last.agents]
+    return replace(last, agents=agents, tone="bad", verdict="The database does not answer: everything below is old")

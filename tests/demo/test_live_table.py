@@ -1,9 +1,15 @@
+import asyncio
+from dataclasses import replace
 from io import StringIO
+from typing import cast
 
 import pytest
 from rich.console import Console
 
-from agent.demo.live_table import Picture, plain, render
+from agent.demo.live_table import Picture, plain, render, show, without_database
+from agent.paper.client import PaperClient
+from agent.testbed.quiescence import Observer
+from agent.testbed.waiting import wait_for
 
 PICTURE = Picture(
     verdict="prop-1: the close of EURUSD 0.3 is not filled after 12 s, the market is closed; close it at the broker if"
@@ -98,3 +104,28 @@ def test_without_a_terminal_there_is_one_line() -> None:
     assert "3 agents online" in line
     assert "not copied: 7 below min" in line
     assert "_" not in line
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+async def test_while_the_database_is_away_the_display_says_so(terminal: bool) -> None:
+    out = StringIO()
+    console = Console(file=out, width=120, force_terminal=terminal)
+    nobody = Observer("host=127.0.0.1 port=1 user=nobody connect_timeout=1", cast(PaperClient, None))
+    task = asyncio.create_task(show(console, nobody, lambda: "12 s"))
+
+    async def said() -> bool | None:
+        return True if "The database does not answer" in out.getvalue() else None
+
+    try:
+        await wait_for("the display says so", said, 10)
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def test_what_was_well_before_the_database_went_away_is_not_shown_as_well() -> None:
+    old = without_database(replace(PICTURE, verdict="All is well: 4 of 4 accounts connected, 1 copier on", tone="ok"))
+    assert old.tone == "bad"
+    assert "All is well" not in plain(old, "12 s")
+    assert "0 agents online" in plain(old, "12 s")
+    assert "12345 completed" in plain(old, "12 s"), "the last counts are still shown"
