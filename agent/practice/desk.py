@@ -231,7 +231,7 @@ class Desk:
             case "no_money":
                 fix = "choose fewer lots"
             case _:
-                fix = f"look for {answer.reason.replace('_', ' ')} in docs/errors.md"
+                fix = "docs/errors.md explains it, under Refused by the broker"
         return Failure(f"the practice broker refused the order of {account.name}: {answer.message}", fix, code=REFUSED)
 
     async def position(self, account: PracticeAccount, ticket: str | None) -> Position:
