@@ -64,8 +64,9 @@ begin
       <= p_now - interval '10 seconds';
 end $$;
 
--- Copies that may have to shrink while no order for it is in flight: it was refused and waits for its next attempt, or
--- another order of the copy (where positions net: of the symbol) has not been answered for 10 s.
+-- Copies that may have to shrink while no order for it is in flight: it was refused and waits for its next attempt,
+-- another order of the copy (where positions net: of the symbol) has not been answered for 10 s, or the planner's own
+-- code failed on it (trade/fault.sql).
 create function private.links_held_up(p_user uuid, p_now timestamptz) returns bigint[]
 language plpgsql stable security definer set search_path = '' as $$
 begin
@@ -82,7 +83,16 @@ begin
     join public.trading_accounts a on a.id = q.account_id
     join public.position_links w on w.follower_account_id = q.account_id and w.symbol = q.symbol and w.state = 'live'
     where q.in_flight and q.queued_at <= p_now - interval '10 seconds' and (p_user is null or q.user_id = p_user)
-      and (w.id = q.link_id or a.mode = 'netting'));
+      and (w.id = q.link_id or a.mode = 'netting')
+    union
+    select w.id from private.quarantine f
+    join public.position_links w on w.id = case f.kind when 'link' then f.subject::bigint end and w.state = 'live'
+    where p_user is null or w.user_id = p_user
+    union
+    select w.id from private.quarantine f
+    join public.position_links w on w.master_account_id = f.account_id and w.master_ticket = f.body ->> 'ticket'
+      and w.state = 'live'
+    where f.kind = 'decision' and (p_user is null or w.user_id = p_user));
 end $$;
 
 -- Copies whose close or reduction is held up. Since: the first refusal after the last success, else when the master
@@ -97,8 +107,9 @@ begin
   return query
   select s.follower_account_id, s.user_id, case when s.doomed then 'close' else 'reduce' end, s.symbol,
     case when s.doomed then s.position_lots + s.order_lots else s.position_lots - s.target_lots end,
-    case when f.since is null then 'an earlier order of it has not been answered'
-      else private.waiting_words('retrying', f.reason, f.message) end,
+    case when f.since is not null then private.waiting_words('retrying', f.reason, f.message)
+      when flight.since is not null then 'an earlier order of it has not been answered'
+      else 'it could not be planned and is tried again' end,
     coalesce(f.reason in ('market_closed', 'no_quotes'), false), w.since
   from private.link_states s
   join public.trading_accounts a on a.id = s.follower_account_id
@@ -114,10 +125,12 @@ begin
       and q.status <> 'completed' and q.queued_at > p_now - interval '1 hour' and private.shrinks(q, s.id)
   ) f on true
   cross join lateral (
+    select min(q.queued_at) as since from public.trade_execution_queue q
+    where q.account_id = s.follower_account_id and q.symbol = s.symbol and q.in_flight
+  ) flight
+  cross join lateral (
     select coalesce(f.since, case when s.master_gone or not s.doomed then s.master_changed_at
-      when a.copy_state = 'flattening' then a.flattened_at end,
-      (select min(q.queued_at) from public.trade_execution_queue q
-        where q.account_id = s.follower_account_id and q.symbol = s.symbol and q.in_flight), s.created_at) as since
+      when a.copy_state = 'flattening' then a.flattened_at end, flight.since, s.created_at) as since
   ) w
   where s.id = any (v_links) and s.ended_at is null and not s.frozen
     and (s.doomed and s.legs > 0 or s.position_lots - s.target_lots >= s.lots_min)

@@ -1,5 +1,7 @@
 """What the planner's own code fails on holds up nothing else, is not lost, and is done once the code is mended."""
 
+from datetime import timedelta
+
 import psycopg
 import pytest
 from netting_harness import NettingWorld
@@ -119,6 +121,28 @@ def test_a_link_that_cannot_be_planned_holds_up_no_close(farm_of_three: NettingW
     upkeep(world)
     world.settle()
     assert [world.book(n) for n in "FGH"] == [[], [], []]
+
+
+def test_a_close_that_cannot_be_planned_is_overdue_though_its_alert_was_seen(farm_of_three: NettingWorld) -> None:
+    world = farm_of_three
+    world.set_weekend(timedelta(days=2), timedelta(days=3))
+    master = world.opened("M", "1.00")
+    world.settle()
+    link = world.one("select id from public.position_links where follower_account_id = %s", world.accounts["G"])
+    with planted(world, "plan_links", f"{link} = any (p_links)"):
+        world.send("M", world.event("closed", master | {"lots": "0"}))
+        world.settle()
+        world.db.execute("update public.alerts set seen_at = now() where true")
+        world.db.execute(
+            "update public.positions set changed_at = changed_at - interval '12 seconds',"
+            " closed_at = closed_at - interval '12 seconds' where true"
+        )
+        assert world.as_user("verdict", {})["text"].startswith(
+            "G: the close of EURUSD 1 is not filled after 12 s, it could not be planned and is tried again; close it at"
+        )
+    upkeep(world)
+    world.settle()
+    assert world.as_user("verdict", {})["tone"] == "ok"
 
 
 def test_an_event_that_the_mirror_cannot_take_is_taken_later_with_its_own_number(farm_of_three: NettingWorld) -> None:
