@@ -110,6 +110,16 @@ begin
       and coalesce(q.finalized_at, q.updated_at) > p_now - interval '1 hour' and (p_user is null or q.user_id = p_user)
     limit 201
   ) r having count(*) > 0;
+  return query  -- opens that their agent could not send; what a copier's own limits ended is no fault
+  select 5, 'warn', 'not_sent', case when count(*) = 1 then 'One order could not be sent in time within the last hour'
+      else private.counted(count(*), 'order', 200) || ' could not be sent in time within the last hour' end, max(r.at)
+  from (
+    select q.finalized_at as at from public.trade_execution_queue q
+    where q.status = 'expired' and q.updated_at > p_now - interval '1 hour'
+      and q.finalized_at > p_now - interval '1 hour' and q.reason not in ('slippage', 'too_old')
+      and (p_user is null or q.user_id = p_user)
+    limit 201
+  ) r having count(*) > 0;
 end $$;
 
 -- What is said when nothing is wrong. It is "ok" only if every account is connected.

@@ -148,6 +148,14 @@ def test_an_open_that_waits_is_no_overdue_close(world: World) -> None:
     assert alarms(world, "close_overdue") == []
 
 
+def test_opens_that_the_agent_cannot_send_in_time_are_not_well(world: World) -> None:
+    world.copy("M", "F")
+    world.opened("M", "0.30")
+    world.report(world.open_executions("F")[0], "expired", reason="too_late")
+    said = verdict(world)
+    assert (said["tone"], said["text"]) == ("warn", "One order could not be sent in time within the last hour")
+
+
 def test_while_trading_is_off_nothing_is_overdue(world: World) -> None:
     position = copied(world)
     world.send("M", world.event("closed", position | {"lots": "0"}))
