@@ -29,16 +29,20 @@ insert into public.crypto_currencies (currency, word) values
   ('USDT', 'TETHER'), ('USDC', null), ('BUSD', null), ('FDUSD', null), ('TUSD', null), ('DAI', null), ('WBTC', null);
 
 -- Whether a symbol's name, or one of its currencies, is of a crypto currency: BTCUSD, ETHBTC.x, #Bitcoin, XRP/EUR. In
--- doubt it is one: then silence is told.
+-- doubt it is one: then silence is told. But USDCAD only begins as USDC does, and XPTUSD only ends as TUSD does.
 create function private.is_crypto(p_name text, p_currencies text[]) returns boolean
 language plpgsql stable security definer set search_path = '' as $$
 declare
   v_name text := regexp_replace(upper(p_name), '[^A-Z0-9]', '', 'g');
+  v_money text := '(USD|EUR|GBP|JPY|AUD|CAD|CHF|NZD|SGD|HKD|TRY|ZAR|BRL|INR|KRW|CNH|CNY|MXN|SEK|NOK|DKK|PLN|CZK|HUF|'
+    'RON|THB|ILS|RUB|CLP|COP|TWD|IDR|XAU|XAG|XPT|XPD)';
 begin
   return exists (
     select from public.crypto_currencies c
-    where c.currency = any (p_currencies) or starts_with(v_name, c.currency) or position(c.word in v_name) > 0
-      or c.currency like '%USD%' and right(v_name, length(c.currency)) = c.currency  -- quoted in a stablecoin
+    where c.currency = any (p_currencies) or position(c.word in v_name) > 0
+      or starts_with(v_name, c.currency) and v_name !~ ('^' || v_money || v_money)
+      -- quoted in a stablecoin
+      or c.currency like '%USD%' and c.currency not like '_USD' and right(v_name, length(c.currency)) = c.currency
       or v_name ~ (c.currency || '(USD|EUR|GBP|JPY|AUD|CAD|CHF|NZD|SGD|HKD|TRY|ZAR|BRL|INR|KRW|BTC|ETH)'));
 end $$;
 comment on function private.is_crypto(text, text[]) is

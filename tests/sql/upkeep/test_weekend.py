@@ -133,7 +133,10 @@ def test_a_crypto_currency_that_was_never_watched_trades_at_weekends(weekend: Wo
     assert status_of(weekend, "M") == "weekend", "this broker closes it"
 
 
-@pytest.mark.parametrize("symbol", ["XAUUSD", "US30", "GER40.cash", "AAPL", "USDJPY.m"])
+@pytest.mark.parametrize(
+    "symbol",
+    ["XAUUSD", "US30", "GER40.cash", "AAPL", "USDJPY.m", "USDCAD", "USDCHF.r", "USD/CNH", "USDTRY", "XPTUSD"],
+)
 def test_other_symbols_rest_without_a_single_quote(weekend: World, symbol: str) -> None:
     weekend.db.execute("update public.account_symbols set bid = null, ask = null, quoted_at = null where true")
     weekend.opened("M", "0.10", symbol=symbol)
