@@ -45,6 +45,8 @@ class WatcherSettings:
     #: ... and the pause between them
     confirm_after: timedelta = timedelta(milliseconds=300)
     read_timeout: timedelta = timedelta(seconds=10)
+    #: time without a read that counts, after which the account's status says so
+    unread_after: timedelta = timedelta(seconds=30)
     #: longest time that a change which our own order may have caused waits for the order's report
     hold_limit: timedelta = timedelta(seconds=3)
     events_per_call: int = 200
@@ -94,6 +96,8 @@ class Watcher:
         self._held: list[_Held] = []
         self._discrepancies = Discrepancies(session.book, self._settings.reads_to_confirm)
         self._read_at = 0.0
+        #: boot time of the last read that counts
+        self._was_read_at = 0.0
         self._publish = 0
         #: number of events reported so far
         self._reported = 0
@@ -302,6 +306,7 @@ class Watcher:
         self._unchanged_at = seen.at if seen is not None else None
         self._report_snapshot(seq, started)
         self._unchanged_at = started
+        self._was_read_at = boot_time()
         self._read_after(settings.verify_every)
 
     def _report_snapshot(self, seq: int, started: datetime) -> None:
@@ -325,7 +330,10 @@ class Watcher:
         self._read_after(settings.confirm_after)
         read = await self._read()
         if read is None:
+            self._note_unread()
             return
+        self._was_read_at = boot_time()
+        session.clear_problem("read")
         believed = self._discrepancies.judge(read, lambda state: self._may_judge(state, numbers[0]))
         for state, number in zip(believed, numbers[1:], strict=False):
             self._report_read(state, number, started)
@@ -343,6 +351,16 @@ class Watcher:
             self._read_after(settings.verify_every)
         if self._outbox.idle and not self._inbox:
             self._journal.saw(session.account_id, started, (known.position.ticket for known in session.book))
+
+    def _note_unread(self) -> None:
+        """A connection that shows nothing for long is not well, though it stands."""
+        seconds = self._settings.unread_after.total_seconds()
+        if boot_time() - self._was_read_at > seconds:
+            self._session.set_problem(
+                "read",
+                f"positions_unread: what the account holds could not be read for over {seconds:.0f} s; its agent"
+                " goes on trying",
+            )
 
     def _report_read(self, state: Position, number: int, started: datetime) -> None:
         change = Changed(

@@ -126,6 +126,21 @@ async def test_a_failed_read_proves_nothing(scene: Scene) -> None:
     assert scene.database.types() == ["snapshot"]
 
 
+async def test_an_account_that_cannot_be_read_for_long_is_degraded_until_it_can(tmp_path: Path) -> None:
+    desk = Desk()
+    desk.put(position("1"))
+    async with stage(tmp_path) as open_scene:
+        scene = await open_scene(desk, settings=replace(QUICK, unread_after=timedelta(milliseconds=50)))
+        desk.reads.extend(["error"] * 10_000)
+        scene.watcher.resync()
+        await eventually(lambda: scene.session.health()[0] == "degraded")
+        _, why = scene.session.health()
+        assert why is not None
+        assert why.startswith("positions_unread: what the account holds could not be read")
+        desk.reads.clear()
+        await eventually(lambda: scene.session.health() == ("connected", None))
+
+
 async def test_an_old_book_does_not_undo_a_reduction(scene: Scene) -> None:
     scene.desk.put(position("1", lots="0.40"))
     await scene.told(2)
