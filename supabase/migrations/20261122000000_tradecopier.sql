@@ -3552,16 +3552,20 @@ insert into public.crypto_currencies (currency, word) values
   ('USDT', 'TETHER'), ('USDC', null), ('BUSD', null), ('FDUSD', null), ('TUSD', null), ('DAI', null), ('WBTC', null);
 
 -- Whether a symbol's name, or one of its currencies, is of a crypto currency: BTCUSD, ETHBTC.x, #Bitcoin, XRP/EUR. In
--- doubt it is one: then silence is told.
+-- doubt it is one: then silence is told. But USDCAD only begins as USDC does, and XPTUSD only ends as TUSD does.
 create function private.is_crypto(p_name text, p_currencies text[]) returns boolean
 language plpgsql stable security definer set search_path = '' as $$
 declare
   v_name text := regexp_replace(upper(p_name), '[^A-Z0-9]', '', 'g');
+  v_money text := '(USD|EUR|GBP|JPY|AUD|CAD|CHF|NZD|SGD|HKD|TRY|ZAR|BRL|INR|KRW|CNH|CNY|MXN|SEK|NOK|DKK|PLN|CZK|HUF|'
+    'RON|THB|ILS|RUB|CLP|COP|TWD|IDR|XAU|XAG|XPT|XPD)';
 begin
   return exists (
     select from public.crypto_currencies c
-    where c.currency = any (p_currencies) or starts_with(v_name, c.currency) or position(c.word in v_name) > 0
-      or c.currency like '%USD%' and right(v_name, length(c.currency)) = c.currency  -- quoted in a stablecoin
+    where c.currency = any (p_currencies) or position(c.word in v_name) > 0
+      or starts_with(v_name, c.currency) and v_name !~ ('^' || v_money || v_money)
+      -- quoted in a stablecoin
+      or c.currency like '%USD%' and c.currency not like '_USD' and right(v_name, length(c.currency)) = c.currency
       or v_name ~ (c.currency || '(USD|EUR|GBP|JPY|AUD|CAD|CHF|NZD|SGD|HKD|TRY|ZAR|BRL|INR|KRW|BTC|ETH)'));
 end $$;
 comment on function private.is_crypto(text, text[]) is
@@ -8057,8 +8061,9 @@ begin
       <= p_now - interval '10 seconds';
 end $$;
 
--- Copies that may have to shrink while no order for it is in flight: it was refused and waits for its next attempt, or
--- another order of the copy (where positions net: of the symbol) has not been answered for 10 s.
+-- Copies that may have to shrink while no order for it is in flight: it was refused and waits for its next attempt,
+-- another order of the copy (where positions net: of the symbol) has not been answered for 10 s, or the planner's own
+-- code failed on it (trade/fault.sql).
 create function private.links_held_up(p_user uuid, p_now timestamptz) returns bigint[]
 language plpgsql stable security definer set search_path = '' as $$
 begin
@@ -8075,7 +8080,16 @@ begin
     join public.trading_accounts a on a.id = q.account_id
     join public.position_links w on w.follower_account_id = q.account_id and w.symbol = q.symbol and w.state = 'live'
     where q.in_flight and q.queued_at <= p_now - interval '10 seconds' and (p_user is null or q.user_id = p_user)
-      and (w.id = q.link_id or a.mode = 'netting'));
+      and (w.id = q.link_id or a.mode = 'netting')
+    union
+    select w.id from private.quarantine f
+    join public.position_links w on w.id = case f.kind when 'link' then f.subject::bigint end and w.state = 'live'
+    where p_user is null or w.user_id = p_user
+    union
+    select w.id from private.quarantine f
+    join public.position_links w on w.master_account_id = f.account_id and w.master_ticket = f.body ->> 'ticket'
+      and w.state = 'live'
+    where f.kind = 'decision' and (p_user is null or w.user_id = p_user));
 end $$;
 
 -- Copies whose close or reduction is held up. Since: the first refusal after the last success, else when the master
@@ -8090,8 +8104,9 @@ begin
   return query
   select s.follower_account_id, s.user_id, case when s.doomed then 'close' else 'reduce' end, s.symbol,
     case when s.doomed then s.position_lots + s.order_lots else s.position_lots - s.target_lots end,
-    case when f.since is null then 'an earlier order of it has not been answered'
-      else private.waiting_words('retrying', f.reason, f.message) end,
+    case when f.since is not null then private.waiting_words('retrying', f.reason, f.message)
+      when flight.since is not null then 'an earlier order of it has not been answered'
+      else 'it could not be planned and is tried again' end,
     coalesce(f.reason in ('market_closed', 'no_quotes'), false), w.since
   from private.link_states s
   join public.trading_accounts a on a.id = s.follower_account_id
@@ -8107,10 +8122,12 @@ begin
       and q.status <> 'completed' and q.queued_at > p_now - interval '1 hour' and private.shrinks(q, s.id)
   ) f on true
   cross join lateral (
+    select min(q.queued_at) as since from public.trade_execution_queue q
+    where q.account_id = s.follower_account_id and q.symbol = s.symbol and q.in_flight
+  ) flight
+  cross join lateral (
     select coalesce(f.since, case when s.master_gone or not s.doomed then s.master_changed_at
-      when a.copy_state = 'flattening' then a.flattened_at end,
-      (select min(q.queued_at) from public.trade_execution_queue q
-        where q.account_id = s.follower_account_id and q.symbol = s.symbol and q.in_flight), s.created_at) as since
+      when a.copy_state = 'flattening' then a.flattened_at end, flight.since, s.created_at) as since
   ) w
   where s.id = any (v_links) and s.ended_at is null and not s.frozen
     and (s.doomed and s.legs > 0 or s.position_lots - s.target_lots >= s.lots_min)
@@ -21783,6 +21800,16 @@ begin
     select coalesce(q.finalized_at, q.updated_at) as at from public.trade_execution_queue q
     where q.status = 'rejected' and q.updated_at > p_now - interval '1 hour'
       and coalesce(q.finalized_at, q.updated_at) > p_now - interval '1 hour' and (p_user is null or q.user_id = p_user)
+    limit 201
+  ) r having count(*) > 0;
+  return query  -- opens that their agent could not send; what a copier's own limits ended is no fault
+  select 5, 'warn', 'not_sent', case when count(*) = 1 then 'One order could not be sent in time within the last hour'
+      else private.counted(count(*), 'order', 200) || ' could not be sent in time within the last hour' end, max(r.at)
+  from (
+    select q.finalized_at as at from public.trade_execution_queue q
+    where q.status = 'expired' and q.updated_at > p_now - interval '1 hour'
+      and q.finalized_at > p_now - interval '1 hour' and q.reason not in ('slippage', 'too_old')
+      and (p_user is null or q.user_id = p_user)
     limit 201
   ) r having count(*) > 0;
 end $$;
