@@ -24,6 +24,7 @@ CONNECT_S: Final = 60.0
 NOT_FOUND: Final = "TC671"
 REFUSED: Final = "TC672"
 NOT_CONNECTED: Final = "TC673"
+UNKNOWN: Final = "TC675"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,8 +215,15 @@ class Desk:
     # --- trading ----------------------------------------------------------------------------------------------
 
     async def order(self, account: PracticeAccount, request: Request) -> Placed:
-        """Trade as the account's human. Raises `Failure` (TC672) with the broker's reason."""
-        answer = await self.broker.submit(account.login, request)
+        """Trade as the account's human. Raises `Failure` (TC672: the broker's reason; TC675: no answer)."""
+        try:
+            answer = await self.broker.submit(account.login, request)
+        except (PaperLost, TimeoutError) as error:
+            raise Failure(
+                f"the practice broker did not answer: it is not known whether the order of {account.name} was executed",
+                "look at `tradecopier paper account list` before you trade again",
+                code=UNKNOWN,
+            ) from error
         if isinstance(answer, Rejected):
             raise await self._refusal(account, request, answer)
         return answer
